@@ -1,0 +1,235 @@
+"""CycleMLP backbone.
+
+Paper: CycleMLP: A MLP-like Architecture for Dense Prediction, ICLR 2022, arXiv 2107.10224.
+Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); written anew here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from cyclemlp_mm.ops import (
+    KERNEL_H,
+    KERNEL_W,
+    CycleFC,
+    MixerWeights,
+    ReweightWeights,
+    cycle_mixer,
+)
+from cyclemlp_mm.weights import CYCLEMLP_FORMAT
+
+from .arch import resolve_arch
+from .dense_backbone import DenseBackbone
+from .layers import ConvDownsample, DropPath, Mlp, PatchMerging
+
+
+def _row(
+    depths: 'tuple[int, ...]',
+    widths: 'tuple[int, ...]',
+    mlp_ratios: 'tuple[int, ...]' = (4, 4, 4, 4),
+    reweight: bool = True,
+    downsample: str = 'conv',
+) -> dict:
+    return dict(
+        depths=depths, widths=widths, mlp_ratios=mlp_ratios, reweight=reweight,
+        downsample=downsample,
+    )  # fmt: skip
+
+
+class CycleMixer(nn.Module):
+    """Token mixer: two CycleFC branches and a Linear one, weighted per image, projected.
+
+    Args:
+        channels (int): Width, C.
+        reweight (bool): Weigh the branches by split attention; False sums them. Defaults to True.
+    """
+
+    def __init__(self, channels: int, reweight: bool = True) -> None:
+        super().__init__()
+        self.mlp_c = nn.Linear(channels, channels, bias=False)
+        self.sfc_h = CycleFC(channels, channels, KERNEL_H)
+        self.sfc_w = CycleFC(channels, channels, KERNEL_W)
+        self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        return cycle_mixer(x, self.mixer_weights())
+
+    def mixer_weights(self) -> MixerWeights:
+        """The parameters, as the operator takes them."""
+        reweight = None
+        if self.reweight is not None:
+            fc1, fc2 = self.reweight.fc1, self.reweight.fc2
+            reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return MixerWeights(
+            self.sfc_h.weight, self.sfc_h.bias, self.sfc_w.weight, self.sfc_w.bias,
+            self.mlp_c.weight, self.proj.weight, self.proj.bias, reweight,
+        )  # fmt: skip
+
+
+class CycleBlock(nn.Module):
+    """``x + mixer(LN(x))``, then ``x + mlp(LN(x))``, each with stochastic depth.
+
+    Args:
+        channels (int): Width, C.
+        mlp_ratio (int): Hidden width of the MLP over C.
+        drop_path (float): Probability of dropping a branch in training.
+        reweight (bool): See :class:`CycleMixer`.
+    """
+
+    def __init__(
+        self, channels: int, mlp_ratio: int, drop_path: float, reweight: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.mixer = CycleMixer(channels, reweight)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, channels * mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+@MODELS.register_module()
+class CycleMLP(DenseBackbone):
+    """CycleMLP backbone (ICLR 2022, arXiv 2107.10224).
+
+    ``t``, ``s`` and ``b`` ("Swin-style") have published weights but no published code; they are a
+    reconstruction that meets the published sizes: branches summed instead of reweighted, and
+    Swin's patch merging instead of the 3x3 convolution.
+
+    Args:
+        arch (str | dict): 'b1' to 'b5', 't', 's' or 'b', or a dict with exactly the keys
+
+            - depths (Sequence[int]): Blocks of each stage.
+            - widths (Sequence[int]): Channels of each stage.
+            - mlp_ratios (Sequence[int]): Hidden over outer width of each stage's MLPs.
+            - reweight (bool): Whether the branches are weighted by split attention.
+            - downsample (str): 'conv' (3x3, stride 2) or 'patch_merging'.
+
+        in_channels (int): Image channels. Defaults to 3.
+        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
+            count from the last. Stages behind the last one are not built. RetinaNet takes
+            (1, 2, 3). Defaults to (0, 1, 2, 3).
+        drop_path_rate (float): Stochastic depth of the last block, growing linearly from 0 over
+            all blocks. Defaults to 0.0, as in the published dense models.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+            Defaults to -1.
+        with_cp (bool): Activation checkpointing in training: less memory, more time.
+            Defaults to False.
+        out_norms (bool): One LayerNorm per returned level. Defaults to True.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
+            published files as they are and raises if they do not fit. A classifier's final norm
+            becomes the last level's norm. Defaults to None: truncated normal (std 0.02) Linears.
+        pretrained (str, optional): Deprecated, see ``init_cfg``.
+
+    Attributes:
+        out_channels (tuple[int]): Channels of the returned levels.
+        out_strides (tuple[int]): Strides of the returned levels.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from mmengine.registry import MODELS
+        >>> import cyclemlp_mm
+        >>> backbone = MODELS.build(dict(type='CycleMLP', arch='b1'))
+        >>> [tuple(level.shape) for level in backbone(torch.randn(1, 3, 224, 224))]
+        [(1, 64, 56, 56), (1, 128, 28, 28), (1, 320, 14, 14), (1, 512, 7, 7)]
+    """
+
+    _BASE_WIDTHS = (64, 128, 320, 512)
+    _SWIN_STYLE = dict(reweight=False, downsample='patch_merging')
+    arch_zoo: ClassVar[Mapping[str, dict]] = {
+        'b1': _row((2, 2, 4, 2), _BASE_WIDTHS),
+        'b2': _row((2, 3, 10, 3), _BASE_WIDTHS),
+        'b3': _row((3, 4, 18, 3), _BASE_WIDTHS, (8, 8, 4, 4)),
+        'b4': _row((3, 8, 27, 3), _BASE_WIDTHS, (8, 8, 4, 4)),
+        'b5': _row((3, 4, 24, 3), (96, 192, 384, 768)),
+        't': _row((2, 2, 6, 2), (96, 192, 384, 768), **_SWIN_STYLE),
+        's': _row((2, 2, 18, 2), (96, 192, 384, 768), **_SWIN_STYLE),
+        'b': _row((2, 2, 18, 2), (128, 256, 512, 1024), **_SWIN_STYLE),
+    }
+    published_format = CYCLEMLP_FORMAT
+
+    def __init__(
+        self,
+        arch: 'str | Mapping' = 'b1',
+        in_channels: int = 3,
+        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        out_norms: bool = True,
+        init_cfg: 'dict | list[dict] | None' = None,
+        pretrained: 'str | None' = None,
+    ) -> None:
+        settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'CycleMLP'))
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f'drop_path_rate must be in [0, 1), but got {drop_path_rate}')
+        depths, widths = settings['depths'], settings['widths']
+        super().__init__(
+            len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
+        )
+        num_built = self.out_indices[-1] + 1
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        self.stem = ConvDownsample(in_channels, widths[0], kernel_size=7, stride=4, padding=2)
+        self.downsamples = nn.ModuleList([nn.Identity()])
+        self.stages = nn.ModuleList()
+        for i in range(num_built):
+            if i:
+                self.downsamples.append(
+                    _downsample(settings['downsample'], widths[i - 1], widths[i])
+                )
+            self.stages.append(
+                nn.ModuleList(
+                    CycleBlock(
+                        widths[i], settings['mlp_ratios'][i], float(rate), settings['reweight']
+                    )
+                    for rate in rates[i]
+                )
+            )
+        self.apply(_init_linear)
+        self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
+
+
+def _downsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
+    if kind == 'conv':
+        return ConvDownsample(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+    return PatchMerging(in_channels, out_channels)
+
+
+def _init_linear(module: nn.Module) -> None:
+    # CycleFC initialises itself alike; convolutions keep PyTorch's default, as published.
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_settings(settings: dict) -> dict:
+    """Refuse an arch dict whose values cannot be built."""
+    for key in ('depths', 'widths', 'mlp_ratios'):
+        values = tuple(settings[key])
+        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
+            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
+        settings[key] = values
+    if settings['reweight'] and any(width % 4 for width in settings['widths']):
+        raise ValueError(
+            f'arch widths must be multiples of 4 where branches are reweighted (its MLP is C/4 '
+            f'wide), but got {settings["widths"]}'
+        )
+    if settings['downsample'] not in ('conv', 'patch_merging'):
+        raise ValueError(
+            f"arch downsample must be 'conv' or 'patch_merging', but got "
+            f'{settings["downsample"]!r}'
+        )
+    return settings

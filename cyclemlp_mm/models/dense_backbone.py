@@ -1,0 +1,144 @@
+"""What every backbone of this package shares: levels, norms, freezing, checkpointing, loading."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from mmengine.model import BaseModule, update_init_info
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, split_pretrained
+
+from .levels import check_frozen_stages, resolve_out_indices
+
+
+class DenseBackbone(BaseModule):
+    """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
+
+    A family builds ``self.stem``, ``self.downsamples`` (the layer into stage i, an Identity where
+    there is none) and ``self.stages`` (a ModuleList of ModuleLists of blocks), all on channels-last
+    maps, then calls :meth:`finish`.
+
+    Args:
+        num_levels (int): Number of stages.
+        in_channels (int): Channels of the input image.
+        out_indices (int | Sequence[int]): Levels to return, negative ones from the last.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages with
+            the downsampling into them and their output norms.
+        with_cp (bool): Activation checkpointing of every block in training.
+        init_cfg (dict | list[dict], optional): mmengine's initialisation; ``type='Pretrained'`` is
+            loaded strictly, see :func:`cyclemlp_mm.weights.init_from_checkpoint`.
+        pretrained (str, optional): Deprecated way to say
+            ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``; mmseg may pass it.
+    """
+
+    #: How the family's published files name what we have.
+    published_format: ClassVar[PublishedFormat]
+    #: Smallest image side, in pixels: the coarsest level still has one cell.
+    min_size: ClassVar[int] = 32
+
+    def __init__(
+        self,
+        num_levels: int,
+        in_channels: int,
+        out_indices: 'int | Sequence[int]',
+        frozen_stages: int,
+        with_cp: bool,
+        init_cfg: 'dict | list[dict] | None',
+        pretrained: 'str | None',
+    ) -> None:
+        init_cfg, self._pretrained_cfgs = split_pretrained(init_cfg, pretrained)
+        super().__init__(init_cfg=init_cfg)
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive int, but got {in_channels!r}')
+        self.in_channels = in_channels
+        self.out_indices = resolve_out_indices(out_indices, num_levels)
+        self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
+        self.with_cp = bool(with_cp)
+
+    def finish(self, widths: 'Sequence[int]', strides: 'Sequence[int]', out_norms: bool) -> None:
+        """Add one LayerNorm per returned level, state the outputs, and freeze.
+
+        Args:
+            widths (Sequence[int]): Channels of every level.
+            strides (Sequence[int]): Pixels per cell of every level.
+            out_norms (bool): Whether returned levels are normed.
+        """
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        self.out_strides = tuple(strides[i] for i in self.out_indices)
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""
+        if self.init_cfg is not None:
+            super().init_weights()
+        for cfg in self._pretrained_cfgs:
+            report = init_from_checkpoint(self, self.published_format, **cfg)
+            if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
+                update_init_info(self, init_info=str(report))
+        self._is_init = True
+
+    def train(self, mode: bool = True) -> 'DenseBackbone':
+        """Switch the mode; what is frozen stays frozen and in eval mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+        """Feature maps, fine to coarse.
+
+        Args:
+            image (Tensor): (B, in_channels, H, W), floating, H and W at least 32.
+
+        Returns:
+            tuple[Tensor]: Contiguous NCHW maps, one per level of ``out_indices``, with
+            ``out_channels`` channels; level i has about (H / stride, W / stride) cells.
+
+        Raises:
+            ValueError: Another number of dimensions or channels, or a side under 32 px.
+        """
+        self._check_image(image)
+        outputs = []
+        x = self.stem(image.permute(0, 2, 3, 1))
+        for i, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
+            x = downsample(x)
+            for block in blocks:
+                x = self._run_block(block, x)
+            if i in self.out_indices:
+                norm = getattr(self, f'norm{i}')
+                outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
+            if i == self.out_indices[-1]:
+                break  # the stages behind were not built
+        return tuple(outputs)
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def _check_image(self, image: Tensor) -> None:
+        name = type(self).__name__
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{name} expects images as (B, {self.in_channels}, H, W), but got '
+                f'{tuple(image.shape)}'
+            )
+        if min(image.shape[2:]) < self.min_size:
+            raise ValueError(
+                f'{name} needs images of at least {self.min_size}x{self.min_size} px (its coarsest '
+                f'level has stride 32), but got {image.shape[2]}x{image.shape[3]}: resize or pad'
+            )
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.stem]
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            frozen += [self.downsamples[i], self.stages[i], getattr(self, f'norm{i}', None)]
+        for module in frozen:
+            if module is not None:
+                module.eval()
+                module.requires_grad_(False)

@@ -1,0 +1,98 @@
+"""Layers shared by the backbone families. Tokens and maps are channels-last: (..., C)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch whole.
+
+    Args:
+        drop_prob (float): Probability that a sample's branch is dropped in training, in [0, 1).
+            Kept branches are scaled by 1 / (1 - drop_prob). Defaults to 0.0.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = float(drop_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same shape."""
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f'{self.drop_prob:.3f}'
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear on the last dimension.
+
+    Args:
+        channels (int): Width in and out, unless ``out_channels`` is given.
+        hidden_channels (int): Width between the two.
+        out_channels (int, optional): Width out. Defaults to ``channels``.
+    """
+
+    def __init__(
+        self, channels: int, hidden_channels: int, out_channels: 'int | None' = None
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_channels, channels if out_channels is None else out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to (..., out_channels)."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class ConvDownsample(nn.Module):
+    """Strided convolution on a channels-last map; also the stem.
+
+    Args:
+        in_channels (int): Input channels.
+        out_channels (int): Output channels.
+        kernel_size (int): Kernel side.
+        stride (int): Stride.
+        padding (int): Zero padding on each side.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_channels) to (B, H', W', out_channels)."""
+        # A channels-last map is an NCHW tensor in torch.channels_last format, seen from the other
+        # side: the permutes move no data, and the convolution keeps the format.
+        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x.contiguous()
+
+
+class PatchMerging(nn.Module):
+    """Swin's downsampling (arXiv 2103.14030, Sec. 3.1): 2x2 neighbours, LN, Linear 4C to 2C.
+
+    Args:
+        in_channels (int): Input channels, C.
+        out_channels (int): Output channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels)
+        self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), out_channels); odd sides are padded."""
+        _, height, width, _ = x.shape
+        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = torch.cat(
+            [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1
+        )
+        return self.reduction(self.norm(x))

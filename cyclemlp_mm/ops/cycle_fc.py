@@ -1,0 +1,162 @@
+"""CycleFC, the operator of CycleMLP (arXiv 2107.10224, Sec. 3.2): a shift, then a Linear.
+
+A CycleFC is a 1x1 projection whose input channel ``i`` is read at a spatial offset that cycles with
+``i``. The published code runs it through ``deform_conv2d``; as every offset is an integer, its
+interpolation does nothing, and shifting the channels first gives the same numbers.
+
+The offsets are those of the published *code*, which the published weights were trained with; the
+paper's Fig. 4 draws the sequence differently.
+
+Maps are channels-last here, (B, H, W, C): the layout in which a Linear needs no transpose.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def check_kernel_size(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
+    """Return ``kernel_size`` as a pair of ints, or say why it is no CycleFC pseudo-kernel.
+
+    Args:
+        kernel_size (tuple[int, int]): (1, k) or (k, 1) with k odd.
+
+    Raises:
+        TypeError: Not a pair of ints.
+        ValueError: Neither side is 1, or the other one is even or below 1.
+    """
+    pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else None
+    if pair is None or len(pair) != 2 or any(type(k) is not int for k in pair):
+        raise TypeError(
+            f'kernel_size must be a pair of ints, (1, k) or (k, 1), but got {kernel_size!r}'
+        )
+    if min(pair) < 1 or pair[0] % 2 == 0 or pair[1] % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and positive, but got {pair}')
+    if 1 not in pair:
+        raise ValueError(
+            f'a CycleFC samples along one axis: kernel_size must be (1, k) or (k, 1), but got '
+            f'{pair}. For a {pair[0]}x{pair[1]} reach, use a (1, {pair[1]}) and a ({pair[0]}, 1) '
+            'branch, as CycleMLP does'
+        )
+    return pair
+
+
+def cycle_offsets(channels: int, kernel_size: 'tuple[int, int]') -> Tensor:
+    """Spatial offset at which each input channel is read.
+
+    With k taps, channel ``i`` reads ``(i + k // 2) % k - k // 2`` steps along the kernel's axis:
+    0, +1, -1, 0, +1, -1, ... for k = 3.
+
+    Args:
+        channels (int): Number of input channels.
+        kernel_size (tuple[int, int]): (1, k) shifts in x, (k, 1) in y.
+
+    Returns:
+        Tensor: int64, (channels, 2), each row (dy, dx).
+    """
+    kernel_h, kernel_w = check_kernel_size(kernel_size)
+    index = torch.arange(channels)
+    return torch.stack(
+        [(index + k // 2) % k - k // 2 for k in (kernel_h, kernel_w)],
+        dim=1,
+    )
+
+
+def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
+    """Read every channel at its offset; zero outside the map.
+
+    Args:
+        x (Tensor): (B, H, W, C), any floating dtype.
+        kernel_size (tuple[int, int]): (1, k) or (k, 1).
+
+    Returns:
+        Tensor: Same shape and dtype; ``out[b, y, x, i] = x[b, y + dy_i, x + dx_i, i]``.
+    """
+    kernel_h, kernel_w = check_kernel_size(kernel_size)
+    taps, axis = (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
+    reach = taps // 2
+    pad = (0, 0, reach, reach) if axis == 2 else (0, 0, 0, 0, reach, reach)
+    padded = F.pad(x, pad)
+    # The channels of one residue modulo k share an offset.
+    out = torch.empty_like(x)
+    for residue in range(taps):
+        offset = (residue + reach) % taps - reach
+        window = padded.narrow(axis, reach + offset, x.shape[axis])
+        out[..., residue::taps] = window[..., residue::taps]
+    return out
+
+
+def cycle_fc(
+    x: Tensor, weight: Tensor, bias: 'Tensor | None', kernel_size: 'tuple[int, int]'
+) -> Tensor:
+    """Functional form of :class:`CycleFC`.
+
+    Args:
+        x (Tensor): (B, H, W, C_in).
+        weight (Tensor): (C_out, C_in).
+        bias (Tensor, optional): (C_out,).
+        kernel_size (tuple[int, int]): (1, k) or (k, 1).
+
+    Returns:
+        Tensor: (B, H, W, C_out).
+    """
+    return F.linear(cycle_shift(x, kernel_size), weight, bias)
+
+
+class CycleFC(nn.Module):
+    """Cycle fully-connected layer: a Linear whose input channels are read at cycling offsets.
+
+    Source: CycleMLP, arXiv 2107.10224, Eq. (2); equal to the published
+    ``deform_conv2d(x, offset, weight)`` with its constant integer offsets.
+
+    Args:
+        in_channels (int): Input channels.
+        out_channels (int): Output channels.
+        kernel_size (tuple[int, int]): Pseudo-kernel, (1, k) or (k, 1), k odd. It sets where the
+            channels are read, not the number of weights.
+        bias (bool): Adds a learnable bias. Defaults to True.
+
+    Shapes:
+        - input (B, H, W, in_channels), channels-last
+        - output (B, H, W, out_channels)
+        - weight (out_channels, in_channels), bias (out_channels,)
+
+    Raises:
+        TypeError, ValueError: ``kernel_size`` is no pseudo-kernel, e.g. (3, 3).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: 'tuple[int, int]',
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = check_kernel_size(kernel_size)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights (std 0.02), zero bias, as in the published code."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project a channels-last map, (B, H, W, C_in) to (B, H, W, C_out)."""
+        if x.dim() != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f'CycleFC expects a channels-last map (B, H, W, {self.in_channels}), but got '
+                f'{tuple(x.shape)}. For an NCHW map, call x.permute(0, 2, 3, 1) first'
+            )
+        return cycle_fc(x, self.weight, self.bias, self.kernel_size)
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
+            f'bias={self.bias is not None}'
+        )

@@ -1,0 +1,233 @@
+"""Load a backbone from a checkpoint: completely, or not at all.
+
+A backbone that is quietly left half-loaded trains, and ends points lower; so whatever is not an
+expected difference, by name, raises before anything is copied.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .files import read_checkpoint
+from .published import PublishedFormat
+from .unwrap import find_state_dict, first_parts, select_backbone
+
+_OUTPUT_NORM = re.compile(r'norm(\d+)\.(weight|bias)')
+
+
+@dataclass
+class LoadReport:
+    """What happened to the tensors of a file and of a model.
+
+    Attributes:
+        source (str): The file.
+        loaded (int): Tensors copied into the model.
+        total (int): Tensors the model has.
+        new (dict[str, list[str]]): Kind to the model's names the file rightly lacks.
+        left (dict[str, int]): Kind to the number of tensors in the file the model rightly lacks.
+    """
+
+    source: str
+    loaded: int = 0
+    total: int = 0
+    new: 'dict[str, list[str]]' = field(default_factory=dict)
+    left: 'dict[str, int]' = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f'loaded {self.loaded} of {self.total} tensors from {self.source}']
+        for kind, names in self.new.items():
+            lines.append(f'  new, not in the file: {kind} ({", ".join(names)})')
+        if self.left:
+            said = ', '.join(f'{kind} ({count})' for kind, count in self.left.items())
+            lines.append(f'  in the file, not used: {said}')
+        return '\n'.join(lines)
+
+
+def split_pretrained(
+    init_cfg: 'dict | list[dict] | None', pretrained: 'str | None'
+) -> 'tuple[list[dict] | None, list[dict]]':
+    """Part an ``init_cfg`` into what mmengine does and the checkpoints that we load.
+
+    Args:
+        init_cfg (dict | list[dict], optional): As for any ``BaseModule``.
+        pretrained (str, optional): The older way to name a checkpoint.
+
+    Returns:
+        tuple: The rest of ``init_cfg`` (None if empty), and the keyword arguments of
+        :func:`init_from_checkpoint`, one dict per ``type='Pretrained'`` entry.
+
+    Raises:
+        ValueError: Both ways at once, or a 'Pretrained' entry with missing or unknown keys.
+    """
+    if pretrained is not None:
+        if init_cfg is not None:
+            raise ValueError("give init_cfg or the deprecated 'pretrained', not both")
+        print_log(
+            f"'pretrained' is deprecated; use init_cfg=dict(type='Pretrained', "
+            f'checkpoint={pretrained!r})',
+            'current',
+            level=30,
+        )
+        init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+    if init_cfg is None:
+        return None, []
+    listed = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+    rest = [cfg for cfg in listed if cfg.get('type') != 'Pretrained']
+    ours = [_check_pretrained_cfg(cfg) for cfg in listed if cfg.get('type') == 'Pretrained']
+    return rest or None, ours
+
+
+def init_from_checkpoint(
+    model: nn.Module,
+    published: PublishedFormat,
+    checkpoint: str,
+    prefix: 'str | None' = None,
+    map_location: str = 'cpu',
+) -> LoadReport:
+    """Load a backbone and log what was loaded.
+
+    Takes published files as they are (bare or under ``model``/``state_dict``, with ``module.`` or
+    ``backbone.`` prefixes), our own checkpoints, and those of a whole detector or segmentor.
+
+    Args:
+        model (nn.Module): The backbone.
+        published (PublishedFormat): Its family's published names.
+        checkpoint (str): Path or http(s) URL.
+        prefix (str, optional): What the backbone's names begin with in the file. None finds it.
+        map_location (str): Device to read to. Defaults to 'cpu'.
+
+    Returns:
+        LoadReport: The counts that were logged.
+
+    Raises:
+        FileNotFoundError: The file is not there.
+        CheckpointError: It cannot be read or does not fit; the model is left as it was.
+    """
+    content = read_checkpoint(checkpoint, map_location)
+    state_dict, others = select_backbone(
+        find_state_dict(content, checkpoint), prefix, checkpoint
+    )
+    if published.is_published(state_dict):
+        state_dict = _convert(published, state_dict, checkpoint)
+    report = load_strictly(model, published, state_dict, checkpoint)
+    if others:
+        report.left['rest of the model'] = others
+    print_log(f'{type(model).__name__}: {report}', 'current')
+    return report
+
+
+def load_strictly(
+    model: nn.Module,
+    published: PublishedFormat,
+    state_dict: 'Mapping[str, Tensor]',
+    source: str,
+) -> LoadReport:
+    """Copy ``state_dict``, under our names, into ``model``, if it fits but for named kinds.
+
+    Expected differences: the family's extras (a classifier), output norms that only one side has,
+    and stages behind the last level that the model returns.
+
+    Raises:
+        CheckpointError: Anything else differs.
+    """
+    own = model.state_dict()
+    report = LoadReport(source, total=len(own))
+    missing, unexpected = [], []
+    for name in own:
+        if name in state_dict:
+            continue
+        if _OUTPUT_NORM.fullmatch(name):
+            report.new.setdefault('output norms', []).append(name)
+        else:
+            missing.append(name)
+    for name in state_dict:
+        if name in own:
+            continue
+        kind = _kind_of_extra(name, model, published)
+        if kind is None:
+            unexpected.append(name)
+        else:
+            report.left[kind] = report.left.get(kind, 0) + 1
+    common = {name: tensor for name, tensor in state_dict.items() if name in own}
+    misshapen = [n for n, t in common.items() if t.shape != own[n].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(
+            _misfit(published, source, own, state_dict, missing, unexpected, misshapen)
+        )
+    model.load_state_dict(common, strict=False)  # strictness was checked above, kind by kind
+    report.loaded = len(common)
+    return report
+
+
+def _convert(
+    published: PublishedFormat, state_dict: 'Mapping[str, Tensor]', source: str
+) -> 'dict[str, Tensor]':
+    try:
+        return published.to_ours(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {source}: {error}') from error
+
+
+def _check_pretrained_cfg(cfg: dict) -> dict:
+    allowed = {'type', 'checkpoint', 'prefix', 'map_location'}
+    unknown = sorted(set(cfg) - allowed)
+    if unknown or not cfg.get('checkpoint'):
+        raise ValueError(
+            f"init_cfg of type 'Pretrained' takes {sorted(allowed)} and needs 'checkpoint', but "
+            f'got {dict(cfg)}'
+        )
+    return {key: value for key, value in cfg.items() if key != 'type'}
+
+
+def _kind_of_extra(name: str, model: nn.Module, published: PublishedFormat) -> 'str | None':
+    for kind, pattern in published.extras.items():
+        if re.fullmatch(pattern, name):
+            return kind
+    if _OUTPUT_NORM.fullmatch(name):
+        return 'output norms'
+    match = re.match(r'(stages|downsamples)\.(\d+)\.', name)
+    if match and int(match[2]) >= len(model.stages):
+        return 'stages behind the last returned level'
+    return None
+
+
+def _misfit(
+    published: PublishedFormat,
+    source: str,
+    own: 'Mapping[str, Tensor]',
+    state_dict: 'Mapping[str, Tensor]',
+    missing: 'list[str]',
+    unexpected: 'list[str]',
+    misshapen: 'list[str]',
+) -> str:
+    """The message of a file that does not fit: what, how much, and what to do."""
+    head = f'checkpoint {source} does not fit the model; nothing was loaded.'
+    matched = sum(name in own for name in state_dict)
+    if not matched:
+        return (
+            f'{head} None of its {len(state_dict)} names is known: they begin with '
+            f'{first_parts(state_dict)}; expected e.g. {published.example!r} (published) or '
+            f"{next(iter(own))!r} (ours). If the backbone sits under a prefix, say "
+            "init_cfg=dict(type='Pretrained', checkpoint=…, prefix='THAT.')"
+        )
+    parts = [head]
+    in_file, in_model = published.describe(state_dict), published.describe(own)
+    if in_file != in_model:
+        parts.append(
+            f'The file holds {in_file}; the model has {in_model}: is it the right arch?'
+        )
+    if missing:
+        parts.append(f'{len(missing)} of {len(own)} tensors are missing, e.g. {missing[:3]}.')
+    if misshapen:
+        name = misshapen[0]
+        parts.append(
+            f'{len(misshapen)} have another shape, e.g. {name}: {tuple(state_dict[name].shape)} in '
+            f'the file, {tuple(own[name].shape)} in the model.'
+        )
+    if unexpected:
+        parts.append(f'{len(unexpected)} are unknown, e.g. {unexpected[:3]}.')
+    return ' '.join(parts)
