@@ -1,7 +1,7 @@
 """Published files in, our names out: reading, renaming and strict loading of weights."""
 
 from .cyclemlp import CYCLEMLP_FORMAT
-from .errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError
 from .files import read_checkpoint
 from .loading import LoadReport, init_from_checkpoint, load_strictly, split_pretrained
 from .published import PublishedFormat

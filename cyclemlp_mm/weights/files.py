@@ -15,7 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
 
-from .errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, MissingFileError
 
 
 def _allowed_types() -> list:
@@ -46,13 +46,13 @@ def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
         object: What the file holds, normally a dict.
 
     Raises:
-        FileNotFoundError: A local path that is not there.
+        MissingFileError: A local path that is not there.
         CheckpointError: The URL cannot be reached, or the file is empty, truncated, no PyTorch
             checkpoint, or holds objects of a type that is not allowed.
     """
     path = fetch(source)
     if not path.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist: check the path in init_cfg')
+        raise MissingFileError(f'checkpoint {path} does not exist: check the path in init_cfg')
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} is not a file')
     if path.stat().st_size == 0:

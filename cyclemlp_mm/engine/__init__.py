@@ -1,0 +1,17 @@
+"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
+
+from .config_files import configs_dir, find_config, load_config
+from .launch import prepare_launch
+from .own_data import use_own_data
+from .palette import class_palette
+from .toolbox import require_toolbox
+
+__all__ = [
+    'class_palette',
+    'configs_dir',
+    'find_config',
+    'load_config',
+    'prepare_launch',
+    'require_toolbox',
+    'use_own_data',
+]
