@@ -21,8 +21,9 @@ from cyclemlp_mm.errors import CheckpointError, MissingFileError
 def _allowed_types() -> list:
     """Types beyond PyTorch's own that mmengine's training checkpoints hold."""
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, multiarray._reconstruct]
-    allowed += [multiarray.scalar, np.dtype('O').__class__]
+    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype]
+    # A HistoryBuffer refers to its own statistics methods through getattr.
+    allowed.append((_history_statistic, 'builtins.getattr'))
     # numpy pickles name their modules by version: 1.x says numpy.core, 2.x numpy._core.
     allowed += [
         (function, f'{module}.multiarray.{function.__name__}')
@@ -32,6 +33,13 @@ def _allowed_types() -> list:
     numbers = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8)
     numbers += (np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
     return allowed + [type(np.dtype(number)) for number in numbers]
+
+
+def _history_statistic(owner: object, name: str) -> object:
+    """What stands in for ``getattr`` in a checkpoint: methods of HistoryBuffer, nothing else."""
+    if owner is not HistoryBuffer or name not in ('mean', 'max', 'min', 'current'):
+        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr for {name!r} was not expected')
+    return getattr(owner, name)
 
 
 def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
