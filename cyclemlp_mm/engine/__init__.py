@@ -1,6 +1,6 @@
 """Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
-from .config_files import configs_dir, find_config, load_config
+from .config_files import configs_dir, find_config, load_config, tools_dir
 from .launch import prepare_launch
 from .own_data import use_own_data
 from .palette import class_palette
@@ -13,5 +13,6 @@ __all__ = [
     'load_config',
     'prepare_launch',
     'require_toolbox',
+    'tools_dir',
     'use_own_data',
 ]

@@ -1,4 +1,4 @@
-"""Where configs are found: by path, or by the name of one that ships with this package."""
+"""Where configs and tools are found: by path, or by the name of one that ships with this package."""
 
 import difflib
 from pathlib import Path
@@ -11,9 +11,19 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def configs_dir() -> Path:
-    """The folder of the shipped configs: in the wheel, or beside the package in a checkout."""
-    shipped = _PACKAGE / '.mim' / 'configs'
-    return shipped if shipped.is_dir() else _PACKAGE.parent / 'configs'
+    """The folder of the shipped configs."""
+    return _shipped('configs')
+
+
+def tools_dir() -> Path:
+    """The folder of the shipped tools."""
+    return _shipped('tools')
+
+
+def _shipped(name: str) -> Path:
+    """A top-level folder: inside an installed package, or beside it in a checkout."""
+    installed = _PACKAGE / '.mim' / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
 def find_config(name: str) -> Path:

@@ -78,7 +78,7 @@ def _use_coco_layout(
         split: _read_categories(root / ann_file, needs_masks and split == 'train')
         for split, (ann_file, _) in COCO_SPLITS.items()
     }
-    if found['train'] != found['val']:
+    if list(found['train'].items()) != list(found['val'].items()):  # order counts
         raise UserError(
             f'{root}: the categories of train and val differ, so labels would not mean the same. '
             f'train: {found["train"]}; val: {found["val"]}. Write the same list, in the same '
