@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from cyclemlp_mm.engine import finish_launch
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
@@ -52,7 +53,9 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:
         _dump_into(cfg, args.out)
-    return Runner.from_cfg(cfg).test()
+    metrics = Runner.from_cfg(cfg).test()
+    finish_launch()
+    return metrics
 
 
 def _draw_into(cfg: Config, folder: str) -> None:

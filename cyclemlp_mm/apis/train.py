@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
+from cyclemlp_mm.engine import finish_launch
 from cyclemlp_mm.errors import UserError
 
 from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
@@ -65,6 +66,7 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     runner = Runner.from_cfg(cfg)
     _warn_about_batch(runner)
     runner.train()
+    finish_launch()
 
 
 def _use_amp(cfg: Config) -> None:
