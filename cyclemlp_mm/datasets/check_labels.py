@@ -41,21 +41,25 @@ class CheckLabels:
         if self.ignore_label is not None:
             label_map[label_map == self.ignore_label] = IGNORE_INDEX
         counts = np.bincount(label_map.ravel(), minlength=256)
-        stray = [i for i in np.flatnonzero(counts[:IGNORE_INDEX]) if i >= self.num_classes]
+        stray = [int(i) for i in np.flatnonzero(counts[:IGNORE_INDEX]) if i >= self.num_classes]
         if stray:
-            zero = results.get('reduce_zero_label')
-            in_file = [int(i) + 1 for i in stray] if zero else [int(i) for i in stray]
-            rule = (
-                f'0 (ignore) and 1 to {self.num_classes}' if zero else f'0 to '
-                f'{self.num_classes - 1}, {self.ignore_label} and 255 (ignore)'
-                if self.ignore_label is not None else f'0 to {self.num_classes - 1} and 255 (ignore)'
-            )
-            raise UserError(
-                f'{results.get("seg_map_path")}: labels {in_file[:10]} name no class; with '
-                f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is '
-                'one of these to be ignored (--ignore-label)?'
-            )
+            raise UserError(self._say_stray(results, stray))
         return results
+
+    def _say_stray(self, results: dict, stray: 'list[int]') -> str:
+        """The message, with labels as they stand in the file, before 0 was taken off."""
+        if results.get('reduce_zero_label'):
+            stray = [label + 1 for label in stray]
+            rule = f'0 (ignore) and 1 to {self.num_classes}'
+        elif self.ignore_label is not None:
+            rule = f'0 to {self.num_classes - 1}, {self.ignore_label} and 255 (ignore)'
+        else:
+            rule = f'0 to {self.num_classes - 1} and 255 (ignore)'
+        return (
+            f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
+            f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is one of '
+            'these to be ignored (--ignore-label)?'
+        )
 
     def __repr__(self) -> str:
         return (

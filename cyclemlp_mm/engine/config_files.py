@@ -1,4 +1,4 @@
-"""Where configs and tools are found: by path, or by the name of one that ships with this package."""
+"""Where configs and tools are found: by path, or by the name of one that ships with us."""
 
 import difflib
 from pathlib import Path

@@ -162,8 +162,8 @@ def _read_categories(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
         )
     if needs_masks and not any(ann.get('segmentation') for ann in content['annotations']):
         raise UserError(
-            f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a RetinaNet '
-            'config'
+            f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
+            'RetinaNet config'
         )
     return categories
 
@@ -198,7 +198,9 @@ def _image_suffix(images: Path, labels: Path) -> str:
         raise UserError(
             f'{images} mixes {", ".join(suffixes)}, and mmseg reads one kind: convert or rename'
         )
-    unlabelled = [f for f in files if not (labels / f.relative_to(images)).with_suffix('.png').exists()]
+    unlabelled = [
+        f for f in files if not (labels / f.relative_to(images)).with_suffix('.png').exists()
+    ]
     if unlabelled:
         raise MissingFileError(
             f'{len(unlabelled)} of {len(files)} images in {images} have no label in {labels}, e.g. '

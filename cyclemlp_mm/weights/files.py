@@ -17,6 +17,10 @@ from mmengine.logging import HistoryBuffer
 
 from cyclemlp_mm.errors import CheckpointError, MissingFileError
 
+#: What torch.load raises on damaged bytes depends on where the damage is.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError)
+_DAMAGE += (LookupError, zipfile.BadZipFile)
+
 
 def _allowed_types() -> list:
     """Types beyond PyTorch's own that mmengine's training checkpoints hold."""
@@ -69,10 +73,9 @@ def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
         with torch.serialization.safe_globals(_allowed_types()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f'checkpoint {path} is refused: {_why_refused(path, error)}') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        # What torch.load raises on damaged bytes depends on where the damage is.
+        why = _why_refused(path, error)
+        raise CheckpointError(f'checkpoint {path} is refused: {why}') from error
+    except _DAMAGE as error:
         raise CheckpointError(
             f'checkpoint {path} cannot be read ({_first_line(error)}): it is truncated, damaged '
             f'or no PyTorch checkpoint{_looks_like(path)}. Download or copy it again'

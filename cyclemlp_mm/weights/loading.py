@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from cyclemlp_mm.errors import CheckpointError
+
 from .files import read_checkpoint
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone

@@ -18,7 +18,7 @@ def test_ignored_labels_become_255():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(), r'a/b\.png: labels \[7\] name no class.*labels are 0 to 2 and 255'),
+    ({}, r'a/b\.png: labels \[7\] name no class.*labels are 0 to 2 and 255'),
     (dict(ignore_label=11), 'labels are 0 to 2, 11 and 255'),
     (dict(reduce_zero_label=True), r'labels \[8\] name no class.*0 \(ignore\) and 1 to 3'),
 ])  # fmt: skip

@@ -28,4 +28,4 @@ def test_missing_toolbox_says_how_to_install(monkeypatch):
     with pytest.raises(MissingToolboxError, match=r'pip install .cyclemlp_mm\[seg\]'):
         require_toolbox(Config(dict(default_scope='mmseg')))
     with pytest.raises(UserError, match='default_scope=None'):
-        require_toolbox(Config(dict()))
+        require_toolbox(Config({}))

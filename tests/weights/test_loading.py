@@ -121,7 +121,7 @@ def test_one_missing_tensor_is_refused_unless_an_output_norm(tmp_path, name):
     if name.startswith('norm'):
         load(tmp_path / 'file.pth')
     else:
-        with pytest.raises(CheckpointError, match='1 of 1.. tensors are missing'):
+        with pytest.raises(CheckpointError, match=r'1 of 1\d\d tensors are missing'):
             load(tmp_path / 'file.pth')
 
 
@@ -138,7 +138,7 @@ def test_another_arch_is_named(tmp_path):
         CheckpointError, match=r'holds depths 2-2-4-2.*model has depths 2-3-10-3.*right arch'
     ):
         load(tmp_path / 'b1.pth', arch='b2')
-    with pytest.raises(CheckpointError, match='another shape|right arch'):
+    with pytest.raises(CheckpointError, match=r'another shape|right arch'):
         load(tmp_path / 'b1.pth', arch='b5')
 
 
