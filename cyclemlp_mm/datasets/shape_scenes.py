@@ -18,7 +18,7 @@ from .raw_random import RawRandom
 
 CLASSES = ('circle', 'square', 'triangle', 'star')
 # One colour per class to draw results with: blue, orange, green and purple of Okabe and Ito, told
-# apart with every kind of colour blindness. The colours in the images are random.
+# apart with every kind of colour blindness. The colours in the images are others: see HUES.
 PALETTE = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)]
 
 SPLITS = ('train', 'val')
@@ -68,6 +68,16 @@ class Shape:
     radius: int
     turn: int  # degrees in [0, 360)
 
+
+# Fills of a class are of one hue, (low, high) for red, green and blue: reds, greens, blues and
+# yellows. Colour and shape both tell the class, so that minutes of training suffice for a demo.
+HUES = {
+    'circle': ((150, 255), (0, 110), (0, 110)),
+    'square': ((0, 110), (130, 255), (0, 110)),
+    'triangle': ((0, 110), (0, 110), (150, 255)),
+    'star': ((170, 255), (150, 255), (0, 80)),
+}
+ANY_HUE = ((0, 255),) * 3
 
 FILLS = ('plain', 'plain', 'plain', 'outlined', 'striped')
 # Distances of colours: the sum over the channels of the absolute differences.
@@ -190,7 +200,10 @@ def coverage(shape: Shape, inset: int = 0) -> 'tuple[np.ndarray, int, int]':
 
 
 def contrasting_colour(
-    random: RawRandom, background: np.ndarray, others: 'Sequence[np.ndarray]'
+    random: RawRandom,
+    background: np.ndarray,
+    others: 'Sequence[np.ndarray]',
+    hue: 'Sequence[tuple[int, int]]' = ANY_HUE,
 ) -> np.ndarray:
     """Draw a colour that stands out from the background and from other colours.
 
@@ -198,12 +211,15 @@ def contrasting_colour(
         random (RawRandom): Where the candidates come from.
         background (numpy.ndarray): The background's base colour, int64 of shape (3,).
         others (Sequence[numpy.ndarray]): Further colours, each int64 of shape (3,).
+        hue (Sequence[tuple[int, int]]): Lowest and highest value of red, green and blue.
+            Default: any.
 
     Returns:
         numpy.ndarray: int64 of shape (3,), in [0, 255]: the first of 32 candidates that keeps the
         distances, or else the one that misses them by least.
     """
-    candidates = random.integers(0, 256, (32, 3))
+    low, high = np.array(hue, dtype=np.int64).T
+    candidates = low + random.integers(0, 256, (32, 3)) * (high - low) // 255
     margin = np.abs(candidates - background).sum(axis=1) - DISTANCE_FROM_BACKGROUND
     for other in others:
         distance = np.abs(candidates - other).sum(axis=1)
@@ -307,7 +323,7 @@ def fill_shape(
     height, width = image.shape[:2]
     area, counts = within_image(*coverage(shape), width, height)
     fill = FILLS[random.integer(0, len(FILLS))]
-    colour = contrasting_colour(random, background, others)
+    colour = contrasting_colour(random, background, others, HUES[CLASSES[shape.label]])
     if fill == 'plain':
         paint(image, area, counts, colour)
         return [colour]

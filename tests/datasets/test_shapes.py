@@ -64,18 +64,18 @@ def ade20k_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     'arguments, frozen',
     [
-        (dict(index=0), 'e01e7cf6bea4334948bb91dece998c2edb0e2c13a8848504d279d9fab701422c'),
+        (dict(index=0), '6a7a82f7ef9b48ace793083da93f9fabeff7da458d7948f17b2cbf6c99ded8c4'),
         (
             dict(index=7, size=(33, 47), seed=3),
-            'ffcd1a2931796191321b171a6c4c47fba5bf36b95896d08b56b4d9adb45d975d',
+            'bec37130a854f1be33ab6c1454890919fb6228b217f2a1002c5874fd149a3463',
         ),
         (
             dict(index=1, size=(320, 200), split='val'),
-            'ada13d0f48f15238336a6adafa2e47ed68501e3b9a396c8b07263853140cccb3',
+            '8bb0af9eac649a8e011816cb6541b2fc5c7ebe5fb4ee50062f259e09a552503b',
         ),
         (
             dict(index=2**32 - 1, size=(96, 64), seed=2**32 - 1, max_objects=20),
-            '4d6c3abc4c2d49be966f5b191c4d198ac47c82c75d6db4228c8873dd18f787ab',
+            '91f10efa58c1fbdc9ac8c3255205078ceedc79023f0ee484734d9355cdd921e5',
         ),
     ],
 )
