@@ -20,7 +20,7 @@ from cyclemlp_mm.visualization.boxes import Boxes
 from .arguments import new_parser
 
 CONFIG = 'retinanet_cyclemlp_demo'
-NUM_TRAIN, NUM_VAL, SIZE = 400, 100, (128, 128)
+NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
 NUM_DRAWN = 6
 
 

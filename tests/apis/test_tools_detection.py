@@ -33,7 +33,7 @@ def test_training_logs_and_saves(trained):
     work_dir, printed = trained
     assert (work_dir / 'epoch_1.pth').is_file()
     assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\].* loss: \d', printed)
-    assert 'the batch is 2, but the learning rate was chosen for 16' in printed
+    assert 'the batch is 2, but the learning rate was chosen for 8' in printed
 
 
 def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
@@ -71,7 +71,7 @@ def test_scaled_learning_rate(data, tmp_path):
         'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--auto-scale-lr',
         '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path,
     )  # fmt: skip
-    assert 'LR is set based on batch size of 16 and the current batch size is 2' in printed
+    assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
     assert 'consider --auto-scale-lr' not in printed
 
 
