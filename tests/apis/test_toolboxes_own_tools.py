@@ -44,7 +44,7 @@ def test_mmseg_with_bn_for_sync_bn(tmp_path):
         'train_cfg.val_interval=1', 'train_dataloader.num_workers=0',
         'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
         'val_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1',
-        'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+        'train_dataloader.dataset.pipeline.3.scale=(128,64)',
         'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
         'model.data_preprocessor.size=(64,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         cwd=tmp_path,
