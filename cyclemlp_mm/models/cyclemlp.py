@@ -23,7 +23,7 @@ from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import resolve_arch
 from .dense_backbone import DenseBackbone
-from .layers import ConvDownsample, DropPath, Mlp, PatchMerging
+from .layers import ConvDownsample, DropPath, Mlp, PatchMerging, residual_mlp
 
 
 def _row(
@@ -94,7 +94,7 @@ class CycleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 
 @MODELS.register_module()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from cyclemlp_mm.ops import chunked_mlp
+
 
 class DropPath(nn.Module):
     """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch whole.
@@ -48,6 +50,26 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., out_channels)."""
         return self.fc2(self.act(self.fc1(x)))
+
+
+def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -> Tensor:
+    """``x + drop_path(mlp(norm(x)))``, on a CPU over chunks of tokens.
+
+    Args:
+        x (Tensor): (B, ..., C).
+        norm (nn.LayerNorm): Over C.
+        mlp (Mlp): C to C.
+        drop_path (DropPath): Stochastic depth of the branch.
+
+    Returns:
+        Tensor: Same shape.
+    """
+    # A GPU keeps whole maps busy, and a compiler fuses on its own.
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        return x + drop_path(mlp(norm(x)))
+    if drop_path.training and drop_path.drop_prob:
+        return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
+    return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
 
 
 class ConvDownsample(nn.Module):

@@ -1,5 +1,6 @@
 """Operators: tensors in, tensors out, no knowledge of models."""
 
+from .chunked_mlp import chunked_mlp
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
 from .cycle_mixer import cycle_mixer
 from .mixer_backend import BACKENDS
@@ -13,6 +14,7 @@ __all__ = [
     'MixerWeights',
     'ReweightWeights',
     'branch_weights',
+    'chunked_mlp',
     'cycle_fc',
     'cycle_mixer',
     'cycle_offsets',

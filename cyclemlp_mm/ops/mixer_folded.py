@@ -10,23 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import accumulate_dtype, compute_dtype
 from .map_sums import map_sums
 from .mixer_matrix import mixer_matrix
 from .mixer_weights import MixerWeights, branch_weights
 from .shifted_product import shifted_product
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Where sums and matrices are made: float64 for float64, else float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Where products are made: autocast's dtype where it is on (never for float64), else x's."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 def weigh_branches(sums: Tensor, tokens: int, weights: MixerWeights) -> Tensor:
