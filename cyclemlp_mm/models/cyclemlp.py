@@ -55,9 +55,9 @@ class CycleMixer(nn.Module):
         self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        return cycle_mixer(x, self.mixer_weights())
+    def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+        """(B, H, W, C) to the same shape; ``residual``, of that shape, is added."""
+        return cycle_mixer(x, self.mixer_weights(), residual=residual)
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters, as the operator takes them."""
@@ -93,7 +93,11 @@ class CycleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        normed = self.norm1(x)
+        if self.drop_path.active:
+            x = x + self.drop_path(self.mixer(normed))
+        else:
+            x = self.mixer(normed, residual=x)
         return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 

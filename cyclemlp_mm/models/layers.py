@@ -18,9 +18,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = float(drop_prob)
 
+    @property
+    def active(self) -> bool:
+        """Whether it does anything: in training, with a probability above 0."""
+        return self.training and self.drop_prob > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to the same shape."""
-        if self.drop_prob == 0.0 or not self.training:
+        if not self.active:
             return x
         keep = 1.0 - self.drop_prob
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
@@ -67,7 +72,7 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     # A GPU keeps whole maps busy, and a compiler fuses on its own.
     if x.device.type != 'cpu' or torch.compiler.is_compiling():
         return x + drop_path(mlp(norm(x)))
-    if drop_path.training and drop_path.drop_prob:
+    if drop_path.active:
         return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
     return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autocast import accumulate_dtype, compute_dtype
+from .cpu_linear import linear_add, linear_gelu
 
 #: Bytes of hidden map made at a time.
 HIDDEN_CHUNK_BYTES = 2 * 2**20
@@ -39,24 +40,15 @@ def _forward(
 ) -> Tensor:
     """Tokens (N, C) in and out; ``kept`` (N, rC) receives what enters the GELU."""
     norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
-    hidden_channels = weight1.shape[0]
     y = torch.empty_like(x)
-    buffer = None
-    for part in _chunks(x.shape[0], hidden_channels, x.element_size()):
+    for part in _chunks(x.shape[0], weight1.shape[0], x.element_size()):
         tokens = x[part]
         normed = _norm(tokens, norm_weight, norm_bias, eps)[0]
         if kept is None:
-            if buffer is None:
-                buffer = x.new_empty(tokens.shape[0], hidden_channels)
-            hidden = torch.addmm(bias1, normed, weight1.mT, out=buffer[: tokens.shape[0]])
-            torch.ops.aten.gelu_(hidden)
+            hidden = linear_gelu(normed, weight1, bias1)
         else:
             hidden = F.gelu(torch.addmm(bias1, normed, weight1.mT, out=kept[part]))
-        out = y[part]
-        if residual:
-            torch.addmm(tokens, hidden, weight2.mT, out=out).add_(bias2)
-        else:
-            torch.addmm(bias2, hidden, weight2.mT, out=out)
+        linear_add(hidden, weight2, bias2, tokens if residual else None, y[part])
     return y
 
 

@@ -13,7 +13,12 @@ from .mixer_reference import reference_mixer
 from .mixer_weights import MixerWeights
 
 
-def cycle_mixer(x: Tensor, weights: MixerWeights, backend: str = 'auto') -> Tensor:
+def cycle_mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    backend: str = 'auto',
+    residual: 'Tensor | None' = None,
+) -> Tensor:
     """Mix a map. Every backend computes the same function.
 
     Args:
@@ -29,6 +34,8 @@ def cycle_mixer(x: Tensor, weights: MixerWeights, backend: str = 'auto') -> Tens
             - 'auto': the fastest, by the rule of :mod:`cyclemlp_mm.ops.mixer_backend`.
 
             Defaults to 'auto'.
+        residual (Tensor, optional): (B, H, W, C), added to the result: in inference as part of
+            the product, which saves a pass over memory.
 
     Returns:
         Tensor: (B, H, W, C); under autocast in its dtype, as a Linear's output is.
@@ -39,5 +46,6 @@ def cycle_mixer(x: Tensor, weights: MixerWeights, backend: str = 'auto') -> Tens
     """
     form = resolve_backend(backend, x, weights.reweight is not None)
     if form == 'reference':
-        return reference_mixer(x, weights)
-    return folded_mixer(x, weights, fold_projection=form != 'shift')
+        y = reference_mixer(x, weights)
+        return y if residual is None else residual + y
+    return folded_mixer(x, weights, form != 'shift', residual)

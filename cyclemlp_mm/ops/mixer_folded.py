@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import accumulate_dtype, compute_dtype
+from .cpu_linear import add_linear
 from .map_sums import map_sums
 from .mixer_matrix import mixer_matrix
 from .mixer_weights import MixerWeights, branch_weights
@@ -39,7 +40,12 @@ def weigh_branches(sums: Tensor, tokens: int, weights: MixerWeights) -> Tensor:
     return torch.stack(branch_weights(mean, reweight), dim=1)
 
 
-def folded_mixer(x: Tensor, weights: MixerWeights, fold_projection: bool = True) -> Tensor:
+def folded_mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    fold_projection: bool = True,
+    residual: 'Tensor | None' = None,
+) -> Tensor:
     """Mix a map by one product per image, and a second one where the projection is left out.
 
     Products are made in autocast's dtype if it is on, means and matrices in float32 (float64 for
@@ -49,6 +55,7 @@ def folded_mixer(x: Tensor, weights: MixerWeights, fold_projection: bool = True)
         x (Tensor): (B, H, W, C), normed.
         weights (MixerWeights): Parameters.
         fold_projection (bool): Whether the projection is part of the matrix. Defaults to True.
+        residual (Tensor, optional): (B, H, W, C); added.
 
     Returns:
         Tensor: (B, H, W, C).
@@ -62,8 +69,11 @@ def folded_mixer(x: Tensor, weights: MixerWeights, fold_projection: bool = True)
             x, sums = map_sums(x, sum_dtype)
             a = weigh_branches(sums, x.shape[1] * x.shape[2], weights)
         matrix = mixer_matrix(a, weights, fold_projection).to(product_dtype)
-        y = shifted_product(x.to(product_dtype), matrix)
-        if not fold_projection:
-            proj, bias = weights.weight_proj, weights.bias_proj
-            y = F.linear(y, proj.to(product_dtype), bias.to(product_dtype))
-    return y
+        x = x.to(product_dtype)
+        if residual is not None:
+            residual = residual.contiguous()
+        if fold_projection:
+            return shifted_product(x, matrix, residual)
+        y = shifted_product(x, matrix)
+        proj, bias = weights.weight_proj.to(product_dtype), weights.bias_proj.to(product_dtype)
+        return add_linear(y, proj, bias, residual)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .cpu_linear import linear_add
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
 #: Bytes of operand made at a time on a CPU.
@@ -71,13 +72,22 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[Iterator[Chunk], int]':
     return iter(cut), min(images, batch) * height * per_row
 
 
-def multiply(x: Tensor, matrix: Tensor) -> Tensor:
+def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
     """:func:`shifted_product` without gradients."""
     y = x.new_empty(*x.shape[:3], matrix.shape[1])
     cut, size = chunks(x, matrix.shape[0] == 1)
     buffer = x.new_empty(size)
     for chunk in cut:
-        _matmul(chunk.operand(x, buffer), chunk.matrix(matrix).mT, chunk.tokens(y))
+        operand, out = chunk.operand(x, buffer), chunk.tokens(y)
+        added = None if residual is None else chunk.tokens(residual)
+        matrices = chunk.matrix(matrix)
+        if matrices.shape[0] > 1:
+            torch.bmm(operand, matrices.mT, out=out)
+            if added is not None:
+                out += added
+        else:
+            added = None if added is None else added.flatten(0, 1)
+            linear_add(operand.flatten(0, 1), matrices[0], None, added, out.flatten(0, 1))
     return y
 
 
@@ -126,17 +136,21 @@ class _ShiftedProduct(torch.autograd.Function):
         return grad_x, grad_matrix.to(matrix.dtype)
 
 
-def shifted_product(x: Tensor, matrix: Tensor) -> Tensor:
+def shifted_product(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
     """Multiply the shifted operand of a map with a matrix.
 
     Args:
         x (Tensor): (B, H, W, C), contiguous.
         matrix (Tensor): (B, C_out, operand_width(C)), out by in, or (1, …) shared by all images;
             of the dtype of ``x``.
+        residual (Tensor, optional): (B, H, W, C_out), contiguous; added.
 
     Returns:
         Tensor: (B, H, W, C_out).
     """
     if torch.is_grad_enabled() and (x.requires_grad or matrix.requires_grad):
-        return _ShiftedProduct.apply(x, matrix)
-    return multiply(x, matrix)
+        y = _ShiftedProduct.apply(x, matrix)
+        return y if residual is None else residual + y
+    if residual is not None and (residual.requires_grad or residual.dtype != x.dtype):
+        return residual + multiply(x, matrix)
+    return multiply(x, matrix, residual)
