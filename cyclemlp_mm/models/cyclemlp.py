@@ -7,7 +7,6 @@ Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); written anew h
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -23,7 +22,14 @@ from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import resolve_arch
 from .dense_backbone import DenseBackbone
-from .layers import ConvDownsample, DropPath, Mlp, PatchMerging, residual_mlp
+from .layers import (
+    ConvDownsample,
+    DropPath,
+    Mlp,
+    PatchMerging,
+    drop_path_rates,
+    residual_mlp,
+)
 
 
 def _row(
@@ -177,14 +183,12 @@ class CycleMLP(DenseBackbone):
         pretrained: 'str | None' = None,
     ) -> None:
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'CycleMLP'))
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f'drop_path_rate must be in [0, 1), but got {drop_path_rate}')
         depths, widths = settings['depths'], settings['widths']
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
         num_built = self.out_indices[-1] + 1
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvDownsample(in_channels, widths[0], kernel_size=7, stride=4, padding=2)
         self.downsamples = nn.ModuleList([nn.Identity()])
         self.stages = nn.ModuleList()
@@ -196,9 +200,9 @@ class CycleMLP(DenseBackbone):
             self.stages.append(
                 nn.ModuleList(
                     CycleBlock(
-                        widths[i], settings['mlp_ratios'][i], float(rate), settings['reweight']
+                        widths[i], settings['mlp_ratios'][i], next(rates), settings['reweight']
                     )
-                    for rate in rates[i]
+                    for _ in range(depths[i])
                 )
             )
         self.apply(_init_linear)

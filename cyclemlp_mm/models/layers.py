@@ -35,6 +35,17 @@ class DropPath(nn.Module):
         return f'{self.drop_prob:.3f}'
 
 
+def drop_path_rates(last: float, num_blocks: int) -> 'list[float]':
+    """Stochastic depth of each block: linear from 0 to ``last`` over all blocks.
+
+    Raises:
+        ValueError: ``last`` is not in [0, 1).
+    """
+    if not 0.0 <= last < 1.0:
+        raise ValueError(f'drop_path_rate must be in [0, 1), but got {last}')
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear on the last dimension.
 

@@ -1,5 +1,6 @@
 """One rule for ``out_indices`` and one for ``frozen_stages``, shared by all backbones."""
 
+import itertools
 from collections.abc import Sequence
 
 
@@ -23,7 +24,9 @@ def resolve_out_indices(
     if isinstance(listed, str) or not isinstance(listed, Sequence) or any(
         type(i) is not int for i in listed
     ):
-        raise TypeError(f'out_indices must be an int or a sequence of ints, but got {out_indices!r}')
+        raise TypeError(
+            f'out_indices must be an int or a sequence of ints, but got {out_indices!r}'
+        )
     if not listed:
         raise ValueError('out_indices is empty: name at least one level to return')
     wrong = [i for i in listed if not -num_levels <= i < num_levels]
@@ -33,8 +36,10 @@ def resolve_out_indices(
             f'{-num_levels} to {num_levels - 1}'
         )
     resolved = tuple(i % num_levels for i in listed)
-    if any(b <= a for a, b in zip(resolved, resolved[1:], strict=False)):
-        raise ValueError(f'out_indices must name each level once, fine to coarse; got {out_indices}')
+    if any(b <= a for a, b in itertools.pairwise(resolved)):
+        raise ValueError(
+            f'out_indices must name each level once, fine to coarse, but got {out_indices}'
+        )
     return resolved
 
 

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.ops import cycle_offsets
 
-from .errors import CheckpointError
 from .published import PublishedFormat
 
 #: Kernels of the two shifted branches, by their published names.

@@ -15,14 +15,19 @@ from mmengine.config import ConfigDict
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
 
-from .errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, MissingFileError
+
+#: What torch.load raises on damaged bytes depends on where the damage is.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError)
+_DAMAGE += (LookupError, zipfile.BadZipFile)
 
 
 def _allowed_types() -> list:
     """Types beyond PyTorch's own that mmengine's training checkpoints hold."""
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, multiarray._reconstruct]
-    allowed += [multiarray.scalar, np.dtype('O').__class__]
+    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype]
+    # A HistoryBuffer refers to its own statistics methods through getattr.
+    allowed.append((_history_statistic, 'builtins.getattr'))
     # numpy pickles name their modules by version: 1.x says numpy.core, 2.x numpy._core.
     allowed += [
         (function, f'{module}.multiarray.{function.__name__}')
@@ -32,6 +37,13 @@ def _allowed_types() -> list:
     numbers = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8)
     numbers += (np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
     return allowed + [type(np.dtype(number)) for number in numbers]
+
+
+def _history_statistic(owner: object, name: str) -> object:
+    """What stands in for ``getattr`` in a checkpoint: methods of HistoryBuffer, nothing else."""
+    if owner is not HistoryBuffer or name not in ('mean', 'max', 'min', 'current'):
+        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr for {name!r} was not expected')
+    return getattr(owner, name)
 
 
 def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
@@ -46,13 +58,13 @@ def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
         object: What the file holds, normally a dict.
 
     Raises:
-        FileNotFoundError: A local path that is not there.
+        MissingFileError: A local path that is not there.
         CheckpointError: The URL cannot be reached, or the file is empty, truncated, no PyTorch
             checkpoint, or holds objects of a type that is not allowed.
     """
     path = fetch(source)
     if not path.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist: check the path in init_cfg')
+        raise MissingFileError(f'checkpoint {path} does not exist: check the path in init_cfg')
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} is not a file')
     if path.stat().st_size == 0:
@@ -61,10 +73,9 @@ def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
         with torch.serialization.safe_globals(_allowed_types()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f'checkpoint {path} is refused: {_why_refused(path, error)}') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        # What torch.load raises on damaged bytes depends on where the damage is.
+        why = _why_refused(path, error)
+        raise CheckpointError(f'checkpoint {path} is refused: {why}') from error
+    except _DAMAGE as error:
         raise CheckpointError(
             f'checkpoint {path} cannot be read ({_first_line(error)}): it is truncated, damaged '
             f'or no PyTorch checkpoint{_looks_like(path)}. Download or copy it again'

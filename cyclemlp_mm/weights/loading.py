@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError
+
 from .files import read_checkpoint
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
@@ -104,7 +105,7 @@ def init_from_checkpoint(
         LoadReport: The counts that were logged.
 
     Raises:
-        FileNotFoundError: The file is not there.
+        MissingFileError: The file is not there.
         CheckpointError: It cannot be read or does not fit; the model is left as it was.
     """
     content = read_checkpoint(checkpoint, map_location)

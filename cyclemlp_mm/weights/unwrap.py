@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError
 
 #: Keys under which files in the wild keep the state dict.
 WRAPPERS = ('state_dict', 'model')

@@ -1,0 +1,11 @@
+# A few hundred images, from scratch, on a CPU: 600 iterations at batch 4.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=600, val_interval=600)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=50, end=600, by_epoch=False),
+]
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4))
+auto_scale_lr = dict(enable=False, base_batch_size=4)

@@ -1,0 +1,10 @@
+# A few hundred images, from scratch, on a CPU: 6 epochs at batch 4.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=6)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+]
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4))
+auto_scale_lr = dict(enable=False, base_batch_size=4)

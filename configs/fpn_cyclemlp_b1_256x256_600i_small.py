@@ -1,0 +1,26 @@
+# For a small data set of your own, from scratch, on a CPU: give it with --data DIR.
+_base_ = [
+    '_base_/models/fpn_cyclemlp.py',
+    '_base_/datasets/ade20k_512x512.py',
+    '_base_/runtime/mmseg.py',
+    '_base_/schedules/small_600i.py',
+]
+crop_size = (256, 256)
+model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(arch='b1'))
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(480, 360), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

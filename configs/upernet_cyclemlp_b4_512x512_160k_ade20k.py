@@ -1,0 +1,10 @@
+_base_ = [
+    '_base_/models/upernet_cyclemlp.py',
+    '_base_/datasets/ade20k_512x512.py',
+    '_base_/runtime/mmseg.py',
+    '_base_/schedules/ade20k_160k.py',
+]
+checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/CycleMLP_B4.pth'
+model = dict(
+    backbone=dict(arch='b4', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+train_dataloader = dict(batch_size=2)  # x 8 GPUs

@@ -1,0 +1,69 @@
+"""Command-line arguments that several tools share, with OpenMMLab's names."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+
+def new_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` ends with examples."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f'examples:\n{examples}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG and what changes it."""
+    parser.add_argument('config', help='config file, or the name of a shipped config')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints '
+                        '(default: work_dirs/NAME-OF-CONFIG)')  # fmt: skip
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_dataloader.batch_size=4',
+    )
+
+
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """``--data`` and what it needs to know."""
+    group = parser.add_argument_group('your own data')
+    group.add_argument(
+        '--data',
+        metavar='DIR',
+        help="folder in COCO 2017's layout (detection) or ADE20K's (segmentation); paths, class "
+        'names and num_classes follow from it',
+    )
+    group.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='segmentation: class names in the order of the labels (default: DIR/classes.txt); '
+        'detection: which of the annotated classes to use (default: all)',
+    )
+    group.add_argument(
+        '--ignore-label',
+        type=int,
+        metavar='K',
+        help='segmentation: labels count from 0, and K is ignored (default: they count from 1, '
+        'and 0 is ignored)',
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """``--launcher``; ``--local-rank`` is what older launchers pass."""
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='how the processes were started',
+    )  # fmt: skip
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def accept_local_rank(args: argparse.Namespace) -> None:
+    """Hand ``--local-rank`` on as the variable that torchrun sets."""
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

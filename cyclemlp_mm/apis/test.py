@@ -1,0 +1,80 @@
+"""Evaluation: the whole of ``tools/test.py`` but its first line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.errors import MissingFileError, UserError
+
+from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
+from .prepare import prepare_config
+
+EXAMPLES = """\
+  tools/test.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py work_dirs/RUN/epoch_12.pth
+  tools/test.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT --show-dir drawn
+"""
+
+
+def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+    """Arguments of ``tools/test.py``; those of mmdet's and mmseg's, and ``--data``."""
+    parser = new_parser('Evaluate a checkpoint', EXAMPLES)
+    add_config(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a file')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw predictions beside ground truth')
+    add_own_data(parser)
+    add_launcher(parser)
+    return parser.parse_args(argv)
+
+
+def test(argv: 'Sequence[str] | None' = None) -> dict:
+    """Evaluate as the command line says.
+
+    Args:
+        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
+
+    Returns:
+        dict: Metrics by name.
+
+    Raises:
+        UserError: With what is wrong and how to mend it.
+    """
+    args = parse_test_args(argv)
+    accept_local_rank(args)
+    cfg = prepare_config(args)
+    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+        raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
+    cfg.load_from = args.checkpoint
+    if args.show_dir is not None:
+        _draw_into(cfg, args.show_dir)
+    if args.out is not None:
+        _dump_into(cfg, args.out)
+    metrics = Runner.from_cfg(cfg).test()
+    finish_launch()
+    return metrics
+
+
+def _draw_into(cfg: Config, folder: str) -> None:
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UserError('--show-dir needs default_hooks.visualization in the config')
+    hook.update(draw=True, interval=1)
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = folder
+    else:  # mmseg and mmpretrain draw through the visualizer's backends
+        cfg.visualizer.save_dir = folder
+
+
+def _dump_into(cfg: Config, file: str) -> None:
+    if not file.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out must end in .pkl or .pickle, but got {file}')
+    dump = dict(
+        type='DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults',
+        out_file_path=file,
+    )
+    evaluators = cfg.test_evaluator
+    cfg.test_evaluator = [*evaluators, dump] if isinstance(evaluators, list) else [evaluators, dump]

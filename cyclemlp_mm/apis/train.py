@@ -1,0 +1,97 @@
+"""Training: the whole of ``tools/train.py`` but its first line."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+from mmengine.runner import Runner
+
+from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.errors import UserError
+
+from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
+from .prepare import prepare_config
+
+EXAMPLES = """\
+  tools/train.py configs/retinanet_cyclemlp_b2_fpn_1x_coco.py
+  tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --ignore-label 11
+  tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells --auto-scale-lr
+  tools/train.py configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.py --resume
+"""
+
+
+def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+    """Arguments of ``tools/train.py``; those of mmdet's and mmseg's, and ``--data``."""
+    parser = new_parser('Train a detector, segmentor or classifier', EXAMPLES)
+    add_config(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the real batch over the config's base_batch_size",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help="go on from a checkpoint; 'auto' or no value takes the latest in the work dir",
+    )
+    add_own_data(parser)
+    add_launcher(parser)
+    return parser.parse_args(argv)
+
+
+def train(argv: 'Sequence[str] | None' = None) -> None:
+    """Train as the command line says.
+
+    Args:
+        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
+
+    Raises:
+        UserError: Before the first iteration, with what is wrong.
+    """
+    args = parse_train_args(argv)
+    accept_local_rank(args)
+    cfg = prepare_config(args)
+    if args.amp:
+        _use_amp(cfg)
+    if args.auto_scale_lr:
+        _scale_learning_rate(cfg)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    runner = Runner.from_cfg(cfg)
+    _warn_about_batch(runner)
+    runner.train()
+    finish_launch()
+
+
+def _use_amp(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp works with OptimWrapper, but the config has {wrapper}')
+    if not torch.cuda.is_available():
+        raise UserError('--amp needs a GPU, and none is there: leave it out')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _scale_learning_rate(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def _warn_about_batch(runner: Runner) -> None:
+    """Say it where the batch is not the one the learning rate was chosen for."""
+    auto = runner.cfg.get('auto_scale_lr') or {}
+    base = auto.get('base_batch_size')
+    batch = get_world_size() * runner.cfg.train_dataloader.get('batch_size', 1)
+    if base not in (None, batch) and not auto.get('enable'):
+        runner.logger.warning(
+            f'the batch is {batch}, but the learning rate was chosen for {base}: consider '
+            '--auto-scale-lr'
+        )

@@ -1,0 +1,67 @@
+"""A pipeline step for segmentation labels of one's own data."""
+
+import numpy as np
+from mmengine.registry import TRANSFORMS
+
+from cyclemlp_mm.errors import UserError
+
+IGNORE_INDEX = 255  # what mmseg's losses and metrics leave out
+
+
+@TRANSFORMS.register_module()
+class CheckLabels:
+    """Turns the data's own ignore label into mmseg's, and stops on labels that name no class.
+
+    Stands right behind ``LoadAnnotations``. Without it, a stray label reaches the loss as an index
+    outside its range: a crash inside a kernel on a GPU, or a nan accuracy.
+
+    Args:
+        num_classes (int): Number of classes; labels 0 to ``num_classes - 1`` name one.
+        ignore_label (int, optional): Label of pixels to leave out, besides 255. Defaults to None.
+    """
+
+    def __init__(self, num_classes: int, ignore_label: 'int | None' = None) -> None:
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+
+    def __call__(self, results: dict) -> dict:
+        """Change ``results['gt_seg_map']``, uint8 (H, W), in place; pass through if absent.
+
+        Raises:
+            UserError: A label is neither a class nor ignored; names the file and the labels.
+        """
+        label_map = results.get('gt_seg_map')
+        if label_map is None:  # inference has no labels
+            return results
+        if label_map.ndim != 2:
+            raise UserError(
+                f'{results.get("seg_map_path")}: a label image has one channel, but this one is '
+                f'{label_map.shape}: save label indices, not colours'
+            )
+        if self.ignore_label is not None:
+            label_map[label_map == self.ignore_label] = IGNORE_INDEX
+        counts = np.bincount(label_map.ravel(), minlength=256)
+        stray = [int(i) for i in np.flatnonzero(counts[:IGNORE_INDEX]) if i >= self.num_classes]
+        if stray:
+            raise UserError(self._say_stray(results, stray))
+        return results
+
+    def _say_stray(self, results: dict, stray: 'list[int]') -> str:
+        """The message, with labels as they stand in the file, before 0 was taken off."""
+        if results.get('reduce_zero_label'):
+            stray = [label + 1 for label in stray]
+            rule = f'0 (ignore) and 1 to {self.num_classes}'
+        elif self.ignore_label is not None:
+            rule = f'0 to {self.num_classes - 1}, {self.ignore_label} and 255 (ignore)'
+        else:
+            rule = f'0 to {self.num_classes - 1} and 255 (ignore)'
+        return (
+            f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
+            f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is one of '
+            'these to be ignored (--ignore-label)?'
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f'CheckLabels(num_classes={self.num_classes}, ignore_label={self.ignore_label})'
+        )

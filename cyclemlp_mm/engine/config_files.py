@@ -1,0 +1,63 @@
+"""Where configs and tools are found: by path, or by the name of one that ships with us."""
+
+import difflib
+from pathlib import Path
+
+from mmengine.config import Config
+
+from cyclemlp_mm.errors import MissingFileError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def configs_dir() -> Path:
+    """The folder of the shipped configs."""
+    return _shipped('configs')
+
+
+def tools_dir() -> Path:
+    """The folder of the shipped tools."""
+    return _shipped('tools')
+
+
+def _shipped(name: str) -> Path:
+    """A top-level folder: inside an installed package, or beside it in a checkout."""
+    installed = _PACKAGE / '.mim' / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def find_config(name: str) -> Path:
+    """Path of a config.
+
+    Args:
+        name (str): A path, or the name of a shipped config, with or without ``.py``.
+
+    Raises:
+        MissingFileError: Neither; suggests near names.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    stem = path.name.removesuffix('.py')
+    shipped = configs_dir() / f'{stem}.py'
+    if shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in configs_dir().glob('*.py'))
+    near = difflib.get_close_matches(stem, names, n=3)
+    hint = f' Did you mean {" or ".join(near)}?' if near else ''
+    raise MissingFileError(
+        f'config {name} is neither a file nor one of the {len(names)} shipped configs.{hint}'
+    )
+
+
+def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
+    """Read a config and merge ``--cfg-options`` into it.
+
+    Args:
+        name (str): See :func:`find_config`.
+        cfg_options (dict, optional): Dotted keys to values.
+    """
+    cfg = Config.fromfile(find_config(name))
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    return cfg

@@ -1,0 +1,256 @@
+"""``--data DIR``: point a config at a folder of one's own, without editing the config.
+
+From a folder in COCO 2017's or ADE20K's layout follow the data roots of every loader and
+evaluator, the class names and the ``num_classes`` of every head.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from cyclemlp_mm.errors import MissingFileError, UserError
+
+from .palette import class_palette
+
+COCO_SPLITS = {
+    'train': ('annotations/instances_train2017.json', 'train2017/'),
+    'val': ('annotations/instances_val2017.json', 'val2017/'),
+}
+ADE20K_SPLITS = {
+    'train': ('images/training', 'annotations/training'),
+    'val': ('images/validation', 'annotations/validation'),
+}
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def use_own_data(
+    cfg: Config,
+    data_dir: 'str | Path',
+    classes: 'Sequence[str] | None' = None,
+    ignore_label: 'int | None' = None,
+) -> Config:
+    """Point ``cfg`` at ``data_dir``.
+
+    Args:
+        cfg (Config): A config whose ``default_scope`` is mmdet (COCO 2017's layout) or mmseg
+            (ADE20K's layout). Changed in place.
+        data_dir (str | Path): The folder.
+        classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
+            use, by default all; mmseg: names in the order of the labels, by default the lines of
+            ``classes.txt`` in the folder.
+        ignore_label (int, optional): mmseg only. Labels count from 0 and this one is ignored. By
+            default, as in ADE20K, labels count from 1 and 0 is ignored.
+
+    Returns:
+        Config: ``cfg``.
+
+    Raises:
+        MissingFileError: The folder lacks a part of the layout; says which.
+        UserError: Class names are missing, double, or differ between train and val.
+    """
+    root = Path(data_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise MissingFileError(f'--data {data_dir}: no such folder')
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        if ignore_label is not None:
+            raise UserError('--ignore-label is for segmentation labels; detection has none')
+        names = _use_coco_layout(cfg, root, classes)
+    elif scope == 'mmseg':
+        names = _use_ade20k_layout(cfg, root, classes, ignore_label)
+    else:
+        raise UserError(
+            f'--data knows detection (mmdet) and segmentation (mmseg) configs, but this config has '
+            f'default_scope={scope!r}'
+        )
+    _set_num_classes(cfg.model, len(names))
+    return cfg
+
+
+def _use_coco_layout(
+    cfg: Config, root: Path, classes: 'Sequence[str] | None'
+) -> 'tuple[str, ...]':
+    _need(root, [part for split in COCO_SPLITS.values() for part in split], 'COCO 2017')
+    needs_masks = 'mask_head' in json.dumps(cfg.model.to_dict(), default=str)
+    found = {
+        split: _read_categories(root / ann_file, needs_masks and split == 'train')
+        for split, (ann_file, _) in COCO_SPLITS.items()
+    }
+    if list(found['train'].items()) != list(found['val'].items()):  # order counts
+        raise UserError(
+            f'{root}: the categories of train and val differ, so labels would not mean the same. '
+            f'train: {found["train"]}; val: {found["val"]}. Write the same list, in the same '
+            'order, into both files'
+        )
+    names = tuple(found['train'].values())
+    if classes is not None:
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            raise UserError(f'--classes {unknown} are not in {root}; it has {list(names)}')
+        names = tuple(name for name in names if name in set(classes))  # the file's order
+    metainfo = dict(classes=names, palette=class_palette(len(names)))
+    for split, dataset in _datasets(cfg):
+        ann_file, images = COCO_SPLITS[split]
+        dataset.update(
+            type='CocoDataset', data_root=str(root), ann_file=ann_file,
+            data_prefix=dict(img=images), metainfo=metainfo,
+        )  # fmt: skip
+    for evaluator in _evaluators(cfg):
+        if 'ann_file' in evaluator:
+            evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
+    return names
+
+
+def _use_ade20k_layout(
+    cfg: Config, root: Path, classes: 'Sequence[str] | None', ignore_label: 'int | None'
+) -> 'tuple[str, ...]':
+    _need(root, [part for split in ADE20K_SPLITS.values() for part in split], 'ADE20K')
+    names = _segmentation_classes(root, classes)
+    if ignore_label is not None and not len(names) <= ignore_label <= 255:
+        raise UserError(
+            f'--ignore-label {ignore_label}: labels 0 to {len(names) - 1} are the classes '
+            f'{list(names)}, so the ignored one must be {len(names)} to 255. If 0 is ignored and '
+            'classes count from 1, leave --ignore-label out'
+        )
+    metainfo = dict(classes=names, palette=class_palette(len(names)))
+    for split, dataset in _datasets(cfg):
+        images, labels = ADE20K_SPLITS[split]
+        dataset.update(
+            # ADE20KDataset would map our class names to its own.
+            type='BaseSegDataset',
+            data_root=str(root),
+            data_prefix=dict(img_path=images, seg_map_path=labels),
+            img_suffix=_image_suffix(root / images, root / labels),
+            seg_map_suffix='.png',
+            reduce_zero_label=ignore_label is None,
+            metainfo=metainfo,
+        )
+        dataset.pipeline = _with_label_check(dataset.pipeline, len(names), ignore_label)
+    return names
+
+
+def _need(root: Path, parts: 'Sequence[str]', layout: str) -> None:
+    missing = [part for part in parts if not (root / part).exists()]
+    if missing:
+        raise MissingFileError(
+            f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}'
+        )
+
+
+def _read_categories(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
+    try:
+        content = json.loads(ann_file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UserError(f'{ann_file} is no JSON: {error}') from error
+    keys = ('images', 'annotations', 'categories')
+    lacking = [k for k in keys if not isinstance(content, dict) or k not in content]
+    if lacking:
+        raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')
+    try:
+        categories = {category['id']: category['name'] for category in content['categories']}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{ann_file}: each of its categories needs an "id" and a "name"'
+        ) from error
+    if not categories:
+        raise UserError(f'{ann_file} has no categories')
+    if len(set(categories.values())) != len(content['categories']):
+        raise UserError(
+            f'{ann_file}: category ids or names are double: {content["categories"]}'
+        )
+    if needs_masks and not any(ann.get('segmentation') for ann in content['annotations']):
+        raise UserError(
+            f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
+            'RetinaNet config'
+        )
+    return categories
+
+
+def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple[str, ...]':
+    if classes is None:
+        file = root / 'classes.txt'
+        if not file.is_file():
+            raise MissingFileError(
+                f'{file} is missing: write one class name per line, in the order of the labels, or '
+                'give --classes NAME NAME …'
+            )
+        classes = [line.strip() for line in file.read_text(encoding='utf-8').splitlines()]
+        classes = [name for name in classes if name]
+    if len(set(classes)) != len(classes):
+        raise UserError(f'class names are double: {list(classes)}')
+    if len(classes) < 2:
+        raise UserError(
+            f'segmentation needs at least two classes (one may be "background"), but got '
+            f'{list(classes)}'
+        )
+    return tuple(classes)
+
+
+def _image_suffix(images: Path, labels: Path) -> str:
+    """The one suffix of a folder's images; every image needs a label of the same stem."""
+    files = [f for f in images.rglob('*') if f.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise MissingFileError(f'{images} holds no image ({", ".join(IMAGE_SUFFIXES)})')
+    suffixes = sorted({f.suffix for f in files})
+    if len(suffixes) > 1:
+        raise UserError(
+            f'{images} mixes {", ".join(suffixes)}, and mmseg reads one kind: convert or rename'
+        )
+    unlabelled = [
+        f for f in files if not (labels / f.relative_to(images)).with_suffix('.png').exists()
+    ]
+    if unlabelled:
+        raise MissingFileError(
+            f'{len(unlabelled)} of {len(files)} images in {images} have no label in {labels}, e.g. '
+            f'{unlabelled[0].name} (expected {unlabelled[0].stem}.png)'
+        )
+    return suffixes[0]
+
+
+def _with_label_check(
+    pipeline: 'list[dict]', num_classes: int, ignore_label: 'int | None'
+) -> 'list[dict]':
+    check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
+    return [
+        part
+        for step in pipeline
+        for part in ([step, check] if step['type'] == 'LoadAnnotations' else [step])
+    ]
+
+
+def _datasets(cfg: Config) -> 'Iterator[tuple[str, ConfigDict]]':
+    """Every data set of a config with its split, wrappers (repeat, concat, …) opened."""
+
+    def open_wrappers(dataset: ConfigDict) -> 'Iterator[ConfigDict]':
+        inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+        if not inner:
+            yield dataset
+        for one in inner:
+            yield from open_wrappers(one)
+
+    for phase, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader is not None:
+            for dataset in open_wrappers(loader.dataset):
+                yield split, dataset
+
+
+def _evaluators(cfg: Config) -> 'Iterator[ConfigDict]':
+    for phase in ('val', 'test'):
+        evaluator = cfg.get(f'{phase}_evaluator')
+        if evaluator is not None:
+            yield from evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+
+
+def _set_num_classes(node: object, num_classes: int) -> None:
+    """Set every ``num_classes`` in a model's config, however deep."""
+    if isinstance(node, dict):
+        if 'num_classes' in node:
+            node['num_classes'] = num_classes
+        for value in node.values():
+            _set_num_classes(value, num_classes)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _set_num_classes(value, num_classes)

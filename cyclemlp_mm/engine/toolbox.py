@@ -1,0 +1,36 @@
+"""Which OpenMMLab toolbox a config is for, and whether it is there."""
+
+import importlib
+
+from mmengine.config import Config
+
+from cyclemlp_mm.errors import MissingToolboxError, UserError
+
+#: Toolbox by ``default_scope``, with the extra of this package that installs it.
+EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
+
+
+def require_toolbox(cfg: Config) -> str:
+    """Import the toolbox that ``cfg.default_scope`` names, only this one.
+
+    Returns:
+        str: 'mmdet', 'mmseg' or 'mmpretrain'.
+
+    Raises:
+        UserError: The config names no toolbox that we know.
+        MissingToolboxError: It cannot be imported; says why and how to mend it.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in EXTRAS:
+        raise UserError(
+            f'the config says default_scope={scope!r}; expected one of {", ".join(EXTRAS)}'
+        )
+    try:
+        importlib.import_module(scope)
+    except ImportError as error:
+        raise MissingToolboxError(
+            f'the config needs {scope}, which cannot be imported ({error}). In a checkout, run '
+            f"`make setup`; elsewhere, `pip install 'cyclemlp_mm[{EXTRAS[scope]}]'` (see the "
+            "README on mmcv's compiled ops)"
+        ) from error
+    return scope

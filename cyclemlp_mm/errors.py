@@ -1,0 +1,20 @@
+"""Errors that a user can mend; their messages say what failed, where, and how to mend it.
+
+The tools print these without a traceback. Anything else is a defect and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """An argument, config or data file cannot be used."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+
+class MissingToolboxError(UserError, ImportError):
+    """A toolbox that a config needs cannot be imported."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read or does not fit the model."""

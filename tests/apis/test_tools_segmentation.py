@@ -1,0 +1,68 @@
+"""tools/train.py and tools/test.py on a segmentor, with the label conventions of own data."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_runs import run_tool
+
+from cyclemlp_mm.datasets.shapes import write_ade20k
+
+CONFIG = 'fpn_cyclemlp_b1_256x256_600i_small'
+TINY = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'model.data_preprocessor.size=(64,64)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=2',
+]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return write_ade20k(tmp_path_factory.mktemp('data') / 'shapes', 4, 2, (64, 64))
+
+
+def test_trains_evaluates_and_tests(data, tmp_path):
+    _, printed = run_tool(
+        'train.py', CONFIG, '--data', data, '--work-dir', 'wd', '--cfg-options', *TINY, cwd=tmp_path
+    )
+    assert 'BN is used in place of SyncBN' in printed
+    assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', printed)
+    assert 'star' in printed  # the class-wise table
+    training = re.search(r'mIoU: ([\d.]+)', printed)[1]
+    _, printed = run_tool(
+        'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth',
+        '--show-dir', 'drawn', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
+    assert len(list(tmp_path.rglob('drawn/**/*.png'))) == 2
+
+
+def test_labels_counted_from_zero_with_a_void_class(data, tmp_path):
+    own = shutil.copytree(data, tmp_path / 'own')
+    for path in own.glob('annotations/*/*.png'):
+        labels = np.asarray(Image.open(path)).astype(int)
+        Image.fromarray(np.where(labels == 0, 11, labels - 1).astype(np.uint8)).save(path)
+    _, printed = run_tool(
+        'train.py', CONFIG, '--data', own, '--ignore-label', 11, '--work-dir', 'wd',
+        '--cfg-options', *TINY, cwd=tmp_path,
+    )  # fmt: skip
+    assert 'mIoU' in printed
+    code, printed = run_tool(
+        'train.py', CONFIG, '--data', own, '--ignore-label', 12, '--work-dir', 'wd2',
+        '--cfg-options', *TINY, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert code == 2
+    assert re.search(r'error: .*ADE_train_\d+\.png: labels \[11\] name no class', printed, re.S)

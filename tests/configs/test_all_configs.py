@@ -1,0 +1,127 @@
+"""Every config: sizes, one training step, a gradient everywhere, one prediction."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData, PixelData
+from paths import ROOT
+
+from cyclemlp_mm.engine import load_config, require_toolbox
+
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+SIZES = ('b1', 'b2', 'b3', 'b4', 'b5')
+
+# Parameters in millions. Quoted: the paper's Tables (RetinaNet, Mask R-CNN, Semantic FPN); UperNet
+# from the stock head. T, S and B were never published with UperNet: ours.
+PARAMETERS = {
+    **{f'retinanet_cyclemlp_{a}_fpn_1x_coco': m
+       for a, m in zip(SIZES, (24.9, 36.5, 48.1, 61.5, 85.9), strict=True)},
+    **{f'mask_rcnn_cyclemlp_{a}_fpn_1x_coco': m
+       for a, m in zip(SIZES, (34.8, 46.5, 58.0, 71.5, 95.3), strict=True)},
+    **{f'fpn_cyclemlp_{a}_512x512_40k_ade20k': m
+       for a, m in zip(SIZES, (18.9, 30.6, 42.1, 55.6, 79.4), strict=True)},
+    **{f'upernet_cyclemlp_{a}_512x512_160k_ade20k': m
+       for a, m in zip((*SIZES, 't', 's', 'b'),
+                       (45.1, 56.8, 68.4, 81.8, 107.4, 59.9, 81.2, 121.2), strict=True)},
+}  # fmt: skip
+
+
+def build(name):
+    cfg = load_config(name)
+    init_default_scope(require_toolbox(cfg))
+    cfg.model.backbone.init_cfg = None  # no network in tests
+    return cfg, MODELS.build(cfg.model)
+
+
+def one_image(cfg, size=64):
+    """A packed image with a square on it, as the data loader would give."""
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    meta = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0), img_id=0)
+    if cfg.default_scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(metainfo=meta)
+        labels = torch.randint(0, 150, (1, size, size))
+        sample.gt_sem_seg = PixelData(data=labels)
+    else:
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+
+        sample = DetDataSample(metainfo=meta)
+        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 16.0, 60.0, 60.0]])
+        masks = np.zeros((2, size, size), np.uint8)
+        masks[0, 8:40, 8:40] = masks[1, 16:60, 20:60] = 1
+        sample.gt_instances = InstanceData(
+            bboxes=boxes, labels=torch.tensor([0, 1]), masks=BitmapMasks(masks, size, size)
+        )
+    return image, sample
+
+
+def test_the_23_experiments_are_there():
+    assert set(PARAMETERS) <= set(CONFIGS)
+    assert len(PARAMETERS) == 23
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameters(name):
+    with torch.device('meta'):
+        _, model = build(name)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    assert abs(millions - PARAMETERS[name]) <= 0.06, f'{millions:.3f}M'
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_trains_a_step_and_predicts(name):
+    cfg, model = build(name)
+    model.train()
+    image, sample = one_image(cfg)
+    _, other = one_image(cfg)
+    inputs = dict(inputs=[image, image.flip(2)], data_samples=[sample, other])
+    losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    assert torch.isfinite(loss)
+    loss.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    model.eval()
+    with torch.no_grad():
+        [result] = model.test_step(dict(inputs=[image], data_samples=[sample]))
+    if cfg.default_scope == 'mmseg':
+        assert result.pred_sem_seg.data.shape == (1, 64, 64)
+    else:
+        assert result.pred_instances.bboxes.shape[1] == 4
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_follows_the_rules(name):
+    text = (ROOT / 'configs' / f'{name}.py').read_text()
+    bases = re.findall(r"'(_base_/[^']+)'", text)
+    assert bases and all((ROOT / 'configs' / base).is_file() for base in bases)
+    assert '::' not in text and '_delete_' not in text
+    cfg = load_config(name)
+    assert cfg.custom_imports == dict(imports=['cyclemlp_mm'], allow_failed_imports=False)
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    assert cfg.get('find_unused_parameters') is None
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_hyper_parameters_are_the_published_ones(name):
+    cfg = load_config(name)
+    optimizer = cfg.optim_wrapper.optimizer
+    expected = {
+        'retinanet': (1e-4, 1e-4, 16, 2),
+        'mask': (2e-4, 1e-4, 16, 2),
+        'fpn': (2e-4, 1e-4, 32, 4),
+        'upernet': (6e-5, 0.01, 16, 2),
+    }[name.split('_')[0]]
+    got = (optimizer.lr, optimizer.weight_decay, cfg.auto_scale_lr.base_batch_size,
+           cfg.train_dataloader.batch_size)  # fmt: skip
+    assert optimizer.type == 'AdamW' and got == expected
+    backbone = cfg.model.backbone
+    assert backbone.out_indices == ((1, 2, 3) if 'retinanet' in name else (0, 1, 2, 3))
+    assert backbone.get('drop_path_rate', 0.0) == (0.3 if 'upernet' in name else 0.0)
+    file = {'t': 'tiny', 's': 'small', 'b': 'base'}.get(backbone.arch, backbone.arch.upper())
+    assert backbone.init_cfg.checkpoint.endswith(f'/v0.1/CycleMLP_{file}.pth')

@@ -1,0 +1,31 @@
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from cyclemlp_mm.engine import find_config, load_config, require_toolbox
+from cyclemlp_mm.errors import MissingFileError, MissingToolboxError, UserError
+
+
+def test_names_and_paths_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = find_config('retinanet_cyclemlp_b2_fpn_1x_coco')
+    assert path == find_config('configs/retinanet_cyclemlp_b2_fpn_1x_coco.py')
+    own = tmp_path / 'own.py'
+    own.write_text(f"_base_ = ['{path}']\nmodel = dict(bbox_head=dict(num_classes=3))\n")
+    assert load_config('own.py').model.bbox_head.num_classes == 3
+    with pytest.raises(MissingFileError, match='Did you mean upernet_cyclemlp_t'):
+        find_config('upernet_cyclemlp_t_512x512_160k_ade20')
+
+
+def test_options_are_merged():
+    cfg = load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {'model.backbone.init_cfg': None})
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_missing_toolbox_says_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    with pytest.raises(MissingToolboxError, match=r'pip install .cyclemlp_mm\[seg\]'):
+        require_toolbox(Config(dict(default_scope='mmseg')))
+    with pytest.raises(UserError, match='default_scope=None'):
+        require_toolbox(Config({}))

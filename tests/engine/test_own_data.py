@@ -1,0 +1,205 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.engine import class_palette, load_config, use_own_data
+from cyclemlp_mm.errors import MissingFileError, UserError
+
+RETINANET, MASK_RCNN = 'retinanet_cyclemlp_b1_fpn_1x_coco', 'mask_rcnn_cyclemlp_b1_fpn_1x_coco'
+UPERNET = 'upernet_cyclemlp_b1_512x512_160k_ade20k'
+
+
+@pytest.fixture(scope='module')
+def coco_original(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp('coco') / 'shapes', 3, 2, (64, 48))
+
+
+@pytest.fixture(scope='module')
+def ade_original(tmp_path_factory):
+    return write_ade20k(tmp_path_factory.mktemp('ade') / 'shapes', 3, 2, (64, 48))
+
+
+@pytest.fixture
+def coco(coco_original, tmp_path):
+    return shutil.copytree(coco_original, tmp_path / 'coco')
+
+
+@pytest.fixture
+def ade(ade_original, tmp_path):
+    return shutil.copytree(ade_original, tmp_path / 'ade')
+
+
+def rewrite(file, **changes):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize('name', [RETINANET, MASK_RCNN])
+def test_coco_layout(coco, name):
+    cfg = use_own_data(load_config(name), coco)
+    names = tuple(
+        c['name']
+        for c in json.loads((coco / 'annotations/instances_train2017.json').read_text())[
+            'categories'
+        ]
+    )
+    for phase in ('train', 'val', 'test'):
+        dataset = cfg[f'{phase}_dataloader'].dataset
+        assert dataset.data_root == str(coco)
+        assert dataset.metainfo.classes == names
+    assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
+    for phase in ('val', 'test'):
+        assert cfg[f'{phase}_evaluator'].ann_file == f'{coco}/annotations/instances_val2017.json'
+    heads = [cfg.model.bbox_head] if name == RETINANET else [
+        cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head
+    ]  # fmt: skip
+    assert [head.num_classes for head in heads] == [len(names)] * len(heads)
+
+
+def test_coco_subset_of_classes_keeps_the_files_order(coco):
+    cfg = use_own_data(load_config(RETINANET), coco, classes=['star', 'circle'])
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('circle', 'star')
+    assert cfg.model.bbox_head.num_classes == 2
+    with pytest.raises(UserError, match=r"\['dog'\] are not in"):
+        use_own_data(load_config(RETINANET), coco, classes=['dog'])
+
+
+def test_wrapped_data_sets_and_several_evaluators(coco):
+    cfg = load_config(RETINANET)
+    inner = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner, inner])
+    )
+    cfg.val_evaluator = [cfg.val_evaluator, dict(type='DumpDetResults', out_file_path='x.pkl')]
+    use_own_data(cfg, coco)
+    assert all(
+        one.data_root == str(coco) for one in cfg.train_dataloader.dataset.dataset.datasets
+    )
+    assert cfg.val_evaluator[0].ann_file.startswith(str(coco))
+
+
+def test_categories_that_differ_are_refused(coco):
+    file = coco / 'annotations/instances_val2017.json'
+    categories = json.loads(file.read_text())['categories']
+    rewrite(file, categories=categories[::-1])
+    with pytest.raises(UserError, match='categories of train and val differ'):
+        use_own_data(load_config(RETINANET), coco)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(categories=[]), 'has no categories'),
+        (dict(categories=[dict(id=1, name='a'), dict(id=2, name='a')]), 'double'),
+        (dict(categories=[dict(id=1, name='a'), dict(id=1, name='b')]), 'double'),
+        (dict(categories=[dict(name='a')]), 'needs an "id"'),
+    ],
+)
+def test_wrong_categories_are_refused(coco, changes, message):
+    rewrite(coco / 'annotations/instances_train2017.json', **changes)
+    with pytest.raises(UserError, match=message):
+        use_own_data(load_config(RETINANET), coco)
+
+
+def test_boxes_alone_do_not_train_masks(coco):
+    file = coco / 'annotations/instances_train2017.json'
+    annotations = json.loads(file.read_text())['annotations']
+    rewrite(file, annotations=[{k: v for k, v in a.items() if k != 'segmentation'}
+                               for a in annotations])  # fmt: skip
+    use_own_data(load_config(RETINANET), coco)
+    with pytest.raises(UserError, match='mask head needs masks'):
+        use_own_data(load_config(MASK_RCNN), coco)
+
+
+@pytest.mark.parametrize('text, message', [('{', 'is no JSON'), ('[]', 'is no COCO')])
+def test_files_that_are_no_annotations(coco, text, message):
+    (coco / 'annotations/instances_val2017.json').write_text(text)
+    with pytest.raises(UserError, match=message):
+        use_own_data(load_config(RETINANET), coco)
+
+
+def test_missing_parts_are_named(coco, ade, tmp_path):
+    with pytest.raises(MissingFileError, match='no such folder'):
+        use_own_data(load_config(RETINANET), tmp_path / 'nowhere')
+    shutil.rmtree(coco / 'val2017')
+    with pytest.raises(MissingFileError, match='COCO 2017: it lacks val2017/'):
+        use_own_data(load_config(RETINANET), coco)
+    with pytest.raises(MissingFileError, match='COCO 2017: it lacks annotations/instances_train'):
+        use_own_data(load_config(RETINANET), ade)
+    with pytest.raises(MissingFileError, match='ADE20K: it lacks images/training'):
+        use_own_data(load_config(UPERNET), coco)
+
+
+def test_ade20k_layout(ade):
+    cfg = use_own_data(load_config(UPERNET), ade)
+    names = tuple((ade / 'classes.txt').read_text().split())
+    for phase, part in (('train', 'training'), ('val', 'validation'), ('test', 'validation')):
+        dataset = cfg[f'{phase}_dataloader'].dataset
+        assert (dataset.type, dataset.data_root) == ('BaseSegDataset', str(ade))
+        assert dataset.data_prefix.img_path == f'images/{part}'
+        assert dataset.reduce_zero_label is True
+        assert dataset.metainfo.classes == names
+        steps = [step.type for step in dataset.pipeline]
+        assert steps[steps.index('LoadAnnotations') + 1] == 'CheckLabels'
+    assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == len(names)
+
+
+def test_labels_counted_from_zero(ade):
+    (ade / 'classes.txt').unlink()
+    with pytest.raises(MissingFileError, match=r'classes\.txt is missing.*--classes'):
+        use_own_data(load_config(UPERNET), ade)
+    cfg = use_own_data(load_config(UPERNET), ade, ['sky', 'road', 'car'], ignore_label=11)
+    dataset = cfg.val_dataloader.dataset
+    assert dataset.reduce_zero_label is False
+    [check] = [step for step in dataset.pipeline if step.type == 'CheckLabels']
+    assert (check.num_classes, check.ignore_label) == (3, 11)
+
+
+@pytest.mark.parametrize(
+    'classes, ignore_label, message',
+    [
+        (['a', 'b', 'c'], 2, 'must be 3 to 255'),
+        (['a', 'b', 'c'], 0, 'leave --ignore-label out'),
+        (['a', 'b', 'c'], 256, 'must be 3 to 255'),
+        (['a', 'a'], None, 'double'),
+        (['a'], None, 'at least two'),
+    ],
+)
+def test_wrong_segmentation_classes(ade, classes, ignore_label, message):
+    with pytest.raises(UserError, match=message):
+        use_own_data(load_config(UPERNET), ade, classes, ignore_label)
+
+
+def test_images_and_labels_must_pair_up(ade):
+    first = sorted((ade / 'annotations/training').iterdir())[0]
+    first.unlink()
+    with pytest.raises(MissingFileError, match=f'1 of 3 images.*{first.stem}'):
+        use_own_data(load_config(UPERNET), ade)
+
+
+def test_png_images_work_and_mixtures_are_refused(ade):
+    folder = ade / 'images/training'
+    for i, path in enumerate(sorted(folder.iterdir())):
+        Image.open(path).save(path.with_suffix('.png'))
+        path.unlink()
+        if i == 0:
+            with pytest.raises(UserError, match=r'mixes \.jpg, \.png'):
+                use_own_data(load_config(UPERNET), ade)
+    cfg = use_own_data(load_config(UPERNET), ade)
+    assert cfg.train_dataloader.dataset.img_suffix == '.png'
+    assert cfg.val_dataloader.dataset.img_suffix == '.jpg'
+
+
+def test_ignore_label_is_for_segmentation(coco):
+    with pytest.raises(UserError, match='detection has none'):
+        use_own_data(load_config(RETINANET), coco, ignore_label=3)
+
+
+def test_palette_has_distinct_colours():
+    colours = class_palette(150)
+    assert len(set(colours[:28])) == 28
+    assert np.array(colours).min() >= 0 and np.array(colours).max() <= 255

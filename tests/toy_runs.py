@@ -1,0 +1,39 @@
+"""Small data and settings with which the tools run in seconds."""
+
+import subprocess
+import sys
+
+from paths import ROOT
+
+#: ``--cfg-options`` that shrink a detector and its schedule to a few seconds.
+TINY_DETECTOR = [
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+]
+TINY_BACKBONE = [
+    'model.backbone.arch.depths=(1,1,1,1)',
+    'model.backbone.arch.widths=(8,64,128,192)',
+    'model.backbone.arch.mlp_ratios=(1,1,1,1)',
+]
+
+
+def run_tool(tool, *arguments, cwd, check=True):
+    """Run a script of ``tools/`` as a user does; returns (exit code, all it printed)."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    if check and done.returncode:
+        raise AssertionError(f'{tool} ended with {done.returncode}:\n{done.stdout[-6000:]}')
+    return done.returncode, done.stdout

@@ -1,0 +1,240 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from published_names import published_state_dict
+
+from cyclemlp_mm.errors import CheckpointError, MissingFileError
+from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.weights import read_checkpoint
+
+TINY = dict(
+    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    downsample='conv',
+)  # fmt: skip
+
+
+def source(**kwargs):
+    """A model whose every tensor is random, norms included."""
+    model = CycleMLP(TINY, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def load(path, arch=TINY, prefix=None, **kwargs):
+    cfg = dict(type='Pretrained', checkpoint=str(path))
+    if prefix is not None:
+        cfg['prefix'] = prefix
+    model = CycleMLP(arch, init_cfg=cfg, **kwargs)
+    model.init_weights()
+    return model
+
+
+def assert_same(model, other, but=()):
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(tuple(but)):
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('wrapper', [None, 'model', 'state_dict'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+def test_published_dense_files_load_however_wrapped(tmp_path, wrapper, prefix):
+    model = source()
+    state = {prefix + name: tensor for name, tensor in published_state_dict(model).items()}
+    torch.save({wrapper: state, 'epoch': 300} if wrapper else state, tmp_path / 'file.pth')
+    assert_same(model, load(tmp_path / 'file.pth'))
+
+
+def test_published_classifier_gives_dense_norms_anew(tmp_path, log_lines):
+    model = source()
+    torch.save(published_state_dict(model, classifier=10), tmp_path / 'cls.pth')
+    loaded = load(tmp_path / 'cls.pth')
+    new = ('norm0', 'norm1', 'norm2')
+    assert_same(model, loaded, but=new)
+    assert all(torch.all(getattr(loaded, name).weight == 1) for name in new)
+    said = '\n'.join(log_lines)
+    total = len(loaded.state_dict())
+    assert f'loaded {total - 6} of {total} tensors from {tmp_path / "cls.pth"}' in said
+    assert 'new, not in the file: output norms (norm0.weight' in said
+    assert 'classifier (2)' in said
+
+
+def test_levels_left_out_leave_their_norms_and_stages(tmp_path, log_lines):
+    model = source()
+    torch.save(published_state_dict(model), tmp_path / 'file.pth')
+    assert_same(load(tmp_path / 'file.pth', out_indices=(1, 2)), model)
+    said = '\n'.join(log_lines)
+    assert 'output norms (4)' in said
+    assert 'stages behind the last returned level' in said
+
+
+def test_our_own_and_whole_detectors_checkpoints_load(tmp_path, log_lines):
+    model = source()
+    torch.save(model.state_dict(), tmp_path / 'ours.pth')
+    assert_same(model, load(tmp_path / 'ours.pth'))
+    whole = {f'backbone.{n}': t for n, t in model.state_dict().items()}
+    whole |= {'neck.convs.0.weight': torch.ones(3), 'bbox_head.bias': torch.ones(2)}
+    history = HistoryBuffer()
+    history.update(1.5)
+    torch.save(
+        {
+            'state_dict': whole,
+            'meta': {'epoch': 3, 'seed': np.int64(7), 'dataset_meta': {'classes': ('a', 'b')}},
+            'message_hub': {'log_scalars': {'loss': history}},
+        },
+        tmp_path / 'detector.pth',
+    )
+    assert_same(model, load(tmp_path / 'detector.pth'))
+    assert 'rest of the model (2)' in '\n'.join(log_lines)
+
+
+def test_named_prefix(tmp_path):
+    model = source()
+    torch.save({f'encoder.{n}': t for n, t in model.state_dict().items()}, tmp_path / 'e.pth')
+    assert_same(model, load(tmp_path / 'e.pth', prefix='encoder'))
+    with pytest.raises(CheckpointError, match=r'e\.pth.*None of its.*begin with encoder'):
+        load(tmp_path / 'e.pth')
+    with pytest.raises(CheckpointError, match=r"no name that begins with prefix='net\.'"):
+        load(tmp_path / 'e.pth', prefix='net.')
+
+
+def test_half_the_keys_are_refused_and_change_nothing(tmp_path):
+    state = published_state_dict(source())
+    torch.save(dict(list(state.items())[: len(state) // 2]), tmp_path / 'half.pth')
+    model = CycleMLP(TINY, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'half.pth')))
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r'half\.pth does not fit.*tensors are missing'):
+        model.init_weights()
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
+
+
+@pytest.mark.parametrize('name', ['stem.proj.bias', 'norm1.weight', 'stages.1.1.mixer.proj.weight'])
+def test_one_missing_tensor_is_refused_unless_an_output_norm(tmp_path, name):
+    state = source().state_dict()
+    del state[name]
+    torch.save(state, tmp_path / 'file.pth')
+    if name.startswith('norm'):
+        load(tmp_path / 'file.pth')
+    else:
+        with pytest.raises(CheckpointError, match=r'1 of 1\d\d tensors are missing'):
+            load(tmp_path / 'file.pth')
+
+
+def test_unknown_tensors_are_refused(tmp_path):
+    state = published_state_dict(source()) | {'network.0.0.attn.qkv.weight': torch.ones(2)}
+    torch.save(state, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match='1 are unknown'):
+        load(tmp_path / 'file.pth')
+
+
+def test_another_arch_is_named(tmp_path):
+    torch.save(published_state_dict(CycleMLP('b1'), classifier=1000), tmp_path / 'b1.pth')
+    with pytest.raises(
+        CheckpointError, match=r'holds depths 2-2-4-2.*model has depths 2-3-10-3.*right arch'
+    ):
+        load(tmp_path / 'b1.pth', arch='b2')
+    with pytest.raises(CheckpointError, match=r'another shape|right arch'):
+        load(tmp_path / 'b1.pth', arch='b5')
+
+
+def test_other_offsets_are_refused(tmp_path):
+    state = published_state_dict(source())
+    state['network.0.0.attn.sfc_w.offset'] = -state['network.0.0.attn.sfc_w.offset']
+    torch.save(state, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match=r'file\.pth.*sfc_w\.offset differs'):
+        load(tmp_path / 'file.pth')
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    whole = tmp_path / 'whole.pth'
+    torch.save(published_state_dict(source()), whole)
+    with pytest.raises(MissingFileError, match=r'nowhere\.pth does not exist'):
+        load(tmp_path / 'nowhere.pth')
+    (tmp_path / 'empty.pth').touch()
+    with pytest.raises(CheckpointError, match=r'empty\.pth is empty'):
+        load(tmp_path / 'empty.pth')
+    content = whole.read_bytes()
+    for part in (10, 200, len(content) // 2, len(content) - 1):
+        (tmp_path / 'cut.pth').write_bytes(content[:part])
+        with pytest.raises(CheckpointError, match=r'cut\.pth.*truncated'):
+            load(tmp_path / 'cut.pth')
+    (tmp_path / 'page.pth').write_text('<!DOCTYPE html><html>Not Found</html>')
+    with pytest.raises(CheckpointError, match=r'page\.pth.*HTML page'):
+        load(tmp_path / 'page.pth')
+    with pytest.raises(CheckpointError, match='is not a file'):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize('content', [{}, [1, 2], {'a': 1}, 3, {'state_dict': {'w': 'text'}}])
+def test_files_without_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=r'other\.pth.*no state dict'):
+        load(tmp_path / 'other.pth')
+
+
+class _Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_code_in_a_file_is_not_run(tmp_path, legacy):
+    mark = tmp_path / 'was_run'
+    state = published_state_dict(source()) | {'extra': _Hostile(str(mark))}
+    torch.save(state, tmp_path / 'evil.pth', _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r'evil\.pth is refused.*mkdir'):
+        load(tmp_path / 'evil.pth')
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(_Hostile(str(mark))))
+    with pytest.raises(CheckpointError, match=r'plain\.pth'):
+        load(tmp_path / 'plain.pth')
+    assert not mark.exists()
+
+
+def test_unreachable_url_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    url = 'http://127.0.0.1:9/CycleMLP_B1.pth'  # the discard port: nobody listens
+    with pytest.raises(CheckpointError) as caught:
+        load(url)
+    message = str(caught.value)
+    assert f'curl -LO {url}' in message
+    assert str(tmp_path / 'checkpoints' / 'CycleMLP_B1.pth') in message
+    model = source()
+    torch.save(published_state_dict(model), tmp_path / 'checkpoints' / 'CycleMLP_B1.pth')
+    assert_same(model, load(url))
+
+
+def test_other_schemes_are_refused():
+    with pytest.raises(CheckpointError, match='torchvision:// is not supported'):
+        read_checkpoint('torchvision://resnet50')
+
+
+def test_init_cfg_is_checked_when_the_model_is_built():
+    with pytest.raises(ValueError, match='takes'):
+        CycleMLP(TINY, init_cfg=dict(type='Pretrained', checkpoint='x.pth', strict=False))
+    with pytest.raises(ValueError, match="needs 'checkpoint'"):
+        CycleMLP(TINY, init_cfg=dict(type='Pretrained'))
+
+
+def test_older_way_is_mapped_with_a_warning(tmp_path, log_lines):
+    model = source()
+    torch.save(model.state_dict(), tmp_path / 'ours.pth')
+    other = CycleMLP(TINY, pretrained=str(tmp_path / 'ours.pth'))
+    assert "'pretrained' is deprecated" in '\n'.join(log_lines)
+    other.init_weights()
+    assert_same(model, other)
+    with pytest.raises(ValueError, match='not both'):
+        CycleMLP(TINY, init_cfg=dict(type='Normal', layer='Linear'), pretrained='x.pth')
+
+
+def test_other_initialisations_still_work():
+    model = CycleMLP(TINY, init_cfg=dict(type='Constant', layer='Linear', val=0.5))
+    model.init_weights()
+    assert torch.all(model.stages[0][0].mlp.fc1.weight == 0.5)

@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Write a data set of coloured shapes, in the layout of COCO 2017 or of ADE20K."""
+
+import argparse
+from collections.abc import Sequence
+
+from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+
+WRITERS = {'coco': write_coco, 'ade20k': write_ade20k}
+
+EXAMPLES = """\
+examples:
+  # 400 + 100 images of 128 x 128 pixels for detection and instance segmentation
+  tools/make_demo_data.py coco data/shapes_coco
+
+  # the same images for semantic segmentation
+  tools/make_demo_data.py ade20k data/shapes_ade20k
+
+  # few and small ones, for a quick try
+  tools/make_demo_data.py coco data/tiny --num-train 8 --num-val 4 --size 64 48 --seed 1
+"""
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The command line.
+
+    Returns:
+        argparse.ArgumentParser: Its parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('layout', choices=sorted(WRITERS), help='layout of the data set')
+    parser.add_argument(
+        'out_dir',
+        help='folder to write to: new, empty, or with the same data '
+        'set, which is then kept as it is',
+    )
+    parser.add_argument(
+        '--num-train',
+        type=int,
+        default=400,
+        metavar='N',
+        help='number of training images (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--num-val',
+        type=int,
+        default=100,
+        metavar='N',
+        help='number of validation images (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(128, 128),
+        metavar=('WIDTH', 'HEIGHT'),
+        help='size of the images, at least 32 32 (default: 128 128)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='the same seed gives the same images (default: %(default)s)',
+    )
+    return parser
+
+
+def main(argv: 'Sequence[str] | None' = None) -> None:
+    """Run the tool.
+
+    Args:
+        argv (Sequence[str], optional): Arguments. Default: the process's own.
+
+    Raises:
+        UserError: If an argument or the folder cannot be used.
+    """
+    args = new_parser().parse_args(argv)
+    write = WRITERS[args.layout]
+    folder = write(args.out_dir, args.num_train, args.num_val, args.size, args.seed)
+    print(f'{folder}: {args.num_train} training and {args.num_val} validation images')
+
+
+if __name__ == '__main__':
+    run_tool(main)
