@@ -7,6 +7,7 @@ and projected.
 
 from torch import Tensor
 
+from .autocast import compute_dtype
 from .mixer_backend import resolve_backend
 from .mixer_folded import folded_mixer
 from .mixer_reference import reference_mixer
@@ -44,8 +45,8 @@ def cycle_mixer(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run on this tensor or machine.
     """
-    form = resolve_backend(backend, x, weights.reweight is not None)
+    form = resolve_backend(backend, x, compute_dtype(x), weights.reweight is not None)
     if form == 'reference':
         y = reference_mixer(x, weights)
         return y if residual is None else residual + y
-    return folded_mixer(x, weights, form != 'shift', residual)
+    return folded_mixer(x, weights, form, residual)

@@ -43,7 +43,7 @@ def weigh_branches(sums: Tensor, tokens: int, weights: MixerWeights) -> Tensor:
 def folded_mixer(
     x: Tensor,
     weights: MixerWeights,
-    fold_projection: bool = True,
+    form: str = 'folded',
     residual: 'Tensor | None' = None,
 ) -> Tensor:
     """Mix a map by one product per image, and a second one where the projection is left out.
@@ -54,7 +54,8 @@ def folded_mixer(
     Args:
         x (Tensor): (B, H, W, C), normed.
         weights (MixerWeights): Parameters.
-        fold_projection (bool): Whether the projection is part of the matrix. Defaults to True.
+        form (str): 'folded', 'triton' (the same by kernels of ours) or 'shift' (the projection is
+            not part of the matrix). Defaults to 'folded'.
         residual (Tensor, optional): (B, H, W, C); added.
 
     Returns:
@@ -68,11 +69,16 @@ def folded_mixer(
         else:
             x, sums = map_sums(x, sum_dtype)
             a = weigh_branches(sums, x.shape[1] * x.shape[2], weights)
-        matrix = mixer_matrix(a, weights, fold_projection).to(product_dtype)
+        matrix = mixer_matrix(a, weights, form != 'shift').to(product_dtype)
         x = x.to(product_dtype)
         if residual is not None:
             residual = residual.contiguous()
-        if fold_projection:
+        if form == 'triton':
+            from .mixer_triton import triton_product  # needs Triton
+
+            y = triton_product(x, matrix)
+            return y if residual is None else residual + y
+        if form == 'folded':
             return shifted_product(x, matrix, residual)
         y = shifted_product(x, matrix)
         proj, bias = weights.weight_proj.to(product_dtype), weights.bias_proj.to(product_dtype)
