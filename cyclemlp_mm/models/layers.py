@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import chunked_mlp
+from cyclemlp_mm.ops.compiling import is_compiling
 
 
 class DropPath(nn.Module):
@@ -81,7 +82,7 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
         Tensor: Same shape.
     """
     # A GPU keeps whole maps busy, and a compiler fuses on its own.
-    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+    if x.device.type != 'cpu' or is_compiling():
         return x + drop_path(mlp(norm(x)))
     if drop_path.active:
         return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))

@@ -1,9 +1,9 @@
 """Operators: tensors in, tensors out, no knowledge of models."""
 
-from .chunked_mlp import chunked_mlp
+from .mlp_chunks import chunked_mlp
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
 from .cycle_mixer import cycle_mixer
-from .mixer_backend import BACKENDS
+from .mixer_backend import BACKENDS, check_backend
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, ReweightWeights, branch_weights
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     'MixerWeights',
     'ReweightWeights',
     'branch_weights',
+    'check_backend',
     'chunked_mlp',
     'cycle_fc',
     'cycle_mixer',

@@ -5,8 +5,9 @@ share a matrix: H · W of one image, or of all images where the branches are not
 
 - Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 2.5 C on ('folded').
 - With the projection apart it costs C^2: worth it from N = 0.5 C on ('shift').
-- Both cost some 20 small operations per image more than 'reference' does. On a map of fewer than
-  64 Ki numbers per image these are the larger part.
+- Both cost small operations that 'reference' does without, some per call and some per image. They
+  are the larger part on small maps: under 48 Ki numbers per matrix, or where B · H · W · C (C + 128)
+  is under 36 million.
 
 A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
 asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
@@ -21,17 +22,26 @@ from torch import Tensor
 BACKENDS = ('reference', 'shift', 'folded', 'triton')
 #: Tokens per channel from which on the projection is folded in, and the branches are.
 FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = 2.5, 0.5
-#: Numbers in an image's map from which on folding pays for its small operations.
-FOLD_MIN_NUMEL = 64 * 1024
+#: Numbers per matrix, and B · H · W · C (C + 128), from which on folding pays.
+FOLD_MIN_NUMEL, FOLD_MIN_WORK = 48 * 1024, 36_000_000
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_backend(backend: str) -> str:
+    """Return ``backend``, or raise ValueError if there is none of that name."""
+    if backend != 'auto' and backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, but got {backend!r}")
+    return backend
 
 
 def choose_backend(x: Tensor, reweight: bool) -> str:
     """The form that 'auto' stands for: see the module."""
     batch, height, width, channels = x.shape
     tokens = height * width if reweight else batch * height * width
-    if x.device.type not in ('cpu', 'cuda') or tokens * channels < FOLD_MIN_NUMEL:
+    if x.device.type not in ('cpu', 'cuda'):
+        return 'reference'
+    if tokens * channels < FOLD_MIN_NUMEL or x.numel() * (channels + 128) < FOLD_MIN_WORK:
         return 'reference'
     if tokens >= FOLD_PROJECTION_FROM * channels:
         return 'folded'
@@ -71,9 +81,7 @@ def resolve_backend(backend: str, x: Tensor, dtype: torch.dtype, reweight: bool)
     """
     if backend == 'auto':
         return choose_backend(x, reweight)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, but got {backend!r}")
-    if backend == 'triton':
+    if check_backend(backend) == 'triton':
         reason = why_not_triton(x.device, dtype)
         if reason is not None:
             raise RuntimeError(

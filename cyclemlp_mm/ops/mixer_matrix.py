@@ -21,11 +21,11 @@ def _stack(a: Tensor, w_h: Tensor, b_h: Tensor, w_w: Tensor, b_w: Tensor, w_c: T
     a_h, a_w, a_c = a[..., None].unbind(1)
     out = a.new_empty(a.shape[0], w_h.shape[0], operand_width(channels))
     own = out[..., :channels]
-    torch.mul(w_c, a_c, out=own)
+    own.copy_(w_c * a_c)
     own[..., 0::3].addcmul_(w_h[:, 0::3], a_h).addcmul_(w_w[:, 0::3], a_w)
     for columns, moved, _, dx in operand_shifts(channels):
         weight, scale = (w_h, a_h) if dx else (w_w, a_w)
-        torch.mul(weight[:, moved], scale, out=out[..., columns])
+        out[..., columns] = weight[:, moved] * scale
     out[..., -1] = b_h * a_h[..., 0] + b_w * a_w[..., 0]
     return out
 

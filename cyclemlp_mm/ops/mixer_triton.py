@@ -26,6 +26,16 @@ def interpreted() -> bool:
 
 
 @triton.jit
+def _add_dot(acc, left, right, PRECISION: tl.constexpr):
+    """acc + left right, in float32."""
+    if PRECISION == 'widened':
+        acc = tl.dot(left.to(tl.float32), right.to(tl.float32), acc, input_precision='ieee')
+    else:
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def _neighbours(base, tokens, channels, n_tokens, width, height, n_channels):
     """Tiles of a map and of its two shifted copies, (tokens, channels) each."""
     row, column = tokens // width, tokens % width
@@ -76,13 +86,9 @@ def _forward_kernel(
         # (K, N) tiles of the out-by-in matrix: read transposed.
         place = matrix + outs[None, :] * (3 * C) + channels[:, None]
         mask = (channels < C)[:, None] & (outs < OUT)[None, :]
-        acc = tl.dot(here, tl.load(place, mask=mask, other=0.0), acc, input_precision=PRECISION)
-        acc = tl.dot(
-            along_w, tl.load(place + C, mask=mask, other=0.0), acc, input_precision=PRECISION
-        )
-        acc = tl.dot(
-            along_h, tl.load(place + 2 * C, mask=mask, other=0.0), acc, input_precision=PRECISION
-        )
+        acc = _add_dot(acc, here, tl.load(place, mask=mask, other=0.0), PRECISION)
+        acc = _add_dot(acc, along_w, tl.load(place + C, mask=mask, other=0.0), PRECISION)
+        acc = _add_dot(acc, along_h, tl.load(place + 2 * C, mask=mask, other=0.0), PRECISION)
     acc += tl.load(const + image * const_stride + outs, mask=outs < OUT, other=0.0)[None, :]
     place = y + image * n_tokens * OUT + tokens[:, None] * OUT + outs[None, :]
     mask = (tokens < n_tokens)[:, None] & (outs < OUT)[None, :]
@@ -121,17 +127,12 @@ def _grad_x_kernel(
         weight = matrix + outs[:, None] * (3 * C) + channels[None, :]
         mask = (outs < OUT)[:, None] & (channels < C)[None, :]
         here = tl.load(place, mask=in_map[:, None] & inside, other=0.0)
-        acc = tl.dot(here, tl.load(weight, mask=mask, other=0.0), acc, input_precision=PRECISION)
+        acc = _add_dot(acc, here, tl.load(weight, mask=mask, other=0.0), PRECISION)
         if residue > 0:
             beside = tl.load(place - step * OUT, mask=in_w[:, None] & inside, other=0.0)
-            acc = tl.dot(
-                beside, tl.load(weight + C, mask=mask, other=0.0), acc, input_precision=PRECISION
-            )
+            acc = _add_dot(acc, beside, tl.load(weight + C, mask=mask, other=0.0), PRECISION)
             above = tl.load(place - step * width * OUT, mask=in_h[:, None] & inside, other=0.0)
-            acc = tl.dot(
-                above, tl.load(weight + 2 * C, mask=mask, other=0.0), acc,
-                input_precision=PRECISION,
-            )  # fmt: skip
+            acc = _add_dot(acc, above, tl.load(weight + 2 * C, mask=mask, other=0.0), PRECISION)
     place = grad_x + image * n_tokens * C + tokens[:, None] * C + channels[None, :]
     mask = in_map[:, None] & (channels < C)[None, :]
     tl.store(place, acc.to(grad_x.dtype.element_ty), mask=mask)
@@ -165,9 +166,9 @@ def _grad_matrix_kernel(
             mask=(tokens < n_tokens)[None, :] & (outs < OUT)[:, None],
             other=0.0,
         )
-        acc_c = tl.dot(grad, here, acc_c, input_precision=PRECISION)
-        acc_w = tl.dot(grad, along_w, acc_w, input_precision=PRECISION)
-        acc_h = tl.dot(grad, along_h, acc_h, input_precision=PRECISION)
+        acc_c = _add_dot(acc_c, grad, here, PRECISION)
+        acc_w = _add_dot(acc_w, grad, along_w, PRECISION)
+        acc_h = _add_dot(acc_h, grad, along_h, PRECISION)
     place = parts + tl.program_id(2).to(tl.int64) * (OUT * 3 * C)
     place += outs[:, None] * (3 * C) + channels[None, :]
     mask = (outs < OUT)[:, None] & (channels < C)[None, :]
@@ -203,8 +204,10 @@ def _blocks(channels: int) -> 'tuple[int, int]':
 
 
 def _precision(x: Tensor) -> str:
-    # TF32 has bfloat16's neighbourhood of errors: float32 is to mean float32.
-    return 'ieee' if x.dtype == torch.float32 else 'tf32'
+    if x.dtype == torch.bfloat16 and interpreted():
+        return 'widened'  # the interpreter multiplies bfloat16's bits as integers
+    # float32 means float32: TF32 keeps 10 bits.
+    return 'ieee'
 
 
 class _TritonProduct(torch.autograd.Function):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .compiling import is_compiling
 from .cpu_linear import linear_add
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
@@ -54,7 +55,8 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[Iterator[Chunk], int]':
     """
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
-    if x.device.type != 'cpu':
+    # A compiler would unroll the loop.
+    if x.device.type != 'cpu' or is_compiling():
         return iter([Chunk(slice(0, batch), 0, height)]), batch * height * per_row
     rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
     if rows < height or not shared:
