@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from paths import …`
+sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases import …`
 
 
 @pytest.fixture(autouse=True)

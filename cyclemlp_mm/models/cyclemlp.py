@@ -16,13 +16,21 @@ from cyclemlp_mm.ops import (
     CycleFC,
     MixerWeights,
     ReweightWeights,
+    check_backend,
     cycle_mixer,
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import resolve_arch
 from .dense_backbone import DenseBackbone
-from .layers import ConvDownsample, DropPath, Mlp, PatchMerging, drop_path_rates
+from .layers import (
+    ConvDownsample,
+    DropPath,
+    Mlp,
+    PatchMerging,
+    drop_path_rates,
+    residual_mlp,
+)
 
 
 def _row(
@@ -44,19 +52,21 @@ class CycleMixer(nn.Module):
     Args:
         channels (int): Width, C.
         reweight (bool): Weigh the branches by split attention; False sums them. Defaults to True.
+        backend (str): See :func:`cyclemlp_mm.ops.cycle_mixer`. Defaults to 'auto'.
     """
 
-    def __init__(self, channels: int, reweight: bool = True) -> None:
+    def __init__(self, channels: int, reweight: bool = True, backend: str = 'auto') -> None:
         super().__init__()
+        self.backend = check_backend(backend)
         self.mlp_c = nn.Linear(channels, channels, bias=False)
         self.sfc_h = CycleFC(channels, channels, KERNEL_H)
         self.sfc_w = CycleFC(channels, channels, KERNEL_W)
         self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        return cycle_mixer(x, self.mixer_weights())
+    def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+        """(B, H, W, C) to the same shape; ``residual``, of that shape, is added."""
+        return cycle_mixer(x, self.mixer_weights(), self.backend, residual)
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters, as the operator takes them."""
@@ -78,22 +88,32 @@ class CycleBlock(nn.Module):
         mlp_ratio (int): Hidden width of the MLP over C.
         drop_path (float): Probability of dropping a branch in training.
         reweight (bool): See :class:`CycleMixer`.
+        mixer_backend (str): See :func:`cyclemlp_mm.ops.cycle_mixer`. Defaults to 'auto'.
     """
 
     def __init__(
-        self, channels: int, mlp_ratio: int, drop_path: float, reweight: bool
+        self,
+        channels: int,
+        mlp_ratio: int,
+        drop_path: float,
+        reweight: bool,
+        mixer_backend: str = 'auto',
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.mixer = CycleMixer(channels, reweight)
+        self.mixer = CycleMixer(channels, reweight, mixer_backend)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, channels * mlp_ratio)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        normed = self.norm1(x)
+        if self.drop_path.active:
+            x = x + self.drop_path(self.mixer(normed))
+        else:
+            x = self.mixer(normed, residual=x)
+        return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 
 @MODELS.register_module()
@@ -124,6 +144,8 @@ class CycleMLP(DenseBackbone):
         with_cp (bool): Activation checkpointing in training: less memory, more time.
             Defaults to False.
         out_norms (bool): One LayerNorm per returned level. Defaults to True.
+        mixer_backend (str): How mixers are computed; the results are the same. 'auto' takes the
+            fastest, see :func:`cyclemlp_mm.ops.cycle_mixer` for the others. Defaults to 'auto'.
         init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
             published files as they are and raises if they do not fit. A classifier's final norm
             becomes the last level's norm. Defaults to None: truncated normal (std 0.02) Linears.
@@ -168,6 +190,7 @@ class CycleMLP(DenseBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         out_norms: bool = True,
+        mixer_backend: str = 'auto',
         init_cfg: 'dict | list[dict] | None' = None,
         pretrained: 'str | None' = None,
     ) -> None:
@@ -189,7 +212,11 @@ class CycleMLP(DenseBackbone):
             self.stages.append(
                 nn.ModuleList(
                     CycleBlock(
-                        widths[i], settings['mlp_ratios'][i], next(rates), settings['reweight']
+                        widths[i],
+                        settings['mlp_ratios'][i],
+                        next(rates),
+                        settings['reweight'],
+                        mixer_backend,
                     )
                     for _ in range(depths[i])
                 )

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from cyclemlp_mm.ops import chunked_mlp
+from cyclemlp_mm.ops.compiling import is_compiling
+
 
 class DropPath(nn.Module):
     """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch whole.
@@ -16,9 +19,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = float(drop_prob)
 
+    @property
+    def active(self) -> bool:
+        """Whether it does anything: in training, with a probability above 0."""
+        return self.training and self.drop_prob > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to the same shape."""
-        if self.drop_prob == 0.0 or not self.training:
+        if not self.active:
             return x
         keep = 1.0 - self.drop_prob
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
@@ -59,6 +67,26 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., out_channels)."""
         return self.fc2(self.act(self.fc1(x)))
+
+
+def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -> Tensor:
+    """``x + drop_path(mlp(norm(x)))``, on a CPU over chunks of tokens.
+
+    Args:
+        x (Tensor): (B, ..., C).
+        norm (nn.LayerNorm): Over C.
+        mlp (Mlp): C to C.
+        drop_path (DropPath): Stochastic depth of the branch.
+
+    Returns:
+        Tensor: Same shape.
+    """
+    # A GPU keeps whole maps busy, and a compiler fuses on its own.
+    if x.device.type != 'cpu' or is_compiling():
+        return x + drop_path(mlp(norm(x)))
+    if drop_path.active:
+        return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
+    return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
 
 
 class ConvDownsample(nn.Module):

@@ -5,86 +5,48 @@ Three branches of width C read the map: ``h``, a CycleFC along x, ``w``, a Cycle
 and projected.
 """
 
-from typing import NamedTuple
-
-import torch.nn.functional as F
 from torch import Tensor
 
-from .cycle_fc import cycle_fc
-
-#: Pseudo-kernels of the two shifted branches.
-KERNEL_H, KERNEL_W = (1, 3), (3, 1)
-
-
-class ReweightWeights(NamedTuple):
-    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C.
-
-    Attributes:
-        weight1 (Tensor): (C/4, C).
-        bias1 (Tensor): (C/4,).
-        weight2 (Tensor): (3C, C/4); the three branch logits of a channel are adjacent rows.
-        bias2 (Tensor): (3C,).
-    """
-
-    weight1: Tensor
-    bias1: Tensor
-    weight2: Tensor
-    bias2: Tensor
+from .autocast import compute_dtype
+from .mixer_backend import resolve_backend
+from .mixer_folded import folded_mixer
+from .mixer_reference import reference_mixer
+from .mixer_weights import MixerWeights
 
 
-class MixerWeights(NamedTuple):
-    """Parameters of the mixer.
-
-    Attributes:
-        weight_h, weight_w, weight_c, weight_proj (Tensor): (C, C), out by in.
-        bias_h, bias_w, bias_proj (Tensor): (C,).
-        reweight (ReweightWeights, optional): None sums the branches unweighted.
-    """
-
-    weight_h: Tensor
-    bias_h: Tensor
-    weight_w: Tensor
-    bias_w: Tensor
-    weight_c: Tensor
-    weight_proj: Tensor
-    bias_proj: Tensor
-    reweight: 'ReweightWeights | None'
-
-
-def branch_weights(mean: Tensor, reweight: ReweightWeights) -> 'tuple[Tensor, Tensor, Tensor]':
-    """Weight of each branch, per image and channel.
+def cycle_mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    backend: str = 'auto',
+    residual: 'Tensor | None' = None,
+) -> Tensor:
+    """Mix a map. Every backend computes the same function.
 
     Args:
-        mean (Tensor): (B, C), mean over space of h + w + c.
-        reweight (ReweightWeights): The MLP.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
-    """
-    hidden = F.gelu(F.linear(mean, reweight.weight1, reweight.bias1))
-    logits = F.linear(hidden, reweight.weight2, reweight.bias2)
-    # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
-    weights = logits.unflatten(-1, (-1, 3)).softmax(dim=-1)
-    return weights.unbind(dim=-1)
-
-
-def cycle_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
-    """Mix a map, in the published order of operations with shift + Linear as CycleFC.
-
-    Args:
-        x (Tensor): (B, H, W, C), normed.
+        x (Tensor): (B, H, W, C), normed, of any floating dtype.
         weights (MixerWeights): Parameters.
+        backend (str): How to compute it:
+
+            - 'reference': shift + Linear in the published order of operations.
+            - 'shift': the three branches as one product with the shifted operand, then the
+              projection.
+            - 'folded': branches and projection as one product per image.
+            - 'triton': 'folded', by a kernel that never makes the operand; needs a GPU and Triton.
+            - 'auto': the fastest, by the rule of :mod:`cyclemlp_mm.ops.mixer_backend`.
+
+            Defaults to 'auto'.
+        residual (Tensor, optional): (B, H, W, C), added to the result: in inference as part of
+            the product, which saves a pass over memory.
 
     Returns:
-        Tensor: (B, H, W, C).
+        Tensor: (B, H, W, C); under autocast in its dtype, as a Linear's output is.
+
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: The backend cannot run on this tensor or machine.
     """
-    h = cycle_fc(x, weights.weight_h, weights.bias_h, KERNEL_H)
-    w = cycle_fc(x, weights.weight_w, weights.bias_w, KERNEL_W)
-    c = F.linear(x, weights.weight_c)
-    if weights.reweight is None:
-        mixed = h + w + c
-    else:
-        branches = branch_weights((h + w + c).mean(dim=(1, 2)), weights.reweight)
-        a_h, a_w, a_c = (a[:, None, None, :] for a in branches)
-        mixed = h * a_h + w * a_w + c * a_c
-    return F.linear(mixed, weights.weight_proj, weights.bias_proj)
+    form = resolve_backend(backend, x, compute_dtype(x), weights.reweight is not None)
+    if form == 'reference':
+        y = reference_mixer(x, weights)
+        return y if residual is None else residual + y
+    return folded_mixer(x, weights, form, residual)

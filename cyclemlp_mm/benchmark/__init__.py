@@ -1,0 +1,1 @@
+"""How fast, against what: the measurements of tools/benchmark.py."""

@@ -1,0 +1,31 @@
+"""Which dtype an operator computes in, with and without autocast."""
+
+import torch
+from torch import Tensor
+
+
+def _autocast_dtype(device: str) -> 'torch.dtype | None':
+    """Autocast's dtype for a kind of device; None where it is off or not known."""
+    if device not in ('cpu', 'cuda'):
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # Before PyTorch 2.4 every kind of device had functions of its own.
+    if device == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Where matrix products are made: in autocast's dtype where it is on, else in that of ``x``.
+
+    Args:
+        x (Tensor): The input; float64 stays float64, as autocast leaves it.
+    """
+    dtype = None if x.dtype == torch.float64 else _autocast_dtype(x.device.type)
+    return x.dtype if dtype is None else dtype
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Where sums, means and small matrices are made: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)

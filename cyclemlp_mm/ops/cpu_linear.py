@@ -1,0 +1,87 @@
+"""Linears of inference on a CPU, with what follows them done while the result is in registers.
+
+oneDNN, which comes with PyTorch, can add a tensor or take the GELU inside its matrix product; the
+operator that asks it to is the one ``torch.compile`` uses. Where a build has no oneDNN or the dtype
+is another one, the same is done by public operators.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Longest sums that oneDNN is given: it adds up in fewer partial sums than the BLAS does, and a
+#: whole backbone in float32 is to stay as close to float64 as the published form is.
+_ONEDNN_MAX_SUM = {torch.float32: 1280, torch.bfloat16: 2**31}
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's fused Linear is to be taken for such an input, (..., C_in).
+
+    On a CPU, in float32 up to C_in = 1280, and in bfloat16.
+    """
+    return (
+        x.device.type == 'cpu'
+        and x.shape[-1] <= _ONEDNN_MAX_SUM.get(x.dtype, 0)
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    )
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x weightᵀ + bias)``.
+
+    Args:
+        x (Tensor): (N, C_in), contiguous.
+        weight (Tensor): (C_out, C_in).
+        bias (Tensor): (C_out,).
+    """
+    if has_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, 'gelu', [], 'none')
+    return torch.ops.aten.gelu_(F.linear(x, weight, bias))
+
+
+def linear_add(
+    x: Tensor, weight: Tensor, bias: 'Tensor | None', added: 'Tensor | None', out: Tensor
+) -> None:
+    """``out = added + x weightᵀ + bias``.
+
+    Args:
+        x (Tensor): (N, C_in), contiguous.
+        weight (Tensor): (C_out, C_in).
+        bias (Tensor, optional): (C_out,).
+        added (Tensor, optional): (N, C_out), contiguous.
+        out (Tensor): (N, C_out); may be ``added`` itself.
+    """
+    if has_onednn(x):
+        linear = torch.ops.mkldnn._linear_pointwise
+        if added is None:
+            out.copy_(linear.default(x, weight, bias, 'none', [], ''))
+        else:
+            out.copy_(linear.binary(x, added, weight, bias, 'add'))
+    elif added is None:
+        if bias is None:
+            torch.mm(x, weight.mT, out=out)
+        else:
+            torch.addmm(bias, x, weight.mT, out=out)
+    else:
+        torch.addmm(added, x, weight.mT, out=out)
+        if bias is not None:
+            out += bias
+
+
+def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: 'Tensor | None') -> Tensor:
+    """``added + linear(x)``, differentiable; fused where no gradient is needed.
+
+    Args:
+        x (Tensor): (..., C_in), contiguous.
+        weight (Tensor): (C_out, C_in).
+        bias (Tensor): (C_out,).
+        added (Tensor, optional): (..., C_out), contiguous.
+    """
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, added)
+    )
+    if added is None or needs_grad or added.dtype != x.dtype or not has_onednn(x):
+        y = F.linear(x, weight, bias)
+        return y if added is None else added + y
+    return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, 'add')

@@ -1,0 +1,54 @@
+"""Sums over space of a map and of its two shifted copies, without making the copies.
+
+The reweighting needs the mean of h + w + c, and a mean commutes with a Linear: the means of the
+shifted maps will do. A channel read one column to the right never reads the first column, one read
+to the left never the last: its sum is the map's less a border column (or row).
+"""
+
+import torch
+from torch import Tensor
+
+
+def _sums(x: Tensor, dtype: torch.dtype) -> Tensor:
+    total = x.sum(dim=(1, 2), dtype=dtype)
+    sums = total[:, None].repeat(1, 3, 1)
+    sums[:, 1, 1::3] -= x[:, :, 0, 1::3].sum(dim=1, dtype=dtype)
+    sums[:, 1, 2::3] -= x[:, :, -1, 2::3].sum(dim=1, dtype=dtype)
+    sums[:, 2, 1::3] -= x[:, 0, :, 1::3].sum(dim=1, dtype=dtype)
+    sums[:, 2, 2::3] -= x[:, -1, :, 2::3].sum(dim=1, dtype=dtype)
+    return sums
+
+
+class _MapSums(torch.autograd.Function):
+    """Hands the map on beside its sums, so that backward adds both gradients in one pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
+        return x.view_as(x), _sums(x, dtype)
+
+    @staticmethod
+    def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> 'tuple[Tensor, None]':
+        grad = grad_sums.to(grad_x.dtype)
+        total = grad.sum(dim=1)
+        grad_x = grad_x + total[:, None, None, :]
+        grad_x[:, :, 0, 1::3] -= grad[:, 1, None, 1::3]
+        grad_x[:, :, -1, 2::3] -= grad[:, 1, None, 2::3]
+        grad_x[:, 0, :, 1::3] -= grad[:, 2, None, 1::3]
+        grad_x[:, -1, :, 2::3] -= grad[:, 2, None, 2::3]
+        return grad_x, None
+
+
+def map_sums(x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
+    """Sums over space; use the returned map from here on.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        dtype (torch.dtype): Of the sums.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``x`` itself, and (B, 3, C): the sums of x, of x shifted along W and
+        of x shifted along H.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _MapSums.apply(x, dtype)
+    return x, _sums(x, dtype)

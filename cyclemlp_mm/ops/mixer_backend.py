@@ -1,0 +1,90 @@
+"""Which form of the mixer runs where: the one place that chooses.
+
+Measured on a CPU (float32 and bfloat16, inference and training), by C channels and N tokens that
+share a matrix: H · W of one image, or of all images where the branches are not reweighted.
+
+- Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 2.5 C on ('folded').
+- With the projection apart it costs C^2: worth it from N = 0.5 C on ('shift').
+- Both cost small operations that 'reference' does without, some per call and some per image. They
+  are the larger part on small maps: under 48 Ki numbers per matrix, or where B · H · W · C (C + 128)
+  is under 36 million.
+
+A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
+asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
+"""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+#: Every form, plain to fast; 'auto' takes one of the first three.
+BACKENDS = ('reference', 'shift', 'folded', 'triton')
+#: Tokens per channel from which on the projection is folded in, and the branches are.
+FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = 2.5, 0.5
+#: Numbers per matrix, and B · H · W · C (C + 128), from which on folding pays.
+FOLD_MIN_NUMEL, FOLD_MIN_WORK = 48 * 1024, 36_000_000
+
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_backend(backend: str) -> str:
+    """Return ``backend``, or raise ValueError if there is none of that name."""
+    if backend != 'auto' and backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, but got {backend!r}")
+    return backend
+
+
+def choose_backend(x: Tensor, reweight: bool) -> str:
+    """The form that 'auto' stands for: see the module."""
+    batch, height, width, channels = x.shape
+    tokens = height * width if reweight else batch * height * width
+    if x.device.type not in ('cpu', 'cuda'):
+        return 'reference'
+    if tokens * channels < FOLD_MIN_NUMEL or x.numel() * (channels + 128) < FOLD_MIN_WORK:
+        return 'reference'
+    if tokens >= FOLD_PROJECTION_FROM * channels:
+        return 'folded'
+    return 'shift' if tokens >= FOLD_BRANCHES_FROM * channels else 'reference'
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> 'str | None':
+    """What keeps the Triton kernels from running; None if nothing does.
+
+    Args:
+        device (torch.device): Of the map.
+        dtype (torch.dtype): Of the product.
+    """
+    if find_spec('triton') is None:
+        return 'Triton is not installed'
+    if dtype not in _TRITON_DTYPES:
+        return f'its kernels take float32, bfloat16 and float16, not {dtype}'
+    from .mixer_triton import interpreted
+
+    if device.type != 'cuda' and not interpreted():
+        return f'its kernels need a CUDA device, and the map is on {device}'
+    return None
+
+
+def resolve_backend(backend: str, x: Tensor, dtype: torch.dtype, reweight: bool) -> str:
+    """The form to run.
+
+    Args:
+        backend (str): One of :data:`BACKENDS`, or 'auto'.
+        x (Tensor): (B, H, W, C).
+        dtype (torch.dtype): Of the product.
+        reweight (bool): Whether every image has a matrix of its own.
+
+    Raises:
+        ValueError: No such backend.
+        RuntimeError: The backend cannot run here; the message says why.
+    """
+    if backend == 'auto':
+        return choose_backend(x, reweight)
+    if check_backend(backend) == 'triton':
+        reason = why_not_triton(x.device, dtype)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend='triton' cannot run: {reason}. backend='auto' takes what can"
+            )
+    return backend

@@ -1,0 +1,67 @@
+"""Weights, maps and measures of error for the tests of the mixer."""
+
+import torch
+
+from cyclemlp_mm.ops import MixerWeights, ReweightWeights
+
+#: (batch, height, width): one cell, a row, a column, odd, long and thin, several images.
+SHAPES = [
+    (1, 1, 1), (2, 1, 9), (3, 9, 1), (1, 2, 2), (2, 7, 5), (8, 3, 4), (1, 4, 61), (2, 45, 3),
+]  # fmt: skip
+
+
+def random_weights(channels, reweight, dtype):
+    def parameter(*shape):
+        scale = 0.5 if len(shape) == 1 else shape[1] ** -0.5
+        return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+    c, hidden = channels, max(1, channels // 4)
+    branches = None
+    if reweight:
+        branches = ReweightWeights(
+            parameter(hidden, c), parameter(hidden), parameter(3 * c, hidden), parameter(3 * c)
+        )
+    return MixerWeights(
+        parameter(c, c), parameter(c), parameter(c, c), parameter(c), parameter(c, c),
+        parameter(c, c), parameter(c), branches,
+    )  # fmt: skip
+
+
+def named(weights):
+    """Every parameter under its name."""
+    flat = {k: v for k, v in weights._asdict().items() if k != 'reweight'}
+    if weights.reweight is not None:
+        flat |= {f'reweight.{k}': v for k, v in weights.reweight._asdict().items()}
+    return flat
+
+
+def cast(weights, dtype):
+    """The same numbers in another dtype."""
+    def of(t):
+        return t.detach().to(dtype).requires_grad_()
+
+    reweight = weights.reweight
+    if reweight is not None:
+        reweight = ReweightWeights(*(of(t) for t in reweight))
+    return MixerWeights(*(of(t) for t in weights[:-1]), reweight)
+
+
+def run(mixer, x, weights):
+    """Output and every gradient, of a cost that weighs all outputs differently."""
+    x = x.detach().requires_grad_()
+    y = mixer(x, weights)
+    parameters = named(weights)
+    cost = torch.sin(torch.arange(y.numel(), dtype=torch.float64) * 0.7 + 0.3).view(y.shape).to(y.dtype)
+    grads = torch.autograd.grad(y, [x, *parameters.values()], cost)
+    return y.detach(), dict(zip(['x', *parameters], grads, strict=True))
+
+
+def worst(got, expected):
+    """Largest difference over the largest number."""
+    scale = expected.abs().max().clamp_min(1e-300).double()
+    return float((got.double() - expected.double()).abs().max() / scale)
+
+
+def distance(got, exact):
+    """Relative error in the Euclidean norm."""
+    return float((got.double() - exact).norm() / exact.norm())

@@ -1,0 +1,203 @@
+"""Every form of the mixer against the published one."""
+
+from functools import partial
+
+import pytest
+import torch
+from mixer_cases import SHAPES, cast, distance, named, random_weights, run, worst
+
+from cyclemlp_mm.benchmark.published_form import published_mixer
+from cyclemlp_mm.ops import cycle_mixer, mixer_backend
+from cyclemlp_mm.ops import shifted_product as shifted_product_module
+
+FORMS = ['reference', 'shift', 'folded', 'auto']
+CHANNELS = [1, 2, 8, 12, 33]
+
+
+@pytest.fixture(params=['whole', 'row by row'])
+def chunks(request, monkeypatch):
+    if request.param == 'row by row':
+        monkeypatch.setattr(shifted_product_module, 'CPU_CHUNK_BYTES', 1)
+
+
+@pytest.mark.parametrize('reweight', [True, False])
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.usefixtures('chunks')
+def test_equals_the_published_form_in_float64(form, channels, reweight):
+    for shape in SHAPES:
+        weights = random_weights(channels, reweight, torch.float64)
+        x = torch.randn(*shape, channels, dtype=torch.float64)
+        y, grads = run(partial(cycle_mixer, backend=form), x, weights)
+        expected, expected_grads = run(published_mixer, x, weights)
+        assert worst(y, expected) < 1e-12, shape
+        for name, grad in grads.items():
+            assert worst(grad, expected_grads[name]) < 1e-10, (shape, name)
+
+
+@pytest.mark.parametrize('reweight', [True, False])
+@pytest.mark.parametrize('channels', [12, 64, 97])
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('onednn', [True, False])
+def test_equals_the_published_form_in_float32(form, channels, reweight, onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr('cyclemlp_mm.ops.cpu_linear.has_onednn', lambda x: False)
+    for shape in [*SHAPES, (2, 40, 33)]:
+        weights = random_weights(channels, reweight, torch.float32)
+        x = torch.randn(*shape, channels)
+        with torch.no_grad():
+            expected = published_mixer(x, weights)
+            exact = published_mixer(x.double(), cast(weights, torch.float64))
+            y = cycle_mixer(x, weights, form)
+        trained = cycle_mixer(x, weights, form).detach()
+        for result in (y, trained):
+            assert worst(result, expected) < 2e-6, shape
+            if result.numel() > 1000:  # enough for an error to be no matter of luck
+                assert distance(result, exact) <= 2 * distance(expected, exact), shape
+
+
+@pytest.mark.parametrize('reweight', [True, False])
+@pytest.mark.parametrize('shape', [(2, 7, 5, 64), (1, 40, 33, 64), (3, 20, 21, 97)])
+@pytest.mark.parametrize('form', FORMS)
+def test_bfloat16_is_as_close_as_plain_shift_and_linear(form, shape, reweight):
+    weights = random_weights(shape[-1], reweight, torch.bfloat16)
+    x = torch.randn(*shape).bfloat16()
+    exact, exact_grads = run(published_mixer, x.double(), cast(weights, torch.float64))
+    plain, plain_grads = run(partial(cycle_mixer, backend='reference'), x, weights)
+    y, grads = run(partial(cycle_mixer, backend=form), x, weights)
+    assert y.dtype == torch.bfloat16
+    assert distance(y, exact) <= 2 * distance(plain, exact)
+    for name, grad in grads.items():
+        assert grad.dtype == torch.bfloat16
+        limit = 2 * distance(plain_grads[name], exact_grads[name])
+        assert distance(grad, exact_grads[name]) <= limit, name
+    with torch.no_grad():
+        fused = cycle_mixer(x, weights, form)
+    assert distance(fused, exact) <= 2 * distance(plain, exact)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('form', FORMS)
+def test_autocast(form, dtype):
+    weights = random_weights(48, True, torch.float32)
+    x = torch.randn(2, 20, 17, 48)
+    exact, exact_grads = run(published_mixer, x.double(), cast(weights, torch.float64))
+
+    def under_autocast(x, weights, form):
+        with torch.autocast('cpu', dtype):
+            y = cycle_mixer(x, weights, form)
+        assert y.dtype == dtype  # as a Linear's output
+        return y
+
+    plain, plain_grads = run(partial(under_autocast, form='reference'), x, weights)
+    y, grads = run(partial(under_autocast, form=form), x, weights)
+    assert distance(y, exact) <= 2 * distance(plain, exact)
+    for name, grad in grads.items():
+        assert grad.dtype == torch.float32
+        limit = 2 * distance(plain_grads[name], exact_grads[name])
+        assert distance(grad, exact_grads[name]) <= limit, name
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('grad', [True, False])
+def test_any_memory_layout_and_a_residual(form, grad):
+    weights = random_weights(12, True, torch.float64)
+    x = torch.randn(2, 12, 9, 7, dtype=torch.float64).permute(0, 2, 3, 1)  # strided like NCHW
+    residual = torch.randn(2, 9, 7, 24, dtype=torch.float64)[..., ::2]
+    with torch.set_grad_enabled(grad):
+        y = cycle_mixer(x, weights, form, residual=residual)
+        expected = residual + published_mixer(x, weights)
+    assert worst(y.detach(), expected.detach()) < 1e-12
+    assert torch.equal(residual, residual.clone())
+
+
+@pytest.mark.parametrize('frozen', ['weights', 'map', 'some weights'])
+def test_gradients_only_where_asked(frozen):
+    weights = random_weights(12, True, torch.float64)
+    x = torch.randn(2, 9, 7, 12, dtype=torch.float64, requires_grad=frozen != 'map')
+    for name, parameter in named(weights).items():
+        if frozen == 'weights' or (frozen == 'some weights' and 'weight' in name):
+            parameter.requires_grad_(False)
+    wanted = [t for t in [x, *named(weights).values()] if t.requires_grad]
+    results = []
+    for form in FORMS:
+        y = cycle_mixer(x, weights, form)
+        results.append(torch.autograd.grad(y.square().sum(), wanted))
+    for grads in results[1:]:
+        assert all(worst(a, b) < 1e-10 for a, b in zip(grads, results[0], strict=True))
+
+
+def saved_bytes(forward, left_out):
+    """Bytes kept for backward, each memory counted once, without those of ``left_out``."""
+    out = {t.untyped_storage().data_ptr() for t in left_out}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in out:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = forward()
+    return y, sum(kept.values())
+
+
+def test_folded_keeps_the_map_and_small_matrices_only():
+    weights = random_weights(16, True, torch.float32)
+    x = torch.randn(2, 64, 64, 16, requires_grad=True)
+    _, kept = saved_bytes(lambda: cycle_mixer(x, weights, 'folded'), named(weights).values())
+    assert kept < 1.1 * x.nbytes
+    _, published = saved_bytes(lambda: published_mixer(x, weights), named(weights).values())
+    assert kept < 0.25 * published
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="'auto' or one of"):
+        cycle_mixer(torch.randn(1, 4, 4, 8), random_weights(8, True, torch.float32), 'fast')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
+def test_triton_says_why_it_cannot_run():
+    weights = random_weights(8, True, torch.float32)
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run: .*Triton|CUDA"):
+        cycle_mixer(torch.randn(1, 4, 4, 8), weights, 'triton')
+
+
+def test_auto_never_needs_triton(monkeypatch):
+    monkeypatch.setattr(mixer_backend, 'find_spec', lambda name: None)
+    x, weights = torch.randn(1, 4, 4, 8), random_weights(8, True, torch.float32)
+    cycle_mixer(x, weights)
+    with pytest.raises(RuntimeError, match='Triton is not installed'):
+        cycle_mixer(x, weights, 'triton')
+
+
+def test_auto_folds_by_size():
+    def choice(*shape, reweight=True, device='cpu'):
+        x = torch.empty(*shape, device=device, dtype=torch.bfloat16)
+        return mixer_backend.choose_backend(x, reweight)
+
+    assert choice(1, 200, 304, 64) == choice(8, 50, 76, 320) == 'folded'
+    assert choice(1, 25, 38, 512) == 'shift'
+    assert choice(4, 7, 7, 512) == choice(64, 14, 14, 64) == 'reference'
+    # Images that share their matrix share its price.
+    assert choice(8, 14, 14, 512, reweight=False) == 'folded'
+    # Counting operations on the meta device gives the published figures.
+    assert choice(1, 200, 304, 64, device='meta') == 'reference'
+
+
+@pytest.mark.parametrize('form', ['reference', 'shift', 'folded'])
+@pytest.mark.parametrize('grad', [True, False])
+def test_traced_by_torch_compile(form, grad):
+    torch.compiler.reset()
+    weights = random_weights(12, True, torch.float64)
+    x = torch.randn(2, 9, 7, 12, dtype=torch.float64)
+    compiled = torch.compile(
+        lambda x, w: cycle_mixer(x, w, form), backend='aot_eager', fullgraph=True
+    )
+    with torch.set_grad_enabled(grad):
+        assert worst(compiled(x, weights).detach(), published_mixer(x, weights).detach()) < 1e-12
+    if grad:
+        _, grads = run(compiled, x, weights)
+        _, expected = run(published_mixer, x, weights)
+        assert all(worst(grads[name], expected[name]) < 1e-10 for name in expected)
