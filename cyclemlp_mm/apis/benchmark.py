@@ -63,9 +63,7 @@ def benchmark() -> None:
             ]
             if arch == args.arch[-1]:  # once per size
                 entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
-            found = compare(
-                entries, arch, size, args.mode, device, args.repeats, args.backend
-            )
+            found = compare(entries, arch, size, args.mode, device, args.repeats, args.backend)
             rows += found
             add_ratios(rows, rates)
             print('\n' + table(found), flush=True)
@@ -76,9 +74,7 @@ def benchmark() -> None:
 def _parse() -> argparse.Namespace:
     parser = new_parser(__doc__, _EXAMPLES)
     parser.add_argument('--arch', nargs='+', default=['b1'], choices=list(CycleMLP.arch_zoo))
-    parser.add_argument(
-        '--size', nargs='+', type=_size, default=[(1, 512, 512)], metavar='BxHxW'
-    )
+    parser.add_argument('--size', nargs='+', type=_size, default=[(1, 512, 512)], metavar='BxHxW')
     parser.add_argument('--mode', choices=['infer', 'train'], default='infer')
     parser.add_argument(
         '--dtype', nargs='+', choices=[*DTYPES, 'amp'], default=['float32'],

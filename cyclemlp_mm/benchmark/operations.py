@@ -18,12 +18,12 @@ def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
         model (nn.Module): Anything that runs on the meta device.
         shape (tuple[int]): Of the images, (B, 3, H, W).
     """
-    return _count(copy.deepcopy(model).to('meta').eval(), shape)
+    return _count(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
 
 
 def run_operations(model: nn.Module, shape: 'tuple[int, ...]', device: str = 'cpu') -> int:
     """Multiply-adds of the forms that the mixers take on a device, making the matrices included."""
-    model = copy.deepcopy(model).to('meta').eval()
+    model = copy.deepcopy(model).to('meta', torch.float32).eval()
     difference = 0
 
     def count(mixer: CycleMixer, inputs: tuple, output: object) -> None:
@@ -43,9 +43,7 @@ def run_operations(model: nn.Module, shape: 'tuple[int, ...]', device: str = 'cp
             run += (batch if reweight else 1) * columns * channels**2
         difference += run - 4 * tokens * channels**2
 
-    handles = [
-        m.register_forward_hook(count) for m in model.modules() if isinstance(m, CycleMixer)
-    ]
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, CycleMixer)]
     total = _count(model, shape)
     for handle in handles:
         handle.remove()

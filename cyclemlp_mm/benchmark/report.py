@@ -16,9 +16,11 @@ def add_ratios(rows: 'list[dict]', rates: 'dict[str, float]') -> None:
         (r['arch'], r['mode'], r['size'], r['dtype']): r for r in rows if r['contender'] == 'ours'
     }
     for row in rows:
-        same_size = [r for r in ours.values() if (r['mode'], r['size']) == (row['mode'], row['size'])
-                     and row['arch'] in ('', r['arch'])]  # fmt: skip
-        for other in same_size:
+        for other in ours.values():
+            if (other['mode'], other['size']) != (row['mode'], row['size']):
+                continue
+            if row['arch'] not in ('', other['arch']):
+                continue
             row[f'times_ours_{other["arch"]}_{other["dtype"]}'] = (
                 row['median_ms'] / other['median_ms']
             )
