@@ -7,6 +7,7 @@ published code's (github.com/ShoufaChen/CycleMLP). Only the layout at stage bord
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -29,10 +30,18 @@ def published_cycle_fc(
         Tensor: (B, C_out, H, W).
     """
     batch, channels, height, width = x.shape
-    offset = cycle_offsets(channels, kernel_size).to(x).reshape(1, 2 * channels, 1, 1)
-    return deform_conv2d(
-        x, offset.expand(batch, -1, height, width), weight[:, :, None, None], bias
-    )
+    # Under autocast torchvision runs it in float32 (on GPUs by itself, on a CPU not at all).
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        offset = cycle_offsets(channels, kernel_size).to(x.device, dtype)
+        offset = offset.reshape(1, 2 * channels, 1, 1).expand(batch, -1, height, width)
+        y = deform_conv2d(
+            x.to(dtype),
+            offset,
+            weight.to(dtype)[:, :, None, None],
+            None if bias is None else bias.to(dtype),
+        )
+    return y.to(x.dtype)
 
 
 def published_mixer(x: Tensor, weights: MixerWeights) -> Tensor:

@@ -253,7 +253,6 @@ def _check_settings(settings: dict) -> dict:
         )
     if settings['downsample'] not in ('conv', 'patch_merging'):
         raise ValueError(
-            f"arch downsample must be 'conv' or 'patch_merging', but got "
-            f'{settings["downsample"]!r}'
+            f"arch downsample must be 'conv' or 'patch_merging', but got {settings['downsample']!r}"
         )
     return settings

@@ -4,9 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 
-def resolve_out_indices(
-    out_indices: 'int | Sequence[int]', num_levels: int
-) -> 'tuple[int, ...]':
+def resolve_out_indices(out_indices: 'int | Sequence[int]', num_levels: int) -> 'tuple[int, ...]':
     """Feature levels to return, as non-negative indices.
 
     Args:
@@ -21,8 +19,10 @@ def resolve_out_indices(
         ValueError: Empty, out of range, or not ascending (necks expect fine to coarse).
     """
     listed = (out_indices,) if type(out_indices) is int else out_indices
-    if isinstance(listed, str) or not isinstance(listed, Sequence) or any(
-        type(i) is not int for i in listed
+    if (
+        isinstance(listed, str)
+        or not isinstance(listed, Sequence)
+        or any(type(i) is not int for i in listed)
     ):
         raise TypeError(
             f'out_indices must be an int or a sequence of ints, but got {out_indices!r}'

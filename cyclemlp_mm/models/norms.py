@@ -39,6 +39,4 @@ class SyncBNOrBN:
 def _say_fallback(world_size: int, has_gpu: bool) -> None:
     why = 'there is one process' if world_size == 1 else 'there is no GPU'
     consequence = '' if world_size == 1 else ': batch statistics are per process'
-    print_log(
-        f'BN is used in place of SyncBN, as {why}{consequence}', 'current', logging.WARNING
-    )
+    print_log(f'BN is used in place of SyncBN, as {why}{consequence}', 'current', logging.WARNING)

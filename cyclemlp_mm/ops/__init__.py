@@ -1,10 +1,10 @@
 """Operators: tensors in, tensors out, no knowledge of models."""
 
-from .mlp_chunks import chunked_mlp
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
 from .cycle_mixer import cycle_mixer
 from .mixer_backend import BACKENDS, check_backend
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, ReweightWeights, branch_weights
+from .mlp_chunks import chunked_mlp
 
 __all__ = [
     'BACKENDS',

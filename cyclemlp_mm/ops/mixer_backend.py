@@ -6,8 +6,8 @@ share a matrix: H · W of one image, or of all images where the branches are not
 - Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 2.5 C on ('folded').
 - With the projection apart it costs C^2: worth it from N = 0.5 C on ('shift').
 - Both cost small operations that 'reference' does without, some per call and some per image. They
-  are the larger part on small maps: under 48 Ki numbers per matrix, or where B · H · W · C (C + 128)
-  is under 36 million.
+  are the larger part on small maps: under 48 Ki numbers per matrix, or where
+  B · H · W · C (C + 128) is under 36 million.
 
 A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
 asked for. Devices that only count (meta) take 'reference': its operations are the published ones.

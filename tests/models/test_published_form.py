@@ -30,9 +30,7 @@ def test_equal_outputs_and_gradients_in_float64(arch, backend, with_cp):
     outputs, grads = step(model, image)
     expected, expected_grads = step(plain_form(model), image)
     assert all(worst(a, b) < 1e-12 for a, b in zip(outputs, expected, strict=True))
-    for (name, _), got, theirs in zip(
-        model.named_parameters(), grads, expected_grads, strict=True
-    ):
+    for (name, _), got, theirs in zip(model.named_parameters(), grads, expected_grads, strict=True):
         assert worst(got, theirs) < 1e-10, name
 
 

@@ -37,6 +37,7 @@ def named(weights):
 
 def cast(weights, dtype):
     """The same numbers in another dtype."""
+
     def of(t):
         return t.detach().to(dtype).requires_grad_()
 
@@ -51,7 +52,11 @@ def run(mixer, x, weights):
     x = x.detach().requires_grad_()
     y = mixer(x, weights)
     parameters = named(weights)
-    cost = torch.sin(torch.arange(y.numel(), dtype=torch.float64) * 0.7 + 0.3).view(y.shape).to(y.dtype)
+    cost = (
+        torch.sin(torch.arange(y.numel(), dtype=torch.float64) * 0.7 + 0.3)
+        .view(y.shape)
+        .to(y.dtype)
+    )
     grads = torch.autograd.grad(y, [x, *parameters.values()], cost)
     return y.detach(), dict(zip(['x', *parameters], grads, strict=True))
 

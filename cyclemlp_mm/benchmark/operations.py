@@ -1,0 +1,66 @@
+"""Multiply-adds of a backbone in the published form, and in the form that is really run."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cyclemlp_mm.models.cyclemlp import CycleMixer
+from cyclemlp_mm.ops.mixer_backend import choose_backend
+from cyclemlp_mm.ops.shifted_operand import operand_width
+
+
+def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
+    """Multiply-adds of one forward pass, a CycleFC counting C · C per token.
+
+    Args:
+        model (nn.Module): Anything that runs on the meta device.
+        shape (tuple[int]): Of the images, (B, 3, H, W).
+    """
+    return _count(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
+
+
+def run_operations(model: nn.Module, shape: 'tuple[int, ...]', device: str = 'cpu') -> int:
+    """Multiply-adds of the forms that the mixers take on a device, making the matrices included."""
+    model = copy.deepcopy(model).to('meta', torch.float32).eval()
+    difference = 0
+
+    def count(mixer: CycleMixer, inputs: tuple, output: object) -> None:
+        nonlocal difference
+        batch, height, width, channels = inputs[0].shape
+        reweight = mixer.reweight is not None
+        form = mixer.backend
+        if form == 'auto':
+            form = choose_backend(_Shape(inputs[0].shape, device), reweight)
+        tokens, columns = batch * height * width, operand_width(channels) - 1
+        if form == 'reference':
+            return
+        run = tokens * columns * channels
+        if form == 'shift':
+            run += tokens * channels**2
+        else:
+            run += (batch if reweight else 1) * columns * channels**2
+        difference += run - 4 * tokens * channels**2
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, CycleMixer)]
+    total = _count(model, shape)
+    for handle in handles:
+        handle.remove()
+    return total + difference
+
+
+def _count(model: nn.Module, shape: 'tuple[int, ...]') -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(shape, device='meta'))
+    return counter.get_total_flops() // 2
+
+
+class _Shape:
+    """What the rule asks a map for."""
+
+    def __init__(self, shape: torch.Size, device: str) -> None:
+        self.shape, self.device = shape, torch.device(device)
+
+    def numel(self) -> int:
+        return self.shape.numel()
