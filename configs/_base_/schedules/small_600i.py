@@ -6,6 +6,9 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=50, end=600, by_epoch=False),
 ]
+# From scratch, single images can throw a segmentor back without clipping.
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4))
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4),
+    clip_grad=dict(max_norm=5.0))
 auto_scale_lr = dict(enable=False, base_batch_size=4)
