@@ -10,7 +10,14 @@ from mmengine.runner import Runner
 from cyclemlp_mm.engine import finish_launch
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
+from .arguments import (
+    accept_local_rank,
+    add_config,
+    add_launcher,
+    add_own_data,
+    add_unsafe_load,
+    new_parser,
+)
 from .prepare import prepare_config
 
 EXAMPLES = """\
@@ -27,6 +34,7 @@ def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a file')
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions beside ground truth')
     add_own_data(parser)
+    add_unsafe_load(parser)
     add_launcher(parser)
     return parser.parse_args(argv)
 

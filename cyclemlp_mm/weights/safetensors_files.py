@@ -16,6 +16,8 @@ from torch import Tensor
 from .limits import Budget, DamagedFile, shorten
 from .pickle_types import check_sizes
 
+#: Our key in a file's metadata: class names and colours, as JSON.
+DATASET_META = 'dataset_meta'
 _METADATA = '__metadata__'
 _LENGTH_SIZE = 8
 _LARGEST_HEADER = 100_000_000  # the format's own limit
@@ -36,8 +38,8 @@ def is_safetensors(head: bytes, size: int) -> bool:
     return struct.unpack('<Q', head[:_LENGTH_SIZE])[0] <= max(size, _LARGEST_HEADER)
 
 
-def read_safetensors(file: BinaryIO, size: int, budget: Budget) -> 'dict[str, Tensor]':
-    """Names to tensors, on the CPU.
+def read_safetensors(file: BinaryIO, size: int, budget: Budget) -> 'dict[str, object]':
+    """Names to tensors, on the CPU; under ``state_dict`` where we wrote class names beside them.
 
     Raises:
         DamagedFile: It is truncated or changed.
@@ -49,7 +51,7 @@ def read_safetensors(file: BinaryIO, size: int, budget: Budget) -> 'dict[str, Te
         raise DamagedFile('it ends early')
     budget.spend(_OBJECTS_PER_BYTE * length)
     header = _parse(file.read(length))
-    header.pop(_METADATA, None)
+    metadata = header.pop(_METADATA, None)
     budget.spend(size - start)
     entries = sorted(
         ((name, *_check_entry(name, entry)) for name, entry in header.items()), key=lambda e: e[3]
@@ -66,6 +68,9 @@ def read_safetensors(file: BinaryIO, size: int, budget: Budget) -> 'dict[str, Te
         at = end
     if start + at != size:
         raise DamagedFile(f'{size - start - at} bytes follow its last tensor')
+    if isinstance(metadata, dict) and isinstance(metadata.get(DATASET_META), str):
+        meta = {DATASET_META: _parse(metadata[DATASET_META])}
+        return {'state_dict': state_dict, 'meta': meta}
     return state_dict
 
 
@@ -101,7 +106,7 @@ def write_safetensors(
         file.write(flat.view(torch.uint8).numpy() if flat.numel() else b'')
 
 
-def _parse(text: bytes) -> dict:
+def _parse(text: 'bytes | str') -> dict:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
