@@ -30,6 +30,9 @@ from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _DAMAGE += (OSError, EOFError, MemoryError, struct.error)
 
+_ZIP_HEAD = b'PK\x03\x04'
+_LEGACY_HEAD = pickle.dumps(LEGACY_MAGIC, protocol=2)
+
 _unsafe = False
 
 
@@ -92,15 +95,18 @@ def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> objec
     if path.stat().st_size == 0:
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): download or copy it again')
     try:
-        with path.open('rb') as file:
-            content = _read(file, path.stat().st_size)
+        try:
+            with path.open('rb') as file:
+                content = _read(file, path.stat().st_size)
+        except RefusedContent as error:
+            if not _unsafe:
+                raise
+            content = _read_unsafely(path, error)
     except RefusedContent as error:
-        if not _unsafe:
-            raise CheckpointError(
-                f'checkpoint {path} is refused: {error}. If you trust its origin as you trust a '
-                'program, --unsafe-load lets the tools read it'
-            ) from error
-        content = _read_unsafely(path, error)
+        raise CheckpointError(
+            f'checkpoint {path} is refused: {error}. If you trust its origin as you trust a '
+            'program, --unsafe-load lets the tools read it'
+        ) from error
     except _DAMAGE as error:
         why = str(error) if isinstance(error, DamagedFile) else _first_line(error)
         raise CheckpointError(
@@ -148,7 +154,7 @@ def _read(file: BinaryIO, size: int) -> object:
     budget = Budget(size)
     head = file.read(9)
     file.seek(0)
-    if head.startswith(b'PK\x03\x04'):
+    if head.startswith(_ZIP_HEAD):
         return read_zip(file, size, budget)
     if is_safetensors(head, size):
         return read_safetensors(file, size, budget)
@@ -156,7 +162,7 @@ def _read(file: BinaryIO, size: int) -> object:
     content = reader.load()
     if content == LEGACY_MAGIC:
         return read_legacy(reader, file, size, budget)
-    check_tree(content, size - reader.left)
+    check_tree(content, size - reader.left, budget)
     if not is_paddle(content):
         raise DamagedFile(f'it is a pickle of a {shorten(type(content).__name__)}, with no arrays')
     if reader.left:
@@ -169,11 +175,12 @@ def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
         f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can run '
         'any code', stacklevel=3,
     )  # fmt: skip
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=False)
-    except (RuntimeError, pickle.UnpicklingError):  # no file of torch: Paddle's are bare pickles
-        with path.open('rb') as file:
-            content = pickle.load(file)
+    with path.open('rb') as file:
+        head = file.read(len(_LEGACY_HEAD))
+        if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        file.seek(0)
+        content = pickle.load(file)
     return to_tensors(content) if is_paddle(content) else content
 
 

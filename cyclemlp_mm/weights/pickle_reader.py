@@ -16,7 +16,7 @@ import numpy as np
 from .limits import Budget, DamagedFile, RefusedContent, shorten
 
 # Rough weights of Python's objects in bytes: what matters is the order of magnitude.
-_LIST, _DICT, _SET, _ENTRY, _SCALAR, _SLOT, _MEMO = 64, 72, 224, 100, 32, 8, 100
+_LIST, _DICT, _SET, _ENTRY, _SCALAR, _SLOT, _MEMO = 88, 96, 248, 100, 32, 8, 100
 #: int keys stay under Python's hash modulus: beyond, a file can make all of its keys collide.
 _LARGEST_KEY = 2**61 - 2
 _LONGEST_INT = 64  # bytes

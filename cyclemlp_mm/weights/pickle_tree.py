@@ -1,14 +1,15 @@
 """The last look at what was read from a pickle: only known types, and no trap in how they nest."""
 
-from .limits import DamagedFile, RefusedContent, shorten
+from .limits import Budget, DamagedFile, RefusedContent, shorten
 from .pickle_reader import Known, refuse_type
 from .pickle_types import LEAVES
 
 _DEEPEST = 100
 _MOST_UNSHARED = 1_000_000
+_NOTES = 200  # bytes a container, roughly
 
 
-def check_tree(content: object, pickle_size: int) -> None:
+def check_tree(content: object, pickle_size: int, budget: Budget) -> None:
     """Walk what was read, without recursion.
 
     Whoever uses a checkpoint walks it with recursive functions, and walks what is shared as often
@@ -18,6 +19,7 @@ def check_tree(content: object, pickle_size: int) -> None:
     Args:
         content (object): What the file holds.
         pickle_size (int): Bytes of its pickle.
+        budget (Budget): What the walk's own notes are paid from.
 
     Raises:
         RefusedContent: An object of a type that is not allowed, or a container as above.
@@ -26,11 +28,16 @@ def check_tree(content: object, pickle_size: int) -> None:
     seen: dict[int, tuple[int, int] | None] = {}
     most = _MOST_UNSHARED + pickle_size
     stack = [] if _is_leaf(content) else [content]
+    inside_of = 0
     while stack:
         node = stack[-1]
         children = _children(node)
         if id(node) not in seen:
+            budget.spend(_NOTES)
             seen[id(node)] = None
+            inside_of += 1
+            if inside_of > _DEEPEST:
+                raise RefusedContent(f'it nests containers over {_DEEPEST} deep')
             for child in children:
                 if _is_leaf(child) or seen.get(id(child)):
                     continue
@@ -44,6 +51,7 @@ def check_tree(content: object, pickle_size: int) -> None:
             inside = [seen[id(child)] for child in children if not _is_leaf(child)]
             depth = 1 + max((d for d, _ in inside), default=0)
             count = 1 + len(children) + sum(n for _, n in inside)
+            inside_of -= 1
             if depth > _DEEPEST:
                 raise RefusedContent(f'it nests containers over {_DEEPEST} deep')
             if count > most:

@@ -86,7 +86,9 @@ def read_zip(file: BinaryIO, size: int, budget: Budget) -> object:
 
     pickled = records.read(pickles[0])
     reader = PickleReader(io.BytesIO(pickled), len(pickled), _ALLOWED, budget, load_storage)
-    return _finish(reader.load(), len(pickled))
+    content = reader.load()
+    check_tree(content, len(pickled), budget)
+    return content
 
 
 def read_legacy(reader: PickleReader, file: BinaryIO, size: int, budget: Budget) -> object:
@@ -125,7 +127,7 @@ def read_legacy(reader: PickleReader, file: BinaryIO, size: int, budget: Budget)
     objects = PickleReader(file, reader.left, _ALLOWED, budget, declare_storage)
     content = objects.load()
     reader.left = objects.left
-    _finish(content, start - reader.left)
+    check_tree(content, start - reader.left, budget)
     keys = reader.load()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise DamagedFile('the list of its tensors does not fit its tensors')
@@ -139,11 +141,6 @@ def read_legacy(reader: PickleReader, file: BinaryIO, size: int, budget: Budget)
         reader.left -= len(storage.content)
         if storage.content and file.readinto(storage.content) != len(storage.content):
             raise DamagedFile('it ends early')
-    return content
-
-
-def _finish(content: object, pickle_size: int) -> object:
-    check_tree(content, pickle_size)
     return content
 
 
@@ -207,7 +204,10 @@ def _view(
     count = math.prod(size)
     reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride)) if count else 0
     available = len(storage.content) // dtype.itemsize
-    if len(size) != len(stride) or reach > available or count > available:
+    # Rows that overlap (an expanded tensor) could stand for any number of copies.
+    steps = sorted((step, n) for n, step in zip(size, stride) if n > 1)
+    apart = all(n * step <= above for (step, n), (above, _) in zip([(1, 1), *steps], steps))
+    if len(size) != len(stride) or reach > available or (count and not apart):
         raise DamagedFile(
             f'a tensor declares shape {size} of {dtype} with strides {stride} from {offset}, but '
             f'its data are {available} numbers'
