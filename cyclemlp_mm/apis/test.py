@@ -57,6 +57,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
+    cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:

@@ -150,9 +150,8 @@ def evil(run):
 )
 def test_tools_refuse(run, evil, tool, arguments, file):
     code, printed = run_tool(
-        tool, 'config.py', *arguments, *(['--work-dir', 'wd2'] if '--cfg' not in tool else []),
-        cwd=run, check=False,
-    )  # fmt: skip
+        tool, 'config.py', '--work-dir', 'wd2', *arguments, cwd=run, check=False
+    )
     assert code == 2, printed[-3000:]
     assert f'error: checkpoint {file} is refused: it holds' in printed and 'mkdir' in printed
     assert 'Falling back' not in printed
