@@ -38,6 +38,10 @@ class Budget:
                 f'it declares more data than a file of {self._file_size} bytes can hold'
             )
 
+    def give_back(self, amount: int) -> None:
+        """Return what was spent on something that is gone again."""
+        self._left += amount
+
 
 def shorten(text: object, most: int = 80) -> str:
     """A name from a file, fit for a message: printable, and not megabytes long."""

@@ -125,11 +125,13 @@ class PickleReader:
         self._push(int.from_bytes(self.read(length), 'little', signed=True), 2 * _SCALAR)
 
     def _text(self, form: str) -> None:
-        data = self._read_block(form, paid=False)
-        # One wide character makes Python store the whole text at 2 or 4 bytes a character.
+        data = self._read_block(form)
+        # One wide character makes Python store the whole text at 2 or 4 bytes a character, after
+        # it had begun with 1.
         top = 0 if data.isascii() else int(np.frombuffer(data, np.uint8).max())
-        self._budget.spend(len(data) * (1 if top < 0xC4 else 2 if top < 0xF0 else 4))
+        self._budget.spend(len(data) * (1 if top < 0xC4 else 3 if top < 0xF0 else 5))
         self._push(data.decode('utf-8', 'surrogatepass'))
+        self._budget.give_back(len(data))
 
     def _bytes(self, form: str) -> None:
         self._push(self._read_block(form))
@@ -138,12 +140,11 @@ class PickleReader:
         data = self._read_block(form)
         self._push(data.decode('ascii') if data.isascii() else data)
 
-    def _read_block(self, form: str, paid: bool = True) -> bytes:
+    def _read_block(self, form: str) -> bytes:
         length = self._unpack(form)
         if not 0 <= length <= self.left:
             raise DamagedFile('it ends early')
-        if paid:
-            self._budget.spend(length)
+        self._budget.spend(length)
         return self.read(length)
 
     # Containers

@@ -83,7 +83,8 @@ PROTO, STOP = b'\x80\x02', b'.'
 
 
 def text(value):
-    return b'X' + struct.pack('<I', len(value)) + value.encode()
+    data = value.encode()
+    return b'X' + struct.pack('<I', len(data)) + data
 
 
 def number(value):
@@ -150,6 +151,7 @@ def lying_pickles():
     yield 'bytearray_of', entry('w', call('builtins.bytearray', number(1 << 40)))
     yield 'encode', entry('w', call('_codecs.encode', text('x' * 1000), text('idna')))
     yield 'ones_text', PROTO + text('\U0001f40d' + 'x' * 3_000_000) + STOP
+    yield 'ends_wide', PROTO + text('x' * 3_000_000 + '\U0001f40d') + STOP
     yield 'dicts', PROTO + b'}' * 1_000_000 + STOP
     yield 'sets', PROTO + b'\x8f' * 1_000_000 + STOP
     yield 'lists', PROTO + b'(' * 1_000_000 + b'l' * 1_000_000 + STOP
@@ -183,13 +185,15 @@ def lying_pickles():
     yield 'ints', pickle.dumps(list(range(1000)), 2)
 
 
-def torch_zip(pickled, records=(), compression=zipfile.ZIP_STORED):
+def torch_zip(pickled, records=(), compression=zipfile.ZIP_STORED, extra=()):
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w', compression) as archive:
         archive.writestr('a/data.pkl', pickled)
         archive.writestr('a/byteorder', 'little')
         for key, content in records:
             archive.writestr(f'a/data/{key}', content)
+        for name in extra:
+            archive.writestr(f'a/{name}', 'x')
     return out.getvalue()
 
 
@@ -230,7 +234,7 @@ def lying_zips():
         [('0', b'\0' * 4_000_000)],
     )  # fmt: skip
     yield 'overlapping', _point_all_at_first(many, 60)
-    yield 'script', torch_zip(good, records).replace(b'a/byteorder', b'a/constants')
+    yield 'script', torch_zip(good, records, extra=('constants.pkl',))
 
 
 def _point_all_at_first(whole, count):

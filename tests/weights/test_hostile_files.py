@@ -296,9 +296,8 @@ def test_files_that_lie(whole_files, tmp_path):
     assert len(results) > 80
     loaded = [name for name, result in results.items() if result['error'] is None]
     assert not loaded
-    # What only a model can tell: an array of ints, and one of no numbers at all.
-    known = {name for name, result in results.items() if result['mmengine'] is None}
-    assert known <= {'pickle_shape_zero', 'pickle_dtype_other'}
+    # What only a model can tell from its file, mmengine's loader leaves to it.
+    assert not [name for name, result in results.items() if result['mmengine'] is None]
 
 
 def test_wrong_types_under_the_right_names(whole_files, tmp_path):
