@@ -1,5 +1,7 @@
 """Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
+from .amp import CpuAmpOptimWrapper
+from .checkpoint_hook import PublishedCheckpointHook
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .launch import finish_launch, prepare_launch
 from .own_data import use_own_data
@@ -7,6 +9,8 @@ from .palette import class_palette
 from .toolbox import require_toolbox
 
 __all__ = [
+    'CpuAmpOptimWrapper',
+    'PublishedCheckpointHook',
     'class_palette',
     'configs_dir',
     'find_config',

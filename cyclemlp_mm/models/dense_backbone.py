@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, split_pretrained
 
+from .classifier_names import rename_published_classifier
 from .levels import check_frozen_stages, resolve_out_indices
 
 
@@ -80,6 +81,10 @@ class DenseBackbone(BaseModule):
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
         self._is_init = True
+
+    def _checkpoint_filter(self, state_dict: dict, *hook_arguments) -> None:
+        """What mmpretrain's ``ImageClassifier`` calls before it loads: takes published files."""
+        rename_published_classifier(state_dict, self, self.published_format)
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """Switch the mode; what is frozen stays frozen and in eval mode."""
