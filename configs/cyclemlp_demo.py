@@ -6,6 +6,7 @@ _base_ = [
     '_base_/runtime/mmpretrain.py',
 ]
 model = dict(
+    data_preprocessor=dict(num_classes=4),
     backbone=dict(
         arch=dict(
             depths=(1, 1, 2, 1),

@@ -19,7 +19,7 @@ from cyclemlp_mm.weights.unwrap import find_state_dict
 from .arguments import new_parser
 
 EXAMPLES = """\
-  tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py work_dirs/RUN/iter_40000.pth fpn.onnx
+  tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
   tools/export.py configs/cyclemlp_b1_in1k.py CycleMLP_B1.pth b1.onnx --part backbone
   tools/export.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py CHECKPOINT features.pt2
 """
@@ -89,8 +89,8 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
     except RuntimeError as error:  # what PyTorch raises for any misfit
         first = '; '.join(line.strip() for line in str(error).splitlines()[1:3])
         raise CheckpointError(
-            f'checkpoint {checkpoint} does not fit the config ({first[:300]}): give the config that '
-            'it was trained with, or --part backbone'
+            f'checkpoint {checkpoint} does not fit the config ({first[:300]}): give the config '
+            'that it was trained with, or --part backbone'
         ) from error
 
 

@@ -26,7 +26,11 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     """Arguments of ``tools/train.py``; those of mmdet's and mmseg's, and ``--data``."""
     parser = new_parser('Train a detector, segmentor or classifier', EXAMPLES)
     add_config(parser)
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',

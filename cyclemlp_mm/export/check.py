@@ -101,7 +101,8 @@ def refuse_custom_operators(path: Path) -> int:
     onnx.checker.check_model(str(path))
     model = onnx.load(str(path), load_external_data=False)
     nodes = list(_nodes(model.graph))
-    others = {f'{node.domain}::{node.op_type}' for node in nodes if node.domain not in ('', 'ai.onnx')}
+    foreign = [node for node in nodes if node.domain not in ('', 'ai.onnx')]
+    others = {f'{node.domain}::{node.op_type}' for node in foreign}
     others |= {f'{function.domain}::{function.name}' for function in model.functions}
     if others:
         raise UserError(

@@ -1,8 +1,8 @@
 """A model in the form to be exported: the same function, of standard operations only.
 
-What runs fast in PyTorch (views written in place, chunks, custom gradients, a choice of algorithm by
-the map's size) makes a graph that is tied to one size. Here every block is written as shift, Linear
-and the like on whole maps, without a branch that depends on a size.
+What runs fast in PyTorch (views written in place, chunks, custom gradients, a choice of form by the
+map's size) makes a graph that is tied to one size. Here every block is written as shift, Linear and
+the like on whole maps, without a branch that depends on a size.
 """
 
 import copy
