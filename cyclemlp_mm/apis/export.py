@@ -5,14 +5,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import CheckpointError
-from cyclemlp_mm.export import PARTS, export_model
-from cyclemlp_mm.export.write import ExportReport
+from cyclemlp_mm.export import PARTS, ExportedPart, ExportReport, export_model
+from cyclemlp_mm.export.check import onnx_runner, program_runner
+from cyclemlp_mm.export.latency import latencies
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
@@ -38,6 +40,13 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
         choices=PARTS,
         help="what comes out: the backbone's levels, those behind the neck, or logits (default: "
         'neck for detectors, model for segmentors and classifiers)',
+    )
+    parser.add_argument(
+        '--time',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='then measure one image of this size, with PyTorch and as exported, on the CPU',
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     parser.add_argument(
@@ -71,7 +80,18 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
         _load_whole(model, args.checkpoint)
     report = export_model(model, args.dst, args.part, _metadata(cfg, args), args.force)
     print(report)
+    if args.time is not None:
+        _print_latencies(model, report, tuple(args.time))
     return report
+
+
+def _print_latencies(model: nn.Module, report: ExportReport, size: 'tuple[int, int]') -> None:
+    run = onnx_runner(report.path) if report.path.suffix == '.onnx' else program_runner(report.path)
+    ours, exported = latencies(ExportedPart(model, report.part), run, (1, *size))
+    print(
+        f'{report.part} at 1x3x{size[0]}x{size[1]}, {torch.get_num_threads()} threads, median of '
+        f'10: PyTorch {1000 * ours:.1f} ms, exported {1000 * exported:.1f} ms'
+    )
 
 
 def _build(cfg: Config) -> nn.Module:

@@ -2,6 +2,6 @@
 
 from .parts import PARTS, ExportedPart
 from .plain import plain_form
-from .write import SUFFIXES, export_model
+from .write import SUFFIXES, ExportReport, export_model
 
-__all__ = ['PARTS', 'SUFFIXES', 'ExportedPart', 'export_model', 'plain_form']
+__all__ = ['PARTS', 'SUFFIXES', 'ExportReport', 'ExportedPart', 'export_model', 'plain_form']

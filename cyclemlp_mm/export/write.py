@@ -30,6 +30,7 @@ class ExportReport:
 
     Attributes:
         path (Path): The file.
+        part (str): 'backbone', 'neck' or 'model'.
         outputs (tuple[str]): Names of its outputs.
         difference (float): Largest difference from PyTorch, relative.
         checked (tuple): (batch, height, width) of the images it was checked with.
@@ -37,6 +38,7 @@ class ExportReport:
     """
 
     path: Path
+    part: str
     outputs: 'tuple[str, ...]'
     difference: float
     checked: 'tuple[tuple[int, int, int], ...]'
@@ -63,7 +65,8 @@ def export_model(
     file appears it is run, at sizes and batches other than the one exported, against the model.
 
     Args:
-        model (nn.Module): A built mmdet, mmseg or mmpretrain model.
+        model (nn.Module): A built mmdet, mmseg or mmpretrain model; it is put in eval mode and on
+            the CPU.
         path (str | Path): ``.onnx`` (opset 20) or ``.pt2`` (``torch.export``).
         part (str, optional): 'backbone', 'neck' or 'model', see
             :class:`~cyclemlp_mm.export.ExportedPart`.
@@ -104,7 +107,7 @@ def export_model(
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    return ExportReport(path, module.output_names, difference, shapes, min_side)
+    return ExportReport(path, module.part, module.output_names, difference, shapes, min_side)
 
 
 def _capture(module: ExportedPart, min_side: int) -> torch.export.ExportedProgram:

@@ -1,9 +1,13 @@
 """tools/train.py and tools/test.py on a classifier, as a user runs them."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from paths import ROOT
 from toy_runs import run_tool
 
 from cyclemlp_mm.datasets.shapes import write_image_folders, write_image_lists
@@ -70,7 +74,8 @@ def test_distills_and_saves_the_student_alone(data, teacher, kind, amp, tmp_path
     )  # fmt: skip
     assert re.search(r'teacher: loaded \d+ tensors from', printed)
     assert re.search(r'\[1\]\[3/3\].* loss_base: \d\S+  loss_distill: \d', printed)
-    assert ('type=\'CpuAmpOptimWrapper\'' in printed) == (bool(amp) and not torch.cuda.is_available())
+    mixed_on_cpu = bool(amp) and not torch.cuda.is_available()
+    assert ("type='CpuAmpOptimWrapper'" in printed) == mixed_on_cpu
     saved = torch.load(tmp_path / 'wd' / 'epoch_1.pth', weights_only=False)
     assert not any('teacher' in name for name in saved['state_dict'])
     groups = saved['optimizer']['param_groups']
@@ -104,3 +109,16 @@ def test_resume_with_mixed_precision_and_a_teacher(data, teacher, tmp_path):
     )
     assert 'resumed epoch: 1, iter: 3' in printed
     assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
+
+
+def test_two_processes_distill(data, teacher, tmp_path):
+    """DDP finds every parameter in use, with a teacher of its own in each process."""
+    done = subprocess.run(
+        [str(ROOT / 'tools' / 'dist_train.sh'), DISTILL, '2', '--data', str(data), '--work-dir',
+         'wd', '--cfg-options', *FAST, *FEW, f'model.teacher_checkpoint={teacher}',
+         'model.teacher.backbone.arch.widths=(8,8,8,128)'],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29641', 'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', done.stdout)

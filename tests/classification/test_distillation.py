@@ -11,14 +11,14 @@ from mmengine.registry import MODELS, init_default_scope
 
 pytest.importorskip('mmpretrain')
 
-from mmpretrain.structures import DataSample  # noqa: E402
+from mmpretrain.structures import DataSample
 
-from cyclemlp_mm.classification import (  # noqa: E402
+from cyclemlp_mm.classification import (
     hard_distillation_loss,
     soft_distillation_loss,
 )
-from cyclemlp_mm.engine import load_config  # noqa: E402
-from cyclemlp_mm.errors import CheckpointError, UserError  # noqa: E402
+from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.errors import CheckpointError, UserError
 
 STUDENT = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 0.25]])
 TEACHER = torch.tensor([[2.0, 0.0, -2.0], [-1.0, 3.0, 1.0]])
@@ -152,11 +152,11 @@ def test_under_autocast(kind, tmp_path):
 
 
 def test_mistakes_are_said(tmp_path):
-    with pytest.raises(ValueError, match="distillation must be one of .* got 'warm'"):
+    with pytest.raises(ValueError, match=r"distillation must be one of .* got 'warm'"):
         build(tmp_path, distillation='warm')
-    with pytest.raises(ValueError, match=r'alpha must be in \[0, 1\], but got 1.5'):
+    with pytest.raises(ValueError, match=r'alpha must be in \[0, 1\], but got 1\.5'):
         build(tmp_path, alpha=1.5)
-    with pytest.raises(ValueError, match='tau must be above 0, but got 0'):
+    with pytest.raises(ValueError, match='tau must be above 0'):
         build(tmp_path, tau=0)
     with pytest.raises(TypeError, match='temperature'):
         build(tmp_path, temperature=2)

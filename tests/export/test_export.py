@@ -1,5 +1,7 @@
 """tools/export.py: one file per model, right at every size, or no file."""
 
+import re
+
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -107,8 +109,10 @@ def test_a_published_file_through_the_tool(tmp_path, capsys):
     arguments = [str(tmp_path / 'tiny.py'), str(tmp_path / 'published.pth')]
     for part in ('backbone', 'model'):
         path = tmp_path / f'{part}.pt2'
-        export([*arguments, str(path), '--part', part])
-        assert f'{part}.pt2: ' in capsys.readouterr().out
+        export([*arguments, str(path), '--part', part, '--time', '64', '96'])
+        printed = capsys.readouterr().out
+        assert f'{part}.pt2: ' in printed
+        assert re.search(rf'{part} at 1x3x64x96, .* PyTorch \S+ ms, exported \S+ ms', printed)
         module = ExportedPart(model, part)
         if part == 'model':
             model.load_state_dict(torch.load(tmp_path / 'published.pth'))
