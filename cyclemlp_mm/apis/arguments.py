@@ -29,6 +29,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
+    """``--unsafe-load``."""
+    parser.add_argument(
+        '--unsafe-load',
+        action='store_true',
+        help='unpickle checkpoints that safe loading refuses: they can run any code, so only for '
+        'files that you trust like a program',
+    )
+
+
 def add_own_data(parser: argparse.ArgumentParser) -> None:
     """``--data`` and what it needs to know."""
     group = parser.add_argument_group('your own data')

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from cyclemlp_mm.engine import load_config, prepare_launch, require_toolbox, use_own_data
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.weights import allow_unsafe_loading
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
@@ -29,4 +30,13 @@ def prepare_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_launch(cfg, args.launcher)
+    # Not written into the config, which goes into the work dir: the next run is asked anew.
+    if args.unsafe_load or cfg.get('unsafe_load'):
+        allow_unsafe_loading()
+    _check_weights(cfg)
     return cfg
+
+
+def _check_weights(cfg: Config) -> None:
+    hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') != 'CheckLoadedWeights']
+    cfg.custom_hooks = [*hooks, dict(type='CheckLoadedWeights')]

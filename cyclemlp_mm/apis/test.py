@@ -10,7 +10,14 @@ from mmengine.runner import Runner
 from cyclemlp_mm.engine import finish_launch
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
+from .arguments import (
+    accept_local_rank,
+    add_config,
+    add_launcher,
+    add_own_data,
+    add_unsafe_load,
+    new_parser,
+)
 from .prepare import prepare_config
 
 EXAMPLES = """\
@@ -27,6 +34,7 @@ def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a file')
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions beside ground truth')
     add_own_data(parser)
+    add_unsafe_load(parser)
     add_launcher(parser)
     return parser.parse_args(argv)
 
@@ -49,6 +57,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
+    cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:

@@ -11,7 +11,14 @@ from mmengine.runner import Runner
 from cyclemlp_mm.engine import finish_launch
 from cyclemlp_mm.errors import UserError
 
-from .arguments import accept_local_rank, add_config, add_launcher, add_own_data, new_parser
+from .arguments import (
+    accept_local_rank,
+    add_config,
+    add_launcher,
+    add_own_data,
+    add_unsafe_load,
+    new_parser,
+)
 from .prepare import prepare_config
 
 EXAMPLES = """\
@@ -40,6 +47,7 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         help="go on from a checkpoint; 'auto' or no value takes the latest in the work dir",
     )
     add_own_data(parser)
+    add_unsafe_load(parser)
     add_launcher(parser)
     return parser.parse_args(argv)
 

@@ -1,5 +1,6 @@
 """Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
+from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .launch import finish_launch, prepare_launch
 from .own_data import use_own_data
@@ -7,6 +8,7 @@ from .palette import class_palette
 from .toolbox import require_toolbox
 
 __all__ = [
+    'CheckLoadedWeights',
     'class_palette',
     'configs_dir',
     'find_config',

@@ -1,19 +1,27 @@
-"""Published files in, our names out: reading, renaming and strict loading of weights."""
+"""Published files in, our names out: safe reading, renaming and strict loading of weights.
+
+Importing this package makes mmengine load safely too, see :mod:`.mmengine_loader`.
+"""
 
 from cyclemlp_mm.errors import CheckpointError
 
 from .cyclemlp import CYCLEMLP_FORMAT
-from .files import read_checkpoint
+from .files import allow_unsafe_loading, read_checkpoint, unsafe_loading
 from .loading import LoadReport, init_from_checkpoint, load_strictly, split_pretrained
+from .mmengine_loader import register_safe_loaders
 from .published import PublishedFormat
+
+register_safe_loaders()
 
 __all__ = [
     'CYCLEMLP_FORMAT',
     'CheckpointError',
     'LoadReport',
     'PublishedFormat',
+    'allow_unsafe_loading',
     'init_from_checkpoint',
     'load_strictly',
     'read_checkpoint',
     'split_pretrained',
+    'unsafe_loading',
 ]

@@ -1,85 +1,119 @@
 """From a path or URL to the objects in a checkpoint file, without running code from it.
 
 Only tensors, numbers, strings, containers, numpy arrays and the few mmengine types that a training
-checkpoint holds are accepted: PyTorch's ``weights_only`` unpickler with an allow-list.
+checkpoint holds are accepted, from any format; see :mod:`.pickle_reader` for how.
 """
 
 import pickle
-import zipfile
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
-from mmengine.config import ConfigDict
 from mmengine.dist import barrier, get_local_rank
-from mmengine.logging import HistoryBuffer
 
 from cyclemlp_mm.errors import CheckpointError, MissingFileError
 
-#: What torch.load raises on damaged bytes depends on where the damage is.
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError)
-_DAMAGE += (LookupError, zipfile.BadZipFile)
+from .limits import Budget, DamagedFile, RefusedContent, shorten
+from .paddle_files import is_paddle, to_tensors
+from .pickle_reader import PickleReader
+from .pickle_tree import check_tree
+from .pickle_types import PLAIN_TYPES
+from .safetensors_files import is_safetensors, read_safetensors
+from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
+
+#: What is left to go wrong when bytes make no sense; DamagedFile is a ValueError.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
+_DAMAGE += (OSError, EOFError, MemoryError, struct.error)
+
+_ZIP_HEAD = b'PK\x03\x04'
+_LEGACY_HEAD = pickle.dumps(LEGACY_MAGIC, protocol=2)
+
+_unsafe = False
 
 
-def _allowed_types() -> list:
-    """Types beyond PyTorch's own that mmengine's training checkpoints hold."""
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype]
-    # A HistoryBuffer refers to its own statistics methods through getattr.
-    allowed.append((_history_statistic, 'builtins.getattr'))
-    # numpy pickles name their modules by version: 1.x says numpy.core, 2.x numpy._core.
-    allowed += [
-        (function, f'{module}.multiarray.{function.__name__}')
-        for module in ('numpy.core', 'numpy._core')
-        for function in (multiarray._reconstruct, multiarray.scalar)
-    ]
-    numbers = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8)
-    numbers += (np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
-    return allowed + [type(np.dtype(number)) for number in numbers]
+def allow_unsafe_loading(allow: bool = True) -> None:
+    """Let this process unpickle files that safe loading refuses: they may then run any code.
 
-
-def _history_statistic(owner: object, name: str) -> object:
-    """What stands in for ``getattr`` in a checkpoint: methods of HistoryBuffer, nothing else."""
-    if owner is not HistoryBuffer or name not in ('mean', 'max', 'min', 'current'):
-        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr for {name!r} was not expected')
-    return getattr(owner, name)
-
-
-def read_checkpoint(source: str, map_location: str = 'cpu') -> object:
-    """Read a checkpoint.
+    For files whose origin you trust as you trust a program. Says so as a warning, here and for each
+    file. ``--unsafe-load`` of the tools and ``unsafe_load = True`` in a config come here.
 
     Args:
-        source (str): A local path or an http(s) URL. A URL is downloaded once into PyTorch's hub
-            folder.
-        map_location (str): Device for the tensors. Defaults to 'cpu'.
+        allow (bool): False ends it. Defaults to True.
+    """
+    global _unsafe
+    if allow and not _unsafe:
+        warnings.warn(
+            'unsafe loading is on: a checkpoint that safe loading refuses is unpickled, and can '
+            'run any code',
+            stacklevel=2,
+        )
+    _unsafe = allow
+
+
+@contextmanager
+def unsafe_loading() -> 'Iterator[None]':
+    """:func:`allow_unsafe_loading` for the length of a ``with`` block."""
+    before = _unsafe
+    allow_unsafe_loading()
+    try:
+        yield
+    finally:
+        allow_unsafe_loading(before)
+
+
+def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> object:
+    """Read a checkpoint: ``.pth`` (zip or legacy), ``.pdparams`` or ``.safetensors``.
+
+    The format is told from the content, not from the name. Reading takes at most about twice the
+    file's size of memory, whatever the file declares.
+
+    Args:
+        source (str | Path): A local path or an http(s) URL. A URL is downloaded once into PyTorch's
+            hub folder.
+        map_location (str | torch.device | None | Callable): Device for the tensors; None is the
+            CPU. Defaults to 'cpu'.
 
     Returns:
-        object: What the file holds, normally a dict.
+        object: What the file holds, normally a dict; of a Paddle file, a
+        :class:`~cyclemlp_mm.weights.paddle_files.PaddleStateDict`.
 
     Raises:
         MissingFileError: A local path that is not there.
-        CheckpointError: The URL cannot be reached, or the file is empty, truncated, no PyTorch
-            checkpoint, or holds objects of a type that is not allowed.
+        CheckpointError: The URL cannot be reached, or the file is empty, truncated, damaged, of
+            another format, or holds objects of a type that is not allowed.
     """
-    path = fetch(source)
+    path = fetch(str(source))
     if not path.exists():
-        raise MissingFileError(f'checkpoint {path} does not exist: check the path in init_cfg')
+        raise MissingFileError(f'checkpoint {path} does not exist: check the path')
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} is not a file')
     if path.stat().st_size == 0:
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): download or copy it again')
     try:
-        with torch.serialization.safe_globals(_allowed_types()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        why = _why_refused(path, error)
-        raise CheckpointError(f'checkpoint {path} is refused: {why}') from error
-    except _DAMAGE as error:
+        try:
+            with path.open('rb') as file:
+                content = _read(file, path.stat().st_size)
+        except RefusedContent as error:
+            if not _unsafe:
+                raise
+            content = _read_unsafely(path, error)
+    except RefusedContent as error:
         raise CheckpointError(
-            f'checkpoint {path} cannot be read ({_first_line(error)}): it is truncated, damaged '
-            f'or no PyTorch checkpoint{_looks_like(path)}. Download or copy it again'
+            f'checkpoint {path} is refused: {error}. If you trust its origin as you trust a '
+            'program, --unsafe-load lets the tools read it'
         ) from error
+    except _DAMAGE as error:
+        why = str(error) if isinstance(error, DamagedFile) else _first_line(error)
+        raise CheckpointError(
+            f'checkpoint {path} cannot be read ({why}): it is truncated, damaged or no '
+            f'checkpoint{_looks_like(path)}. Download or copy it again'
+        ) from error
+    return content if str(map_location or 'cpu') == 'cpu' else _move(content, map_location)
 
 
 def fetch(source: str) -> Path:
@@ -115,18 +149,72 @@ def fetch(source: str) -> Path:
     return path
 
 
-def _why_refused(path: Path, error: Exception) -> str:
-    text = str(error)
-    if 'Unsupported global' in text or 'GLOBAL' in text:
-        named = text.split('GLOBAL ')[-1].split(' ')[0] if 'GLOBAL ' in text else 'an object'
-        return (
-            f'it holds {named}, which is not among the types that a checkpoint may hold (tensors, '
-            'numbers, strings, containers, numpy arrays, mmengine logs). Nothing of it was run'
-        )
-    return (
-        f'it is truncated, damaged or no PyTorch checkpoint{_looks_like(path)} '
-        f'({_first_line(error)})'
-    )
+def _read(file: BinaryIO, size: int) -> object:
+    """Tell the format from the first bytes, and read it."""
+    budget = Budget(size)
+    head = file.read(9)
+    file.seek(0)
+    if head.startswith(_ZIP_HEAD):
+        return read_zip(file, size, budget)
+    if is_safetensors(head, size):
+        return read_safetensors(file, size, budget)
+    reader = PickleReader(file, size, PLAIN_TYPES, budget)
+    content = reader.load()
+    if content == LEGACY_MAGIC:
+        return read_legacy(reader, file, size, budget)
+    check_tree(content, size - reader.left, budget)
+    if not is_paddle(content):
+        raise DamagedFile(f'it is a pickle of a {shorten(type(content).__name__)}, with no arrays')
+    if reader.left:
+        raise DamagedFile(f'{reader.left} bytes follow its end')
+    return to_tensors(content)
+
+
+def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
+    warnings.warn(
+        f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can run '
+        'any code', stacklevel=3,
+    )  # fmt: skip
+    with path.open('rb') as file:
+        head = file.read(len(_LEGACY_HEAD))
+        if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        file.seek(0)
+        content = pickle.load(file)
+    return to_tensors(content) if is_paddle(content) else content
+
+
+def _move(content: object, map_location: object) -> object:
+    """Tensors of containers to a device; a tensor that is there twice stays one tensor."""
+    moved: dict[int, torch.Tensor] = {}
+
+    def to_device(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            if id(value) not in moved:
+                moved[id(value)] = _to(value, map_location)
+            return moved[id(value)]
+        if isinstance(value, dict):
+            for key in list(value):
+                dict.__setitem__(value, key, to_device(dict.__getitem__(value, key)))
+        elif isinstance(value, list):
+            value[:] = [to_device(item) for item in value]
+        elif type(value) is tuple:
+            return tuple(to_device(item) for item in value)
+        return value
+
+    return to_device(content)
+
+
+def _to(tensor: torch.Tensor, map_location: object) -> torch.Tensor:
+    if callable(map_location):  # torch.load's third form: from a storage to where it belongs
+        placed = map_location(tensor.untyped_storage(), 'cpu')
+        map_location = 'cpu' if placed is None else placed.device
+    elif isinstance(map_location, dict):
+        map_location = map_location.get('cpu', 'cpu')
+    data = tensor.detach().to(map_location)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(data, tensor.requires_grad)
+    return data.requires_grad_(tensor.requires_grad)
 
 
 def _looks_like(path: Path) -> str:
@@ -140,6 +228,6 @@ def _looks_like(path: Path) -> str:
     return ''
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return shorten(lines[0], 200) if lines else type(error).__name__

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from cyclemlp_mm.errors import CheckpointError
 
 from .files import read_checkpoint
+from .limits import shorten
+from .paddle_files import PaddleStateDict
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
 
@@ -92,7 +94,8 @@ def init_from_checkpoint(
     """Load a backbone and log what was loaded.
 
     Takes published files as they are (bare or under ``model``/``state_dict``, with ``module.`` or
-    ``backbone.`` prefixes), our own checkpoints, and those of a whole detector or segmentor.
+    ``backbone.`` prefixes), Paddle's, our own checkpoints, and those of a whole detector or
+    segmentor; as ``.pth``, ``.pdparams`` or ``.safetensors``.
 
     Args:
         model (nn.Module): The backbone.
@@ -112,8 +115,7 @@ def init_from_checkpoint(
     state_dict, others = select_backbone(
         find_state_dict(content, checkpoint), prefix, checkpoint
     )
-    if published.is_published(state_dict):
-        state_dict = _convert(published, state_dict, checkpoint)
+    state_dict = to_our_names(published, state_dict, find_paddle(content), checkpoint)
     report = load_strictly(model, published, state_dict, checkpoint)
     if others:
         report.left['rest of the model'] = others
@@ -154,7 +156,7 @@ def load_strictly(
         else:
             report.left[kind] = report.left.get(kind, 0) + 1
     common = {name: tensor for name, tensor in state_dict.items() if name in own}
-    misshapen = [n for n, t in common.items() if t.shape != own[n].shape]
+    misshapen = [n for n, t in common.items() if not _fits(t, own[n])]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             _misfit(published, source, own, state_dict, missing, unexpected, misshapen)
@@ -164,9 +166,29 @@ def load_strictly(
     return report
 
 
-def _convert(
-    published: PublishedFormat, state_dict: 'Mapping[str, Tensor]', source: str
-) -> 'dict[str, Tensor]':
+def find_paddle(content: object) -> bool:
+    """Whether what was read is Paddle's: Linear weights are (in, out)."""
+    return isinstance(content, PaddleStateDict)
+
+
+def to_our_names(
+    published: PublishedFormat, state_dict: 'Mapping[str, Tensor]', paddle: bool, source: str
+) -> 'Mapping[str, Tensor]':
+    """A backbone's state dict under our names, whichever it has.
+
+    Args:
+        published (PublishedFormat): The family's published names.
+        state_dict (Mapping[str, Tensor]): Published, Paddle's or ours, without a prefix.
+        paddle (bool): Whether Linear weights are (in, out).
+        source (str): The file, for messages.
+
+    Raises:
+        CheckpointError: A constant of the architecture differs.
+    """
+    if paddle:
+        state_dict = published.from_paddle(state_dict)
+    if not published.is_published(state_dict):
+        return state_dict
     try:
         return published.to_ours(state_dict)
     except CheckpointError as error:
@@ -226,9 +248,18 @@ def _misfit(
     if misshapen:
         name = misshapen[0]
         parts.append(
-            f'{len(misshapen)} have another shape, e.g. {name}: {tuple(state_dict[name].shape)} in '
-            f'the file, {tuple(own[name].shape)} in the model.'
+            f'{len(misshapen)} have another shape or type, e.g. {name}: '
+            f'{_say(state_dict[name])} in the file, {_say(own[name])} in the model.'
         )
     if unexpected:
-        parts.append(f'{len(unexpected)} are unknown, e.g. {unexpected[:3]}.')
+        parts.append(f'{len(unexpected)} are unknown, e.g. {shorten(unexpected[:3], 240)}.')
     return ' '.join(parts)
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    """Same shape; ints are no weights, though copying them into floats would work."""
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
+
+
+def _say(tensor: Tensor) -> str:
+    return f'{tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}'

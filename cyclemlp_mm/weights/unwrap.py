@@ -6,6 +6,8 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
+from .limits import shorten
+
 #: Keys under which files in the wild keep the state dict.
 WRAPPERS = ('state_dict', 'model')
 
@@ -37,7 +39,7 @@ def find_state_dict(content: object, source: str) -> 'dict[str, Tensor]':
     if wrong:
         raise CheckpointError(
             f'checkpoint {source} is no state dict: {len(wrong)} of {len(content)} entries are '
-            f'not tensors under a name, e.g. {wrong[:3]}'
+            f'not tensors under a name, e.g. {shorten(wrong[:3], 240)}'
         )
     return {_strip_module(name): tensor for name, tensor in content.items()}
 
@@ -75,7 +77,7 @@ def select_backbone(
 def first_parts(names: 'Mapping[str, Tensor]', most: int = 5) -> str:
     """The distinct first parts of dotted names, for messages."""
     parts = list(dict.fromkeys(name.split('.')[0] for name in names))
-    return ', '.join(parts[:most]) + (', …' if len(parts) > most else '')
+    return ', '.join(map(shorten, parts[:most])) + (', …' if len(parts) > most else '')
 
 
 def _strip_module(name: str) -> str:

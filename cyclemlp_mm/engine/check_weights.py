@@ -1,0 +1,143 @@
+"""Weights of a whole model: completely where it is tested or resumed, else said part by part."""
+
+import re
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from torch import Tensor, nn
+
+from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.weights.unwrap import find_state_dict, first_parts
+
+_NOT_NEEDED = re.compile(r'.*\.num_batches_tracked')
+_OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias)')
+
+
+@HOOKS.register_module()
+class CheckLoadedWeights(Hook):
+    """Compares a checkpoint with the model before mmengine loads it, not strictly, and logs it.
+
+    - Tested or resumed: every tensor of the model must be in the file, in its shape.
+    - ``load_from`` in training: the backbone's must be (its output norms may be new); heads may
+      differ, as for another number of classes, and are counted in the log.
+
+    A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
+    every config.
+    """
+
+    priority = 'VERY_HIGH'  # before EMAHook looks at the state dict
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check and log.
+
+        Args:
+            runner (Runner): Its model is compared.
+            checkpoint (dict): Its ``state_dict`` is renamed in place where it lacks ``backbone.``.
+
+        Raises:
+            CheckpointError: The model would stay without weights that it needs, or the file is no
+                training checkpoint and was to be resumed.
+        """
+        source = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        own = _unwrapped(runner.model).state_dict()
+        in_file = _add_prefix(find_state_dict(checkpoint, source), own)
+        if 'state_dict' not in checkpoint:
+            checkpoint.clear()
+        if list(checkpoint.get('state_dict', ())) != list(in_file):
+            checkpoint['state_dict'] = in_file  # else as it is: it carries the modules' versions
+        # A loop is built just before the checkpoint is loaded; until then it is its config.
+        training = isinstance(runner._train_loop, BaseLoop)
+        if training and runner._resume:
+            _check_resumable(checkpoint, source)
+        complete = not training or runner._resume
+        runner.logger.info(compare(own, in_file, str(source), complete))
+
+
+def compare(
+    own: 'dict[str, Tensor]', in_file: 'dict[str, Tensor]', source: str, complete: bool
+) -> str:
+    """Say what of a model a file holds.
+
+    Args:
+        own (dict[str, Tensor]): The model's state dict.
+        in_file (dict[str, Tensor]): The file's.
+        source (str): The file.
+        complete (bool): Whether all of the model must be there, or the backbone only.
+
+    Returns:
+        str: Counts, in all and of each part of the model.
+
+    Raises:
+        CheckpointError: What must be there is not.
+    """
+    needed = [name for name in own if not _NOT_NEEDED.fullmatch(name)]
+    fitting = {name for name in needed if name in in_file and _fits(in_file[name], own[name])}
+    if not fitting:
+        raise CheckpointError(
+            f'checkpoint {source} does not fit the model: none of its {len(in_file)} tensors does. '
+            f'Its names begin with {first_parts(in_file)}; the model has {first_parts(own)}'
+        )
+    absent = [
+        name for name in needed
+        if name not in fitting
+        and (complete or (name.startswith('backbone.') and not _OUTPUT_NORM.fullmatch(name)))
+    ]  # fmt: skip
+    if absent:
+        missing = [name for name in absent if name not in in_file]
+        misshapen = [name for name in absent if name in in_file]
+        said = [f'{len(missing)} are missing, e.g. {missing[:3]}'] * bool(missing)
+        if misshapen:
+            name = misshapen[0]
+            said.append(
+                f'{len(misshapen)} have another shape or type, e.g. {name}: '
+                f'{tuple(in_file[name].shape)} in the file, {tuple(own[name].shape)} in the model'
+            )
+        which = 'tensors' if complete else "of the backbone's tensors"
+        raise CheckpointError(
+            f'checkpoint {source} does not fit the model; nothing was loaded. Of {len(needed)} '
+            f'{which}, {"; ".join(said)}. Is it the config that the file was trained with?'
+        )
+    lines = [f'loaded {len(fitting)} of {len(needed)} tensors from {source}']
+    for part in dict.fromkeys(name.split('.')[0] for name in needed):
+        names = [name for name in needed if name.split('.')[0] == part]
+        found = sum(name in fitting for name in names)
+        if found < len(names):
+            lines.append(f'  {part}: {found} of {len(names)}, the others are new')
+    left = [name for name in in_file if name not in own]
+    if left:
+        lines.append(f'  in the file, not used: {len(left)} ({first_parts(dict.fromkeys(left))})')
+    return '\n'.join(lines)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict[str, Tensor]':
+    prefixed = {f'backbone.{name}': tensor for name, tensor in in_file.items()}
+    if not any(n in own for n in in_file) and any(n in own for n in prefixed):
+        return prefixed
+    return in_file
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
+
+
+def _check_resumable(checkpoint: dict, source: str) -> None:
+    meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
+    counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else [None]
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    if (
+        any(type(count) is not int or count < 0 for count in counts)
+        or not isinstance(hub, dict)
+        or any(not isinstance(hub.get(part), dict) for part in parts)
+    ):
+        raise CheckpointError(
+            f'checkpoint {source} cannot be resumed: it does not say how far its training was. To '
+            'start a new training from its weights, use --cfg-options load_from=FILE'
+        )

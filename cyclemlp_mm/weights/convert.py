@@ -1,0 +1,234 @@
+"""Any checkpoint of a CycleMLP that we read, written anew: our names, published, safetensors."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
+
+from .cyclemlp import arch_of, is_certainly_published, is_ours, to_published
+from .files import read_checkpoint
+from .limits import DamagedFile, shorten
+from .loading import find_paddle
+from .safetensors_files import DATASET_META, write_safetensors
+from .unwrap import find_state_dict, first_parts
+from .whole_model import join_whole, split_whole
+
+#: What ``convert`` writes.
+TARGETS = ('ours', 'published', 'safetensors')
+_OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` did.
+
+    Attributes:
+        source (str): 'published', 'Paddle' or 'ours'.
+        arch (str): Name of the architecture, or 'custom' with its settings.
+        backbone (int): Tensors of the backbone in the new file, without constants.
+        classifier (int): Those of the classifier.
+        rest (int): Those of the rest of the model (neck, heads) in the new file.
+        dropped (int): Those of the rest that the new format has no place for.
+        sha256 (str): Of the new file.
+    """
+
+    source: str
+    arch: str
+    backbone: int
+    classifier: int
+    rest: int
+    dropped: int
+    sha256: str
+
+
+def convert(
+    source: 'str | Path', target: 'str | Path', to: 'str | None' = None, force: bool = False
+) -> Conversion:
+    """Read any file that we read, check it against its architecture, and write it in a new format.
+
+    'ours' has the names of our models' checkpoints: a backbone's own, or, where there is more than
+    a backbone, those of the whole model (``backbone.…``, ``head.fc.…``); 'safetensors' has the same
+    names. 'published' has the published ones, of backbone and classifier.
+
+    Args:
+        source (str | Path): A path or an http(s) URL.
+        target (str | Path): The new file. It appears complete or not at all.
+        to (str, optional): One of ``TARGETS``. None is 'safetensors' for such a suffix, else
+            'ours'. A ``.safetensors`` suffix is kept for published names, too.
+        force (bool): Overwrite ``target``. Defaults to False.
+
+    Returns:
+        Conversion: What was recognised and written.
+
+    Raises:
+        UserError: ``target`` is there and ``force`` is not set, or cannot be written.
+        CheckpointError: ``source`` cannot be read, or is no complete CycleMLP.
+    """
+    target = Path(target).expanduser()
+    if to is None:
+        to = 'safetensors' if target.suffix == '.safetensors' else 'ours'
+    _check_target(target, to, force)
+    content = read_checkpoint(source)
+    state_dict = find_state_dict(content, str(source))
+    paddle = find_paddle(content)
+    backbone, classifier, rest = split_whole(state_dict, paddle, str(source))
+    arch = _verify(backbone, classifier, str(source))
+    dropped = 0
+    if to == 'published':
+        named = {f'head.{name}': tensor for name, tensor in classifier.items()}
+        new = to_published({**backbone, **named})
+        dropped, rest = len(rest), {}
+    elif classifier or rest:
+        new = join_whole(backbone, classifier, rest)
+    else:
+        new = backbone
+    new = {name: tensor.detach().contiguous() for name, tensor in new.items()}
+    sha256 = _write(new, target, to, _meta(content, arch), force)
+    return Conversion(
+        _kind(state_dict, paddle), arch, len(backbone), len(classifier), len(rest), dropped, sha256
+    )
+
+
+def _check_target(target: Path, to: str, force: bool) -> None:
+    if to not in TARGETS:
+        raise UserError(f'--to must be one of {", ".join(TARGETS)}, but got {to!r}')
+    if target.suffix == '.pdparams':
+        raise UserError(f'{target}: Paddle files are only read; choose .pth or .safetensors')
+    if target.is_dir():
+        raise UserError(f'{target} is a folder: name the file in it')
+    if not target.parent.is_dir():
+        raise MissingFileError(f'the folder {target.parent} does not exist: make it first')
+    if target.exists() and not force:
+        raise UserError(f'{target} is there already: choose another name, or give --force')
+
+
+def _verify(
+    backbone: 'Mapping[str, Tensor]', classifier: 'Mapping[str, Tensor]', source: str
+) -> str:
+    """Check names, shapes and types against the architecture; returns its name."""
+    from cyclemlp_mm.models import CycleMLP  # the models import this package
+
+    arch = arch_of(backbone) if is_ours(backbone) else None
+    if arch is None or 10 * sum(arch['depths']) > len(backbone):
+        raise CheckpointError(
+            f'checkpoint {source} holds no complete CycleMLP backbone: its names begin with '
+            f'{first_parts(backbone)}'
+        )
+    known = [name for name, row in CycleMLP.arch_zoo.items() if dict(row) == arch]
+    name = known[0] if known else f'custom ({_say(arch)})'
+    try:
+        with torch.device('meta'):
+            own = CycleMLP(arch).state_dict()
+    except ValueError as error:
+        raise CheckpointError(f'checkpoint {source} is of no CycleMLP: {error}') from error
+    wrong = [n for n in own if n not in backbone and not n.startswith(_OUTPUT_NORMS)]
+    wrong += [n for n in backbone if n not in own]
+    wrong += [
+        n for n, tensor in backbone.items()
+        if n in own and (tensor.shape != own[n].shape or not tensor.is_floating_point())
+    ]  # fmt: skip
+    if wrong:
+        raise CheckpointError(
+            f'checkpoint {source} looks like CycleMLP {name}, but {len(wrong)} tensors are '
+            f'missing, unknown or of another shape or type, e.g. {shorten(wrong[:3], 240)}'
+        )
+    shapes = {n: tuple(t.shape) for n, t in classifier.items()}
+    width = arch['widths'][-1]
+    if classifier and shapes != {'weight': (*shapes.get('bias', (0,)), width),
+                                 'bias': shapes.get('bias')}:  # fmt: skip
+        raise CheckpointError(
+            f'checkpoint {source}: the classifier of a CycleMLP {name} has a weight (classes, '
+            f'{width}) and a bias (classes,), but the file has {shapes}'
+        )
+    return name
+
+
+def _say(arch: 'Mapping[str, object]') -> str:
+    return ', '.join(
+        f'{key} {"-".join(map(str, value)) if isinstance(value, tuple) else value}'
+        for key, value in arch.items()
+    )
+
+
+def _kind(state_dict: 'Mapping[str, Tensor]', paddle: bool) -> str:
+    if paddle:
+        return 'Paddle'
+    bare = {name.removeprefix('backbone.'): tensor for name, tensor in state_dict.items()}
+    return 'published' if is_certainly_published(bare) else 'ours'
+
+
+def _meta(content: object, arch: str) -> dict:
+    """What a training wrote about itself (class names, config), and the architecture."""
+    meta = content.get('meta') if isinstance(content, dict) else None
+    return {**(meta if isinstance(meta, dict) else {}), 'arch': arch}
+
+
+def _as_text(meta: dict) -> 'dict[str, str]':
+    """What safetensors has place for: without the class names, a detector would guess."""
+    text = {'format': 'pt', 'arch': meta['arch']}
+    if isinstance(meta.get('dataset_meta'), dict):
+        text[DATASET_META] = json.dumps(meta['dataset_meta'], default=_plain)
+    return text
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+def _write(
+    state_dict: 'dict[str, Tensor]', target: Path, to: str, meta: dict, force: bool
+) -> str:
+    """Write beside ``target``, read back, then put it in its place; returns its SHA-256."""
+    handle, name = tempfile.mkstemp(prefix=f'.{target.name}.', suffix='.part', dir=target.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            if to == 'safetensors' or target.suffix == '.safetensors':
+                write_safetensors(state_dict, file, _as_text(meta))
+            elif to == 'published':
+                torch.save(state_dict, file)  # bare, as the authors' files are
+            else:
+                torch.save({'state_dict': state_dict, 'meta': meta}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written = find_state_dict(read_checkpoint(part), str(target))
+        if list(written) != sorted(written, key=list(state_dict).index) or any(
+            not _same(written[n], tensor) for n, tensor in state_dict.items()
+        ):
+            raise CheckpointError(f'{target} could not be read back as it was written')
+        sha256 = _sha256(part)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp's files are the owner's only
+        if target.exists() and not force:
+            raise UserError(f'{target} has appeared meanwhile: nothing was overwritten')
+        os.replace(part, target)
+        return sha256
+    except DamagedFile as error:
+        raise CheckpointError(f'{target} cannot be written: {error}') from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Bit by bit: NaNs, too."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

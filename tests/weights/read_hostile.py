@@ -1,0 +1,68 @@
+"""Reads every file of a folder and writes what came of it; a script, run apart from the tests.
+
+    python read_hostile.py FOLDER MODEL.pth
+
+Each file is loaded by ``init_cfg`` into the model that MODEL.pth holds, and by mmengine's loader.
+Prints a line of JSON a file: its name, the error or null, the peak of allocated bytes, the seconds,
+whether the model has all tensors in shape, and whether it has the values of MODEL.pth. The address
+space is limited, so that an allocation that is never touched is seen, too.
+"""
+
+import json
+import resource
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.weights.cyclemlp import arch_of
+
+MORE_ADDRESSES = 1 << 29
+
+
+def load(path, arch):
+    model = CycleMLP(arch, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    return model.state_dict()
+
+
+def main():
+    expected = torch.load(sys.argv[2])
+    arch = arch_of(expected)
+    load(sys.argv[2], arch)  # what is imported late is imported now
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MORE_ADDRESSES, used + MORE_ADDRESSES))
+    base = 0
+    tracemalloc.start()
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        base = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        start = time.perf_counter()
+        errors, loaded = [], None
+        for read in (lambda p: load(p, arch), CheckpointLoader.load_checkpoint):
+            try:
+                content = read(str(path))
+                loaded = content if loaded is None else loaded
+                errors.append(None)
+                del content
+            except CheckpointError as error:
+                errors.append(str(error))
+        peak = tracemalloc.get_traced_memory()[1] - base
+        same = errors[0] is None and all(
+            torch.equal(loaded[name], tensor) for name, tensor in expected.items()
+        )
+        result = dict(
+            name=path.name, error=errors[0], mmengine=errors[1], peak=peak,
+            seconds=time.perf_counter() - start, same=same, size=path.stat().st_size,
+        )  # fmt: skip
+        print(json.dumps(result), flush=True)
+        loaded = None
+
+
+if __name__ == '__main__':
+    main()

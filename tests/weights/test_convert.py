@@ -1,0 +1,230 @@
+"""The converter: every source to every format and back, bit by bit; what it refuses."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from parity_rule import golden, published_keys
+from paths import PARITY, needs_parity
+from published_names import published_state_dict
+from toy_runs import run_tool
+
+from cyclemlp_mm.apis import convert_weights
+from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.weights import cyclemlp, read_checkpoint
+from cyclemlp_mm.weights.convert import convert
+from cyclemlp_mm.weights.unwrap import find_state_dict
+
+TINY = dict(
+    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    downsample='conv',
+)  # fmt: skip
+SWIN_STYLE = {**TINY, 'reweight': False, 'downsample': 'patch_merging'}
+
+
+def random_state(arch=TINY, **kwargs):
+    return {name: torch.randn_like(t) for name, t in CycleMLP(arch, **kwargs).state_dict().items()}
+
+
+def state(path):
+    return find_state_dict(read_checkpoint(path), str(path))
+
+
+def assert_equal(one, other):
+    assert set(one) == set(other)
+    assert all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
+
+
+def classifier():
+    head = {'head.fc.weight': torch.randn(7, 20), 'head.fc.bias': torch.randn(7)}
+    ours = random_state(out_indices=(3,))
+    return {f'backbone.{name}': tensor for name, tensor in ours.items()} | head
+
+
+@pytest.mark.parametrize('arch', [TINY, SWIN_STYLE], ids=['conv', 'patch_merging'])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2, 3), (3,)])
+def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, out_indices):
+    ours = random_state(arch, out_indices=out_indices)
+    torch.save(ours, tmp_path / 'ours.pth')
+    done = convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
+    assert (done.source, done.backbone, done.classifier) == ('ours', len(ours), 0)
+    back = convert(tmp_path / 'published.pth', tmp_path / 'back.pth')
+    assert back.source == 'published'
+    assert_equal(state(tmp_path / 'back.pth'), ours)
+    convert(tmp_path / 'back.pth', tmp_path / 'again.pth', 'published')
+    assert (tmp_path / 'again.pth').read_bytes() == (tmp_path / 'published.pth').read_bytes()
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_classifier_goes_to_published_and_back(tmp_path, suffix):
+    ours = classifier()
+    torch.save({'state_dict': ours, 'meta': {'epoch': 3}}, tmp_path / 'ours.pth')
+    published = tmp_path / f'published.{suffix}'
+    convert(tmp_path / 'ours.pth', published, 'published')
+    names = set(state(published))
+    assert {'norm.weight', 'head.weight', 'network.0.0.attn.sfc_h.offset'} <= names
+    convert(published, tmp_path / 'back.safetensors')
+    assert_equal(state(tmp_path / 'back.safetensors'), ours)
+
+
+def test_names_are_those_of_the_tests_own_renaming(tmp_path):
+    model = CycleMLP(TINY)
+    expected = published_state_dict(model)
+    assert_equal(cyclemlp.to_published(model.state_dict()), expected)
+
+
+@needs_parity
+@pytest.mark.parametrize('name', ['b1_cls', 'b1_dense', 'b2_cls', 'b2_dense'])
+def test_published_names_and_shapes_are_exactly_those_of_the_authors_files(tmp_path, name):
+    arch, use = name.split('_')
+    dense = use == 'dense'
+    ours = CycleMLP(arch, out_indices=(0, 1, 2, 3) if dense else (3,)).state_dict()
+    if not dense:
+        ours = {f'backbone.{n}': t for n, t in ours.items()}
+        ours |= {'head.fc.weight': torch.randn(1000, 512), 'head.fc.bias': torch.zeros(1000)}
+    torch.save(ours, tmp_path / 'ours.pth')
+    done = convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
+    assert done.arch == arch
+    shapes = {n: tuple(t.shape) for n, t in state(tmp_path / 'published.pth').items()}
+    assert shapes == published_keys(f'cyclemlp_{name}')
+    assert next(iter(shapes)) == 'patch_embed.proj.weight'
+
+
+@needs_parity
+def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path):
+    for to in ('published', 'ours', 'safetensors'):
+        path = tmp_path / f'tiny.{to}'
+        done = convert(PARITY / 'paddle_tiny.pdparams', path, to)
+        assert done.source == 'Paddle' and done.arch.startswith('custom (depths 1-2-2-1')
+        convert(path, tmp_path / 'whole.pth', 'ours', force=True)
+        whole = state(tmp_path / 'whole.pth')
+        arch = dict(
+            depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2), reweight=True,
+            downsample='conv',
+        )  # fmt: skip
+        init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        model = CycleMLP(arch, out_indices=(3,), init_cfg=init_cfg)
+        model.init_weights()
+        expected, image = golden('paddle_tiny')
+        with torch.no_grad():
+            pooled = model.eval()(torch.from_numpy(image))[-1].mean(dim=(2, 3))
+        got = pooled @ whole['head.fc.weight'].T + whole['head.fc.bias']
+        expected = torch.from_numpy(expected['logits'])
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_path):
+    whole = {f'backbone.{n}': t for n, t in random_state(out_indices=(1, 2, 3)).items()}
+    whole |= {'neck.convs.0.weight': torch.randn(3), 'bbox_head.cls.bias': torch.randn(2)}
+    meta = {'epoch': 3, 'dataset_meta': {'classes': ('cat', 'dog'), 'palette': [(1, 2, 3)]}}
+    torch.save({'state_dict': whole, 'meta': meta, 'optimizer': {}}, tmp_path / 'run.pth')
+    done = convert(tmp_path / 'run.pth', tmp_path / 'small.pth')
+    assert (done.rest, done.dropped) == (2, 0)
+    content = read_checkpoint(tmp_path / 'small.pth')
+    assert_equal(content['state_dict'], whole)
+    assert 'optimizer' not in content
+    assert content['meta']['dataset_meta'] == meta['dataset_meta']
+    convert(tmp_path / 'run.pth', tmp_path / 'small.safetensors')
+    content = read_checkpoint(tmp_path / 'small.safetensors')
+    assert_equal(content['state_dict'], whole)
+    assert content['meta']['dataset_meta']['classes'] == ['cat', 'dog']
+    done = convert(tmp_path / 'run.pth', tmp_path / 'published.pth', 'published')
+    assert (done.rest, done.dropped) == (0, 2)
+
+
+def test_the_safetensors_library_agrees(tmp_path):
+    library = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
+    ours = random_state()
+    ours['stem.proj.weight'] = ours['stem.proj.weight'].half()
+    torch.save(ours, tmp_path / 'ours.pth')
+    convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
+    assert_equal(library.load_file(tmp_path / 'ours.safetensors'), ours)
+    library.save_file(ours, tmp_path / 'theirs.safetensors', metadata={'format': 'pt'})
+    assert_equal(read_checkpoint(tmp_path / 'theirs.safetensors'), ours)
+
+
+def test_the_format_is_what_its_description_says(tmp_path):
+    """Read here by hand, as the library may not be there."""
+    ours = random_state()
+    torch.save(ours, tmp_path / 'ours.pth')
+    convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
+    data = (tmp_path / 'ours.safetensors').read_bytes()
+    size = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:8 + size])
+    assert header.pop('__metadata__')['format'] == 'pt' and size % 8 == 0
+    for name, entry in header.items():
+        start, end = entry['data_offsets']
+        numbers = bytearray(data[8 + size + start:8 + size + end])
+        numbers = torch.frombuffer(numbers, dtype=torch.float32)
+        assert torch.equal(numbers.reshape(entry['shape']), ours[name]) and entry['dtype'] == 'F32'
+
+
+def test_the_command_prints_counts_and_hash_and_does_not_overwrite(tmp_path):
+    torch.save(published_state_dict(CycleMLP('b1'), classifier=1000), tmp_path / 'b1.pth')
+    _, printed = run_tool('convert_weights.py', 'b1.pth', 'new.safetensors', cwd=tmp_path)
+    assert 'published weights, CycleMLP b1' in printed
+    assert '2 of the classifier' in printed
+    content = (tmp_path / 'new.safetensors').read_bytes()
+    assert hashlib.sha256(content).hexdigest() in printed
+    code, printed = run_tool(
+        'convert_weights.py', 'b1.pth', 'new.safetensors', cwd=tmp_path, check=False
+    )
+    assert code == 2 and 'error: new.safetensors is there already' in printed
+    assert (tmp_path / 'new.safetensors').read_bytes() == content
+    run_tool('convert_weights.py', 'b1.pth', 'new.safetensors', '--force', cwd=tmp_path)
+
+
+def test_nothing_is_left_where_it_fails(tmp_path, monkeypatch):
+    torch.save(random_state(), tmp_path / 'ours.pth')
+    (tmp_path / 'new.pth').write_text('precious')
+
+    def fail(*args):
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr('cyclemlp_mm.weights.convert.os.replace', fail)
+    with pytest.raises(OSError, match='no space'):
+        convert(tmp_path / 'ours.pth', tmp_path / 'new.pth', force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['new.pth', 'ours.pth']
+    assert (tmp_path / 'new.pth').read_text() == 'precious'
+
+
+def test_it_can_overwrite_its_own_source(tmp_path):
+    ours = random_state()
+    torch.save(ours, tmp_path / 'ours.pth')
+    convert(tmp_path / 'ours.pth', tmp_path / 'ours.pth', 'published', force=True)
+    convert(tmp_path / 'ours.pth', tmp_path / 'ours.pth', 'ours', force=True)
+    assert_equal(state(tmp_path / 'ours.pth'), ours)
+
+
+def test_what_it_refuses(tmp_path):
+    ours = random_state()
+    source = tmp_path / 'x.pth'
+
+    def refuse(content, message):
+        torch.save(content, source)
+        with pytest.raises(CheckpointError, match=rf'x\.pth.*{message}'):
+            convert(source, tmp_path / 'new.pth')
+
+    refuse({'conv1.weight': torch.ones(3)}, 'no complete CycleMLP.*conv1')
+    refuse({n: t for n, t in ours.items() if not n.startswith('stages.2')}, 'no complete CycleMLP')
+    refuse({n: t for n, t in ours.items() if 'stem' not in n}, '2 tensors are missing')
+    refuse({**ours, 'stem.extra': torch.ones(1)}, '1 tensors are')
+    refuse({**ours, 'stem.proj.bias': torch.ones(9)}, '1 tensors are')
+    refuse({**ours, 'stem.proj.bias': torch.ones(8).int()}, '1 tensors are')
+    cls = classifier()
+    refuse({**cls, 'head.fc.weight': torch.ones(7, 21)}, 'classifier')
+    refuse({n: t for n, t in cls.items() if n != 'head.fc.bias'}, 'classifier')
+    assert not (tmp_path / 'new.pth').exists()
+    torch.save(ours, source)
+    for target, to, message in (
+        ('new.pdparams', None, 'only read'),
+        ('', None, 'is a folder'),
+        ('no/where/new.pth', None, 'make it first'),
+        ('new.pth', 'onnx', 'one of ours, published, safetensors'),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert(source, tmp_path / target, to)
+    with pytest.raises(UserError, match='does not exist'):
+        convert_weights([str(tmp_path / 'gone.pth'), str(tmp_path / 'new.pth')])
