@@ -28,6 +28,7 @@ MMCV = ['onedl-mmcv>=2.3', 'torchvision']
 DET = ['onedl-mmdetection>=3.5', *MMCV]
 SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
 CLS = ['onedl-mmpretrain>=1.3', *MMCV]
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff']
 
 
@@ -70,7 +71,8 @@ setup(
         'det': DET,
         'seg': SEG,
         'cls': CLS,
-        'all': sorted({*DET, *SEG, *CLS}),
+        'export': EXPORT,
+        'all': sorted({*DET, *SEG, *CLS, *EXPORT}),
         'dev': DEV,
     },
     zip_safe=False,

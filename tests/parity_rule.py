@@ -42,3 +42,12 @@ def published_model_state(arch, fill, classifier):
         name: tensor if name.endswith('.offset') else torch.from_numpy(fill(name, tensor.shape))
         for name, tensor in names.items()
     }
+
+
+def published_weights(arch, use='cls'):
+    """A published-format state dict, filled by the rule, without the constant offsets."""
+    return {
+        name: torch.from_numpy(rule().fill(name, shape))
+        for name, shape in published_keys(f'cyclemlp_{arch}_{use}').items()
+        if not name.endswith('.offset')
+    }

@@ -1,13 +1,23 @@
 #!/usr/bin/env python
-"""Write a data set of coloured shapes, in the layout of COCO 2017 or of ADE20K."""
+"""Write a data set of coloured shapes, in the layout of COCO 2017, ADE20K or ImageNet."""
 
 import argparse
 from collections.abc import Sequence
 
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.datasets.shapes import (
+    write_ade20k,
+    write_coco,
+    write_image_folders,
+    write_image_lists,
+)
 
-WRITERS = {'coco': write_coco, 'ade20k': write_ade20k}
+WRITERS = {
+    'coco': write_coco,
+    'ade20k': write_ade20k,
+    'folders': write_image_folders,
+    'lists': write_image_lists,
+}
 
 EXAMPLES = """\
 examples:
@@ -16,6 +26,9 @@ examples:
 
   # the same images for semantic segmentation
   tools/make_demo_data.py ade20k data/shapes_ade20k
+
+  # images of one shape each for classification, a folder per class (or 'lists': text files)
+  tools/make_demo_data.py folders data/shapes_by_class --size 64 64
 
   # few and small ones, for a quick try
   tools/make_demo_data.py coco data/tiny --num-train 8 --num-val 4 --size 64 48 --seed 1

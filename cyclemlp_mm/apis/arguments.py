@@ -45,8 +45,8 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--data',
         metavar='DIR',
-        help="folder in COCO 2017's layout (detection) or ADE20K's (segmentation); paths, class "
-        'names and num_classes follow from it',
+        help="folder in COCO 2017's layout (detection), ADE20K's (segmentation), or of images "
+        'sorted by class (classification); paths, class names and num_classes follow from it',
     )
     group.add_argument(
         '--classes',

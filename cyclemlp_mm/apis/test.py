@@ -71,10 +71,13 @@ def _draw_into(cfg: Config, folder: str) -> None:
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError('--show-dir needs default_hooks.visualization in the config')
+    if cfg.default_scope == 'mmpretrain':
+        hook.update(enable=True, interval=1, out_dir=folder)
+        return
     hook.update(draw=True, interval=1)
     if cfg.default_scope == 'mmdet':
         hook.test_out_dir = folder
-    else:  # mmseg and mmpretrain draw through the visualizer's backends
+    else:  # mmseg draws through the visualizer's backends
         cfg.visualizer.save_dir = folder
 
 

@@ -33,7 +33,11 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     """Arguments of ``tools/train.py``; those of mmdet's and mmseg's, and ``--data``."""
     parser = new_parser('Train a detector, segmentor or classifier', EXAMPLES)
     add_config(parser)
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -81,10 +85,13 @@ def _use_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp works with OptimWrapper, but the config has {wrapper}')
-    if not torch.cuda.is_available():
-        raise UserError('--amp needs a GPU, and none is there: leave it out')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
+        for key in ('loss_scale', 'dtype'):  # a GPU's; bfloat16 is the CPU's only one
+            cfg.optim_wrapper.pop(key, None)
 
 
 def _scale_learning_rate(cfg: Config) -> None:

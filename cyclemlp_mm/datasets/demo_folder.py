@@ -116,7 +116,7 @@ def is_ready(folder: Path, parameters: dict, files: 'Iterable[str]') -> bool:
             f'{folder} holds a data set with {", ".join(different)}; '
             'remove that folder or choose another one'
         )
-    return complete and all((folder / file).is_file() for file in files)
+    return complete and all((folder / file).exists() for file in files)
 
 
 def fill_folder(

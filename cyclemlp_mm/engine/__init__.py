@@ -1,5 +1,6 @@
 """Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
+from .amp import CpuAmpOptimWrapper
 from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .launch import finish_launch, prepare_launch
@@ -9,6 +10,7 @@ from .toolbox import require_toolbox
 
 __all__ = [
     'CheckLoadedWeights',
+    'CpuAmpOptimWrapper',
     'class_palette',
     'configs_dir',
     'find_config',

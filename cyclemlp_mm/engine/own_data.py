@@ -1,7 +1,7 @@
 """``--data DIR``: point a config at a folder of one's own, without editing the config.
 
-From a folder in COCO 2017's or ADE20K's layout follow the data roots of every loader and
-evaluator, the class names and the ``num_classes`` of every head.
+From a folder in COCO 2017's or ADE20K's layout, or of images sorted by class, follow the data roots
+of every loader and evaluator, the class names and the ``num_classes`` of every head.
 """
 
 import json
@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 
 from cyclemlp_mm.errors import MissingFileError, UserError
 
+from .own_images import use_image_folders
 from .palette import class_palette
 
 COCO_SPLITS = {
@@ -34,8 +35,9 @@ def use_own_data(
     """Point ``cfg`` at ``data_dir``.
 
     Args:
-        cfg (Config): A config whose ``default_scope`` is mmdet (COCO 2017's layout) or mmseg
-            (ADE20K's layout). Changed in place.
+        cfg (Config): A config whose ``default_scope`` is mmdet (COCO 2017's layout), mmseg
+            (ADE20K's layout) or mmpretrain (see :mod:`cyclemlp_mm.engine.own_images`). Changed in
+            place.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
             use, by default all; mmseg: names in the order of the labels, by default the lines of
@@ -55,18 +57,25 @@ def use_own_data(
         raise MissingFileError(f'--data {data_dir}: no such folder')
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
-        if ignore_label is not None:
-            raise UserError('--ignore-label is for segmentation labels; detection has none')
+        _no_ignore_label(ignore_label, 'detection')
         names = _use_coco_layout(cfg, root, classes)
     elif scope == 'mmseg':
         names = _use_ade20k_layout(cfg, root, classes, ignore_label)
+    elif scope == 'mmpretrain':
+        _no_ignore_label(ignore_label, 'classification')
+        names = use_image_folders(cfg, root, classes)
     else:
         raise UserError(
-            f'--data knows detection (mmdet) and segmentation (mmseg) configs, but this config has '
-            f'default_scope={scope!r}'
+            '--data knows detection (mmdet), segmentation (mmseg) and classification (mmpretrain) '
+            f'configs, but this config has default_scope={scope!r}'
         )
     _set_num_classes(cfg.model, len(names))
     return cfg
+
+
+def _no_ignore_label(ignore_label: 'int | None', task: str) -> None:
+    if ignore_label is not None:
+        raise UserError(f'--ignore-label is for segmentation labels; {task} has none')
 
 
 def _use_coco_layout(

@@ -66,6 +66,16 @@ def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
     assert (target / 'epoch_2.pth').is_file()
 
 
+def test_mixed_precision(data, tmp_path):
+    _, printed = run_tool(
+        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--amp',
+        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path,
+    )  # fmt: skip
+    assert 'AmpOptimWrapper' in printed
+    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', printed)]
+    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
+
+
 def test_scaled_learning_rate(data, tmp_path):
     _, printed = run_tool(
         'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--auto-scale-lr',
@@ -99,13 +109,12 @@ def test_two_processes_without_a_gpu(data, tmp_path):
         (['retinanet_cyclemlp_b2_fpn_1x_cocoa'], 'Did you mean retinanet_cyclemlp_b2_fpn_1x_coco'),
         ([DEMO, '--data', 'nowhere'], 'no such folder'),
         ([DEMO, '--classes', 'a'], 'give it too'),
-        ([DEMO, '--amp'], '--amp needs a GPU'),
         ([DEMO, '--launcher', 'pytorch'], 'start with torchrun'),
         ([DEMO, '--launcher', 'slurm'], 'needs GPUs'),
     ],
 )
 def test_errors_are_a_sentence_and_exit_with_2(arguments, message, tmp_path):
-    if torch.cuda.is_available() and ('--amp' in arguments or '--launcher' in arguments):
+    if torch.cuda.is_available() and '--launcher' in arguments:
         pytest.skip('this machine has a GPU')
     code, printed = run_tool('train.py', *arguments, cwd=tmp_path, check=False)
     assert code == 2

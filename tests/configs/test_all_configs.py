@@ -27,19 +27,33 @@ PARAMETERS = {
        for a, m in zip((*SIZES, 't', 's', 'b'),
                        (45.1, 56.8, 68.4, 81.8, 107.4, 59.9, 81.2, 121.2), strict=True)},
 }  # fmt: skip
+# ImageNet: the paper's Tables; T, S and B from their release.
+CLASSIFIERS = {
+    **{f'cyclemlp_{a}_in1k': m
+       for a, m in zip((*SIZES, 't', 's', 'b'),
+                       (15.16, 26.80, 38.4, 51.8, 75.7, 28.27, 49.56, 87.71), strict=True)},
+    'cyclemlp_b1_distill_in1k': 15.16,  # the teacher is no part of it
+}  # fmt: skip
 
 
 def build(name):
     cfg = load_config(name)
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None  # no network in tests
-    return cfg, MODELS.build(cfg.model)
+    model = MODELS.build(cfg.model)
+    if 'teacher' in cfg.model:
+        model.teacher.is_loaded = True  # with the random weights that it was built with
+    return cfg, model
 
 
 def one_image(cfg, size=64):
     """A packed image with a square on it, as the data loader would give."""
     image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
     meta = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0), img_id=0)
+    if cfg.default_scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+
+        return image, DataSample().set_gt_label(1)
     if cfg.default_scope == 'mmseg':
         from mmseg.structures import SegDataSample
 
@@ -65,12 +79,17 @@ def test_the_23_experiments_are_there():
     assert len(PARAMETERS) == 23
 
 
-@pytest.mark.parametrize('name', PARAMETERS)
+def test_the_classifiers_are_there():
+    assert set(CLASSIFIERS) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', {**PARAMETERS, **CLASSIFIERS})
 def test_parameters(name):
     with torch.device('meta'):
         _, model = build(name)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    assert abs(millions - PARAMETERS[name]) <= 0.06, f'{millions:.3f}M'
+    expected = {**PARAMETERS, **CLASSIFIERS}[name]
+    assert abs(millions - expected) <= 0.06, f'{millions:.3f}M'
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -89,7 +108,9 @@ def test_trains_a_step_and_predicts(name):
     model.eval()
     with torch.no_grad():
         [result] = model.test_step(dict(inputs=[image], data_samples=[sample]))
-    if cfg.default_scope == 'mmseg':
+    if cfg.default_scope == 'mmpretrain':
+        assert result.pred_score.shape == (cfg.model.head.num_classes,)
+    elif cfg.default_scope == 'mmseg':
         assert result.pred_sem_seg.data.shape == (1, 64, 64)
     else:
         assert result.pred_instances.bboxes.shape[1] == 4
@@ -98,11 +119,13 @@ def test_trains_a_step_and_predicts(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_follows_the_rules(name):
     text = (ROOT / 'configs' / f'{name}.py').read_text()
-    bases = re.findall(r"'(_base_/[^']+)'", text)
+    bases = re.findall(r"'(_base_/[^']+|cyclemlp_demo.py)'", text)
     assert bases and all((ROOT / 'configs' / base).is_file() for base in bases)
     assert '::' not in text and '_delete_' not in text
     cfg = load_config(name)
-    assert cfg.custom_imports == dict(imports=['cyclemlp_mm'], allow_failed_imports=False)
+    needs = ['cyclemlp_mm.classification'] if 'teacher' in cfg.model else []
+    assert cfg.custom_imports.imports == ['cyclemlp_mm', *needs]
+    assert cfg.custom_imports.allow_failed_imports is False
     assert cfg.auto_scale_lr.base_batch_size > 0
     assert cfg.get('find_unused_parameters') is None
 
@@ -125,3 +148,40 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert backbone.get('drop_path_rate', 0.0) == (0.3 if 'upernet' in name else 0.0)
     file = {'t': 'tiny', 's': 'small', 'b': 'base'}.get(backbone.arch, backbone.arch.upper())
     assert backbone.init_cfg.checkpoint.endswith(f'/v0.1/CycleMLP_{file}.pth')
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_the_imagenet_recipe_is_the_published_one(name):
+    cfg = load_config(name)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 1024
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up.end, optimizer.lr * warm_up.start_factor) == (5, pytest.approx(1e-6))
+    assert (cosine.begin, cosine.end, cosine.eta_min) == (5, 300, 1e-5)
+    assert cfg.train_cfg.max_epochs == 300
+    assert cfg.model.backbone.drop_path_rate == 0.1 and cfg.model.backbone.out_indices == (3,)
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    augments = [(a.type, a.alpha) for a in cfg.model.train_cfg.augments]
+    assert augments == [('Mixup', 0.8), ('CutMix', 1.0)]
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomResizedCrop'].interpolation == 'bicubic'
+    rand = steps['RandAugment']
+    assert (rand.magnitude_level, rand.magnitude_std, rand.num_policies) == (9, 0.5, 2)
+    assert steps['RandomErasing'].erase_prob == 0.25
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    [ema] = [hook for hook in cfg.custom_hooks if hook.type == 'EMAHook']
+    assert 1 - ema.momentum == pytest.approx(0.99996)
+    resize = cfg.test_dataloader.dataset.pipeline[1]
+    crop_ratio = 0.9 if cfg.model.backbone.arch in ('b1', 'b2', 'b3') else 0.875
+    assert resize.scale == int(224 / crop_ratio) and resize.interpolation == 'bicubic'
+
+
+def test_no_weight_decay_on_norms_and_biases():
+    from mmengine.optim import build_optim_wrapper
+
+    cfg, model = build('cyclemlp_b1_in1k')
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.05 if parameter.dim() > 1 else 0.0), name

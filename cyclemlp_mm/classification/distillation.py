@@ -1,0 +1,114 @@
+"""Distillation as in DeiT (arXiv 2012.12877) and the Paddle port of CycleMLP."""
+
+from collections.abc import Callable
+
+from mmengine.registry import MODELS
+from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from .distillation_loss import hard_distillation_loss, soft_distillation_loss
+from .teacher import FrozenTeacher
+
+KINDS = ('soft', 'hard')
+
+
+@MODELS.register_module()
+class DistilledClassifier(ImageClassifier):
+    """An ``ImageClassifier`` that also learns from a teacher.
+
+    ``loss = (1 - alpha) · base + alpha · distillation``, where ``base`` is the head's own loss and
+    ``distillation`` is, between the logits of the same images,
+
+    - 'soft': ``tau² · KL(teacher ‖ student)`` at temperature ``tau``;
+    - 'hard': cross-entropy on the teacher's most likely class.
+
+    The teacher is no part of the model: it is frozen, stays in eval mode, has no entry in the
+    optimizer, in ``state_dict()`` or in DDP, and follows the model from device to device. To
+    evaluate or to fine-tune, a plain ``ImageClassifier`` loads the same checkpoint.
+
+    Args:
+        teacher (dict): Config of any mmpretrain classifier, with its own ``data_preprocessor``
+            (mean, std and channel order may differ from the student's).
+        teacher_checkpoint (str): Its weights, path or URL; read by ``init_weights()``.
+        distillation (str): 'soft' or 'hard'. Defaults to 'soft'.
+        alpha (float): Weight of the distillation, in [0, 1]. Defaults to 0.5.
+        tau (float): Temperature of 'soft', above 0. Defaults to 1.0.
+        **classifier: What ``ImageClassifier`` takes; it refuses what it does not know.
+
+    Raises:
+        ValueError: ``distillation``, ``alpha`` or ``tau`` is out of its range, or the teacher has
+            another number of classes.
+    """
+
+    def __init__(
+        self,
+        teacher: dict,
+        teacher_checkpoint: str,
+        distillation: str = 'soft',
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        **classifier,
+    ) -> None:
+        if distillation not in KINDS:
+            raise ValueError(f'distillation must be one of {KINDS}, but got {distillation!r}')
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f'alpha must be in [0, 1], but got {alpha}')
+        if not tau > 0.0:
+            raise ValueError(f'tau must be above 0, but got {tau}')
+        norm = dict(classifier.get('data_preprocessor') or {})
+        super().__init__(**classifier)
+        self.distillation = distillation
+        self.alpha = alpha
+        self.tau = tau
+        # In a tuple, so that it is not registered as a child.
+        self._unregistered = (FrozenTeacher(teacher, norm, teacher_checkpoint),)
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The frozen teacher."""
+        return self._unregistered[0]
+
+    def init_weights(self) -> None:
+        """Initialise the student as ``init_cfg`` says, and load the teacher.
+
+        Raises:
+            MissingFileError, CheckpointError: The teacher's file is not there or does not fit.
+        """
+        super().init_weights()
+        self.teacher.load()
+
+    def loss(self, inputs: Tensor, data_samples: 'list[DataSample]') -> 'dict[str, Tensor]':
+        """Both parts of the loss, weighted; their sum is what is minimised.
+
+        Args:
+            inputs (Tensor): (B, 3, H, W), normalised, mixed or not.
+            data_samples (list[DataSample]): Labels, or scores where images are mixed.
+
+        Returns:
+            dict[str, Tensor]: ``loss_base`` and ``loss_distill``, and what else the head reports.
+
+        Raises:
+            ValueError: The teacher's logits have another shape than the student's.
+        """
+        feats = self.extract_feat(inputs)
+        reported = self.head.loss(feats, data_samples)
+        student, teacher = self.head(feats), self.teacher(inputs)
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f'the teacher gives logits of shape {tuple(teacher.shape)}, the student '
+                f'{tuple(student.shape)}: both need the same classes'
+            )
+        reported['loss_base'] = (1.0 - self.alpha) * reported.pop('loss')
+        reported['loss_distill'] = self.alpha * self._distillation_loss(student, teacher)
+        return reported
+
+    def _distillation_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.distillation == 'hard':
+            return hard_distillation_loss(student, teacher)
+        return soft_distillation_loss(student, teacher, self.tau)
+
+    def _apply(self, fn: 'Callable[[Tensor], Tensor]', *args, **kwargs) -> 'DistilledClassifier':
+        # What moves the model (to, cuda, half) moves the teacher.
+        self.teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)

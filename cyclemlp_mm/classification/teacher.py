@@ -1,0 +1,108 @@
+"""A classifier that only answers: frozen, in eval mode, fed with another model's input."""
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.weights import read_checkpoint
+from cyclemlp_mm.weights.unwrap import find_state_dict
+
+# What ClsDataPreprocessor does where nothing is said.
+_NO_NORM = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), to_rgb=False)
+
+
+class FrozenTeacher(nn.Module):
+    """Wraps an mmpretrain classifier so that it takes the student's normalised images.
+
+    Teachers were trained with their own mean, std and channel order (mmpretrain's RegNets take
+    BGR). The student's input is carried over to the teacher's, which also holds for mixed images.
+
+    Args:
+        classifier (dict): Config of an mmpretrain classifier, with its ``data_preprocessor``.
+        student_norm (dict): ``data_preprocessor`` of the student: mean, std, to_rgb.
+        checkpoint (str): The teacher's weights: path or URL. Read by :meth:`load`.
+
+    Raises:
+        UserError: The config is no classifier's.
+    """
+
+    def __init__(self, classifier: dict, student_norm: dict, checkpoint: str) -> None:
+        super().__init__()
+        classifier = dict(classifier, init_cfg=None)
+        if 'head' not in classifier:
+            raise UserError(
+                'the teacher must be the config of an mmpretrain classifier with a head, but it '
+                f'has {sorted(classifier)}'
+            )
+        teacher_norm = classifier.get('data_preprocessor') or {}
+        self.model = MODELS.build(classifier)
+        self.checkpoint = checkpoint
+        self.is_loaded = False
+        self.flips = _of(student_norm, 'to_rgb') != _of(teacher_norm, 'to_rgb')
+        scale, shift = _carry_over(student_norm, teacher_norm, self.flips)
+        self.register_buffer('scale', scale)
+        self.register_buffer('shift', shift)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
+        return self  # it never changes: an averaged copy of the student shares it
+
+    def train(self, mode: bool = True) -> 'FrozenTeacher':
+        """Stays in eval mode, whatever ``mode`` says."""
+        return super().train(False)
+
+    def load(self) -> None:
+        """Read the checkpoint; every tensor has to fit.
+
+        Raises:
+            MissingFileError: The file is not there.
+            CheckpointError: It cannot be read or does not fit.
+        """
+        state_dict = find_state_dict(read_checkpoint(self.checkpoint), self.checkpoint)
+        try:
+            self.model.load_state_dict(state_dict, strict=True)
+        except RuntimeError as error:  # what PyTorch raises for any misfit
+            first = '; '.join(line.strip() for line in str(error).splitlines()[1:3])
+            raise CheckpointError(
+                f'teacher checkpoint {self.checkpoint} does not fit model.teacher ({first}): give '
+                'the config and the checkpoint of the same classifier'
+            ) from error
+        self.is_loaded = True
+        print_log(f'teacher: loaded {len(state_dict)} tensors from {self.checkpoint}', 'current')
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of the student's images, (B, 3, H, W) under the student's norm.
+
+        Raises:
+            CheckpointError: The weights were never loaded.
+        """
+        if not self.is_loaded:
+            raise CheckpointError(
+                'the teacher has no weights yet: call init_weights() of the classifier first (a '
+                'Runner does)'
+            )
+        if self.flips:
+            images = images.flip(1)
+        return self.model(images * self.scale + self.shift, mode='tensor')
+
+
+def _of(norm: dict, key: str) -> object:
+    value = norm.get(key)
+    return _NO_NORM[key] if value is None else value
+
+
+def _carry_over(student: dict, teacher: dict, flips: bool) -> 'tuple[Tensor, Tensor]':
+    """Scale and shift, (3, 1, 1) each, from the student's normalised images to the teacher's."""
+    mean_s, std_s, mean_t, std_t = (
+        torch.tensor(_of(norm, key), dtype=torch.float64)
+        for norm in (student, teacher)
+        for key in ('mean', 'std')
+    )
+    if flips:
+        mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+    scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
+    return scale.float().view(3, 1, 1), shift.float().view(3, 1, 1)

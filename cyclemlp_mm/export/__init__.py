@@ -1,0 +1,7 @@
+"""Models out of PyTorch: ONNX and ``torch.export``, each file checked before it is kept."""
+
+from .parts import PARTS, ExportedPart
+from .plain import plain_form
+from .write import SUFFIXES, ExportReport, export_model
+
+__all__ = ['PARTS', 'SUFFIXES', 'ExportReport', 'ExportedPart', 'export_model', 'plain_form']

@@ -1,0 +1,72 @@
+"""Which part of a model is exported: one image tensor in, named tensors out."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cyclemlp_mm.errors import UserError
+
+PARTS = ('backbone', 'neck', 'model')
+
+
+class ExportedPart(nn.Module):
+    """A part of a detector, segmentor or classifier, as a function of one tensor.
+
+    Args:
+        model (nn.Module): A built mmdet, mmseg or mmpretrain model.
+        part (str, optional): What comes out:
+
+            - 'backbone': its levels, NCHW.
+            - 'neck': the levels behind backbone and neck, NCHW.
+            - 'model': a classifier's logits (B, K), or a segmentor's logits (B, K, H, W) at the
+              image's size.
+
+            Defaults to 'neck' for detectors, which pick boxes by code that depends on the data, and
+            to 'model' for all others.
+
+    Attributes:
+        output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
+
+    Raises:
+        UserError: The model does not have the part.
+    """
+
+    def __init__(self, model: nn.Module, part: 'str | None' = None) -> None:
+        super().__init__()
+        is_detector = hasattr(model, 'bbox_head') or hasattr(model, 'rpn_head')
+        self.part = part or ('neck' if is_detector else 'model')
+        if self.part not in PARTS:
+            raise UserError(f'--part must be one of {", ".join(PARTS)}, but got {part!r}')
+        if self.part == 'model' and is_detector:
+            raise UserError(
+                '--part model: of a detector, backbone and neck are exported, not its heads: their '
+                'boxes are picked by code that depends on the data. Take --part neck'
+            )
+        if self.part == 'neck' and getattr(model, 'neck', None) is None:
+            raise UserError('--part neck: this model has no neck; take --part backbone')
+        self.model = model.backbone if self.part == 'backbone' else model
+        self.is_segmentor = self.part == 'model' and hasattr(model, 'decode_head')
+        self.output_names = ('logits',) if self.part == 'model' else tuple(
+            f'level{i}' for i in range(_num_levels(model, self.part))
+        )  # fmt: skip
+        self.eval()
+
+    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+        """(B, 3, H, W), normalised, to the part's outputs."""
+        if self.part == 'backbone':
+            return tuple(self.model(image))
+        if self.part == 'neck':
+            return tuple(self.model.extract_feat(image))
+        if not self.is_segmentor:
+            return (self.model(image, mode='tensor'),)
+        head = self.model.decode_head
+        logits = head(self.model.extract_feat(image))
+        size = image.shape[2:]
+        return (
+            F.interpolate(logits, size, mode='bilinear', align_corners=head.align_corners),
+        )
+
+
+def _num_levels(model: nn.Module, part: str) -> int:
+    if part == 'backbone':
+        return len(model.backbone.out_indices)
+    return getattr(model.neck, 'num_outs', len(model.backbone.out_indices))

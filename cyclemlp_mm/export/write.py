@@ -1,0 +1,155 @@
+"""A model into a file, which appears only once it was checked."""
+
+import importlib
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cyclemlp_mm.errors import MissingToolboxError, UserError
+
+from .check import (
+    largest_difference,
+    onnx_runner,
+    program_runner,
+    refuse_custom_operators,
+)
+from .parts import ExportedPart
+from .plain import plain_form
+
+SUFFIXES = ('.onnx', '.pt2')
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path (Path): The file.
+        part (str): 'backbone', 'neck' or 'model'.
+        outputs (tuple[str]): Names of its outputs.
+        difference (float): Largest difference from PyTorch, relative.
+        checked (tuple): (batch, height, width) of the images it was checked with.
+        min_side (int): Smallest image side that it takes.
+    """
+
+    path: Path
+    part: str
+    outputs: 'tuple[str, ...]'
+    difference: float
+    checked: 'tuple[tuple[int, int, int], ...]'
+    min_side: int
+
+    def __str__(self) -> str:
+        shapes = ', '.join('x'.join(map(str, (b, 3, h, w))) for b, h, w in self.checked)
+        return (
+            f'{self.path}: {", ".join(self.outputs)}; {self.difference:.1e} relative to PyTorch '
+            f'at {shapes}; any batch, sides from {self.min_side}'
+        )
+
+
+def export_model(
+    model: nn.Module,
+    path: 'str | Path',
+    part: 'str | None' = None,
+    metadata: 'Mapping[str, str] | None' = None,
+    force: bool = False,
+) -> ExportReport:
+    """Export a model for any batch, height and width.
+
+    The graph holds standard operators only: see :func:`~cyclemlp_mm.export.plain_form`. Before the
+    file appears it is run, at sizes and batches other than the one exported, against the model.
+
+    Args:
+        model (nn.Module): A built mmdet, mmseg or mmpretrain model; it is put in eval mode and on
+            the CPU.
+        path (str | Path): ``.onnx`` (opset 20) or ``.pt2`` (``torch.export``).
+        part (str, optional): 'backbone', 'neck' or 'model', see
+            :class:`~cyclemlp_mm.export.ExportedPart`.
+        metadata (Mapping[str, str], optional): Written into an ONNX file.
+        force (bool): Replace a file that is there. Defaults to False.
+
+    Returns:
+        ExportReport: What was written and how it was checked.
+
+    Raises:
+        UserError: The suffix is unknown, the file is there, the part is not, or the check failed;
+            nothing is written then.
+        MissingToolboxError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f'cannot export to {path}: it must end in {" or ".join(SUFFIXES)}')
+    if path.exists() and not force:
+        raise UserError(f'{path} is there already: choose another name, or --force to replace it')
+    if path.suffix == '.onnx':
+        _require_onnx()
+    module = ExportedPart(model.cpu(), part)
+    # Behind a neck, extra levels reach stride 128. A level of one cell would fix the graph's size.
+    min_side = 160 if module.part == 'neck' else 36
+    shapes = ((1, min_side + 60, min_side + 33), (3, min_side + 9, min_side + 76))
+    program = _capture(module, min_side)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f'.{path.stem}.{os.getpid()}.draft{path.suffix}')
+    try:
+        if path.suffix == '.onnx':
+            _save_onnx(program, draft, module.output_names, dict(metadata or {}))
+            refuse_custom_operators(draft)
+            run = onnx_runner(draft)
+        else:
+            torch.export.save(program, draft)
+            run = program_runner(draft)
+        difference = largest_difference(module, run, shapes)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return ExportReport(path, module.part, module.output_names, difference, shapes, min_side)
+
+
+def _capture(module: ExportedPart, min_side: int) -> torch.export.ExportedProgram:
+    """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
+    sizes = {
+        0: torch.export.Dim('batch'),
+        2: torch.export.Dim('height', min=min_side),
+        3: torch.export.Dim('width', min=min_side),
+    }
+    example = torch.zeros(2, 3, min_side + 60, min_side + 92)
+    with torch.no_grad():
+        return torch.export.export(
+            plain_form(module), (example,), dynamic_shapes={'image': sizes}
+        )
+
+
+def _save_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    output_names: 'tuple[str, ...]',
+    metadata: 'dict[str, str]',
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # on what the exporter's own parts will drop one day
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=20,
+            input_names=['image'],
+            output_names=list(output_names),
+            verbose=False,
+        )
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(str(path))
+
+
+def _require_onnx() -> None:
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingToolboxError(
+                f'exporting to ONNX needs {name}, which cannot be imported ({error}): '
+                "pip install 'cyclemlp_mm[export]', or export to .pt2"
+            ) from error

@@ -1,0 +1,160 @@
+"""tools/export.py: one file per model, right at every size, or no file."""
+
+import re
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from published_names import published_state_dict
+from torch import nn
+
+import cyclemlp_mm.export.write as write_module
+from cyclemlp_mm.apis.export import export
+from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.export import ExportedPart, export_model
+from cyclemlp_mm.export.check import largest_difference, onnx_runner, program_runner
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxscript')
+pytest.importorskip('onnxruntime')
+
+SEMANTIC_FPN = 'fpn_cyclemlp_b1_512x512_40k_ade20k'
+UPERNET_T = 'upernet_cyclemlp_t_512x512_160k_ade20k'
+RETINANET = 'retinanet_cyclemlp_b1_fpn_1x_coco'
+# Three sizes, odd ones among them, and two batches; the file is exported once.
+SHAPES = [(b, h, w) for b in (1, 2) for h, w in ((224, 224), (160, 256), (331, 197))]
+TINY = dict(depths=(1, 1, 1, 1), mlp_ratios=(1, 1, 1, 1))
+
+
+def build(name, **arch):
+    cfg = load_config(name)
+    pytest.importorskip(cfg.default_scope)
+    init_default_scope(require_toolbox(cfg))
+    cfg.model.backbone.init_cfg = None
+    if arch:
+        cfg.model.backbone.arch = arch
+    model = MODELS.build(cfg.model).eval()
+    for module in model.modules():  # statistics that a missing norm would show in
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+    return model
+
+
+def operators(path):
+    model = onnx.load(str(path))
+    assert not model.functions
+    assert [(o.domain, o.version) for o in model.opset_import] == [('', 20)]
+    return {(node.domain, node.op_type) for node in model.graph.node}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('part', ['backbone', 'model'])
+def test_b1_once_for_all_sizes(part, tmp_path):
+    """Contract: backbone B1 and Semantic FPN-B1, 3 sizes, 2 batches, 1e-4, standard ops."""
+    model = build(SEMANTIC_FPN)
+    path = tmp_path / 'b1.onnx'
+    report = export_model(model, path, part, metadata=dict(mean='[1, 2, 3]'))
+    assert report.outputs == (
+        ('logits',) if part == 'model' else ('level0', 'level1', 'level2', 'level3')
+    )
+    used = operators(path)
+    assert {domain for domain, _ in used} == {''}
+    assert not any('Deform' in op or op in ('GridSample', 'ScatterND') for _, op in used)
+    module = ExportedPart(model, part)
+    assert largest_difference(module, onnx_runner(path), SHAPES) <= 1e-4
+    [image] = onnx.load(str(path)).graph.input
+    sizes = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
+    assert sizes == ['batch', 3, 'height', 'width']
+    assert {p.key: p.value for p in onnx.load(str(path)).metadata_props}['mean'] == '[1, 2, 3]'
+
+
+CASES = {
+    'upernet': (UPERNET_T, None, dict(TINY, widths=(96, 192, 384, 768), reweight=False,
+                                      downsample='patch_merging')),
+    'retinanet': (RETINANET, None, dict(TINY, widths=(64, 128, 320, 512), reweight=True,
+                                        downsample='conv')),
+    'classifier': ('cyclemlp_b1_in1k', None, dict(TINY, widths=(8, 8, 8, 512), reweight=True,
+                                                  downsample='conv')),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+@pytest.mark.parametrize('case', CASES)
+def test_other_models(case, suffix, tmp_path):
+    name, part, arch = CASES[case]
+    model = build(name, **arch)
+    path = tmp_path / f'model{suffix}'
+    report = export_model(model, path, part)
+    expected = {'upernet': ['logits'], 'classifier': ['logits'],
+                'retinanet': [f'level{i}' for i in range(5)]}[case]  # fmt: skip
+    assert list(report.outputs) == expected
+    run = onnx_runner(path) if suffix == '.onnx' else program_runner(path)
+    assert largest_difference(ExportedPart(model, part), run, SHAPES[:4]) <= 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no draft stays
+
+
+def test_a_published_file_through_the_tool(tmp_path, capsys):
+    arch = dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
+    model = build('cyclemlp_b1_in1k', **arch)
+    torch.save(published_state_dict(model.backbone, classifier=1000), tmp_path / 'published.pth')
+    (tmp_path / 'tiny.py').write_text(
+        f"_base_ = {str(cyclemlp_config('cyclemlp_b1_in1k'))!r}\n"
+        f'model = dict(backbone=dict(arch=dict(_delete_=True, **{arch!r})))\n'
+    )
+    arguments = [str(tmp_path / 'tiny.py'), str(tmp_path / 'published.pth')]
+    for part in ('backbone', 'model'):
+        path = tmp_path / f'{part}.pt2'
+        export([*arguments, str(path), '--part', part, '--time', '64', '96'])
+        printed = capsys.readouterr().out
+        assert f'{part}.pt2: ' in printed
+        assert re.search(rf'{part} at 1x3x64x96, .* PyTorch \S+ ms, exported \S+ ms', printed)
+        module = ExportedPart(model, part)
+        if part == 'model':
+            model.load_state_dict(torch.load(tmp_path / 'published.pth'))
+        assert largest_difference(module, program_runner(path), SHAPES[:1]) <= 1e-4
+    with pytest.raises(UserError, match='is there already: choose another name, or --force'):
+        export([*arguments, str(path)])
+    torch.save({'stem.proj.bias': torch.zeros(8)}, tmp_path / 'half.pth')
+    with pytest.raises(CheckpointError, match='does not fit the config'):
+        export([arguments[0], str(tmp_path / 'half.pth'), str(tmp_path / 'none.pt2')])
+    assert not (tmp_path / 'none.pt2').exists()
+
+
+def cyclemlp_config(name):
+    from cyclemlp_mm.engine import find_config
+
+    return find_config(name)
+
+
+def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
+    model = build('cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True,
+                                             downsample='conv'))  # fmt: skip
+    plain = write_module.plain_form
+
+    def spoiled(module):
+        module = plain(module)
+        with torch.no_grad():
+            module.model.backbone.norm3.weight.data = module.model.backbone.norm3.weight * 1.01
+        return module
+
+    monkeypatch.setattr(write_module, 'plain_form', spoiled)
+    (tmp_path / 'old.pt2').write_text('old')
+    with pytest.raises(UserError, match=r'differs from PyTorch: output 0 .* nothing was written'):
+        export_model(model, tmp_path / 'old.pt2', force=True)
+    assert (tmp_path / 'old.pt2').read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['old.pt2']
+
+
+def test_mistakes_are_said(tmp_path):
+    model = build(RETINANET)
+    with pytest.raises(UserError, match=r'must end in \.onnx or \.pt2'):
+        export_model(model, tmp_path / 'model.pb')
+    with pytest.raises(UserError, match='boxes are picked by code that depends on the data'):
+        export_model(model, tmp_path / 'model.onnx', 'model')
+    with pytest.raises(UserError, match='--part must be one of'):
+        export_model(model, tmp_path / 'model.onnx', 'head')
