@@ -99,7 +99,10 @@ def compare(
             ),
         )  # fmt: skip
         if name == 'ours':
-            row['run_multiply_adds'] = run_operations(model, tuple(image.shape), device.type)
+            run_dtype = torch.bfloat16 if dtype == 'amp' else DTYPES[dtype]
+            row['run_multiply_adds'] = run_operations(
+                model, tuple(image.shape), device, run_dtype
+            )
         if train:
             context = torch.autocast(device.type, torch.bfloat16, enabled=dtype == 'amp')
             with context:

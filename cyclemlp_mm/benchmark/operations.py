@@ -21,8 +21,20 @@ def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
     return _count(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
 
 
-def run_operations(model: nn.Module, shape: 'tuple[int, ...]', device: str = 'cpu') -> int:
-    """Multiply-adds of the forms that the mixers take on a device, making the matrices included."""
+def run_operations(
+    model: nn.Module,
+    shape: 'tuple[int, ...]',
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Multiply-adds of the forms that the mixers take on a device, making the matrices included.
+
+    Args:
+        model (nn.Module): Anything that runs on the meta device.
+        shape (tuple[int]): Of the images, (B, 3, H, W).
+        device (torch.device): The device.
+        dtype (torch.dtype): Of the products. Defaults to float32.
+    """
     model = copy.deepcopy(model).to('meta', torch.float32).eval()
     difference = 0
 
@@ -32,7 +44,7 @@ def run_operations(model: nn.Module, shape: 'tuple[int, ...]', device: str = 'cp
         reweight = mixer.reweight is not None
         form = mixer.backend
         if form == 'auto':
-            form = choose_backend(_Shape(inputs[0].shape, device), reweight)
+            form = choose_backend(inputs[0].shape, device, dtype, reweight)
         tokens, columns = batch * height * width, operand_width(channels) - 1
         if form == 'reference':
             return
@@ -54,13 +66,3 @@ def _count(model: nn.Module, shape: 'tuple[int, ...]') -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(shape, device='meta'))
     return counter.get_total_flops() // 2
-
-
-class _Shape:
-    """What the rule asks a map for."""
-
-    def __init__(self, shape: torch.Size, device: str) -> None:
-        self.shape, self.device = shape, torch.device(device)
-
-    def numel(self) -> int:
-        return self.shape.numel()

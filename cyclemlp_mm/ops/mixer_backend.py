@@ -1,18 +1,20 @@
 """Which form of the mixer runs where: the one place that chooses.
 
-Measured on a CPU (float32 and bfloat16, inference and training), by C channels and N tokens that
-share a matrix: H · W of one image, or of all images where the branches are not reweighted.
+Measured on a CPU (float32 and bfloat16, inference and training, with and without reweighting, 7x7
+to 128x128 maps of 64 to 768 channels), by C channels and N tokens that share a matrix: H · W of
+one image, or of all images where the branches are not reweighted.
 
-- Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 2.5 C on ('folded').
-- With the projection apart it costs C^2: worth it from N = 0.5 C on ('shift').
-- Both cost small operations that 'reference' does without, some per call and some per image. They
-  are the larger part on small maps: under 48 Ki numbers per matrix, or where
-  B · H · W · C (C + 128) is under 36 million.
+- Making the matrix costs 7/3 C^3 with the projection in it, in float32 whatever the product is in:
+  worth it from N = 4 C on, in 16 bits from N = 6 C on ('folded').
+- With the projection apart it costs C^2, and shifted copies: worth it from N = 1.5 C on ('shift').
+- Both cost small operations that 'reference' does without: they pay from 128 Ki numbers per matrix
+  on.
 
 A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
 asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -20,10 +22,11 @@ from torch import Tensor
 
 #: Every form, plain to fast; 'auto' takes one of the first three.
 BACKENDS = ('reference', 'shift', 'folded', 'triton')
-#: Tokens per channel from which on the projection is folded in, and the branches are.
-FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = 2.5, 0.5
-#: Numbers per matrix, and B · H · W · C (C + 128), from which on folding pays.
-FOLD_MIN_NUMEL, FOLD_MIN_WORK = 48 * 1024, 36_000_000
+#: Tokens per channel from which on the projection is folded in, by bits of the product, and the
+#: branches are.
+FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = {32: 4.0, 16: 6.0}, 1.5
+#: Numbers per matrix from which on folding pays.
+FOLD_MIN_NUMEL = 128 * 1024
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,15 +38,22 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def choose_backend(x: Tensor, reweight: bool) -> str:
-    """The form that 'auto' stands for: see the module."""
-    batch, height, width, channels = x.shape
+def choose_backend(
+    shape: 'Sequence[int]', device: torch.device, dtype: torch.dtype, reweight: bool
+) -> str:
+    """The form that 'auto' stands for: see the module.
+
+    Args:
+        shape (Sequence[int]): Of the map, (B, H, W, C).
+        device (torch.device): Of the map.
+        dtype (torch.dtype): Of the product.
+        reweight (bool): Whether every image has a matrix of its own.
+    """
+    batch, height, width, channels = shape
     tokens = height * width if reweight else batch * height * width
-    if x.device.type not in ('cpu', 'cuda'):
+    if device.type not in ('cpu', 'cuda') or tokens * channels < FOLD_MIN_NUMEL:
         return 'reference'
-    if tokens * channels < FOLD_MIN_NUMEL or x.numel() * (channels + 128) < FOLD_MIN_WORK:
-        return 'reference'
-    if tokens >= FOLD_PROJECTION_FROM * channels:
+    if tokens >= FOLD_PROJECTION_FROM[min(8 * dtype.itemsize, 32)] * channels:
         return 'folded'
     return 'shift' if tokens >= FOLD_BRANCHES_FROM * channels else 'reference'
 
@@ -80,7 +90,7 @@ def resolve_backend(backend: str, x: Tensor, dtype: torch.dtype, reweight: bool)
         RuntimeError: The backend cannot run here; the message says why.
     """
     if backend == 'auto':
-        return choose_backend(x, reweight)
+        return choose_backend(x.shape, x.device, dtype, reweight)
     if check_backend(backend) == 'triton':
         reason = why_not_triton(x.device, dtype)
         if reason is not None:

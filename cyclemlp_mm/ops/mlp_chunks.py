@@ -1,33 +1,39 @@
 """LayerNorm, Linear, GELU, Linear and the residual, a cacheful of tokens at a time (CPU).
 
 The hidden map of an MLP is r times as large as the map. Made whole, it goes through main memory
-four times; made for as many tokens as keep it in the cache, never. Training needs it again in the
-backward pass: narrow MLPs make it anew, chunk by chunk, and wide ones, where the matrix product is
-the larger part, keep what enters the GELU.
-"""
+four times; made for as many tokens as keep it in the cache, never. Training keeps what enters the
+GELU, or, where that is large and the MLP narrow, makes it anew in the backward pass, chunk by
+chunk: what a narrow product costs again, memory would have cost.
 
-from collections.abc import Iterator
+Which way is taken follows from the size of the hidden map; the limits were measured against plain
+modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autocast import accumulate_dtype, compute_dtype
-from .cpu_linear import linear_add, linear_gelu
+from .cpu_linear import linear_add, linear_gelu, pack_weight
 
-#: Bytes of hidden map made at a time.
-HIDDEN_CHUNK_BYTES = 2 * 2**20
-#: Widest MLP that makes its hidden map again in the backward pass.
-RECOMPUTE_MAX_CHANNELS = 128
+#: Bytes of hidden map made at a time, and the tokens that are made at a time in any case.
+HIDDEN_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 1024
+#: The same in training where the hidden map is kept: chunks only bound what is made beside it.
+KEPT_CHUNK_BYTES = 16 * 2**20
+#: Hidden maps up to this size are made whole by the plain modules.
+PLAIN_MAX_BYTES = 2**20
+#: In training, hidden maps from this size on are made again by MLPs up to this width.
+RECOMPUTE_MIN_BYTES, RECOMPUTE_MAX_CHANNELS = 16 * 2**20, 128
+#: Products with one weight from which on it is packed for them.
+PACK_MIN_CHUNKS = 4
 
 
-def _chunks(tokens: int, hidden_channels: int, itemsize: int) -> 'Iterator[slice]':
-    """Equal runs of tokens whose hidden map has at most HIDDEN_CHUNK_BYTES (and 64 or more)."""
-    size = max(64, HIDDEN_CHUNK_BYTES // (hidden_channels * itemsize))
+def _chunks(tokens: int, hidden_channels: int, itemsize: int, most_bytes: int) -> 'list[slice]':
+    """Equal runs of tokens whose hidden map has at most ``most_bytes``, or of the fewest tokens."""
+    size = max(MIN_CHUNK_TOKENS, most_bytes // (hidden_channels * itemsize))
     parts = max(1, -(-tokens // size))
     size = -(-tokens // parts)
-    for first in range(0, tokens, size):
-        yield slice(first, min(first + size, tokens))
+    return [slice(first, min(first + size, tokens)) for first in range(0, tokens, size)]
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 'tuple[Tensor, Tensor, Tensor]':
@@ -41,7 +47,13 @@ def _forward(
     """Tokens (N, C) in and out; ``kept`` (N, rC) receives what enters the GELU."""
     norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
     y = torch.empty_like(x)
-    for part in _chunks(x.shape[0], weight1.shape[0], x.element_size()):
+    most_bytes = HIDDEN_CHUNK_BYTES if kept is None else KEPT_CHUNK_BYTES
+    parts = _chunks(x.shape[0], weight1.shape[0], x.element_size(), most_bytes)
+    if len(parts) >= PACK_MIN_CHUNKS:
+        tokens = parts[0].stop
+        weight1 = pack_weight(weight1, tokens) if kept is None else weight1
+        weight2 = pack_weight(weight2, tokens)
+    for part in parts:
         tokens = x[part]
         normed = _norm(tokens, norm_weight, norm_bias, eps)[0]
         if kept is None:
@@ -53,13 +65,15 @@ def _forward(
 
 
 class _ChunkedMlp(torch.autograd.Function):
-    """Saves the tokens, and what enters the GELU where the MLP is wide."""
+    """Saves the tokens, and what enters the GELU unless that is to be made again."""
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float, residual: bool, *params: Tensor) -> Tensor:
         kept = None
-        if x.shape[-1] > RECOMPUTE_MAX_CHANNELS:
-            kept = x.new_empty(x.shape[0], params[2].shape[0])
+        hidden_channels = params[2].shape[0]
+        hidden_bytes = x.shape[0] * hidden_channels * x.element_size()
+        if x.shape[-1] > RECOMPUTE_MAX_CHANNELS or hidden_bytes < RECOMPUTE_MIN_BYTES:
+            kept = x.new_empty(x.shape[0], hidden_channels)
         y = _forward(x, params, eps, residual, kept)
         ctx.eps, ctx.residual = eps, residual
         ctx.save_for_backward(x, kept, *params)
@@ -70,12 +84,12 @@ class _ChunkedMlp(torch.autograd.Function):
         x, kept, *params = ctx.saved_tensors
         norm_weight, norm_bias, weight1, bias1, weight2, _ = params
         grad_y = grad_y.contiguous()
-        # Sums over chunks are kept in float32.
-        dtype = accumulate_dtype(x.dtype)
-        sums = [torch.zeros_like(p, dtype=dtype) for p in params]
         needs_params = any(ctx.needs_input_grad[3:])
+        most_bytes = HIDDEN_CHUNK_BYTES if kept is None else KEPT_CHUNK_BYTES
+        parts = _chunks(x.shape[0], weight1.shape[0], x.element_size(), most_bytes)
+        sums = _Sums(accumulate_dtype(x.dtype) if len(parts) > 1 else x.dtype)
         grad_x = torch.empty_like(x)
-        for part in _chunks(x.shape[0], weight1.shape[0], x.element_size()):
+        for part in parts:
             tokens, grad = x[part], grad_y[part]
             normed, mean, rstd = _norm(tokens, norm_weight, norm_bias, ctx.eps)
             entering = torch.addmm(bias1, normed, weight1.mT) if kept is None else kept[part]
@@ -93,33 +107,44 @@ class _ChunkedMlp(torch.autograd.Function):
             else:
                 grad_x[part] = grad_tokens
             if needs_params:
-                hidden = F.gelu(entering)
-                _accumulate(sums[0], grad_norm_weight)
-                _accumulate(sums[1], grad_norm_bias)
-                _accumulate_product(sums[2], grad_entering, normed)
-                sums[3] += grad_entering.sum(0, dtype=dtype)
-                _accumulate_product(sums[4], grad, hidden)
-                sums[5] += grad.sum(0, dtype=dtype)
-        grads = [s.to(p.dtype) for s, p in zip(sums, params)] if needs_params else [None] * 6
+                sums.add(0, grad_norm_weight)
+                sums.add(1, grad_norm_bias)
+                sums.add_product(2, grad_entering, normed)
+                sums.add(3, grad_entering.sum(0, dtype=sums.dtype))
+                sums.add_product(4, grad, F.gelu(entering))
+                sums.add(5, grad.sum(0, dtype=sums.dtype))
+        grads = [None] * 6
+        if needs_params:
+            grads = [sums[i].to(parameter.dtype) for i, parameter in enumerate(params)]
         return grad_x, None, None, *grads
 
 
-def _accumulate(total: Tensor, part: Tensor) -> None:
-    total += part
+class _Sums(dict):
+    """Sums of gradients over chunks, by index, in a dtype of their own."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
 
-def _accumulate_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
-    """``total += gradᵀ tokens``."""
-    if total.dtype == grad.dtype:
-        total.addmm_(grad.mT, tokens)
-    else:
-        total += grad.mT @ tokens
+    def add(self, index: int, part: Tensor) -> None:
+        """Add a part."""
+        if index in self:
+            self[index] += part
+        else:
+            self[index] = part.to(self.dtype)
+
+    def add_product(self, index: int, grad: Tensor, tokens: Tensor) -> None:
+        """Add ``gradᵀ tokens``."""
+        if index in self and self.dtype == grad.dtype:
+            self[index].addmm_(grad.mT, tokens)
+        else:
+            self.add(index, grad.mT @ tokens)
 
 
 def chunked_mlp(
     x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, residual: bool = True
 ) -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))`` over chunks of tokens.
+    """``x + fc2(gelu(fc1(norm(x))))``, over chunks of tokens where the hidden map is large.
 
     Args:
         x (Tensor): (..., C), of any floating dtype.
@@ -131,8 +156,11 @@ def chunked_mlp(
     Returns:
         Tensor: (..., C); under autocast in the dtype that the sum of x and a Linear would have.
     """
-    params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     dtype = compute_dtype(x)
+    if x.numel() // x.shape[-1] * fc1.out_features * dtype.itemsize <= PLAIN_MAX_BYTES:
+        y = fc2(F.gelu(fc1(norm(x))))
+        return x + y if residual else y
+    params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     needs_grad = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in params)
     )

@@ -5,17 +5,15 @@ map, multiplied while it is in the cache, and its memory used again; and in trai
 anew in the backward pass rather than kept.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from .compiling import is_compiling
-from .cpu_linear import linear_add
+from .cpu_linear import linear_add, pack_weight
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
 #: Bytes of operand made at a time on a CPU.
-CPU_CHUNK_BYTES = 2 * 2**20
+CPU_CHUNK_BYTES = 4 * 2**20
 
 
 class Chunk:
@@ -42,7 +40,7 @@ class Chunk:
         return matrix if matrix.shape[0] == 1 else matrix[self.images]
 
 
-def chunks(x: Tensor, shared: bool) -> 'tuple[Iterator[Chunk], int]':
+def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
     """Cut a map into chunks.
 
     Args:
@@ -57,7 +55,7 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[Iterator[Chunk], int]':
     per_row = width * operand_width(channels)
     # A compiler would unroll the loop.
     if x.device.type != 'cpu' or is_compiling():
-        return iter([Chunk(slice(0, batch), 0, height)]), batch * height * per_row
+        return [Chunk(slice(0, batch), 0, height)], batch * height * per_row
     rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
     if rows < height or not shared:
         # Equal parts rather than full ones and a small rest.
@@ -68,10 +66,10 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[Iterator[Chunk], int]':
             for b in range(batch)
             for first in range(0, height, rows)
         ]
-        return iter(cut), rows * per_row
+        return cut, rows * per_row
     images = rows // height
     cut = [Chunk(slice(b, min(b + images, batch)), 0, height) for b in range(0, batch, images)]
-    return iter(cut), min(images, batch) * height * per_row
+    return cut, min(images, batch) * height * per_row
 
 
 def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
@@ -79,6 +77,7 @@ def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Ten
     y = x.new_empty(*x.shape[:3], matrix.shape[1])
     cut, size = chunks(x, matrix.shape[0] == 1)
     buffer = x.new_empty(size)
+    packed = {}  # by the first image; of the chunks of one image, all have its matrix
     for chunk in cut:
         operand, out = chunk.operand(x, buffer), chunk.tokens(y)
         added = None if residual is None else chunk.tokens(residual)
@@ -87,9 +86,13 @@ def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Ten
             torch.bmm(operand, matrices.mT, out=out)
             if added is not None:
                 out += added
-        else:
-            added = None if added is None else added.flatten(0, 1)
-            linear_add(operand.flatten(0, 1), matrices[0], None, added, out.flatten(0, 1))
+            continue
+        of = 0 if matrix.shape[0] == 1 else chunk.images.start
+        if of not in packed:
+            several = len(cut) > matrix.shape[0]
+            packed = {of: pack_weight(matrices[0], out.shape[1]) if several else matrices[0]}
+        added = None if added is None else added.flatten(0, 1)
+        linear_add(operand.flatten(0, 1), packed[of], None, added, out.flatten(0, 1))
     return y
 
 

@@ -173,15 +173,15 @@ def test_auto_never_needs_triton(monkeypatch):
 
 
 def test_auto_folds_by_size():
-    def choice(*shape, reweight=True, device='cpu'):
-        x = torch.empty(*shape, device=device, dtype=torch.bfloat16)
-        return mixer_backend.choose_backend(x, reweight)
+    def choice(*shape, dtype=torch.float32, reweight=True, device='cpu'):
+        return mixer_backend.choose_backend(shape, torch.device(device), dtype, reweight)
 
     assert choice(1, 200, 304, 64) == choice(8, 50, 76, 320) == 'folded'
-    assert choice(1, 25, 38, 512) == 'shift'
+    assert choice(1, 25, 38, 512) == choice(1, 40, 40, 320, dtype=torch.bfloat16) == 'shift'
     assert choice(4, 7, 7, 512) == choice(64, 14, 14, 64) == 'reference'
     # Images that share their matrix share its price.
-    assert choice(8, 14, 14, 512, reweight=False) == 'folded'
+    assert choice(16, 14, 14, 512, reweight=False) == 'folded'
+    assert choice(16, 14, 14, 512, reweight=False, dtype=torch.bfloat16) == 'folded'
     # Counting operations on the meta device gives the published figures.
     assert choice(1, 200, 304, 64, device='meta') == 'reference'
 

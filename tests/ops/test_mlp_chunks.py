@@ -6,13 +6,21 @@ from mixer_cases import distance, worst
 from torch import nn
 
 from cyclemlp_mm.models.layers import DropPath, Mlp, residual_mlp
-from cyclemlp_mm.ops import chunked_mlp
+from cyclemlp_mm.ops import chunked_mlp, mlp_chunks
+
+pytestmark = pytest.mark.usefixtures('chunks')
 
 
-@pytest.fixture(params=['one chunk', 'many'])
+@pytest.fixture(params=['plain', 'one chunk', 'many', 'many, made again'])
 def chunks(request, monkeypatch):
-    if request.param == 'many':
-        monkeypatch.setattr('cyclemlp_mm.ops.mlp_chunks.HIDDEN_CHUNK_BYTES', 1)
+    """Every way that a size can lead to, for maps of one size."""
+    limits = {} if request.param == 'plain' else dict(PLAIN_MAX_BYTES=0)
+    if 'many' in request.param:
+        limits.update(HIDDEN_CHUNK_BYTES=1, KEPT_CHUNK_BYTES=1, MIN_CHUNK_TOKENS=64)
+    if 'again' in request.param:
+        limits.update(RECOMPUTE_MIN_BYTES=0)
+    for name, value in limits.items():
+        monkeypatch.setattr(mlp_chunks, name, value)
 
 
 def modules(channels, dtype, ratio=3):
@@ -34,7 +42,6 @@ def grads_of(y, tensors):
 # Wide ones keep what enters the GELU, narrow ones make it again.
 @pytest.mark.parametrize('channels', [5, 64, 130])
 @pytest.mark.parametrize('residual', [True, False])
-@pytest.mark.usefixtures('chunks')
 def test_equals_the_plain_modules(channels, residual):
     norm, mlp = modules(channels, torch.float64)
     x = torch.randn(2, 13, 17, channels, dtype=torch.float64, requires_grad=True)
