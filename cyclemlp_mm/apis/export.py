@@ -17,6 +17,7 @@ from cyclemlp_mm.export.check import onnx_runner, program_runner
 from cyclemlp_mm.export.latency import latencies
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
+from cyclemlp_mm.weights.whole_model import for_mmengine
 
 from .arguments import new_parser
 
@@ -103,7 +104,8 @@ def _build(cfg: Config) -> nn.Module:
 
 def _load_whole(model: nn.Module, checkpoint: str) -> None:
     """Load every tensor, or raise: a half-loaded model would be exported and pass its check."""
-    state_dict = find_state_dict(read_checkpoint(checkpoint), checkpoint)
+    content = for_mmengine(read_checkpoint(checkpoint), checkpoint)
+    state_dict = find_state_dict(content, checkpoint)
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:  # what PyTorch raises for any misfit

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.models.cyclemlp import CycleBlock, CycleMixer
 from cyclemlp_mm.models.layers import PatchMerging
-from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, branch_weights
+from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, ReweightWeights, branch_weights
 
 from .adaptive_pool import PlainAdaptiveAvgPool2d
 
@@ -81,7 +81,7 @@ class PlainMixer(nn.Module):
     def __init__(self, mixer: CycleMixer) -> None:
         super().__init__()
         w = mixer.mixer_weights()
-        self.reweight = w.reweight
+        self.reweight = mixer.reweight  # the module: a tracer refuses tensors it does not hold
         order = torch.cat([torch.arange(r, w.weight_h.shape[1], 3) for r in range(3)])
         self.register_buffer('weight_h', w.weight_h.detach()[:, order])
         self.register_buffer('weight_w', w.weight_w.detach()[:, order])
@@ -96,7 +96,9 @@ class PlainMixer(nn.Module):
         c = F.linear(x, self.weight_c)
         mixed = h + w + c
         if self.reweight is not None:
-            branches = branch_weights(mixed.mean(dim=(1, 2)), self.reweight)
+            fc1, fc2 = self.reweight.fc1, self.reweight.fc2
+            reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+            branches = branch_weights(mixed.mean(dim=(1, 2)), reweight)
             a_h, a_w, a_c = (a[:, None, None, :] for a in branches)
             mixed = h * a_h + w * a_w + c * a_c
         return F.linear(mixed, self.weight_proj, self.bias_proj)

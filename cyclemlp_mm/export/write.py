@@ -110,12 +110,14 @@ def export_model(
     return ExportReport(path, module.part, module.output_names, difference, shapes, min_side)
 
 
+#: Axes of the image that are not fixed, by the names that they have in the file.
+_FREE = {0: 'batch', 2: 'height', 3: 'width'}
+
+
 def _capture(module: ExportedPart, min_side: int) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
     sizes = {
-        0: torch.export.Dim('batch'),
-        2: torch.export.Dim('height', min=min_side),
-        3: torch.export.Dim('width', min=min_side),
+        axis: torch.export.Dim(name, min=min_side if axis else 1) for axis, name in _FREE.items()
     }
     example = torch.zeros(2, 3, min_side + 60, min_side + 92)
     with torch.no_grad():
@@ -138,6 +140,7 @@ def _save_onnx(
             opset_version=20,
             input_names=['image'],
             output_names=list(output_names),
+            dynamic_shapes={'image': dict(_FREE)},  # here it only names them
             verbose=False,
         )
     onnx_program.model.metadata_props.update(metadata)
