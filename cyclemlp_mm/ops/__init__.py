@@ -2,6 +2,7 @@
 
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
 from .cycle_mixer import cycle_mixer
+from .factor_attention import factor_attention, factor_attention_reference
 from .mixer_backend import BACKENDS, check_backend
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, ReweightWeights, branch_weights
 from .mlp_chunks import chunked_mlp
@@ -20,4 +21,6 @@ __all__ = [
     'cycle_mixer',
     'cycle_offsets',
     'cycle_shift',
+    'factor_attention',
+    'factor_attention_reference',
 ]

@@ -96,9 +96,9 @@ class _ChunkedMlp(torch.autograd.Function):
                 hidden = F.gelu(entering)
                 _accumulate(sums[0], grad_norm_weight)
                 _accumulate(sums[1], grad_norm_bias)
-                _accumulate_product(sums[2], grad_entering, normed)
+                add_product(sums[2], grad_entering, normed)
                 sums[3] += grad_entering.sum(0, dtype=dtype)
-                _accumulate_product(sums[4], grad, hidden)
+                add_product(sums[4], grad, hidden)
                 sums[5] += grad.sum(0, dtype=dtype)
         grads = [s.to(p.dtype) for s, p in zip(sums, params)] if needs_params else [None] * 6
         return grad_x, None, None, *grads
@@ -108,8 +108,8 @@ def _accumulate(total: Tensor, part: Tensor) -> None:
     total += part
 
 
-def _accumulate_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
-    """``total += gradᵀ tokens``."""
+def add_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
+    """``total += gradᵀ tokens``; ``total`` may be of a more precise dtype."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.mT, tokens)
     else:
