@@ -1,6 +1,7 @@
 """Backbones; importing this package registers them in mmengine's root registry."""
 
 from .cyclemlp import CycleMLP
+from .mpvit import MPViT
 from .norms import SyncBNOrBN
 
-__all__ = ['CycleMLP', 'SyncBNOrBN']
+__all__ = ['CycleMLP', 'MPViT', 'SyncBNOrBN']

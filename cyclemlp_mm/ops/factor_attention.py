@@ -4,10 +4,10 @@ after CoaT, arXiv 2104.06399, Eq. 4 and 7), its LayerNorm, projection and residu
 Per head of width d: ``y = (d^-0.5 q (softmax_tokens(k)ᵀ v) + q ∘ conv(v)) Pᵀ + p``. The product
 ``softmax(k)ᵀ v`` is d x d, so no token ever meets another: time and memory are linear in tokens.
 
-What is kept whole is v and conv(v), in one channels-last map per kernel size, so that nothing is cut
-out or put together. q, k and the softmax are made for a cacheful of tokens at a time, forward and
-again backward; sums over tokens are kept in float32 (float64 for float64), since at detection sizes
-a softmax over 60 000 tokens is below what float16 can hold.
+What is kept whole is v and conv(v), in one channels-last map per kernel size, so that nothing is
+cut out or put together. q, k and the softmax are made for a cacheful of tokens at a time, forward
+and again backward; sums over tokens are kept in float32 (float64 for float64), since at detection
+sizes a softmax over 60 000 tokens is below what float16 can hold.
 """
 
 from collections.abc import Iterator, Sequence
