@@ -127,7 +127,7 @@ def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     tokens, total = x.flatten(0, -2), y.flatten(0, -2)
     if _needs_grad(tokens, total, weight):
         return torch.addmm(total, tokens, weight.mT).view(y.shape)
-    total.addmm_(tokens, weight.mT)
+    torch.addmm(total, tokens, weight.mT, out=total)
     return y
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autocast import accumulate_dtype, compute_dtype
+from .autocast import accumulate_dtype, compute_dtype, without_autocast
 from .compiling import is_compiling
 from .cpu_linear import linear_add
 from .mlp_chunks import add_product
@@ -41,7 +41,7 @@ def factor_attention_reference(
         [conv(p.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for conv, p in zip(convs, parts)], dim=-1
     )
     shape = (batch, height * width, heads, channels // heads)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dtype = accumulate_dtype(q.dtype)
         weights = k.reshape(shape).to(dtype).softmax(dim=1)
         context = torch.einsum('bnhi,bnhj->bhij', weights, v.reshape(shape).to(dtype))
@@ -84,7 +84,7 @@ def factor_attention(
     needs_grad = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in params)
     )
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         tokens = x.to(dtype).contiguous()
         params = [p.to(dtype) for p in params]
         # Where x is to stay more precise than the products are, the sum is made outside.
