@@ -1,6 +1,7 @@
 """MPViT written down as its description reads, step by step on whole maps, for comparison.
 
-Modules have the published names, shared ones under both, so that its state dict is a published file.
+Modules have the published names, shared ones under both, so that its state dict is a published
+file.
 """
 
 import torch
