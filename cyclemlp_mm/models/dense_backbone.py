@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmengine.model import BaseModule, update_init_info
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, split_pretrained
+from cyclemlp_mm.weights import split_pretrained
 
 from .levels import check_frozen_stages, resolve_out_indices
+from .strict_init import StrictInit
 
 
-class DenseBackbone(BaseModule):
+class DenseBackbone(StrictInit):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
 
     A family builds ``self.stem`` and ``self.stages``, on channels-last maps, then calls
@@ -34,8 +34,6 @@ class DenseBackbone(BaseModule):
             ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``; mmseg may pass it.
     """
 
-    #: How the family's published files name what we have.
-    published_format: ClassVar[PublishedFormat]
     #: Smallest image side, in pixels: the coarsest level still has one cell.
     min_size: ClassVar[int] = 32
 
@@ -71,16 +69,6 @@ class DenseBackbone(BaseModule):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
         self._freeze()
-
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""
-        if self.init_cfg is not None:
-            super().init_weights()
-        for cfg in self._pretrained_cfgs:
-            report = init_from_checkpoint(self, self.published_format, **cfg)
-            if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
-                update_init_info(self, init_info=str(report))
-        self._is_init = True
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """Switch the mode; what is frozen stays frozen and in eval mode."""

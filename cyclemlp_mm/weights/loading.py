@@ -19,7 +19,9 @@ from .paddle_files import PaddleStateDict
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
 
-_OUTPUT_NORM = re.compile(r'norm(\d+)\.(weight|bias)')
+_OUTPUT_NORM = re.compile(
+    r'norm(\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 
 
 @dataclass
