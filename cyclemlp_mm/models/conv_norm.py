@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from cyclemlp_mm.ops.autocast import compute_dtype
 from cyclemlp_mm.ops.cpu_linear import add_linear
 
+from .foldable import Foldable
 from .norms import build_norm, folded
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Foldable, nn.Module):
     """Convolution without bias, norm, and optionally Hardswish, on a channels-last map.
 
     Where the norm's statistics are fixed (in eval mode, or frozen), a BatchNorm is folded into the

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from cyclemlp_mm.weights import PublishedFormat, split_pretrained
 
 from .arch import resolve_arch
+from .foldable import Foldable
 from .levels import check_frozen_stages, resolve_out_indices
-from .norms import build_norm, fix_statistics
+from .norms import build_norm, fix_statistics, folded
 from .strict_init import StrictInit
 
 REPMLP_FORMAT = PublishedFormat(
@@ -33,7 +34,7 @@ REPMLP_FORMAT = PublishedFormat(
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
 
 
-class RepMLPBlock(mmpretrain_repmlp.RepMLPBlock):
+class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
     """mmpretrain's block, whose ``norm_cfg`` reaches the local perceptron too, and whose folding
     works for non-square partitions, any dtype and device, and twice.
 
@@ -64,6 +65,10 @@ class RepMLPBlock(mmpretrain_repmlp.RepMLPBlock):
         self.fc3_bn = nn.Identity()
         self.deploy = True
 
+    def fold(self) -> None:
+        """See :meth:`local_inject`."""
+        self.local_inject()
+
     def _convert_conv_to_fc(
         self, conv_kernel: Tensor, conv_bias: Tensor
     ) -> 'tuple[Tensor, Tensor]':
@@ -79,7 +84,7 @@ class RepMLPBlock(mmpretrain_repmlp.RepMLPBlock):
 
 
 @MODELS.register_module(name=['RepMLPNet', 'DenseRepMLPNet'])
-class RepMLPNet(StrictInit, mmpretrain_repmlp.RepMLPNet):
+class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 
     An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
@@ -221,6 +226,14 @@ class RepMLPNet(StrictInit, mmpretrain_repmlp.RepMLPNet):
         for module in self.modules():
             if isinstance(module, RepMLPBlock):
                 module.local_inject()
+
+    def fold(self) -> None:
+        """Fold the patch embedding's norm; the blocks do theirs themselves."""
+        conv, norm = self.patch_embed.projection, self.patch_embed.norm
+        weight, bias = (None, None) if norm is None else folded(conv, norm)
+        if weight is not None:
+            conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+            self.patch_embed.norm = None
 
     def train(self, mode: bool = True) -> 'RepMLPNet':
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
