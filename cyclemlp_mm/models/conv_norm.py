@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops.autocast import compute_dtype
+from cyclemlp_mm.ops.compiling import is_compiling
 from cyclemlp_mm.ops.cpu_linear import add_linear
 
 from .foldable import Foldable
@@ -139,8 +140,12 @@ def _hardswish(y: Tensor, act: bool) -> Tensor:
 
 
 def _plain(x: Tensor, *others: 'Tensor | None') -> bool:
-    """Whether all are there and of the dtype that products are made in, autocast or not."""
-    return all(t is not None and t.dtype == compute_dtype(x) for t in (x, *others))
+    """Whether all are there and of the dtype that products are made in, autocast or not.
+
+    Never where a graph is recorded, which is to hold standard operators.
+    """
+    dtype = compute_dtype(x)
+    return not is_compiling() and all(t is not None and t.dtype == dtype for t in (x, *others))
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
