@@ -8,7 +8,7 @@ SETUP_FLAGS ?=
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel prove-wheel clean
+.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ wheel: setup  ## build the wheel (by way of the source package) into dist/
 
 prove-wheel: setup  ## install the wheel into an empty environment, from scratch, and train with it
 	PYTHON=$(PYTHON) bash tests/prove_wheel.sh
+
+prove-mpvit: setup  ## time MPViT and its memory against a plain transcription (minutes, quiet machine)
+	PYTHONPATH=. .venv/bin/python tests/prove_mpvit.py
 
 clean:  ## remove what was built and cached, not .venv and not work_dirs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -39,6 +39,15 @@ def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_deploy(parser: argparse.ArgumentParser) -> None:
+    """``--deploy``."""
+    parser.add_argument(
+        '--deploy',
+        action='store_true',
+        help='fold what can be folded (norms, RepMLP branches) once the checkpoint is loaded',
+    )
+
+
 def add_own_data(parser: argparse.ArgumentParser) -> None:
     """``--data`` and what it needs to know."""
     group = parser.add_argument_group('your own data')

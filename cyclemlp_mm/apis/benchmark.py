@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from cyclemlp_mm.benchmark.compare import DTYPES, compare
-from cyclemlp_mm.benchmark.contenders import RIVALS
+from cyclemlp_mm.benchmark.contenders import ARCHS, MPVIT, RIVALS
 from cyclemlp_mm.benchmark.machine import copy_bandwidth, describe, matmul_rate
 from cyclemlp_mm.benchmark.report import add_ratios, table, write
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.ops import BACKENDS
 
-from .arguments import new_parser
+from .arguments import add_deploy, new_parser
 
 _EXAMPLES = """\
   tools/benchmark.py --arch b1 b2 --size 4x224x224 1x512x512 1x800x1216
   tools/benchmark.py --arch b2 --size 1x800x1216 --rivals resnet50 swin_t convnext_t
   tools/benchmark.py --arch b1 b2 --size 2x512x512 --mode train
+  tools/benchmark.py --arch mpvit_small b2 --size 1x800x1216 --deploy
   tools/benchmark.py --arch b2 --size 8x800x1216 --mode train --dtype amp --device cuda \\
       --backend triton"""
 
@@ -59,11 +59,14 @@ def benchmark() -> None:
                 (form, dtype)
                 for form in args.forms
                 for dtype in args.form_dtype
-                if (form, dtype) not in _IMPOSSIBLE
+                if (form, dtype) not in _IMPOSSIBLE and not arch.startswith(MPVIT)
             ]
             if arch == args.arch[-1]:  # once per size
                 entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
-            found = compare(entries, arch, size, args.mode, device, args.repeats, args.backend)
+            found = compare(
+                entries, arch, size, args.mode, device, args.repeats, args.backend,
+                args.deploy,
+            )  # fmt: skip
             rows += found
             add_ratios(rows, rates)
             print('\n' + table(found), flush=True)
@@ -73,7 +76,7 @@ def benchmark() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = new_parser(__doc__, _EXAMPLES)
-    parser.add_argument('--arch', nargs='+', default=['b1'], choices=list(CycleMLP.arch_zoo))
+    parser.add_argument('--arch', nargs='+', default=['b1'], choices=ARCHS)
     parser.add_argument('--size', nargs='+', type=_size, default=[(1, 512, 512)], metavar='BxHxW')
     parser.add_argument('--mode', choices=['infer', 'train'], default='infer')
     parser.add_argument(
@@ -90,11 +93,14 @@ def _parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--rivals', nargs='*', choices=RIVALS, default=[])
     parser.add_argument('--backend', choices=['auto', *BACKENDS], default='auto')
+    add_deploy(parser)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, help='of a CPU (default: as PyTorch has it)')
     parser.add_argument('--repeats', type=int, default=7, help='rounds (default: 7)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
     args = parser.parse_args()
+    if args.deploy and args.mode == 'train':
+        parser.error('--deploy is for --mode infer')
     args.form_dtype = args.form_dtype or args.dtype
     return args
 

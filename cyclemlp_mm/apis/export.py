@@ -15,11 +15,12 @@ from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.export import PARTS, ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import onnx_runner, program_runner
 from cyclemlp_mm.export.latency import latencies
+from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .arguments import new_parser
+from .arguments import add_deploy, new_parser
 
 EXAMPLES = """\
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
@@ -50,6 +51,7 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
         help='then measure one image of this size, with PyTorch and as exported, on the CPU',
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
+    add_deploy(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -79,6 +81,8 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
         init_from_checkpoint(model.backbone, model.backbone.published_format, args.checkpoint)
     else:
         _load_whole(model, args.checkpoint)
+    if args.deploy:
+        to_deploy(model)
     report = export_model(model, args.dst, args.part, _metadata(cfg, args), args.force)
     print(report)
     if args.time is not None:

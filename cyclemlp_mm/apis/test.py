@@ -13,6 +13,7 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from .arguments import (
     accept_local_rank,
     add_config,
+    add_deploy,
     add_launcher,
     add_own_data,
     add_unsafe_load,
@@ -33,6 +34,7 @@ def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a file')
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions beside ground truth')
+    add_deploy(parser)
     add_own_data(parser)
     add_unsafe_load(parser)
     add_launcher(parser)
@@ -58,6 +60,8 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
+    if args.deploy:
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='DeployModel')]
     if args.show_dir is not None:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:

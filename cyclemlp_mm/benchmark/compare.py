@@ -46,18 +46,20 @@ def compare(
     device: torch.device,
     repeats: int,
     backend: str = 'auto',
+    deploy: bool = False,
 ) -> 'list[dict]':
     """Time contenders in turns: one round runs each once, so that a slow spell hits all of them.
 
     Args:
         entries (Sequence[tuple[str, str]]): Contender and dtype; 'amp' trains or infers under
             autocast to bfloat16, any other dtype is that of the weights too.
-        arch (str): CycleMLP's arch.
+        arch (str): One of :data:`~cyclemlp_mm.benchmark.contenders.ARCHS`.
         size (tuple[int, int, int]): Batch, height, width.
         mode (str): 'infer' or 'train'.
         device (torch.device): Where.
         repeats (int): Rounds that count; two more come first.
         backend (str): Mixer backend of 'ours'. Defaults to 'auto'.
+        deploy (bool): Whether 'ours' is folded, for inference. Defaults to False.
 
     Returns:
         list[dict]: One row per entry: median and quartiles in milliseconds, images per second, peak
@@ -67,7 +69,7 @@ def compare(
     train = mode == 'train'
     calls, models = {}, {}
     for name, dtype in entries:
-        model = contender(name, arch, backend).to(device).train(train)
+        model = contender(name, arch, backend, deploy).to(device).train(train)
         image = torch.randn(batch, 3, height, width, device=device)
         if dtype != 'amp':
             model, image = model.to(DTYPES[dtype]), image.to(DTYPES[dtype])
@@ -98,7 +100,7 @@ def compare(
                 model if name in RIVALS else contender('ours', arch), tuple(image.shape)
             ),
         )  # fmt: skip
-        if name == 'ours':
+        if name == 'ours' and not deploy:  # folded ahead, it is another count
             run_dtype = torch.bfloat16 if dtype == 'amp' else DTYPES[dtype]
             row['run_multiply_adds'] = run_operations(
                 model, tuple(image.shape), device, run_dtype

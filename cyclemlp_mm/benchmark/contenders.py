@@ -3,10 +3,13 @@
 import torch
 from torch import nn
 
-from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 
 from .published_form import plain_form
 
+#: Backbones of ours by name: CycleMLP's archs, and MPViT's behind a prefix.
+MPVIT = 'mpvit_'
+ARCHS = (*CycleMLP.arch_zoo, *(MPVIT + arch for arch in MPViT.arch_zoo))
 #: torchvision's backbones to compare with.
 RIVALS = ('resnet50', 'swin_t', 'convnext_t')
 
@@ -42,17 +45,28 @@ def rival(name: str) -> nn.Module:
     raise ValueError(f'rival must be one of {RIVALS}, but got {name!r}')
 
 
-def contender(name: str, arch: str, backend: str = 'auto') -> nn.Module:
+def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False) -> nn.Module:
     """A backbone by name.
 
     Args:
         name (str): 'ours', 'published' (CycleMLP on ``deform_conv2d``), 'reference' (plain shift +
             Linear) or one of :data:`RIVALS`.
-        arch (str): CycleMLP's arch, for the first three.
-        backend (str): Mixer backend of 'ours'. Defaults to 'auto'.
+        arch (str): One of :data:`ARCHS`, for the first three; MPViT is only 'ours'.
+        backend (str): Mixer backend of CycleMLP's 'ours'. Defaults to 'auto'.
+        deploy (bool): Whether 'ours' is folded. Defaults to False.
+
+    Raises:
+        ValueError: MPViT in another form than ours.
     """
     if name in RIVALS:
         return rival(name)
     torch.manual_seed(0)
-    model = CycleMLP(arch, mixer_backend=backend)
-    return model if name == 'ours' else plain_form(model, name)
+    if arch.startswith(MPVIT):
+        if name != 'ours':
+            raise ValueError(f'{name} is a form of CycleMLP, not of {arch}')
+        model = MPViT(arch.removeprefix(MPVIT))
+    else:
+        model = CycleMLP(arch, mixer_backend=backend)
+    if name == 'ours':
+        return to_deploy(model) if deploy else model
+    return plain_form(model, name)

@@ -3,6 +3,7 @@
 from .amp import CpuAmpOptimWrapper
 from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
+from .deploy_hook import DeployModel
 from .launch import finish_launch, prepare_launch
 from .own_data import use_own_data
 from .palette import class_palette
@@ -11,6 +12,7 @@ from .toolbox import require_toolbox
 __all__ = [
     'CheckLoadedWeights',
     'CpuAmpOptimWrapper',
+    'DeployModel',
     'class_palette',
     'configs_dir',
     'find_config',

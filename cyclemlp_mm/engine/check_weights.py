@@ -12,7 +12,7 @@ from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.weights.unwrap import find_state_dict, first_parts
 
 _NOT_NEEDED = re.compile(r'.*\.num_batches_tracked')
-_OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias)')
+_OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias|running_mean|running_var)')
 
 
 @HOOKS.register_module()

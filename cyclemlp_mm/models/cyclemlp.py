@@ -16,13 +16,16 @@ from cyclemlp_mm.ops import (
     CycleFC,
     MixerWeights,
     ReweightWeights,
+    apply_matrix,
     check_backend,
     cycle_mixer,
+    fixed_matrix,
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import resolve_arch
 from .dense_backbone import DenseBackbone
+from .foldable import Foldable
 from .layers import (
     ConvDownsample,
     DropPath,
@@ -46,7 +49,7 @@ def _row(
     )  # fmt: skip
 
 
-class CycleMixer(nn.Module):
+class CycleMixer(Foldable, nn.Module):
     """Token mixer: two CycleFC branches and a Linear one, weighted per image, projected.
 
     Args:
@@ -63,10 +66,26 @@ class CycleMixer(nn.Module):
         self.sfc_w = CycleFC(channels, channels, KERNEL_W)
         self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
         self.proj = nn.Linear(channels, channels)
+        #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
+        self.register_buffer('matrix', None, persistent=False)
 
     def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added."""
+        if self.matrix is not None:
+            return apply_matrix(x, self.matrix, residual)
         return cycle_mixer(x, self.mixer_weights(), self.backend, residual)
+
+    def fold(self) -> None:
+        """Make the mixer's matrix once, where it does not depend on the image: without reweighting,
+        and unless a backend was asked for."""
+        if self.reweight is None and self.backend == 'auto':
+            self.matrix = fixed_matrix(self.mixer_weights())
+
+    def train(self, mode: bool = True) -> 'CycleMixer':
+        """Switch the mode; in training the matrix would grow stale, so it is dropped."""
+        if mode:
+            self.matrix = None
+        return super().train(mode)
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters, as the operator takes them."""

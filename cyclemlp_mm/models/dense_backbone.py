@@ -4,21 +4,22 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmengine.model import BaseModule, update_init_info
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, split_pretrained
+from cyclemlp_mm.weights import split_pretrained
 
 from .levels import check_frozen_stages, resolve_out_indices
+from .strict_init import StrictInit
 
 
-class DenseBackbone(BaseModule):
+class DenseBackbone(StrictInit):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
 
-    A family builds ``self.stem``, ``self.downsamples`` (the layer into stage i, an Identity where
-    there is none) and ``self.stages`` (a ModuleList of ModuleLists of blocks), all on channels-last
-    maps, then calls :meth:`finish`.
+    A family builds ``self.stem`` and ``self.stages``, on channels-last maps, then calls
+    :meth:`finish`. A stage is a ModuleList of blocks; a family whose stages are something else says
+    in :meth:`run_stage` how they run. ``self.downsamples``, where a family has them, are the layers
+    into each stage.
 
     Args:
         num_levels (int): Number of stages.
@@ -33,8 +34,6 @@ class DenseBackbone(BaseModule):
             ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``; mmseg may pass it.
     """
 
-    #: How the family's published files name what we have.
-    published_format: ClassVar[PublishedFormat]
     #: Smallest image side, in pixels: the coarsest level still has one cell.
     min_size: ClassVar[int] = 32
 
@@ -71,16 +70,6 @@ class DenseBackbone(BaseModule):
             self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
         self._freeze()
 
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""
-        if self.init_cfg is not None:
-            super().init_weights()
-        for cfg in self._pretrained_cfgs:
-            report = init_from_checkpoint(self, self.published_format, **cfg)
-            if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
-                update_init_info(self, init_info=str(report))
-        self._is_init = True
-
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """Switch the mode; what is frozen stays frozen and in eval mode."""
         super().train(mode)
@@ -103,21 +92,26 @@ class DenseBackbone(BaseModule):
         self._check_image(image)
         outputs = []
         x = self.stem(image.permute(0, 2, 3, 1))
-        for i, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
-            x = downsample(x)
-            for block in blocks:
-                x = self._run_block(block, x)
+        for i in range(self.out_indices[-1] + 1):  # the stages behind were not built
+            x = self.run_stage(i, x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
                 outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
-            if i == self.out_indices[-1]:
-                break  # the stages behind were not built
         return tuple(outputs)
 
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run_stage(self, index: int, x: Tensor) -> Tensor:
+        """A channels-last map through the downsampling into stage ``index``, and its blocks."""
+        if hasattr(self, 'downsamples'):
+            x = self.downsamples[index](x)
+        for block in self.stages[index]:
+            x = self.run_block(block, x)
+        return x
+
+    def run_block(self, block: nn.Module, *inputs: object) -> Tensor:
+        """A block's output; with ``with_cp`` in training, by activation checkpointing."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _check_image(self, image: Tensor) -> None:
         name = type(self).__name__
@@ -137,7 +131,9 @@ class DenseBackbone(BaseModule):
             return
         frozen = [self.stem]
         for i in range(min(self.frozen_stages, len(self.stages))):
-            frozen += [self.downsamples[i], self.stages[i], getattr(self, f'norm{i}', None)]
+            frozen += [self.stages[i], getattr(self, f'norm{i}', None)]
+            if hasattr(self, 'downsamples'):
+                frozen.append(self.downsamples[i])
         for module in frozen:
             if module is not None:
                 module.eval()

@@ -1,4 +1,4 @@
-"""A norm for configs that train on many GPUs and must also run on one, or none."""
+"""Norms: built from a config, folded into a convolution, and one that also runs without a GPU."""
 
 import functools
 import logging
@@ -7,7 +7,7 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
@@ -40,3 +40,66 @@ def _say_fallback(world_size: int, has_gpu: bool) -> None:
     why = 'there is one process' if world_size == 1 else 'there is no GPU'
     consequence = '' if world_size == 1 else ': batch statistics are per process'
     print_log(f'BN is used in place of SyncBN, as {why}{consequence}', 'current', logging.WARNING)
+
+
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def build_norm(norm_cfg: 'dict | None', channels: int) -> nn.Module:
+    """A norm of NCHW maps.
+
+    Args:
+        norm_cfg (dict, optional): ``type`` 'BN', 'SyncBN', 'SyncBNOrBN', 'GN' or what mmengine's
+            registry knows, and its arguments; ``requires_grad`` (default True) says whether its
+            parameters are trained. Defaults to None: BN.
+        channels (int): Channels.
+
+    Raises:
+        TypeError: Not a dict with a type.
+        KeyError: The type is not known.
+    """
+    norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise TypeError(f"norm_cfg must be a dict with the key 'type', but got {norm_cfg!r}")
+    settings = dict(norm_cfg)
+    kind, requires_grad = settings.pop('type'), settings.pop('requires_grad', True)
+    known = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
+    if kind == 'GN':
+        norm = nn.GroupNorm(num_channels=channels, **settings)
+    else:
+        layer = known.get(kind) if isinstance(kind, str) else kind
+        layer = layer or MODELS.get(kind)
+        if layer is None:
+            raise KeyError(f'norm_cfg type {kind!r} is not in the model registry')
+        norm = layer(channels, **settings)
+    norm.requires_grad_(bool(requires_grad))
+    return norm
+
+
+def fix_statistics(module: nn.Module) -> None:
+    """Put every BatchNorm in a module in eval mode: its statistics are used and not updated."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> 'tuple[Tensor | None, Tensor | None]':
+    """Weight and bias of the convolution that equals ``norm(conv(x))``.
+
+    Returns:
+        tuple: (out, in / groups, k, k) and (out,), differentiable; (None, None) where there is no
+        such convolution: the norm takes its statistics from its input.
+    """
+    if isinstance(norm, nn.Identity):
+        return conv.weight, conv.bias
+    if not isinstance(norm, _BATCH_NORMS) or norm.training or norm.running_mean is None:
+        return None, None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.affine:
+        shift = shift + norm.bias
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], shift

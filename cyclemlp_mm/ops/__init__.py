@@ -2,7 +2,9 @@
 
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
 from .cycle_mixer import cycle_mixer
+from .factor_attention import factor_attention, factor_attention_reference
 from .mixer_backend import BACKENDS, check_backend
+from .mixer_folded import apply_matrix, fixed_matrix
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, ReweightWeights, branch_weights
 from .mlp_chunks import chunked_mlp
 
@@ -13,6 +15,7 @@ __all__ = [
     'CycleFC',
     'MixerWeights',
     'ReweightWeights',
+    'apply_matrix',
     'branch_weights',
     'check_backend',
     'chunked_mlp',
@@ -20,4 +23,7 @@ __all__ = [
     'cycle_mixer',
     'cycle_offsets',
     'cycle_shift',
+    'factor_attention',
+    'factor_attention_reference',
+    'fixed_matrix',
 ]

@@ -1,5 +1,7 @@
 """Which dtype an operator computes in, with and without autocast."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Where sums, means and small matrices are made: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on the device of ``x``; none at all where autocast is off."""
+    device = x.device.type
+    if _autocast_dtype(device) is None:
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -83,3 +83,30 @@ def folded_mixer(
         y = shifted_product(x, matrix)
         proj, bias = weights.weight_proj.to(product_dtype), weights.bias_proj.to(product_dtype)
         return add_linear(y, proj, bias, residual)
+
+
+def fixed_matrix(weights: MixerWeights) -> Tensor:
+    """The matrix of a mixer without reweighting, which is the same for all images.
+
+    Returns:
+        Tensor: (1, C, operand_width(C)), float32 or float64, without gradient.
+    """
+    channels = weights.weight_proj.shape[0]
+    dtype = accumulate_dtype(weights.weight_proj.dtype)
+    with torch.no_grad():
+        a = torch.ones(1, 3, channels, dtype=dtype, device=weights.weight_proj.device)
+        return mixer_matrix(a, weights, project=True)
+
+
+def apply_matrix(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+    """Mix a map by a matrix that is made: see :func:`folded_mixer`.
+
+    Args:
+        x (Tensor): (B, H, W, C), normed.
+        matrix (Tensor): From :func:`fixed_matrix`.
+        residual (Tensor, optional): (B, H, W, C); added.
+    """
+    dtype = compute_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        residual = None if residual is None else residual.contiguous()
+        return shifted_product(x.contiguous().to(dtype), matrix.to(dtype), residual)

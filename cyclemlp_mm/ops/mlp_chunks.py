@@ -135,10 +135,18 @@ class _Sums(dict):
 
     def add_product(self, index: int, grad: Tensor, tokens: Tensor) -> None:
         """Add ``gradᵀ tokens``."""
-        if index in self and self.dtype == grad.dtype:
-            self[index].addmm_(grad.mT, tokens)
+        if index in self:
+            add_product(self[index], grad, tokens)
         else:
-            self.add(index, grad.mT @ tokens)
+            self[index] = (grad.mT @ tokens).to(self.dtype)
+
+
+def add_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
+    """``total += gradᵀ tokens``, where ``total`` may be more precise."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.mT, tokens)
+    else:
+        total += grad.mT @ tokens
 
 
 def chunked_mlp(

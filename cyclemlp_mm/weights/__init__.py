@@ -9,12 +9,14 @@ from .cyclemlp import CYCLEMLP_FORMAT
 from .files import allow_unsafe_loading, read_checkpoint, unsafe_loading
 from .loading import LoadReport, init_from_checkpoint, load_strictly, split_pretrained
 from .mmengine_loader import register_safe_loaders
+from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
 
 register_safe_loaders()
 
 __all__ = [
     'CYCLEMLP_FORMAT',
+    'MPVIT_FORMAT',
     'CheckpointError',
     'LoadReport',
     'PublishedFormat',

@@ -212,4 +212,5 @@ CYCLEMLP_FORMAT = PublishedFormat(
     describe=describe,
     from_paddle=from_paddle,
     extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
+    is_certain=is_certainly_published,
 )

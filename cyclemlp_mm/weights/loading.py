@@ -19,7 +19,9 @@ from .paddle_files import PaddleStateDict
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
 
-_OUTPUT_NORM = re.compile(r'norm(\d+)\.(weight|bias)')
+_OUTPUT_NORM = re.compile(
+    r'norm(\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 
 
 @dataclass
@@ -183,14 +185,12 @@ def to_our_names(
         source (str): The file, for messages.
 
     Raises:
-        CheckpointError: A constant of the architecture differs.
+        CheckpointError: A constant of the architecture differs, or the family has no Paddle port.
     """
-    if paddle:
-        state_dict = published.from_paddle(state_dict)
-    if not published.is_published(state_dict):
-        return state_dict
     try:
-        return published.to_ours(state_dict)
+        if paddle:
+            state_dict = published.from_paddle(state_dict)
+        return published.to_ours(state_dict) if published.is_published(state_dict) else state_dict
     except CheckpointError as error:
         raise CheckpointError(f'checkpoint {source}: {error}') from error
 

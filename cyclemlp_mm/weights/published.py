@@ -5,12 +5,31 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from cyclemlp_mm.errors import CheckpointError
+
 StateDict = Mapping[str, Tensor]
+
+
+def _never(state_dict: StateDict) -> bool:
+    return False
+
+
+def _count(state_dict: StateDict) -> str:
+    return f'{len(state_dict)} tensors'
+
+
+def _no_paddle(state_dict: StateDict) -> 'dict[str, Tensor]':
+    raise CheckpointError(
+        'it is a Paddle file, of a family without a known Paddle port: which of its weights are '
+        'transposed is not known'
+    )
 
 
 @dataclass(frozen=True)
 class PublishedFormat:
     """How the published files of one family name what our backbone has.
+
+    The first two suffice for a family without published files.
 
     Attributes:
         family (str): Family name, for messages.
@@ -23,12 +42,15 @@ class PublishedFormat:
             published one, Linear weights (out, in): by module type, never by shape.
         extras (Mapping[str, str]): Kinds of tensors that a file may hold beyond the backbone: kind
             to a regular expression on our names.
+        is_certain (Callable): Whether names are this family's published ones and no relative's, so
+            that a whole model's file can be told by them.
     """
 
     family: str
     example: str
-    is_published: Callable[[StateDict], bool]
-    to_ours: Callable[[StateDict], 'dict[str, Tensor]']
-    describe: Callable[[StateDict], str]
-    from_paddle: Callable[[StateDict], 'dict[str, Tensor]']
+    is_published: Callable[[StateDict], bool] = _never
+    to_ours: Callable[[StateDict], 'dict[str, Tensor]'] = dict
+    describe: Callable[[StateDict], str] = _count
+    from_paddle: Callable[[StateDict], 'dict[str, Tensor]'] = _no_paddle
     extras: 'Mapping[str, str]' = field(default_factory=dict)
+    is_certain: Callable[[StateDict], bool] = _never

@@ -7,11 +7,15 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
-from .cyclemlp import CYCLEMLP_FORMAT, is_certainly_published, is_ours
+from .cyclemlp import CYCLEMLP_FORMAT, is_ours
 from .limits import shorten
 from .loading import find_paddle, to_our_names
+from .mpvit import MPVIT_FORMAT
+from .published import PublishedFormat
 from .unwrap import WRAPPERS, find_state_dict
 
+#: Families whose published files are taken for whole models, told by their names.
+FAMILIES = (CYCLEMLP_FORMAT, MPVIT_FORMAT)
 _BACKBONE = 'backbone.'
 _CLASSIFIER = re.compile(r'head\.(?:fc\.)?(weight|bias)')
 
@@ -44,8 +48,9 @@ def for_mmengine(content: object, source: str) -> object:
     backbone = {_without(n, 'module.'): t for n, t in names.items() if isinstance(n, str)}
     prefixed = any(name.startswith(_BACKBONE) for name in backbone)
     bare = {_without(n, _BACKBONE): t for n, t in backbone.items()} if prefixed else backbone
-    if is_certainly_published(bare):
-        return _published(content, source)
+    for family in FAMILIES:
+        if family.is_certain(bare):
+            return _published(content, source, family)
     if find_paddle(content):
         raise CheckpointError(
             f'checkpoint {source} is a Paddle file, but not of a CycleMLP: which of its weights '
@@ -59,15 +64,19 @@ def for_mmengine(content: object, source: str) -> object:
 
 
 def split_whole(
-    state_dict: 'Mapping[str, Tensor]', paddle: bool, source: str
+    state_dict: 'Mapping[str, Tensor]',
+    paddle: bool,
+    source: str,
+    family: PublishedFormat = CYCLEMLP_FORMAT,
 ) -> 'tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]':
-    """A CycleMLP model's tensors under our names, in three parts.
+    """A model's tensors under our names, in three parts.
 
     Args:
         state_dict (Mapping[str, Tensor]): Of a backbone, classifier, detector or segmentor, with
             published names or ours.
         paddle (bool): Whether Linear weights are (in, out).
         source (str): The file, for messages.
+        family (PublishedFormat): Whose names they are. Defaults to CycleMLP's.
 
     Returns:
         tuple: The backbone without prefix; the classifier as 'weight' and 'bias', empty where there
@@ -83,7 +92,7 @@ def split_whole(
             inner[_without(name, _BACKBONE)] = tensor
         else:
             rest[name] = tensor
-    ours = to_our_names(CYCLEMLP_FORMAT, inner, paddle, source)
+    ours = to_our_names(family, inner, paddle, source)
     classifier = {}
     for part in (ours, rest):
         for name in [n for n in part if _CLASSIFIER.fullmatch(n)]:
@@ -102,8 +111,9 @@ def join_whole(
     return whole | {f'head.fc.{name}': tensor for name, tensor in classifier.items()} | dict(rest)
 
 
-def _published(content: dict, source: str) -> dict:
-    parts = split_whole(find_state_dict(content, source), find_paddle(content), source)
+def _published(content: dict, source: str, family: PublishedFormat) -> dict:
+    state_dict = find_state_dict(content, source)
+    parts = split_whole(state_dict, find_paddle(content), source, family)
     meta = content.get('meta')
     return {'state_dict': join_whole(*parts), 'meta': meta if isinstance(meta, dict) else {}}
 

@@ -119,11 +119,13 @@ def test_trains_a_step_and_predicts(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_follows_the_rules(name):
     text = (ROOT / 'configs' / f'{name}.py').read_text()
-    bases = re.findall(r"'(_base_/[^']+|cyclemlp_demo.py)'", text)
+    bases = re.findall(r"'(_base_/[^']+|\w+_(?:demo|small)\.py)'", text)
     assert bases and all((ROOT / 'configs' / base).is_file() for base in bases)
     assert '::' not in text and '_delete_' not in text
     cfg = load_config(name)
     needs = ['cyclemlp_mm.classification'] if 'teacher' in cfg.model else []
+    if 'repmlp' in name:  # which needs mmpretrain
+        needs = ['cyclemlp_mm.models.repmlp']
     assert cfg.custom_imports.imports == ['cyclemlp_mm', *needs]
     assert cfg.custom_imports.allow_failed_imports is False
     assert cfg.auto_scale_lr.base_batch_size > 0

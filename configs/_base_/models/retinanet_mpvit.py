@@ -1,0 +1,6 @@
+# RetinaNet over an MPViT backbone. Each config gives the size by backbone.arch; the widths here are
+# those of S.
+_base_ = 'retinanet_cyclemlp.py'
+model = dict(
+    backbone=dict(type='MPViT', norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)),
+    neck=dict(in_channels=[216, 288, 288]))

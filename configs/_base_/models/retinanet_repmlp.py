@@ -1,0 +1,6 @@
+# RetinaNet over a RepMLPNet backbone, with mmpretrain's weights for 224x224.
+_base_ = 'retinanet_cyclemlp.py'
+model = dict(
+    backbone=dict(
+        type='DenseRepMLPNet', norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)),
+    neck=dict(in_channels=[192, 384, 768]))

@@ -1,0 +1,332 @@
+"""MPViT backbone.
+
+Paper: MPViT: Multi-Path Vision Transformer for Dense Prediction, CVPR 2022, arXiv 2112.11010.
+Written from the paper and a description of the published state dicts; the published code (GPL 3.0)
+was not looked at, and the published weights come under their own terms.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from cyclemlp_mm.ops import factor_attention
+from cyclemlp_mm.weights import MPVIT_FORMAT
+
+from .arch import resolve_arch
+from .conv_norm import Aggregate, ConvNorm
+from .dense_backbone import DenseBackbone
+from .layers import DropPath, Mlp, drop_path_rates, residual_mlp
+from .norms import fix_statistics
+
+#: Attention heads everywhere, and how the kernels of the relative position encoding share them.
+HEADS = 8
+KERNEL_HEADS = {3: 2, 5: 3, 7: 3}
+
+RunBlock = Callable[..., Tensor]
+
+
+def _row(
+    depths: 'tuple[int, ...]', widths: 'tuple[int, ...]', mlp_ratio: int,
+    paths: 'tuple[int, ...]' = (2, 3, 3, 3),
+) -> dict:  # fmt: skip
+    return dict(depths=depths, widths=widths, paths=paths, mlp_ratio=mlp_ratio)
+
+
+class EncoderLayer(nn.Module):
+    """Position encoding, attention and MLP of a path, each with a residual (paper, Sec. 3.2).
+
+    The convolutions of both position encodings belong to the path: its layers share them.
+
+    Args:
+        channels (int): Width, C.
+        mlp_ratio (int): Hidden width of the MLP over C.
+        drop_path (float): Probability of dropping a branch in training.
+    """
+
+    def __init__(self, channels: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels, mlp_ratio * channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, position: nn.Conv2d, relative: nn.ModuleList) -> Tensor:
+        """(B, H, W, C) to the same shape.
+
+        Args:
+            x (Tensor): The map.
+            position (nn.Conv2d): Convolutional position encoding, depthwise.
+            relative (nn.ModuleList): Convolutional relative position encoding, on v.
+        """
+        x = _add_depthwise(x, position)
+        attention = (self.norm1, self.qkv, self.proj, relative, HEADS)
+        if self.drop_path.active:
+            x = x + self.drop_path(factor_attention(x, *attention, residual=False))
+        else:
+            x = factor_attention(x, *attention)
+        return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
+
+
+class PathEncoder(nn.Module):
+    """Encoder layers over the tokens of one path.
+
+    Args:
+        channels (int): Width, C, a multiple of 8.
+        mlp_ratio (int): See :class:`EncoderLayer`.
+        drop_paths (Sequence[float]): Stochastic depth of each layer.
+    """
+
+    def __init__(self, channels: int, mlp_ratio: int, drop_paths: 'Sequence[float]') -> None:
+        super().__init__()
+        self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.relative = nn.ModuleList()
+        for side, heads in KERNEL_HEADS.items():
+            part = channels // HEADS * heads
+            self.relative.append(nn.Conv2d(part, part, side, padding=side // 2, groups=part))
+        self.layers = nn.ModuleList(EncoderLayer(channels, mlp_ratio, d) for d in drop_paths)
+
+    def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
+        """(B, H, W, C) to the same shape; each layer is run by ``run_block``."""
+        for layer in self.layers:
+            x = run_block(layer, x, self.position, self.relative)
+        return x
+
+
+class PatchEmbedding(nn.Module):
+    """Depthwise 3x3, pointwise, norm and Hardswish: one link of a stage's chain (paper, Sec. 3.1).
+
+    Args:
+        channels (int): Width.
+        stride (int): 1 or 2.
+        norm_cfg (dict, optional): Of the norm.
+    """
+
+    def __init__(self, channels: int, stride: int, norm_cfg: 'dict | None') -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            channels, channels, 3, stride, 1, groups=channels, bias=False
+        )
+        self.pointwise = ConvNorm(channels, channels, norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), C)."""
+        return self.pointwise(_depthwise(x, self.depthwise.weight, None, self.depthwise.stride[0]))
+
+
+class LocalBranch(nn.Module):
+    """Inverted residual of width 1: pointwise, depthwise 3x3, pointwise, identity.
+
+    Args:
+        channels (int): Width.
+        norm_cfg (dict, optional): Of the norms.
+    """
+
+    def __init__(self, channels: int, norm_cfg: 'dict | None') -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, norm_cfg=norm_cfg)
+        self.depthwise = ConvNorm(channels, channels, 3, groups=channels, norm_cfg=norm_cfg)
+        self.conv2 = ConvNorm(channels, channels, norm_cfg=norm_cfg, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        return self.conv2(self.depthwise(self.conv1(x)), residual=x)
+
+
+class MultiPathStage(nn.Module):
+    """Multi-scale patch embedding, parallel encoders, a local branch, and their aggregation.
+
+    Args:
+        channels (int): Width of the paths.
+        out_channels (int): Width out.
+        paths (int): Number of paths; path p sees (2p + 1) x (2p + 1) cells.
+        mlp_ratio (int): See :class:`EncoderLayer`.
+        drop_paths (Sequence[float]): Stochastic depth of each layer, the same in all paths.
+        stride (int): Of the chain's first embedding.
+        norm_cfg (dict, optional): Of the norms of convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        paths: int,
+        mlp_ratio: int,
+        drop_paths: 'Sequence[float]',
+        stride: int,
+        norm_cfg: 'dict | None',
+    ) -> None:
+        super().__init__()
+        self.embeds = nn.ModuleList(
+            PatchEmbedding(channels, 1 if i else stride, norm_cfg) for i in range(paths)
+        )
+        self.paths = nn.ModuleList(
+            PathEncoder(channels, mlp_ratio, drop_paths) for _ in range(paths)
+        )
+        self.local = LocalBranch(channels, norm_cfg)
+        self.aggregate = Aggregate([channels] * (paths + 1), out_channels, norm_cfg)
+
+    def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
+        """(B, H, W, channels) to (B, ceil(H / stride), ceil(W / stride), out_channels)."""
+        maps = []
+        for embed, path in zip(self.embeds, self.paths, strict=True):
+            x = embed(x)
+            if not maps:
+                maps.append(self.local(x))
+            maps.append(path(x, run_block))
+        return self.aggregate(maps)
+
+
+@MODELS.register_module()
+class MPViT(DenseBackbone):
+    """MPViT backbone (CVPR 2022, arXiv 2112.11010).
+
+    Args:
+        arch (str | dict): 'tiny', 'xsmall', 'small' or 'base', or a dict with exactly the keys
+
+            - depths (Sequence[int]): Encoder layers of each stage's paths.
+            - widths (Sequence[int]): Channels inside each stage, multiples of 8. A level has the
+              width of the stage behind it; the last one its own.
+            - paths (Sequence[int]): Parallel paths of each stage.
+            - mlp_ratio (int): Hidden over outer width of the MLPs.
+
+        in_channels (int): Image channels. Defaults to 3.
+        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
+            count from the last. Stages behind the last one are not built. Defaults to (0, 1, 2, 3).
+        drop_path_rate (float): Stochastic depth of the last layer, growing linearly from 0 over
+            all layers. Defaults to 0.0.
+        norm_cfg (dict, optional): Norm of the convolutions; 'SyncBNOrBN' for many GPUs. Defaults
+            to None: BN.
+        norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+            Defaults to -1.
+        with_cp (bool): Activation checkpointing of encoder layers in training: less memory, more
+            time. Defaults to False.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
+            published files as they are and raises if they do not fit. Defaults to None: normal
+            convolutions, of deviation sqrt(2 / (k k out)), and truncated normal (std 0.02) Linears.
+        pretrained (str, optional): Deprecated, see ``init_cfg``.
+
+    Attributes:
+        out_channels (tuple[int]): Channels of the returned levels.
+        out_strides (tuple[int]): Strides of the returned levels.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from mmengine.registry import MODELS
+        >>> import cyclemlp_mm
+        >>> backbone = MODELS.build(dict(type='MPViT', arch='tiny'))
+        >>> [tuple(level.shape) for level in backbone(torch.randn(1, 3, 224, 224))]
+        [(1, 96, 56, 56), (1, 176, 28, 28), (1, 216, 14, 14), (1, 216, 7, 7)]
+    """
+
+    arch_zoo: ClassVar[Mapping[str, dict]] = {
+        'tiny': _row((1, 2, 4, 1), (64, 96, 176, 216), 2),
+        'xsmall': _row((1, 2, 4, 1), (64, 128, 192, 256), 4),
+        'small': _row((1, 3, 6, 3), (64, 128, 216, 288), 4),
+        'base': _row((1, 3, 8, 3), (128, 224, 368, 480), 4),
+    }
+    published_format = MPVIT_FORMAT
+
+    def __init__(
+        self,
+        arch: 'str | Mapping' = 'small',
+        in_channels: int = 3,
+        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        norm_cfg: 'dict | None' = None,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: 'dict | list[dict] | None' = None,
+        pretrained: 'str | None' = None,
+    ) -> None:
+        settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'MPViT'))
+        depths, widths = settings['depths'], settings['widths']
+        super().__init__(
+            len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
+        )
+        self.norm_eval = bool(norm_eval)
+        rates = drop_path_rates(drop_path_rate, sum(depths))
+        level_widths = (*widths[1:], widths[-1])
+        self.stem = nn.Sequential(
+            ConvNorm(in_channels, widths[0] // 2, 3, 2, norm_cfg=norm_cfg),
+            ConvNorm(widths[0] // 2, widths[0], 3, 2, norm_cfg=norm_cfg),
+        )
+        self.stages = nn.ModuleList(
+            MultiPathStage(
+                widths[i],
+                level_widths[i],
+                settings['paths'][i],
+                settings['mlp_ratio'],
+                rates[sum(depths[:i]): sum(depths[: i + 1])],
+                2 if i else 1,
+                norm_cfg,
+            )
+            for i in range(self.out_indices[-1] + 1)
+        )
+        self.apply(_init)
+        self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
+
+    def run_stage(self, index: int, x: Tensor) -> Tensor:
+        """A channels-last map through stage ``index``."""
+        return self.stages[index](x, self.run_block)
+
+    def train(self, mode: bool = True) -> 'MPViT':
+        """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
+        super().train(mode)
+        if self.norm_eval:
+            fix_statistics(self)
+        return self
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: 'Tensor | None', stride: int = 1) -> Tensor:
+    """A depthwise 3x3 convolution of a channels-last map."""
+    x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    x = F.conv2d(x, weight, bias, stride, padding=1, groups=x.shape[1])
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """``x + conv(x)``: the sum is made by the kernel's centre."""
+    centre = conv.weight.new_zeros(1, 1, 3, 3)
+    centre[..., 1, 1] = 1
+    return _depthwise(x, conv.weight + centre, conv.bias)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _check_settings(settings: dict) -> dict:
+    """Refuse an arch dict whose values cannot be built."""
+    for key in ('depths', 'widths', 'paths'):
+        values = tuple(settings[key])
+        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
+            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
+        settings[key] = values
+    if any(width % HEADS for width in settings['widths']):
+        raise ValueError(
+            f'arch widths must be multiples of {HEADS}, the number of heads, but got '
+            f'{settings["widths"]}'
+        )
+    if type(settings['mlp_ratio']) is not int or settings['mlp_ratio'] < 1:
+        raise ValueError(
+            f'arch mlp_ratio must be a positive int, but got {settings["mlp_ratio"]!r}'
+        )
+    return settings

@@ -1,0 +1,275 @@
+"""RepMLPNet for dense prediction: mmpretrain's blocks and weights, any image size, four levels.
+
+Papers: RepMLP, arXiv 2105.01883; RepMLPNet, arXiv 2112.11081. The blocks are mmpretrain's
+(Apache-2.0), which must be installed: configs name this module in ``custom_imports``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cyclemlp_mm.weights import PublishedFormat, split_pretrained
+
+from .arch import resolve_arch
+from .foldable import Foldable
+from .levels import check_frozen_stages, resolve_out_indices
+from .norms import build_norm, fix_statistics, folded
+from .strict_init import StrictInit
+
+REPMLP_FORMAT = PublishedFormat(
+    family='RepMLPNet',
+    example='patch_embed.projection.weight',
+    extras={
+        'classifier': r'head\.(fc\.)?(weight|bias)',
+        'output norms': r'final_norm\..+',
+        'stages behind the last returned level': r'downsample_layers\.\d+\..+',
+    },
+)
+_FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
+
+
+class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
+    """mmpretrain's block, whose ``norm_cfg`` reaches the local perceptron too, and whose folding
+    works for non-square partitions, any dtype and device, and twice.
+
+    Args:
+        norm_cfg (dict): Of all norms.
+        **kwargs: As for mmpretrain's block.
+    """
+
+    def __init__(self, *, norm_cfg: dict, **kwargs) -> None:
+        # mmpretrain builds norms through mmcv; here, as everywhere in this package, by build_norm.
+        super().__init__(norm_cfg=dict(type='BN'), **kwargs)
+        if self.deploy:
+            return
+        self.fc3_bn = build_norm(norm_cfg, self.num_sharesets)
+        for kernel in self.reparam_conv_kernels or ():
+            getattr(self, f'repconv{kernel}').bn = build_norm(norm_cfg, self.num_sharesets)
+
+    def local_inject(self) -> None:
+        """Fold norm and local perceptron into the one Linear; a second call does nothing."""
+        if self.deploy:
+            return
+        with torch.no_grad():
+            weight, bias = self.get_equivalent_fc3()
+        for kernel in self.reparam_conv_kernels or ():
+            delattr(self, f'repconv{kernel}')
+        self.fc3.weight = nn.Parameter(weight.contiguous())
+        self.fc3.bias = nn.Parameter(bias.contiguous())
+        self.fc3_bn = nn.Identity()
+        self.deploy = True
+
+    def fold(self) -> None:
+        """See :meth:`local_inject`."""
+        self.local_inject()
+
+    def _convert_conv_to_fc(
+        self, conv_kernel: Tensor, conv_bias: Tensor
+    ) -> 'tuple[Tensor, Tensor]':
+        """The Linear on flattened partitions that equals a depthwise convolution in each."""
+        cells = self.path_h * self.path_w
+        units = torch.eye(cells, dtype=conv_kernel.dtype, device=conv_kernel.device)
+        units = units.repeat(1, self.num_sharesets).reshape(
+            cells, self.num_sharesets, self.path_h, self.path_w
+        )
+        padding = (conv_kernel.shape[2] // 2, conv_kernel.shape[3] // 2)
+        answers = F.conv2d(units, conv_kernel, padding=padding, groups=self.num_sharesets)
+        return answers.reshape(cells, -1).t(), conv_bias.repeat_interleave(cells)
+
+
+@MODELS.register_module(name=['RepMLPNet', 'DenseRepMLPNet'])
+class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
+    """RepMLPNet (arXiv 2112.11081) for dense prediction.
+
+    An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
+    level cropped to ceil(size / stride). At ``img_size`` it computes what mmpretrain's does, with
+    the same weights. From other toolboxes' scopes it is found as 'RepMLPNet'; in mmpretrain's,
+    where that name is mmpretrain's own class, as 'DenseRepMLPNet'.
+
+    Args:
+        arch (str | dict): 'base', 'b', or a dict with exactly the keys ``channels``, ``depths`` and
+            ``sharesets_nums``, a list of a number per stage each. Defaults to 'base'.
+        img_size (int | tuple[int, int]): Height and width that the weights are of: a stage of
+            stride s has partitions of (height / s, width / s) cells. Multiples of 32 (for four
+            stages). Defaults to 224.
+        in_channels (int): Image channels. Defaults to 3.
+        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32, taken before
+            the downsampling; negative ones count from the last. Stages behind the last one are not
+            built. Defaults to (0, 1, 2, 3).
+        reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron;
+            None has none. Defaults to (3,).
+        globalperceptron_ratio (int): Squeeze ratio of the global perceptron. Defaults to 4.
+        norm_cfg (dict, optional): Norm of every part; of the BatchNorm kind, since others cannot be
+            folded. Defaults to None: BN.
+        out_norms (bool): One norm per returned level; the last one is the classifier's. Defaults to
+            True.
+        norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
+        frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n that and the first n
+            stages. Defaults to -1.
+        with_cp (bool): Activation checkpointing of every unit in training. Defaults to False.
+        deploy (bool): Build the folded form, for weights saved from it. Defaults to False.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
+            files of mmpretrain's zoo as they are and raises if they do not fit.
+        pretrained (str, optional): Deprecated, see ``init_cfg``.
+
+    Attributes:
+        out_channels (tuple[int]): Channels of the returned levels.
+        out_strides (tuple[int]): Strides of the returned levels.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range.
+    """
+
+    arch_zoo: ClassVar[Mapping[str, dict]] = mmpretrain_repmlp.RepMLPNet.arch_zoo
+    published_format = REPMLP_FORMAT
+
+    def __init__(
+        self,
+        arch: 'str | Mapping' = 'base',
+        img_size: 'int | tuple[int, int]' = 224,
+        in_channels: int = 3,
+        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
+        reparam_conv_kernels: 'Sequence[int] | None' = (3,),
+        globalperceptron_ratio: int = 4,
+        norm_cfg: 'dict | None' = None,
+        out_norms: bool = True,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: 'dict | list[dict] | None' = None,
+        pretrained: 'str | None' = None,
+    ) -> None:
+        arch = {k: list(v) for k, v in resolve_arch(arch, self.arch_zoo, 'RepMLPNet').items()}
+        num_stages = len(arch['channels'])
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        coarsest = 4 * 2 ** (num_stages - 1)
+        if len(size) != 2 or any(type(s) is not int or s < 1 or s % coarsest for s in size):
+            raise ValueError(f'img_size must be multiples of {coarsest}, but got {img_size!r}')
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        build_norm(norm_cfg, 1)  # names what is wrong with it
+        if norm_cfg['type'] not in _FOLDABLE:
+            raise ValueError(
+                f'norm_cfg of RepMLPNet must be of type {", ".join(_FOLDABLE)}, which can be '
+                f'folded, but got {norm_cfg["type"]!r}'
+            )
+        init_cfg, pretrained_cfgs = split_pretrained(init_cfg, pretrained)
+        super().__init__(
+            arch, size, in_channels, reparam_conv_kernels=reparam_conv_kernels,
+            globalperceptron_ratio=globalperceptron_ratio, norm_cfg=norm_cfg, deploy=deploy,
+            init_cfg=init_cfg,
+        )  # fmt: skip
+        self._pretrained_cfgs = pretrained_cfgs
+        self.in_channels = in_channels
+        self.out_indices = resolve_out_indices(out_indices, num_stages)
+        self.frozen_stages = check_frozen_stages(frozen_stages, num_stages)
+        self.with_cp, self.norm_eval = bool(with_cp), bool(norm_eval)
+        self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+        last = self.out_indices[-1]
+        del self.stages[last + 1:], self.downsample_layers[last:]
+        for i, stage in enumerate(self.stages):
+            for unit in stage:
+                unit.repmlp_block = RepMLPBlock(
+                    channels=self.channels[i], path_h=self.patch_hs[i], path_w=self.patch_ws[i],
+                    reparam_conv_kernels=reparam_conv_kernels, norm_cfg=norm_cfg,
+                    globalperceptron_ratio=globalperceptron_ratio, deploy=deploy,
+                    num_sharesets=self.sharesets_nums[i],
+                )  # fmt: skip
+                unit.ffn_block = mmpretrain_repmlp.ConvFFN(
+                    self.channels[i], 4 * self.channels[i], norm_cfg=norm_cfg
+                )
+        self._add_norms(norm_cfg, out_norms, num_stages)
+        self._freeze()
+
+    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+        """Feature maps, fine to coarse.
+
+        Args:
+            image (Tensor): (B, in_channels, H, W), floating, of any size.
+
+        Returns:
+            tuple[Tensor]: NCHW maps, one per level of ``out_indices``: level i has
+            (ceil(H / stride), ceil(W / stride)) cells.
+
+        Raises:
+            ValueError: Another number of dimensions or channels.
+        """
+        if image.dim() != 4 or image.shape[1] != self.in_channels or image.numel() == 0:
+            raise ValueError(
+                f'RepMLPNet expects images as (B, {self.in_channels}, H, W), but got '
+                f'{tuple(image.shape)}'
+            )
+        height, width = image.shape[2:]
+        pad = [-side % whole for side, whole in zip((height, width), self.img_size)]
+        x, _ = self.patch_embed(F.pad(image, (0, pad[1], 0, pad[0])))
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.downsample_layers[i - 1](x)
+            for unit in stage:
+                x = self._run(unit, x)
+            if i in self.out_indices:
+                stride = 4 * 2**i
+                level = x[:, :, : -(-height // stride), : -(-width // stride)]
+                outputs.append(self._norm_of(i)(level).contiguous())
+        return tuple(outputs)
+
+    def switch_to_deploy(self) -> None:
+        """Fold all that can be: see :meth:`RepMLPBlock.local_inject`; a second call is harmless."""
+        for module in self.modules():
+            if isinstance(module, RepMLPBlock):
+                module.local_inject()
+
+    def fold(self) -> None:
+        """Fold the patch embedding's norm; the blocks do theirs themselves."""
+        conv, norm = self.patch_embed.projection, self.patch_embed.norm
+        weight, bias = (None, None) if norm is None else folded(conv, norm)
+        if weight is not None:
+            conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+            self.patch_embed.norm = None
+
+    def train(self, mode: bool = True) -> 'RepMLPNet':
+        """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
+        super().train(mode)
+        self._freeze()
+        if self.norm_eval:
+            fix_statistics(self)
+        return self
+
+    def _add_norms(self, norm_cfg: dict, out_norms: bool, num_stages: int) -> None:
+        for i in self.out_indices:
+            if i < num_stages - 1:
+                norm = build_norm(norm_cfg, self.channels[i]) if out_norms else nn.Identity()
+                self.add_module(f'norm{i}', norm)
+        if not out_norms or num_stages - 1 not in self.out_indices:
+            self.final_norm = nn.Identity()
+
+    def _norm_of(self, level: int) -> nn.Module:
+        last = level == len(self.arch_settings['channels']) - 1
+        return self.final_norm if last else getattr(self, f'norm{level}')
+
+    def _run(self, unit: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(unit, x, use_reentrant=False)
+        return unit(x)
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed]
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            frozen.append(self.stages[i])
+            if i:
+                frozen.append(self.downsample_layers[i - 1])
+            if i in self.out_indices:
+                frozen.append(self._norm_of(i))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)

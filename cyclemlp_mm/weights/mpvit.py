@@ -1,0 +1,116 @@
+"""Published MPViT names to ours: pure renamings, and copies of shared tensors left out.
+
+| published, ``patch_embed_stages.{s}.patch_embeds.{p}.patch_conv.…`` | ours, ``stages.{s}.…`` |
+|---|---|
+| ``dwconv``, ``pwconv``, ``bn`` | ``embeds.{p}.{depthwise, pointwise.conv, pointwise.norm}`` |
+
+| published, behind ``mhca_stages.{s}.`` | ours, behind ``stages.{s}.`` |
+|---|---|
+| ``mhca_blks.{p}.cpe.proj`` | ``paths.{p}.position`` |
+| ``mhca_blks.{p}.crpe.conv_list.{k}`` | ``paths.{p}.relative.{k}`` |
+| ``mhca_blks.{p}.MHCA_layers.{l}.factoratt_crpe.qkv``, proj | ``paths.{p}.layers.{l}.qkv`` |
+| ``….MHCA_layers.{l}.{cpe,crpe,factoratt_crpe.crpe}`` | the path's again: compared, dropped |
+| ``InvRes.{conv1,conv2}`` | ``local.{conv1,conv2}`` |
+| ``InvRes.dwconv``, ``InvRes.norm`` | ``local.depthwise.{conv,norm}`` |
+| ``aggregate.{conv,bn}`` | ``aggregate.{conv,norm}`` |
+
+And ``stem.{i}.bn`` is ``stem.{i}.norm``, ``cls_head.cls``, the classifier, ``head``.
+
+Source of the names: lists of the published state dicts, not the published code (GPL 3.0).
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cyclemlp_mm.errors import CheckpointError
+
+from .published import PublishedFormat
+
+_PATH = r'mhca_stages\.(\d+)\.mhca_blks\.(\d+)\.'
+_SHARED = re.compile(
+    rf'({_PATH})MHCA_layers\.\d+\.(?:factoratt_crpe\.)?((?:cpe\.proj|crpe\.conv_list\.\d+)\..+)'
+)
+_RENAMED = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r'patch_embed_stages\.(\d+)\.patch_embeds\.(\d+)\.patch_conv\.', r'stages.\1.embeds.\2.'),
+        (_PATH, r'stages.\1.paths.\2.'),
+        (r'mhca_stages\.(\d+)\.InvRes\.', r'stages.\1.local.'),
+        (r'mhca_stages\.(\d+)\.', r'stages.\1.'),
+        (r'cls_head\.cls\.', 'head.'),
+        # Inside a stage, behind the prefixes above.
+        (r'^(stages\.\d+\.embeds\.\d+\.)dwconv\.', r'\1depthwise.'),
+        (r'^(stages\.\d+\.embeds\.\d+\.)pwconv\.', r'\1pointwise.conv.'),
+        (r'^(stages\.\d+\.embeds\.\d+\.)bn\.', r'\1pointwise.norm.'),
+        (r'^(stages\.\d+\.paths\.\d+\.)cpe\.proj\.', r'\1position.'),
+        (r'^(stages\.\d+\.paths\.\d+\.)crpe\.conv_list\.', r'\1relative.'),
+        (r'\.MHCA_layers\.', '.layers.'),
+        (r'\.factoratt_crpe\.', '.'),
+        (r'^(stages\.\d+\.local\.)dwconv\.', r'\1depthwise.conv.'),
+        (r'^(stages\.\d+\.local\.)norm\.', r'\1depthwise.norm.'),
+        (r'\.bn\.', '.norm.'),
+    )
+)
+
+
+def is_published(names: 'Mapping[str, Tensor]') -> bool:
+    """Whether a state dict uses the published names."""
+    return any(name.startswith(('mhca_stages.', 'patch_embed_stages.')) for name in names)
+
+
+def rename(name: str) -> str:
+    """Our name for a published one; names that neither side knows come back unchanged."""
+    for pattern, new in _RENAMED:
+        name = pattern.sub(new, name)
+    return name
+
+
+def to_ours(published: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+    """Rename a published state dict.
+
+    Raises:
+        CheckpointError: A tensor that all layers of a path share differs between them.
+    """
+    ours = {}
+    for name, tensor in published.items():
+        match = _SHARED.fullmatch(name)
+        first = match and match[1] + match[4]
+        if not match or first not in published:
+            ours[rename(name)] = tensor
+        elif not torch.equal(tensor, published[first]):
+            raise CheckpointError(
+                f'{name} differs from {first}, but the layers of a path share this tensor: the '
+                'file is of another architecture or was damaged'
+            )
+    return ours
+
+
+def describe(state_dict: 'Mapping[str, Tensor]') -> str:
+    """Paths, depths and widths that a state dict under our names holds."""
+    paths, depths, widths = {}, {}, {}
+    for name, tensor in state_dict.items():
+        match = re.match(r'stages\.(\d+)\.paths\.(\d+)\.layers\.(\d+)\.norm1\.weight', name)
+        if match:
+            stage, path, layer = map(int, match.groups())
+            paths[stage] = max(paths.get(stage, 0), path + 1)
+            depths[stage] = max(depths.get(stage, 0), layer + 1)
+            widths[stage] = tensor.shape[0]
+    if not paths:
+        return 'no MPViT stage'
+    said = (f'{what} {"-".join(str(found[i]) for i in sorted(found))}'
+            for what, found in (('paths', paths), ('depths', depths), ('widths', widths)))
+    return ', '.join(said)
+
+
+MPVIT_FORMAT = PublishedFormat(
+    family='MPViT',
+    example='patch_embed_stages.0.patch_embeds.0.patch_conv.dwconv.weight',
+    is_published=is_published,
+    to_ours=to_ours,
+    describe=describe,
+    extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
+    is_certain=is_published,
+)

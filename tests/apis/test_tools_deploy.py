@@ -1,0 +1,54 @@
+"""``--deploy``: the tools' results are those of the model as trained."""
+
+import re
+
+import pytest
+from toy_runs import run_tool
+
+from cyclemlp_mm.datasets.shapes import write_ade20k
+
+pytest.importorskip('mmseg')
+
+CONFIG = 'fpn_mpvit_tiny_256x256_600i_small'
+TINY = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'model.data_preprocessor.size=(64,64)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.checkpoint.interval=2',
+]
+
+
+def test_deploy_evaluates_alike(tmp_path):
+    data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
+    _, printed = run_tool(
+        'train.py', CONFIG, '--data', data, '--work-dir', 'wd', '--cfg-options', *TINY, cwd=tmp_path
+    )
+    trained = re.search(r'mIoU: ([\d.]+)', printed)[1]
+    config = (tmp_path / 'wd' / f'{CONFIG}.py').read_text()
+    _, printed = run_tool(
+        'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth', '--deploy',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert 'what can be folded was folded' in printed
+    assert re.search(r'mIoU: ([\d.]+)', printed)[1] == trained
+    assert (tmp_path / 'wd' / f'{CONFIG}.py').read_text() == config
+
+
+def test_the_benchmark_knows_mpvit_and_deploy(tmp_path):
+    _, printed = run_tool(
+        'benchmark.py', '--arch', 'mpvit_tiny', 't', '--size', '1x64x64', '--deploy', '--forms',
+        '--repeats', '2', '--out', tmp_path / 'out', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'ours\s+mpvit_tiny', printed) and (tmp_path / 'out/benchmark.json').is_file()
+    code, printed = run_tool(
+        'benchmark.py', '--deploy', '--mode', 'train', cwd=tmp_path, check=False
+    )
+    assert code == 2 and '--deploy is for --mode infer' in printed

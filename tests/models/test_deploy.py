@@ -1,0 +1,105 @@
+"""Deploy mode: same outputs, less to compute, twice the same."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mpvit_cases import TINY, worst
+from plain_mpvit import randomise_norms
+from torch import nn
+
+from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
+
+CYCLE = dict(
+    depths=(1, 2, 1, 1), widths=(8, 12, 20, 32), mlp_ratios=(2, 2, 1, 1), reweight=False,
+    downsample='patch_merging',
+)  # fmt: skip
+
+
+def batch_norms(model):
+    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def check(model, image):
+    randomise_norms(model).double().eval()
+    with torch.no_grad():
+        before = model(image)
+        assert to_deploy(model) is model
+        after = model(image)
+        to_deploy(model)
+        again = model(image)
+    for a, b, c in zip(before, after, again, strict=True):
+        assert worst(b, a) < 1e-12 and torch.equal(b, c)
+
+
+def test_mpvit_has_no_batch_norm_left():
+    model = MPViT(TINY)
+    check(model, torch.randn(2, 3, 70, 90, dtype=torch.float64))
+    assert batch_norms(model) == 0 and not model.training
+
+
+def test_mpvit_with_group_norm_stays_as_it_is():
+    model = MPViT(TINY, norm_cfg=dict(type='GN', num_groups=2))
+    names = list(model.state_dict())
+    check(model, torch.randn(2, 3, 70, 90, dtype=torch.float64))
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize('reweight', [False, True])
+def test_cyclemlp_keeps_its_state_dict(reweight):
+    model = CycleMLP(dict(CYCLE, reweight=reweight))
+    names = list(model.state_dict())
+    check(model, torch.randn(2, 3, 70, 90, dtype=torch.float64))
+    assert list(model.state_dict()) == names
+    matrices = [m.matrix for m in model.modules() if hasattr(m, 'matrix')]
+    assert len(matrices) == 5 and all((m is None) == reweight for m in matrices)
+    model.train()  # the weights are about to change
+    assert all(m.matrix is None for m in model.modules() if hasattr(m, 'matrix'))
+
+
+def test_repmlp_and_mmcv_convolutions():
+    pytest.importorskip('mmpretrain')
+    from cyclemlp_mm.models.repmlp import RepMLPNet
+
+    arch = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
+    model = RepMLPNet(arch, (64, 96))
+    check(model, torch.randn(2, 3, 70, 90, dtype=torch.float64))
+    # Left: two norms per unit and the output norms, which have no convolution ahead of them.
+    assert batch_norms(model) == 2 * 5 + 4
+
+
+def test_a_whole_segmentor():
+    pytest.importorskip('mmseg')
+    from cyclemlp_mm.engine import load_config, require_toolbox
+
+    cfg = load_config('upernet_mpvit_small_512x512_160k_ade20k')
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(require_toolbox(cfg))
+    cfg.model.backbone.update(arch=TINY, init_cfg=None)
+    cfg.model.decode_head.update(in_channels=[16, 16, 24, 24], channels=16)
+    cfg.model.auxiliary_head.update(in_channels=24, channels=16)
+    model = randomise_norms(MODELS.build(cfg.model)).double().eval()
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(image, mode='tensor')
+        after = to_deploy(model)(image, mode='tensor')
+    assert worst(after, before) < 1e-12 and batch_norms(model) == 0
+
+
+def test_shared_convolutions_with_norms_of_their_own_stay():
+    pytest.importorskip('mmcv')
+    from mmcv.cnn import ConvModule
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            cfg = dict(norm_cfg=dict(type='BN'), act_cfg=None)
+            self.one, self.two = ConvModule(3, 3, 1, **cfg), ConvModule(3, 3, 1, **cfg)
+            self.two.conv = self.one.conv
+
+        def forward(self, x):
+            return self.one(x), self.two(x)
+
+    head = Head()
+    check(head, torch.randn(1, 3, 4, 4, dtype=torch.float64))
+    assert batch_norms(head) == 2
