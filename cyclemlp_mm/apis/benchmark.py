@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from cyclemlp_mm.benchmark.compare import DTYPES, compare
+from cyclemlp_mm.benchmark.compare import compare
 from cyclemlp_mm.benchmark.contenders import ARCHS, MPVIT, RIVALS
 from cyclemlp_mm.benchmark.machine import copy_bandwidth, describe, matmul_rate
 from cyclemlp_mm.benchmark.report import add_ratios, table, write
+from cyclemlp_mm.benchmark.workloads import DTYPES
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops import BACKENDS
 
@@ -21,6 +22,7 @@ _EXAMPLES = """\
   tools/benchmark.py --arch b1 b2 --size 4x224x224 1x512x512 1x800x1216
   tools/benchmark.py --arch b2 --size 1x800x1216 --rivals resnet50 swin_t convnext_t
   tools/benchmark.py --arch b1 b2 --size 2x512x512 --mode train
+  tools/benchmark.py --config retinanet_cyclemlp_b1_fpn_1x_coco --size 2x512x512 --mode train
   tools/benchmark.py --arch mpvit_small b2 --size 1x800x1216 --deploy
   tools/benchmark.py --arch b2 --size 8x800x1216 --mode train --dtype amp --device cuda \\
       --backend triton"""
@@ -53,7 +55,7 @@ def benchmark() -> None:
             print(f'not measured: the {form} form in {dtype} (torchvision has no such operator)')
     rows = []
     for size in args.size:
-        for arch in args.arch:
+        for arch in args.config or args.arch:
             entries = [('ours', dtype) for dtype in args.dtype]
             entries += [
                 (form, dtype)
@@ -61,11 +63,11 @@ def benchmark() -> None:
                 for dtype in args.form_dtype
                 if (form, dtype) not in _IMPOSSIBLE and not arch.startswith(MPVIT)
             ]
-            if arch == args.arch[-1]:  # once per size
+            if arch == args.arch[-1] and not args.config:  # once per size
                 entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
             found = compare(
                 entries, arch, size, args.mode, device, args.repeats, args.backend,
-                args.deploy,
+                args.deploy, bool(args.config),
             )  # fmt: skip
             rows += found
             add_ratios(rows, rates)
@@ -77,6 +79,10 @@ def benchmark() -> None:
 def _parse() -> argparse.Namespace:
     parser = new_parser(__doc__, _EXAMPLES)
     parser.add_argument('--arch', nargs='+', default=['b1'], choices=ARCHS)
+    parser.add_argument(
+        '--config', nargs='+', metavar='CONFIG',
+        help='instead of backbones: the whole models of configs, files or names of shipped ones',
+    )  # fmt: skip
     parser.add_argument('--size', nargs='+', type=_size, default=[(1, 512, 512)], metavar='BxHxW')
     parser.add_argument('--mode', choices=['infer', 'train'], default='infer')
     parser.add_argument(
@@ -101,6 +107,8 @@ def _parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.deploy and args.mode == 'train':
         parser.error('--deploy is for --mode infer')
+    if args.config and (args.rivals or args.backend != 'auto'):
+        parser.error('--rivals and --backend are for backbones, not for --config')
     args.form_dtype = args.form_dtype or args.dtype
     return args
 

@@ -24,8 +24,9 @@ def add_ratios(rows: 'list[dict]', rates: 'dict[str, float]') -> None:
             row[f'times_ours_{other["arch"]}_{other["dtype"]}'] = (
                 row['median_ms'] / other['median_ms']
             )
-        if row['mode'] == 'infer' and row['dtype'] in rates:
-            done = 2 * row.get('run_multiply_adds', row['multiply_adds'])
+        operations = row.get('run_multiply_adds', row.get('multiply_adds'))
+        if row['mode'] == 'infer' and row['dtype'] in rates and operations is not None:
+            done = 2 * operations
             row['matmul_rate_reached'] = done / (row['median_ms'] / 1e3) / rates[row['dtype']]
 
 

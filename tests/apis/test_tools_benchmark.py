@@ -1,0 +1,53 @@
+"""tools/benchmark.py: what it writes, for a backbone and for whole configs."""
+
+import json
+import re
+
+import pytest
+from toy_runs import run_tool
+
+ONCE = ['--repeats', '1', '--threads', '1', '--out', 'out']
+
+
+def test_a_backbone_in_training(tmp_path):
+    _, printed = run_tool(
+        'benchmark.py', '--arch', 't', '--size', '1x64x96', '--mode', 'train', '--forms',
+        'published', 'reference', *ONCE, cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'reference\s+t\s+float32\s+train\s+1x64x96', printed)
+    found = json.loads((tmp_path / 'out/benchmark.json').read_text())
+    assert found['command'].endswith('--out out') and found['threads'] == 1
+    rows = {row['contender']: row for row in found['rows']}
+    assert set(rows) == {'ours', 'published', 'reference'}
+    assert all(row['median_ms'] > 0 and row['saved_bytes'] > 0 for row in rows.values())
+    ours, published = rows['ours'], rows['published']
+    assert published['times_ours_t_float32'] == published['median_ms'] / ours['median_ms']
+    assert (tmp_path / 'out/benchmark.csv').is_file() and (tmp_path / 'out/benchmark.png').is_file()
+
+
+@pytest.mark.parametrize('mode', ['train', 'infer'])
+@pytest.mark.parametrize(
+    'config', ['retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_512x512_40k_ade20k', 'cyclemlp_demo']
+)
+def test_a_whole_config(config, mode, tmp_path):
+    pytest.importorskip('mmpretrain')
+    run_tool(
+        'benchmark.py', '--config', config, '--size', '2x64x96', '--mode', mode, *ONCE,
+        cwd=tmp_path,
+    )  # fmt: skip
+    rows = json.loads((tmp_path / 'out/benchmark.json').read_text())['rows']
+    assert [(row['contender'], row['arch']) for row in rows] == [
+        ('ours', config), ('published', config)
+    ]  # fmt: skip
+
+
+def test_mistakes_are_said(tmp_path):
+    code, printed = run_tool(
+        'benchmark.py', '--config', 'retinanet_cyclemlp_demo', '--dtype', 'bfloat16', *ONCE,
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert code == 2 and 'error: --config takes --dtype float32 or amp' in printed
+    code, printed = run_tool(
+        'benchmark.py', '--config', 'x', '--rivals', 'swin_t', cwd=tmp_path, check=False
+    )
+    assert code == 2 and 'are for backbones, not for --config' in printed
