@@ -27,7 +27,7 @@ def test_a_backbone_in_training(tmp_path):
 
 @pytest.mark.parametrize('mode', ['train', 'infer'])
 @pytest.mark.parametrize(
-    'config', ['retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_512x512_40k_ade20k', 'cyclemlp_demo']
+    'config', ['retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo']
 )
 def test_a_whole_config(config, mode, tmp_path):
     pytest.importorskip('mmpretrain')
