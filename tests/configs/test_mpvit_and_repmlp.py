@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.models import MPViT
@@ -45,6 +46,19 @@ def parameters(name, **backbone):
 def test_mpvit_detectors_and_segmentors_have_the_published_sizes(name):
     millions = parameters(name) / 1e6
     assert round(millions) == DENSE[name], f'{millions:.3f}M'
+
+
+@pytest.mark.parametrize('size, quoted', [('small', 943e9), ('base', 1185e9)])
+def test_upernets_multiply_adds_are_the_published_ones(size, quoted):
+    cfg = load_config(f'upernet_mpvit_{size}_512x512_160k_ade20k')
+    init_default_scope(require_toolbox(cfg))
+    cfg.model.backbone.init_cfg = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model).eval()
+        image = torch.empty(1, 3, 512, 2048)  # the size that mmseg's zoo counts at
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image, mode='tensor')
+    assert counter.get_total_flops() / 2 == pytest.approx(quoted, rel=0.01)
 
 
 @pytest.mark.parametrize('name', QUOTED_OF_TINY)
