@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
-from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.engine import finish_launch, make_robust, resume_training
+from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
 from cyclemlp_mm.errors import UserError
 
 from .arguments import (
@@ -72,12 +73,17 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         _use_amp(cfg)
     if args.auto_scale_lr:
         _scale_learning_rate(cfg)
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    make_robust(cfg)
+    said = resume_training(cfg, args.resume) if args.resume is not None else []
     runner = Runner.from_cfg(cfg)
+    for line in said:
+        runner.logger.info(line)
     _warn_about_batch(runner)
-    runner.train()
+    try:
+        runner.train()
+    except TrainingStopped:  # in all processes alike
+        finish_launch()
+        raise
     finish_launch()
 
 
