@@ -68,13 +68,36 @@ class LoadCheckedImage:
         return f'LoadCheckedImage({self.transform}, is_evaluation={self.is_evaluation})'
 
     def _load(self, results: dict, path: str) -> np.ndarray:
-        content = _read(path, self.transform.backend_args)
-        facts = image_facts(content, path)
-        flag = _orientation_flag(results, facts, path)
-        image = _decode(content, flag, self.transform.imdecode_backend, path)
-        if facts.unusual:
-            leave_note(path, CONVERTED, ', '.join(facts.unusual))
+        image, unusual = read_image(
+            path, results, self.transform.imdecode_backend, self.transform.backend_args
+        )
+        if unusual:
+            leave_note(path, CONVERTED, ', '.join(unusual))
         return image
+
+
+def read_image(
+    path: str, results: dict, backend: str = 'cv2', backend_args: 'dict | None' = None
+) -> 'tuple[np.ndarray, list[str]]':
+    """Read an image, in the orientation that its annotations have.
+
+    Args:
+        path (str): The file.
+        results (dict): What mmengine's data sets know about it; used are ``height`` and ``width``,
+            or ``seg_map_path``.
+        backend (str): mmcv's decoder. Defaults to 'cv2'.
+        backend_args (dict, optional): mmengine's file backend. Defaults to None.
+
+    Returns:
+        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR; and what had to be converted.
+
+    Raises:
+        BadImageError: It cannot be read, or its size is not that of its annotations.
+    """
+    content = _read(path, backend_args)
+    facts = image_facts(content, path)
+    flag = _orientation_flag(results, facts, path)
+    return _decode(content, flag, backend, path), facts.unusual
 
 
 def check_images(dataset: object, is_evaluation: bool) -> int:

@@ -5,7 +5,7 @@ from .atomic_checkpoints import AtomicCheckpointHook
 from .bad_images import SkipBadImages
 from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
-from .launch import finish_launch, prepare_launch
+from .launch import finish_launch, is_first_process, prepare_launch
 from .non_finite import StopOnNonFiniteLoss
 from .own_data import use_own_data
 from .palette import class_palette
@@ -28,6 +28,7 @@ __all__ = [
     'configs_dir',
     'find_config',
     'finish_launch',
+    'is_first_process',
     'load_config',
     'make_robust',
     'prepare_launch',
