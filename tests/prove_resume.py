@@ -165,7 +165,8 @@ def free_port():
 def checked_checkpoints(work_dir):
     """Raise where a checkpoint of a work dir is broken, or last_checkpoint names a broken one."""
     for path in work_dir.glob('*.pth'):
-        read_checkpoint(path)
+        if not path.name.startswith(PARTIAL):
+            read_checkpoint(path)
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
         named = Path(pointer.read_text())
