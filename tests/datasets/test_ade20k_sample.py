@@ -13,7 +13,7 @@ from PIL import Image
 SAMPLE = SHARED / 'data' / 'ade20k_sample'
 NUM_CLASSES = 150
 #: By how many pixels the predictions are moved: mIoU, mean and pixel accuracy in percent.
-FIGURES = {0: (100.0, 100.0, 100.0), 4: None}
+FIGURES = {0: (100.0, 100.0, 100.0), 4: (78.55, 84.69, 96.66)}
 
 
 def pairs(moved):
