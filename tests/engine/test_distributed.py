@@ -12,7 +12,6 @@ import time
 import pytest
 from paths import ROOT
 from prove_resume import CONFIG, LOOPS
-from toy_runs import run_tool
 
 from cyclemlp_mm.datasets.shapes import write_coco, write_image_folders
 from cyclemlp_mm.engine import configs_dir, load_config
@@ -83,9 +82,9 @@ def test_two_machines_train_and_evaluate_as_one_process(tmp_path):
                 'wd'], tmp_path)  # fmt: skip
     assert re.search(r'Epoch\(train\)\s+\[1\]\[12/12\]', done.stdout)  # 24 images, 2 x 1 each
     together = re.findall(r'coco/bbox_mAP: (\S+)', done.stdout)[-1]
-    _, alone = run_tool('test.py', 'wd/config.py', 'wd/epoch_3.pth', '--work-dir', 'wt',
-                        cwd=tmp_path)  # fmt: skip
-    assert re.findall(r'coco/bbox_mAP: (\S+)', alone)[-1] == together
+    alone = run([sys.executable, ROOT / 'tools' / 'test.py', 'wd/config.py', 'wd/epoch_3.pth',
+                 '--work-dir', 'wt'], tmp_path)  # fmt: skip
+    assert re.findall(r'coco/bbox_mAP: (\S+)', alone.stdout)[-1] == together
     print(f'box AP of two machines and of one process: {together}')
     assert float(together) > 0
 
