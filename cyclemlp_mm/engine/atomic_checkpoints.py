@@ -156,11 +156,8 @@ class AtomicCheckpointHook(CheckpointHook):
         )
 
     def _report(self, runner: Runner, message: str) -> None:
-        last = (
-            runner.epoch + 1 >= runner.max_epochs if self.by_epoch
-            else runner.iter + 1 >= runner.max_iters
-        )  # fmt: skip
-        if last:
+        done = runner.iter if self.by_epoch else runner.iter + 1  # as the hooks are called
+        if done >= runner.max_iters:
             raise UserError(message)
         runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
 

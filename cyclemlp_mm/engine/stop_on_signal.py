@@ -41,11 +41,9 @@ class StopOnSignal(Hook):
         self._at = 0.0
         self._handlers: dict = {}
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Take the signals over; only a process's main thread can."""
-        if not runner.cfg.get('train_cfg') or self._handlers:
-            return
-        if threading.current_thread() is threading.main_thread():
+        if not self._handlers and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def after_run(self, runner: Runner) -> None:

@@ -50,5 +50,6 @@ def test_labels_counted_from_zero_with_a_void_class(data, tmp_path):
         '--cfg-options', *TINY, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert code == 2
-    assert re.search(r'error: .*labels 11 name no class.*e\.g\. 11 in ADE_train_\d+\.png', printed, re.S)
+    said = r'error: .*labels 11 name no class.*e\.g\. 11 in ADE_train_\d+\.png'
+    assert re.search(said, printed, re.DOTALL)
     assert '--ignore-label' in printed
