@@ -8,7 +8,7 @@ SETUP_FLAGS ?=
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit clean
+.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit prove-resume soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -33,6 +33,18 @@ prove-wheel: setup  ## install the wheel into an empty environment, from scratch
 
 prove-mpvit: setup  ## time MPViT and its memory against a plain transcription (minutes, quiet machine)
 	PYTHONPATH=. .venv/bin/python tests/prove_mpvit.py
+
+prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit (about 15 minutes)
+	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 30
+	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 10 --loop iter
+	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 5 --how TERM
+	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 3 --processes 2
+
+soak: setup  ## train for 30 minutes and watch the memory of every process
+	.venv/bin/python tests/soak.py --minutes 30
+
+test-legacy:  ## the tests under mmcv 2.1.0, mmdet 3.3.0, ... in .venv-legacy (compiles mmcv once)
+	PYTHON=$(PYTHON) bash tests/legacy.sh $(TEST_FLAGS)
 
 clean:  ## remove what was built and cached, not .venv and not work_dirs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,24 @@ TINY_BACKBONE = [
     'model.backbone.arch.mlp_ratios=(1,1,1,1)',
 ]
 
+#: The same for fpn_cyclemlp_b1_256x256_600i_small.
+TINY_SEGMENTOR = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'model.data_preprocessor.size=(64,64)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=2',
+]
+
 
 def run_tool(tool, *arguments, cwd, check=True):
     """Run a script of ``tools/`` as a user does; returns (exit code, all it printed)."""

@@ -15,6 +15,17 @@ def new_parser(description: str, examples: str) -> argparse.ArgumentParser:
     )
 
 
+class SettingsAction(DictAction):
+    """mmengine's ``DictAction`` whose errors say which argument is wrong."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Parse KEY=VALUE pairs."""
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, IndexError) as error:
+            parser.error(f'{option_string}: {values} are not all KEY=VALUE ({error})')
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and what changes it."""
     parser.add_argument('config', help='config file, or the name of a shipped config')
@@ -23,7 +34,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=SettingsAction,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. train_dataloader.batch_size=4',
     )

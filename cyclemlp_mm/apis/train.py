@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
+from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.preflight import run_preflight
 
 from .arguments import (
     accept_local_rank,
@@ -50,6 +52,11 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         metavar='PATH',
         help="go on from a checkpoint; 'auto' or no value takes the latest in the work dir",
     )
+    parser.add_argument(
+        '--skip-check',
+        action='store_true',
+        help='train without looking at data and config first (see tools/check.py)',
+    )
     add_own_data(parser)
     add_unsafe_load(parser)
     add_launcher(parser)
@@ -72,12 +79,20 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         _use_amp(cfg)
     if args.auto_scale_lr:
         _scale_learning_rate(cfg)
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    runner = Runner.from_cfg(cfg)
-    _warn_about_batch(runner)
-    runner.train()
+    make_robust(cfg)
+    said = resume_training(cfg, args.resume) if args.resume is not None else []
+    if not args.skip_check and is_first_process():
+        report = run_preflight(cfg, weights=False)  # the training loads them itself
+        report.raise_errors()
+        said += [str(finding) for finding in report.findings]
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for line in said:
+        runner.logger.info(line)
+    try:
+        runner.train()
+    except TrainingStopped:  # in all processes alike
+        finish_launch()
+        raise
     finish_launch()
 
 
@@ -98,15 +113,3 @@ def _scale_learning_rate(cfg: Config) -> None:
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
     cfg.auto_scale_lr.enable = True
-
-
-def _warn_about_batch(runner: Runner) -> None:
-    """Say it where the batch is not the one the learning rate was chosen for."""
-    auto = runner.cfg.get('auto_scale_lr') or {}
-    base = auto.get('base_batch_size')
-    batch = get_world_size() * runner.cfg.train_dataloader.get('batch_size', 1)
-    if base not in (None, batch) and not auto.get('enable'):
-        runner.logger.warning(
-            f'the batch is {batch}, but the learning rate was chosen for {base}: consider '
-            '--auto-scale-lr'
-        )

@@ -1,25 +1,42 @@
 """Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
 from .amp import CpuAmpOptimWrapper
+from .atomic_checkpoints import AtomicCheckpointHook
+from .bad_images import SkipBadImages
 from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .deploy_hook import DeployModel
-from .launch import finish_launch, prepare_launch
+from .launch import finish_launch, is_first_process, prepare_launch
+from .non_finite import StopOnNonFiniteLoss
 from .own_data import use_own_data
 from .palette import class_palette
+from .resume import resume_training
+from .robust import make_robust, skip_bad_images
+from .stop_on_signal import StopOnSignal
 from .toolbox import require_toolbox
+from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
+    'AtomicCheckpointHook',
     'CheckLoadedWeights',
     'CpuAmpOptimWrapper',
     'DeployModel',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'SkipBadImages',
+    'StopOnNonFiniteLoss',
+    'StopOnSignal',
     'class_palette',
     'configs_dir',
     'find_config',
     'finish_launch',
+    'is_first_process',
     'load_config',
+    'make_robust',
     'prepare_launch',
     'require_toolbox',
+    'resume_training',
+    'skip_bad_images',
     'tools_dir',
     'use_own_data',
 ]

@@ -50,7 +50,7 @@ class CheckLoadedWeights(Hook):
         # A loop is built just before the checkpoint is loaded; until then it is its config.
         training = isinstance(runner._train_loop, BaseLoop)
         if training and runner._resume:
-            _check_resumable(checkpoint, source)
+            check_resumable(checkpoint, source)
         complete = not training or runner._resume
         runner.logger.info(compare(own, in_file, str(source), complete))
 
@@ -128,7 +128,8 @@ def _fits(tensor: Tensor, own: Tensor) -> bool:
     return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
 
 
-def _check_resumable(checkpoint: dict, source: str) -> None:
+def check_resumable(checkpoint: dict, source: str) -> None:
+    """Raise a CheckpointError where a checkpoint does not say how far its training was."""
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else [None]
     parts = ('log_scalars', 'runtime_info', 'resumed_keys')

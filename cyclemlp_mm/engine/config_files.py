@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from cyclemlp_mm.errors import MissingFileError
+from cyclemlp_mm.errors import MissingFileError, UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -56,8 +56,25 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
     Args:
         name (str): See :func:`find_config`.
         cfg_options (dict, optional): Dotted keys to values.
+
+    Raises:
+        UserError: The config, or one that it builds on, is wrong, or an option does not fit it.
     """
-    cfg = Config.fromfile(find_config(name))
+    path = find_config(name)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        raise UserError(f'config {path} cannot be read: {_first_line(error)}') from error
     if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f'--cfg-options {cfg_options} does not fit the config: {_first_line(error)}'
+            ) from error
     return cfg
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0]}'

@@ -43,6 +43,12 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
     )
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all, also before the process group is there."""
+    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    return next((rank for rank in ranks if rank is not None), '0') == '0'
+
+
 def finish_launch() -> None:
     """End the process group, all processes together: one that leaves early aborts the others."""
     if dist.is_available() and dist.is_initialized():

@@ -1,0 +1,36 @@
+"""What was found out about single images while they were loaded, on its way to the log.
+
+Images are loaded in worker processes, and the log is written by the training process. A transform
+leaves a note here; the ``TrainingLoader`` takes the notes of each sample along with its data.
+"""
+
+from typing import NamedTuple
+
+SKIPPED, CONVERTED = 'skipped', 'converted'
+_notes: 'list[ImageNote]' = []
+
+
+class ImageNote(NamedTuple):
+    """One image that was not as expected.
+
+    Attributes:
+        path (str): The file.
+        outcome (str): 'skipped' or 'converted'.
+        reason (str): What was wrong with it.
+    """
+
+    path: str
+    outcome: str
+    reason: str
+
+
+def leave_note(path: str, outcome: str, reason: str) -> None:
+    """Leave a note about an image that this process is loading."""
+    _notes.append(ImageNote(path, outcome, reason))
+
+
+def take_notes() -> 'list[ImageNote]':
+    """Return and forget the notes left in this process."""
+    taken = _notes[:]
+    _notes.clear()
+    return taken

@@ -1,0 +1,178 @@
+"""Checkpoints that survive a kill at any moment and a full disk."""
+
+from collections import deque
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from cyclemlp_mm.errors import UserError
+
+from .atomic_files import remove_partial_files, write_atomically
+
+_INTERRUPTED = 'interrupted_ckpt'
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """``CheckpointHook`` whose files are whole or absent.
+
+    Against mmengine's: files are written beside and then renamed; ``last_checkpoint`` names a file
+    only once it is complete; an old checkpoint goes only when the new one is there; a save that
+    fails (a full disk) is reported, and training goes on with the next one due, except at the end,
+    where it stops with an error.
+
+    Args:
+        **kwargs: As for :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` of one's own, for
+            a store that is not a local disk, are kept, and that store's guarantees are then all.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        if kwargs.get('backend_args') is None and kwargs.get('file_client_args') is None:
+            kwargs['backend_args'] = dict(backend='atomic')
+        super().__init__(**kwargs)
+        self.is_local = self.backend_args == dict(backend='atomic')
+
+    def before_train(self, runner: Runner) -> None:
+        """Also remove what a killed run left half written."""
+        super().before_train(runner)
+        if self.is_local and is_main_process():
+            left = remove_partial_files(self.out_dir)
+            if left:
+                runner.logger.info(f'removed what an interrupted save left behind: {left}')
+
+    def save_here(self, runner: Runner, epoch: int, iteration: int) -> str:
+        """Save between regular checkpoints, for an interruption; the next regular one removes it.
+
+        Args:
+            runner (Runner): The runner.
+            epoch (int): Epochs that are complete.
+            iteration (int): Iterations that are complete.
+
+        Returns:
+            str: The file.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        name = self.filename_tmpl.format(iteration)
+        if self.by_epoch:
+            name = self.filename_tmpl.format(f'{epoch}_iter_{iteration}')
+        regular = not self.by_epoch and iteration in getattr(self, 'keep_ckpt_ids', ())
+        path = self.file_backend.join_path(self.out_dir, name)
+        if not regular:
+            runner.message_hub.update_info(_INTERRUPTED, path)
+        try:
+            self._write(runner, name, dict(epoch=epoch, iter=iteration))
+        except OSError as error:
+            raise UserError(self._say_failed(path, error)) from error
+        self._point_to(runner, path)
+        return path
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """mmengine's one place for regular checkpoints; new file, then pointer, then removal."""
+        kept = deque(getattr(self, 'keep_ckpt_ids', ()))
+        new = not kept or kept[-1] != step
+        outdated = kept[0] if new and self.max_keep_ckpts > 0 and len(kept) >= self.max_keep_ckpts \
+            else None  # fmt: skip
+        if self.max_keep_ckpts > 0 and new:
+            self.keep_ckpt_ids.append(step)  # a deque of that length
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        interrupted = runner.message_hub.get_info(_INTERRUPTED)
+        runner.message_hub.update_info(_INTERRUPTED, None)
+        name = self.filename_tmpl.format(step)
+        path = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', path)
+        try:
+            self._write(runner, name, meta)
+        except OSError as error:
+            self._take_back(runner, kept, interrupted)
+            self._report(runner, self._say_failed(path, error))
+            return
+        self.last_ckpt = path
+        self._point_to(runner, path)
+        if outdated is not None:
+            self._drop(self.file_backend.join_path(
+                self.out_dir, self.filename_tmpl.format(outdated)))  # fmt: skip
+        if interrupted not in (None, path):
+            self._drop(interrupted)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """As mmengine's, but the previous best one goes when the new one is there."""
+        real = self.file_backend
+        self.file_backend = _Deferring(real)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+            removals = self.file_backend.removals
+        except OSError as error:
+            removals = []
+            self._report(runner, self._say_failed(self.out_dir, error))
+        finally:
+            self.file_backend = real
+        for path in removals:
+            self._drop(path)
+
+    def _write(self, runner: Runner, name: str, meta: dict) -> None:
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+
+    def _point_to(self, runner: Runner, path: str) -> None:
+        self.last_good = path
+        if is_main_process():
+            write_atomically(path.encode(), Path(runner.work_dir) / 'last_checkpoint')
+
+    def _take_back(self, runner: Runner, kept: 'deque[int]', interrupted: 'str | None') -> None:
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.message_hub.update_info(_INTERRUPTED, interrupted)
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(kept))
+
+    def _drop(self, path: str) -> None:
+        if not is_main_process():
+            return
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
+            self.file_backend.rmtree(path)
+
+    def _say_failed(self, path: str, error: OSError) -> str:
+        last = getattr(self, 'last_good', None) or self.last_ckpt
+        kept = f'the last good one is {last}' if last else 'there is none yet'
+        return (
+            f'checkpoint {path} could not be written ({error.strerror or error}); {kept}. Make '
+            'space, or lower default_hooks.checkpoint.max_keep_ckpts'
+        )
+
+    def _report(self, runner: Runner, message: str) -> None:
+        done = runner.iter if self.by_epoch else runner.iter + 1  # as the hooks are called
+        if done >= runner.max_iters:
+            raise UserError(message)
+        runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
+
+
+class _Deferring:
+    """A file backend that notes what to remove, and leaves it."""
+
+    def __init__(self, backend: object) -> None:
+        self.backend = backend
+        self.removals: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.removals.append(path)
+
+    rmtree = remove
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.backend, name)

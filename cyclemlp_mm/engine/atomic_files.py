@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all, whatever ends the process while they are written."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+#: Beginning of the names of files that are being written; what a kill left behind has it too.
+PARTIAL = '.partial-'
+
+
+def write_atomically(content: bytes, path: 'str | Path') -> None:
+    """Write a file so that its name means the old content or the new one, never a part.
+
+    The bytes go into a file beside it, and to the disk, before it gets the name. A file system that
+    does so (all local ones on Linux, NFS) keeps that through a power cut too.
+
+    Args:
+        content (bytes): All of the file.
+        path (str | Path): Where to; the folder is made if needed.
+
+    Raises:
+        OSError: No space, no permission, …; ``path`` is as it was, and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name}')
+    try:
+        with partial.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_partial_files(folder: 'str | Path') -> 'list[str]':
+    """Remove what killed processes left in a folder; returns the names.
+
+    Only for the one process that writes there.
+    """
+    left = list(Path(folder).glob(f'{PARTIAL}*'))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name to the disk as well; not every file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's backend for local files, with :func:`write_atomically`.
+
+    Taken by ``backend_args=dict(backend='atomic')``.
+    """
+
+    def put(self, obj: 'bytes | memoryview', filepath: 'str | Path') -> None:
+        """Write bytes to a file."""
+        write_atomically(obj, filepath)
+
+    def put_text(self, obj: str, filepath: 'str | Path', encoding: str = 'utf-8') -> None:
+        """Write text to a file."""
+        write_atomically(obj.encode(encoding), filepath)
+
+
+register_backend('atomic', AtomicLocalBackend, force=True)

@@ -1,0 +1,41 @@
+"""What every training gets on top of its config: see the modules named here."""
+
+from mmengine.config import Config, ConfigDict
+
+LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochLoop', 'IterBasedTrainLoop': 'ResumableIterLoop'}
+
+
+def make_robust(cfg: Config) -> None:
+    """Make a config's training resumable, stoppable, and patient with bad images and losses.
+
+    Only mmengine's own loops and checkpoint hook are replaced; of others, users know more than we.
+    ``max_bad_fraction`` and ``max_non_finite`` of the config are the hooks' limits.
+
+    Args:
+        cfg (Config): Changed in place; doing it twice changes nothing.
+    """
+    loop = cfg.get('train_cfg')
+    if loop:
+        if 'type' not in loop:
+            by_epoch = loop.pop('by_epoch', True)
+            loop['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
+        loop['type'] = LOOPS.get(loop['type'], loop['type'])
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if checkpoint is not None and checkpoint.get('type') == 'CheckpointHook':
+        hooks['checkpoint'] = dict(checkpoint, type='AtomicCheckpointHook')
+    add_hook(cfg, dict(type='StopOnSignal'))
+    add_hook(cfg, dict(type='StopOnNonFiniteLoss', max_in_a_row=cfg.get('max_non_finite', 10)))
+    skip_bad_images(cfg)
+
+
+def skip_bad_images(cfg: Config) -> None:
+    """Add :class:`.bad_images.SkipBadImages`, for training and evaluation."""
+    limit = cfg.get('max_bad_fraction', 0.05)
+    add_hook(cfg, dict(type='SkipBadImages', max_bad_fraction=limit))
+
+
+def add_hook(cfg: Config, hook: dict) -> None:
+    """Put a hook into a config's ``custom_hooks``, in the place of one of the same type."""
+    others = [h for h in cfg.get('custom_hooks') or [] if h.get('type') != hook['type']]
+    cfg.custom_hooks = [*others, hook]

@@ -1,0 +1,108 @@
+"""SIGTERM and Ctrl-C: finish the iteration, save, and leave with a code that says so."""
+
+import signal
+import threading
+import time
+
+import torch
+from mmengine.dist import all_reduce, get_comm_device, get_dist_info
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .atomic_checkpoints import AtomicCheckpointHook
+
+#: Exit code of a training that was stopped by a signal, with all its state saved: EX_TEMPFAIL of
+#: sysexits.h, 'try again later'. For a cluster: put the job into the queue again.
+EXIT_STOPPED = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingStopped(SystemExit):
+    """A training that was stopped by a signal; exit code 75 where nothing catches it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_STOPPED)
+        self.message = message
+
+
+@HOOKS.register_module()
+class StopOnSignal(Hook):
+    """Stops the training at the end of the iteration in which SIGTERM or SIGINT arrives.
+
+    All processes stop at the same iteration, whichever of them got the signal. A second Ctrl-C, a
+    second or more after the first, ends the process at once.
+    """
+
+    priority = 'LOWEST'  # the iteration's other hooks come first
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._at = 0.0
+        self._handlers: dict = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Take the signals over; only a process's main thread can."""
+        if not self._handlers and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def after_run(self, runner: Runner) -> None:
+        """Give the signals back."""
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Put the handlers from before in place."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Save and leave, if a signal has come.
+
+        Raises:
+            TrainingStopped: It has.
+        """
+        # Not between two halves of an accumulated gradient, which no checkpoint holds.
+        every = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if (runner.iter + 1) % every == 0 and self._any_received():
+            self._save_and_leave(runner, runner.epoch, runner.iter + 1)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """In one process, a validation is broken off; several ones finish it together."""
+        if get_dist_info()[1] == 1 and self.received and runner._train_loop is not None:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # it swapped the weights for the validation
+                    hook.after_val_epoch(runner)
+            self._save_and_leave(runner, runner.epoch, runner.iter)
+
+    def _note(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.received and now - self._at > 1:
+            self.give_back()
+            raise KeyboardInterrupt
+        if self.received is None:  # launchers send it to the group and to each process
+            self.received, self._at = signal.Signals(number).name, now
+
+    def _any_received(self) -> bool:
+        if get_dist_info()[1] == 1:
+            return self.received is not None
+        flag = torch.tensor(float(self.received is not None), device=get_comm_device())
+        all_reduce(flag, 'max')
+        return bool(flag.item())
+
+    def _save_and_leave(self, runner: Runner, epoch: int, iteration: int) -> None:
+        name = self.received or 'a signal to another process'
+        hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
+        if hooks:
+            path = hooks[0].save_here(runner, epoch, iteration)
+            message = f'saved {path}; go on with the same command and --resume'
+        else:
+            message = 'nothing was saved: the config has no AtomicCheckpointHook'
+        message = f'stopped by {name} after iteration {iteration}: {message}'
+        runner.logger.warning(f'{message} (exit code {EXIT_STOPPED})')
+        self.give_back()
+        raise TrainingStopped(message)

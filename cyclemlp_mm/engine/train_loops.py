@@ -1,0 +1,149 @@
+"""mmengine's training loops, resumable to the bit at any iteration.
+
+Against mmengine's: every iteration and every sample has random states of its own (see
+:mod:`cyclemlp_mm.datasets.training_loader`), and an epoch that was interrupted goes on with its
+next batch, where mmengine begins it anew.
+"""
+
+from collections.abc import Iterator
+
+from mmengine.dist import get_rank
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import loops as mmengine_loops
+from torch.utils.data import DataLoader
+
+from cyclemlp_mm.datasets.random_states import seed_all
+from cyclemlp_mm.datasets.training_loader import TrainingLoader, training_loader
+from cyclemlp_mm.errors import UserError
+
+_ITERATION = 1  # kinds of places, see random_states; 0 is a sample
+#: Key of the message hub, and so of checkpoints: batches that the current epoch has behind it.
+BATCHES_DONE = 'batches_done'
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """``EpochBasedTrainLoop`` that goes on in the middle of an epoch.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader | dict): Loader of the training data, or its config.
+        **kwargs: As for :class:`mmengine.runner.EpochBasedTrainLoop`.
+    """
+
+    def __init__(self, runner: Runner, dataloader: 'DataLoader | dict', **kwargs) -> None:
+        super().__init__(runner, _build(runner, dataloader), **kwargs)
+
+    def run_epoch(self) -> None:
+        """One epoch, or what is left of it."""
+        hub = self.runner.message_hub
+        start = hub.get_info(BATCHES_DONE, 0) or 0
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        if isinstance(self.dataloader, TrainingLoader):
+            self.dataloader.start_at(self._epoch, start)
+        else:
+            start = 0
+        for index, batch in enumerate(self.dataloader, start):
+            hub.update_info(BATCHES_DONE, index + 1)
+            self.run_iter(index, batch)
+        hub.update_info(BATCHES_DONE, 0)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: object) -> None:
+        """One iteration, from random states of its own."""
+        seed_all(_common_seed(self.runner), _ITERATION, self._iter, get_rank())
+        super().run_iter(idx, data_batch)
+
+
+@LOOPS.register_module()
+class ResumableIterLoop(IterBasedTrainLoop):
+    """``IterBasedTrainLoop`` that goes on with the next batch, without loading those before it.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader | dict): Loader of the training data, or its config.
+        **kwargs: As for :class:`mmengine.runner.IterBasedTrainLoop`.
+    """
+
+    def __init__(self, runner: Runner, dataloader: 'DataLoader | dict', **kwargs) -> None:
+        super().__init__(runner, _build(runner, dataloader), **kwargs)
+        if isinstance(self.dataloader, TrainingLoader):
+            self.dataloader_iterator = _Stream(self.dataloader)
+
+    def run(self) -> object:
+        """Train until ``max_iters``."""
+        skips = hasattr(mmengine_loops._InfiniteDataloaderIterator, 'skip_iter')
+        if isinstance(self.dataloader_iterator, _Stream) and not skips:
+            # mmengine before 0.10.8 takes the batches to skip one by one.
+            self.dataloader_iterator.skip_iter(self._iter, idle=self._iter)
+        return super().run()
+
+    def run_iter(self, data_batch: object) -> None:
+        """One iteration, from random states of its own."""
+        seed_all(_common_seed(self.runner), _ITERATION, self._iter, get_rank())
+        super().run_iter(data_batch)
+
+
+class _Stream:
+    """Batches without end; a finite sampler begins anew, as its next epoch."""
+
+    def __init__(self, loader: TrainingLoader) -> None:
+        self.loader = loader
+        self.epoch = 0
+        self.idle = 0
+        self.iterator: Iterator | None = None
+
+    def skip_iter(self, batches: int, idle: int = 0) -> None:
+        """Leave out batches, counted from the first one of all.
+
+        Args:
+            batches (int): How many.
+            idle (int): How many calls of ``next`` then get None. Defaults to 0.
+        """
+        self.loader.start_at(0, batches)
+        self.idle = idle
+
+    def __iter__(self) -> '_Stream':
+        return self
+
+    def __next__(self) -> object:
+        if self.idle:
+            self.idle -= 1
+            return None
+        if self.iterator is None:
+            self.iterator = iter(self.loader)
+        left = None
+        while True:
+            try:
+                return next(self.iterator)
+            except StopIteration:
+                if left == self.loader.batch_sampler.skip:
+                    raise UserError('the training data has no batch to give') from None
+            left = self.loader.batch_sampler.skip
+            self._next_epoch(left)
+
+    def _next_epoch(self, left_to_skip: int) -> None:
+        self.epoch += 1
+        sampler = self.loader.batch_sampler.sampler
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(self.epoch)
+        self.loader.start_at(self.epoch, left_to_skip)
+        self.iterator = iter(self.loader)
+
+
+def _build(runner: Runner, dataloader: 'DataLoader | dict') -> DataLoader:
+    if isinstance(dataloader, dict):
+        diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+        dataloader = runner.build_dataloader(
+            dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
+        )
+    return training_loader(dataloader, _common_seed(runner))
+
+
+def _common_seed(runner: Runner) -> int:
+    """The seed that all processes share; with ``diff_rank_seed``, mmengine adds the rank."""
+    differ = runner._randomness_cfg.get('diff_rank_seed', False)
+    return runner.seed - get_rank() if differ else runner.seed

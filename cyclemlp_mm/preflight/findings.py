@@ -1,0 +1,77 @@
+"""What the checks find, and how it is said."""
+
+from dataclasses import dataclass, field
+
+from cyclemlp_mm.errors import UserError
+
+ERROR, WARNING, NOTE = 'error', 'warning', 'note'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        level (str): 'error' (training would fail or be wrong), 'warning' or 'note'.
+        where (str): The file, folder or config key.
+        what (str): What is there, with counts and examples.
+        mend (str): What to do; may be empty. Defaults to ''.
+    """
+
+    level: str
+    where: str
+    what: str
+    mend: str = ''
+
+    def __str__(self) -> str:
+        return f'{self.level}: {self.where}: {self.what}' + (f'. {self.mend}' if self.mend else '')
+
+
+@dataclass
+class Report:
+    """All findings of a preflight, in the order of the checks."""
+
+    findings: 'list[Finding]' = field(default_factory=list)
+
+    def error(self, where: object, what: str, mend: str = '') -> None:
+        """Add what has to be mended first."""
+        self.findings.append(Finding(ERROR, str(where), what, mend))
+
+    def warning(self, where: object, what: str, mend: str = '') -> None:
+        """Add what may be meant, but often is not."""
+        self.findings.append(Finding(WARNING, str(where), what, mend))
+
+    def note(self, where: object, what: str) -> None:
+        """Add what is good to know."""
+        self.findings.append(Finding(NOTE, str(where), what))
+
+    def of(self, level: str) -> 'list[Finding]':
+        """The findings of a level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def raise_errors(self) -> None:
+        """Raise a UserError with all errors, if there are any."""
+        errors = self.of(ERROR)
+        if errors:
+            said = '\n  '.join(str(e).removeprefix('error: ') for e in errors)
+            raise UserError(
+                f'the check before training found {count(len(errors), "error")}:\n  {said}\n'
+                'tools/check.py CONFIG looks at more; --skip-check trains all the same'
+            )
+
+    def __str__(self) -> str:
+        counts = [count(len(self.of(level)), level) for level in (ERROR, WARNING, NOTE)]
+        return '\n'.join([*map(str, self.findings), f'check: {", ".join(counts)}'])
+
+
+def count(number: int, noun: str) -> str:
+    """'1 box', '2 boxes'."""
+    if number == 1:
+        return f'1 {noun}'
+    return f'{number} {noun}{"es" if noun.endswith(("x", "ss")) else "s"}'
+
+
+def some(things: 'list', most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f' and {len(things) - most} more' if len(things) > most else ''
+    return f'{", ".join(map(str, things[:most]))}{more}'

@@ -1,0 +1,60 @@
+"""Image files of a data set: broken ones, and ones that have to be converted."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclemlp_mm.datasets.image_files import BadImageError
+from cyclemlp_mm.datasets.load_image import read_image
+
+from .findings import Report, count, some
+from .parallel import in_parallel, sample
+
+
+def check_images(
+    report: Report, files: 'Sequence[tuple[str, dict]]', full: bool, max_bad_fraction: float
+) -> None:
+    """Decode images.
+
+    Args:
+        report (Report): Gets the findings.
+        files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
+        full (bool): All of them, or a sample.
+        max_bad_fraction (float): More than this part broken is an error.
+    """
+    chosen = sample(files, full)
+    if not chosen:
+        return
+    where = Path(chosen[0][0]).parent
+    broken, unusual = [], defaultdict(list)
+    for (path, _), outcome in zip(chosen, in_parallel(_look, chosen, f'images in {where.name}')):
+        if isinstance(outcome, str):
+            broken.append(outcome)
+        for kind in outcome if isinstance(outcome, list) else ():
+            unusual[kind].append(Path(path).name)
+    if broken:
+        too_many = len(broken) > max(1, max_bad_fraction * len(chosen))
+        add = report.error if too_many else report.warning
+        add(
+            where,
+            f'{len(broken)} of {count(len(chosen), "image")} looked at cannot be used: '
+            f'{some(broken)}',
+            f'More than max_bad_fraction={max_bad_fraction}: mend or remove them'
+            if too_many else 'They are skipped in training',
+        )  # fmt: skip
+    for kind, names in unusual.items():
+        report.note(
+            where,
+            f'{len(names)} of {count(len(chosen), "image")} looked at are converted ({kind}): '
+            f'{some(names)}',
+        )
+    if len(chosen) < len(files):
+        report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
+
+
+def _look(file: 'tuple[str, dict]') -> 'list[str] | str':
+    path, known = file
+    try:
+        return read_image(path, known)[1]
+    except BadImageError as error:
+        return str(error).replace(path, Path(path).name)

@@ -1,0 +1,125 @@
+"""Model and schedule of a config: classes of the heads, weights, learning rate, disk space."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.weights import read_checkpoint
+from cyclemlp_mm.weights.unwrap import find_state_dict
+from cyclemlp_mm.weights.whole_model import for_mmengine
+
+from .findings import Report
+
+_MIB = 1024 * 1024
+
+
+def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
+    """Every head must have as many classes as the data."""
+    for key, value in _num_classes(cfg.model, 'model'):
+        if value != num_classes:
+            report.error(
+                key, f'is {value}, but the data set has {num_classes} classes',
+                'Give --data DIR, which sets both, or make them equal',
+            )  # fmt: skip
+
+
+def _num_classes(node: object, key: str) -> 'Iterator[tuple[str, int]]':
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == 'num_classes' and isinstance(value, int):
+                yield f'{key}.num_classes', value
+            elif name not in ('backbone', 'teacher', 'rpn_head'):
+                yield from _num_classes(value, f'{key}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _num_classes(value, f'{key}[{i}]')
+
+
+def check_batch(report: Report, cfg: Config) -> None:
+    """The learning rate is for a batch of ``base_batch_size``."""
+    auto = cfg.get('auto_scale_lr') or {}
+    base = auto.get('base_batch_size')
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    every = cfg.get('optim_wrapper', {}).get('accumulative_counts', 1)
+    batch = processes * every * cfg.train_dataloader.get('batch_size', 1)
+    if base not in (None, batch) and not auto.get('enable'):
+        report.warning(
+            'train_dataloader.batch_size',
+            f'the batch is {batch}, but the learning rate was chosen for {base}: consider '
+            '--auto-scale-lr',
+        )
+    interval = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if not interval.get('by_epoch', True) and interval.get('interval', 1) % every:
+        report.warning(
+            'default_hooks.checkpoint.interval',
+            f'is no multiple of accumulative_counts={every}: a training resumed in the middle of '
+            'an accumulated gradient loses its first half',
+        )
+
+
+def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether the named weights are there and fit; URLs are left to the training."""
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+    source = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+    if source and '://' not in source:
+        try:
+            model.backbone.init_weights()
+        except UserError as error:
+            report.error('model.backbone.init_cfg.checkpoint', str(error))
+    elif source:
+        report.note('model.backbone.init_cfg.checkpoint', f'{source} is downloaded unless it was')
+    load_from = cfg.get('load_from')
+    if load_from and '://' not in load_from and not cfg.get('resume'):
+        try:
+            content = for_mmengine(read_checkpoint(load_from), load_from)
+            in_file = find_state_dict(content, load_from)
+            report.note('load_from', compare(model.state_dict(), in_file, load_from, False))
+        except UserError as error:
+            report.error('load_from', str(error))
+
+
+def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether checkpoints can be written, and how many there is room for."""
+    folder = Path(cfg.work_dir).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        report.error(folder, f'cannot be written ({error.strerror or error})',
+                     'Take another --work-dir, or make it writable')  # fmt: skip
+        return
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    parameters = sum(p.numel() for p in model.parameters())
+    # Weights, and what Adam keeps of each; twice as many weights with an average of them.
+    hooks = cfg.get('custom_hooks') or []
+    size = 4 * parameters * (3 + any('EMA' in str(h.get('type')) for h in hooks))
+    kept = hook.get('max_keep_ckpts', -1)
+    needed = size * (max(kept, 0) + 1 + bool(hook.get('save_best')))  # one is being written
+    free = shutil.disk_usage(folder).free
+    said = f'{free // _MIB} MiB are free; a checkpoint takes about {size // _MIB} MiB'
+    if free < 2 * size:
+        report.error(folder, said, 'Make space, or take another --work-dir')
+    elif free < needed:
+        report.warning(folder, f'{said}, and {needed // _MIB} MiB will be needed for all that are '
+                               f'kept (max_keep_ckpts={kept})')  # fmt: skip
+
+
+def build_model(report: Report, cfg: Config) -> 'nn.Module | None':
+    """The model, without weights; None where the config cannot be built."""
+    try:
+        return MODELS.build(cfg.model)
+    except (UserError, KeyError, TypeError, ValueError, AssertionError, ImportError) as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        report.error('model', f'cannot be built ({type(error).__name__}: {first[0]})',
+                     'Look at the settings of the part that is named')  # fmt: skip
+        return None

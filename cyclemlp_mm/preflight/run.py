@@ -1,0 +1,139 @@
+"""All checks of a config, in one go."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, init_default_scope
+
+from cyclemlp_mm.engine import require_toolbox
+from cyclemlp_mm.engine.own_data import _datasets as config_datasets
+
+from .coco import check_coco
+from .findings import Report, count
+from .images import check_images
+from .labels import check_labels
+from .model import (
+    build_model,
+    check_batch,
+    check_num_classes,
+    check_weights,
+    check_work_dir,
+)
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Report:
+    """Check data, config and machine.
+
+    Args:
+        cfg (Config): As it goes to the Runner, ``work_dir`` included. Not changed.
+        full (bool): Look at every image and label image, not at a sample. Defaults to False.
+        weights (bool): Also load the weights that the config names. Defaults to True.
+
+    Returns:
+        Report: What was found; nothing is raised for it.
+    """
+    init_default_scope(require_toolbox(cfg))
+    report = Report()
+    limit = cfg.get('max_bad_fraction', 0.05)
+    looked_at = []
+    for split, dataset in config_datasets(cfg):
+        place = (dataset.get('data_root'), dataset.get('ann_file'), str(dataset.get('data_prefix')))
+        if place in looked_at:  # val and test are mostly the same
+            continue
+        looked_at.append(place)
+        classes = _classes(dataset)
+        if split == 'train' and classes:
+            check_num_classes(report, cfg, len(classes))
+        files = _check_dataset(report, cfg, dataset, classes, full)
+        check_images(report, files, full, limit)
+    check_batch(report, cfg)
+    model = build_model(report, cfg)
+    if model is not None:
+        check_work_dir(report, cfg, model)
+        if weights:
+            check_weights(report, cfg, model)
+    return report
+
+
+def _check_dataset(
+    report: Report, cfg: Config, dataset: ConfigDict, classes: 'Sequence[str]', full: bool
+) -> 'list[tuple[str, dict]]':
+    """Check the annotations; returns the image files, each with what is known about it."""
+    root = Path(dataset.get('data_root') or '.')
+    prefix = dataset.get('data_prefix') or {}
+    if dataset.get('data_root') and not root.is_dir():
+        report.error(root, 'there is no such folder (data_root of a data set)',
+                     'Put the data there, or give --data DIR')  # fmt: skip
+        return []
+    if cfg.default_scope == 'mmdet' and dataset.get('ann_file'):
+        ann_file = root / dataset.ann_file
+        if not ann_file.is_file():
+            report.error(ann_file, 'there is no such file (ann_file of a data set)',
+                         'Give --data DIR in the layout of COCO 2017')  # fmt: skip
+            return []
+        needs_masks = 'mask_head' in str(cfg.model) and not dataset.get('test_mode')
+        return check_coco(report, ann_file, root / prefix.get('img', ''), classes, needs_masks)
+    if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
+        return _check_segmentation(report, dataset, root, prefix, classes, full)
+    folder = root / (prefix if isinstance(prefix, str) else prefix.get('img_path', ''))
+    if not folder.is_dir():
+        report.error(folder, 'there is no such folder (data_prefix of a data set)')
+        return []
+    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in _SUFFIXES)
+    if not files:
+        report.error(folder, f'there is no image ({", ".join(_SUFFIXES)})')
+    return [(str(path), {}) for path in files]
+
+
+def _check_segmentation(
+    report: Report, dataset: ConfigDict, root: Path, prefix: dict, classes: 'Sequence[str]',
+    full: bool,
+) -> 'list[tuple[str, dict]]':  # fmt: skip
+    images, labels = root / prefix['img_path'], root / prefix.get('seg_map_path', '')
+    absent = [folder for folder in (images, labels) if not folder.is_dir()]
+    for folder in absent:
+        report.error(folder, 'there is no such folder (data_prefix of a data set)')
+    if absent:
+        return []
+    suffix = _setting(dataset, 'img_suffix', '.jpg')
+    label_suffix = _setting(dataset, 'seg_map_suffix', '.png')
+    files = sorted(images.rglob(f'*{suffix}'))
+    if not files:
+        report.error(images, f'there is no image ending in {suffix} (img_suffix)')
+        return []
+    pairs = []
+    for path in files:
+        stem = str(path.relative_to(images)).removesuffix(suffix)
+        pairs.append((path, labels / f'{stem}{label_suffix}'))
+    unlabelled = [path.name for path, label in pairs if not label.is_file()]
+    if unlabelled:
+        report.error(labels, f'{len(unlabelled)} of {count(len(pairs), "image")} have no label '
+                             f'image, e.g. {unlabelled[0]}')  # fmt: skip
+    pairs = [pair for pair in pairs if pair[1].is_file()]
+    if pairs and classes:
+        steps = [step for step in dataset.get('pipeline', ()) if step['type'] == 'CheckLabels']
+        check_labels(
+            report, pairs, classes, bool(_setting(dataset, 'reduce_zero_label', False)),
+            steps[0].get('ignore_label') if steps else None, full,
+        )  # fmt: skip
+    return [(str(path), dict(seg_map_path=str(label))) for path, label in pairs]
+
+
+def _classes(dataset: ConfigDict) -> 'Sequence[str]':
+    """Class names of a data set: of the config, or of the class."""
+    given = (dataset.get('metainfo') or {}).get('classes')
+    kind = DATASETS.get(dataset.get('type'))
+    return given or getattr(kind, 'METAINFO', {}).get('classes') or ()
+
+
+def _setting(dataset: ConfigDict, name: str, otherwise: object) -> object:
+    """A setting of a data set: of the config, or the class's default."""
+    if name in dataset:
+        return dataset[name]
+    parameters = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
+    default = parameters[name].default if name in parameters else otherwise
+    return otherwise if default is inspect.Parameter.empty else default

@@ -1,0 +1,322 @@
+"""Annotations, label images, configs, checkpoints and arguments as people get them wrong.
+
+Each ends before the first iteration with exit code 2 and one sentence that says what, where and how
+to mend it; or it is a warning with a count. Images are in tests/datasets/test_load_image.py.
+"""
+
+import json
+import logging
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from bad_images import encode, picture
+from PIL import Image
+
+from cyclemlp_mm.apis import train
+from cyclemlp_mm.apis.check import check
+from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
+
+DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
+MASKS = 'mask_rcnn_cyclemlp_b1_fpn_6e_small'
+TRAIN_JSON = 'annotations/instances_train2017.json'
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+
+@pytest.fixture(scope='module')
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('originals')
+    write_coco(folder / 'coco', 6, 2, (64, 48))
+    write_ade20k(folder / 'ade', 4, 2, (64, 48))
+    write_image_folders(folder / 'folders', 4, 4, (64, 64))
+    return folder
+
+
+@pytest.fixture
+def data(originals, tmp_path, monkeypatch):
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    # A logger of an earlier test writes into that test's captured output, which is closed.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    return tmp_path
+
+
+def outcome_of(tool, argv, capsys):
+    """(exit code, what was printed), as the tools end; hanging is a failure as well."""
+    code = 0
+    signal.alarm(120)
+    try:
+        run_tool(lambda: tool([str(part) for part in argv]))
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.alarm(0)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def edit(change, file=TRAIN_JSON):
+    """A step that changes an annotation file."""
+
+    def step(folder):
+        path = folder / 'coco' / file
+        content = json.loads(path.read_text())
+        content = change(content) or content
+        path.write_text(json.dumps(content))
+
+    return step
+
+
+def each(key, change, number=None):
+    """A step that changes entries of an annotation file's list, all or the first few."""
+    return edit(lambda content: [change(entry) for entry in content[key][:number]] and None)
+
+
+def text(file, content):
+    def step(folder):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(content)
+
+    return step
+
+
+def label(change):
+    """A step that changes the first label image."""
+
+    def step(folder):
+        path = sorted(folder.glob('ade/annotations/training/*.png'))[0]
+        content = change(np.asarray(Image.open(path)))
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            Image.fromarray(content).save(path)
+
+    return step
+
+
+def drop(pattern):
+    def step(folder):
+        for path in list(folder.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return step
+
+
+def nothing(folder):
+    pass
+
+
+COCO, ADE, FOLDERS = ['--data', 'coco'], ['--data', 'ade'], ['--data', 'folders']
+
+#: name: (what is done to good data, arguments of tools/train.py, what is said).
+ERRORS = {
+    # Annotations of boxes.
+    'no JSON': (text('coco/' + TRAIN_JSON, 'no json'), [DET, *COCO], r'train2017\.json is no JSON'),
+    'truncated JSON': (
+        lambda f: (f / 'coco' / TRAIN_JSON).write_text(
+            (f / 'coco' / TRAIN_JSON).read_text()[:-100]),
+        [DET, *COCO], r'is no JSON'),
+    'JSON of something else': (
+        edit(lambda c: [1, 2]), [DET, *COCO], r'is no COCO annotation file: it lacks'),
+    'no categories': (edit(lambda c: c.update(categories=[])), [DET, *COCO], 'has no categories'),
+    'category without a name': (
+        edit(lambda c: c['categories'][0].pop('name') and None), [DET, *COCO],
+        'needs an "id" and a "name"'),
+    'double categories': (
+        edit(lambda c: c['categories'].append(c['categories'][0])), [DET, *COCO], 'are double'),
+    'train and val differ': (
+        edit(lambda c: c['categories'].reverse()), [DET, *COCO],
+        'categories of train and val differ'),
+    'three numbers for a box': (
+        each('annotations', lambda a: a.update(bbox=[1, 2, 3]), 2), [DET, *COCO],
+        r'2 of \d+ boxes are malformed: "bbox" is not four'),
+    'a box of nan': (
+        each('annotations', lambda a: a.update(bbox=[1, 2, float('nan'), 3]), 1), [DET, *COCO],
+        'not four finite numbers'),
+    'a box of text': (
+        each('annotations', lambda a: a.update(bbox=['1', '2', '3', '4']), 1), [DET, *COCO],
+        'not four finite numbers'),
+    'an annotation without an image': (
+        each('annotations', lambda a: a.pop('image_id'), 1), [DET, *COCO], 'they lack image_id'),
+    'no box can be learned': (
+        each('annotations', lambda a: a.update(bbox=[1, 1, 0, 0])), [DET, *COCO],
+        'none of its .* can be learned'),
+    'double image ids': (
+        each('images', lambda i: i.update(id=1)), [DET, *COCO], '1 image id are used twice: 1'),
+    'double annotation ids': (
+        each('annotations', lambda a: a.update(id=7)), [DET, *COCO],
+        'annotation id are used twice'),
+    'images without a size': (
+        each('images', lambda i: i.pop('width')), [DET, *COCO],
+        '6 images have no "width" and "height"'),
+    'images without a name': (
+        each('images', lambda i: i.pop('file_name'), 1), [DET, *COCO], 'lack "id" or "file_name"'),
+    'all images missing': (
+        drop('coco/train2017/*.jpg'), [DET, *COCO], r'6 of 6 images are missing'),
+    'masks without polygons': (
+        each('annotations', lambda a: a.pop('segmentation')), [MASKS, *COCO],
+        'a mask head needs masks'),
+    'half of the images broken': (
+        lambda f: [p.write_bytes(b'') for p in sorted(f.glob('coco/train2017/*'))[:3]],
+        [DET, *COCO], r'3 of 6 images looked at cannot be used.*is empty'),
+    'no annotations folder': (drop('coco/annotations'), [DET, *COCO], 'it lacks annotations/inst'),
+    # Label images.
+    'a stray label': (
+        label(lambda a: np.where(a == 1, 77, a).astype(np.uint8)), [SEG, *ADE],
+        r'labels 77 name no class; with 5 classes, labels 1 to 5 are the classes.*--ignore-label'),
+    'colours for labels': (
+        label(lambda a: np.stack([a] * 3, -1)), [SEG, *ADE], r'save label indices in one channel'),
+    'labels of 16 bits': (
+        label(lambda a: a.astype(np.uint16) + 300), [SEG, *ADE], r'labels up to 30\d; mmseg reads'),
+    'a truncated label image': (
+        label(lambda a: encode(picture('L'), 'PNG')[:500]), [SEG, *ADE], 'truncated'),
+    'a label image of another size': (
+        label(lambda a: a[:20]), [SEG, *ADE], 'is 64×20, but its image is 64×48'),
+    'no label image': (
+        drop('ade/annotations/training/*1.png'), [SEG, *ADE], 'images in .* have no label'),
+    'no class names': (drop('ade/classes.txt'), [SEG, *ADE], 'classes.txt is missing'),
+    'one class name too few': (
+        text('ade/classes.txt', 'a\nb\nc\n'), [SEG, *ADE], r'labels 4, 5 name no class'),
+    'double class names': (
+        text('ade/classes.txt', 'a\na\nb\nc\nd\n'), [SEG, *ADE], 'class names are double'),
+    'two kinds of images': (
+        lambda f: next(f.glob('ade/images/training/*')).rename(
+            f / 'ade/images/training/x.jpeg'), [SEG, *ADE], r'mixes \.jpeg, \.jpg'),
+    # Images by class.
+    'class folders differ': (
+        lambda f: next(f.glob('folders/val/*')).rename(f / 'folders/val/zebra'), [CLS, *FOLDERS],
+        r'class folders of train and val differ.*zebra'),
+    'no val folder': (drop('folders/val'), [CLS, *FOLDERS], 'lacks val/'),
+    # Configs.
+    'config of another language': (
+        text('c.py', 'model = {'), ['c.py', *COCO], r'config c\.py cannot be read: SyntaxError'),
+    'a base that is not there': (
+        text('c.py', "_base_ = 'gone.py'"), ['c.py'], r'c\.py cannot be read: FileNotFoundError'),
+    'an import that is not there': (
+        text('c.py', f"_base_ = '{DET}.py'\ncustom_imports = dict(imports=['gone_module'])"),
+        ['c.py', *COCO], r'c\.py cannot be read'),
+    'no toolbox': (text('c.py', 'model = dict()'), ['c.py'], 'default_scope=None'),
+    'heads for other classes': (
+        nothing, [DET, '--cfg-options', 'train_dataloader.dataset.data_root=coco/',
+                  'val_dataloader.dataset.data_root=coco/',
+                  'train_dataloader.dataset.metainfo.classes=("circle","square")'],
+        r'bbox_head\.num_classes: is 4, but the data set has 2 classes'),
+    'class names that the file lacks': (
+        nothing, [DET, '--cfg-options', 'train_dataloader.dataset.data_root=coco/',
+                  'train_dataloader.dataset.metainfo.classes=("cat","dog")'],
+        r'2 class names of the config are not in the file: cat, dog \(it has'),
+    'no data where the config says': (nothing, [DET], r'data/coco.*there is no such'),
+    'a type that does not exist': (
+        nothing, [DET, *COCO, '--cfg-options', 'model.backbone.type=CycleMPL'],
+        r'model: cannot be built \(KeyError.*CycleMPL'),
+    'a setting that does not exist': (
+        nothing, [DET, *COCO, '--cfg-options', 'model.backbone.archh=b1'],
+        r'model: cannot be built .*archh'),
+    # Arguments.
+    'an option without a value': (
+        nothing, [DET, *COCO, '--cfg-options', 'resume'], 'are not all KEY=VALUE'),
+    'an option that does not fit': (
+        nothing, [DET, *COCO, '--cfg-options', 'max_epochs.x=1'], r'--cfg-options .* does not fit'),
+    'a work dir that is a file': (
+        text('wd2', ''), [DET, *COCO, '--work-dir', 'wd2'], r'wd2.*cannot be written'),
+    'a negative fraction': (
+        nothing, [DET, *COCO, '--cfg-options', 'max_bad_fraction=-1'], r'must be in \[0, 1\]'),
+    # Checkpoints.
+    'resume from nowhere': (nothing, [DET, *COCO, '--resume', 'gone.pth'], 'does not exist'),
+    'resume from a folder': (nothing, [DET, *COCO, '--resume', 'coco'], 'is not a file'),
+    'resume from half a file': (
+        lambda f: (f / 'h.pth').write_bytes(b'PK\x03\x04' + bytes(99)),
+        [DET, *COCO, '--resume', 'h.pth'], 'cannot be read .*truncated, damaged'),
+    'resume from weights alone': (
+        lambda f: torch.save({'state_dict': {'a': torch.ones(1)}}, f / 'w.pth'),
+        [DET, *COCO, '--resume', 'w.pth'], 'does not fit|cannot be resumed'),
+    'no checkpoint can be read': (
+        text('wd/epoch_3.pth', 'broken'), [DET, *COCO, '--resume'],
+        'none of the 1 checkpoints in wd can be read; the newest: .*epoch_3'),
+    'weights of another model': (
+        lambda f: torch.save({'a': torch.ones(1)}, f / 'w.pth'),
+        [DET, *COCO, '--cfg-options', 'load_from=w.pth'], 'does not fit the model'),
+}  # fmt: skip
+
+#: name: (what is done to good data, arguments of tools/check.py, the warning).
+WARNINGS = {
+    'boxes without area': (
+        each('annotations', lambda a: a.update(bbox=[1, 1, 0, 5]), 2), [DET, *COCO],
+        r'2 of \d+ boxes have no area.*mmdet drops them, ids 1, 2'),
+    'boxes outside': (
+        each('annotations', lambda a: a.update(bbox=[900, 1, 5, 5]), 1), [DET, *COCO],
+        r'1 of \d+ boxes lie outside their image'),
+    'boxes that reach out': (
+        each('annotations', lambda a: a.update(bbox=[1, 1, 500, 5]), 1), [DET, *COCO],
+        'reach beyond the image'),
+    'unknown categories': (
+        each('annotations', lambda a: a.update(category_id=99), 1), [DET, *COCO],
+        'have an unknown category id'),
+    'unknown images': (
+        each('annotations', lambda a: a.update(image_id=99), 1), [DET, *COCO],
+        'belong to no image of the file'),
+    'polygons of two points': (
+        each('annotations', lambda a: a.update(segmentation=[[1, 2, 3, 4]]), 1), [MASKS, *COCO],
+        '1 annotation have no polygon of at least three points'),
+    'one image missing': (
+        drop('coco/train2017/*1.jpg'), [DET, *COCO], r'1 of 6 images are missing: 0+1\.jpg'),
+    'one image truncated': (
+        lambda f: (f / 'coco/train2017/000000000001.jpg').write_bytes(
+            encode(picture())[:-300]), [DET, *COCO], r'1 of 6 images looked at cannot be used'),
+    'classes left out': (
+        nothing, [DET, *COCO, '--classes', 'circle', 'square'],
+        r'not trained, as the config does not name them: \w+ \(\d+ box'),
+    'another batch': (
+        nothing, [DET, *COCO, '--cfg-options', 'train_dataloader.batch_size=2'],
+        'the batch is 2, but the learning rate was chosen for 8'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', ERRORS)
+def test_training_stops_before_it_begins(case, data, capsys):
+    prepare, argv, said = ERRORS[case]
+    prepare(data)
+    work_dir = [] if '--work-dir' in argv else ['--work-dir', 'wd']
+    code, printed = outcome_of(train, [argv[0], *work_dir, *argv[1:]], capsys)
+    assert code == 2, printed
+    assert re.search(said, printed, re.DOTALL), printed
+    assert re.search(r'^(error: |.*: error: )', printed, re.MULTILINE), printed
+    assert 'Traceback' not in printed and 'Epoch(train)' not in printed
+
+
+@pytest.mark.parametrize('case', WARNINGS)
+def test_the_check_warns_with_a_count(case, data, capsys):
+    prepare, argv, said = WARNINGS[case]
+    prepare(data)
+    code, printed = outcome_of(check, [*argv, '--full'], capsys)
+    assert code == 0, printed
+    assert re.search(rf'^warning: .*{said}', printed, re.MULTILINE), printed
+
+
+def test_good_data_have_nothing_to_say(data, capsys):
+    for argv in ([DET, *COCO], [SEG, *ADE], [CLS, *FOLDERS]):
+        code, printed = outcome_of(check, [*argv, '--full'], capsys)
+        assert code == 0 and '0 errors' in printed, printed
+        assert not re.search(r'^warning: (?!train_dataloader.batch_size)', printed, re.MULTILINE)
+
+
+def test_what_nobody_thought_of_comes_with_a_sentence_in_front(capsys):
+    def tool():
+        raise ZeroDivisionError('deep inside')
+
+    with pytest.raises(ZeroDivisionError):
+        run_tool(tool)
+    assert 'error: unexpected ZeroDivisionError: deep inside' in capsys.readouterr().err
+
+
+def test_enough_kinds():
+    from bad_images import BAD_IMAGES
+
+    bad = sum(outcome != 'read' for _, outcome, _ in BAD_IMAGES.values())
+    assert bad >= 25 and len(ERRORS) + len(WARNINGS) >= 60

@@ -1,0 +1,91 @@
+"""What becomes of each broken or unusual image."""
+
+import re
+
+import numpy as np
+import pytest
+from bad_images import BAD_IMAGES, SIZE, encode, picture
+
+from cyclemlp_mm.datasets.image_notes import take_notes
+from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage
+from cyclemlp_mm.errors import UserError
+
+mmcv_transforms = pytest.importorskip('mmcv.transforms')
+
+
+def load(path, is_evaluation=False, **known):
+    transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), is_evaluation)
+    known = known or dict(height=SIZE[1], width=SIZE[0])
+    take_notes()
+    return transform(dict(img_path=str(path), **known)), take_notes()
+
+
+@pytest.mark.parametrize('name', BAD_IMAGES)
+def test_outcome(name, tmp_path):
+    content, outcome, reason = BAD_IMAGES[name]
+    (tmp_path / name).write_bytes(content())
+    results, notes = load(tmp_path / name)
+    assert [note.outcome for note in notes] == [outcome] * (outcome != 'read')
+    assert all(re.search(reason, note.reason) and note.path.endswith(name) for note in notes)
+    if outcome == 'skipped':
+        assert results is None
+        results, _ = load(tmp_path / name, is_evaluation=True)
+        assert not results['img'].any()  # black, in its annotations' size
+    assert results['img'].shape == (SIZE[1], SIZE[0], 3)
+    assert results['img'].dtype == np.uint8
+    assert results['img_shape'] == results['ori_shape'] == results['img'].shape[:2]
+
+
+def test_a_plain_image_is_what_mmcv_loads(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(encode(picture()))
+    results, _ = load(tmp_path / 'a.jpg')
+    expected = mmcv_transforms.LoadImageFromFile()(dict(img_path=str(tmp_path / 'a.jpg')))
+    assert np.array_equal(results['img'], expected['img'])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (20000, 10)])
+def test_odd_sizes_that_are_annotated_so_are_read(size, tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(encode(picture(size=size)))
+    results, notes = load(tmp_path / 'a.jpg', height=size[1], width=size[0])
+    assert results['img'].shape == (size[1], size[0], 3) and not notes
+
+
+@pytest.mark.parametrize('label_size, fits', [(SIZE, True), ((48, 64), True), ((30, 30), False)])
+def test_a_label_image_says_the_size_as_well(label_size, fits, tmp_path):
+    """A photograph that EXIF turns fits labels of either orientation."""
+    (tmp_path / 'a.jpg').write_bytes(BAD_IMAGES['turned.jpg'][0]())
+    (tmp_path / 'a.png').write_bytes(encode(picture('L', label_size), 'PNG'))
+    results, notes = load(tmp_path / 'a.jpg', seg_map_path=str(tmp_path / 'a.png'))
+    if fits:
+        assert results['img'].shape[:2] == label_size[::-1]
+    else:
+        assert results is None and 'annotations are for 30×30' in notes[0].reason
+
+
+@pytest.mark.parametrize('broken', ['missing', 'truncated', 'folder'])
+def test_a_label_image_that_cannot_be_read(broken, tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(encode(picture()))
+    label = tmp_path / 'a.png'
+    if broken == 'truncated':
+        label.write_bytes(encode(picture('L'), 'PNG')[:-100])
+    elif broken == 'folder':
+        label.mkdir()
+    results, notes = load(tmp_path / 'a.jpg', seg_map_path=str(label))
+    assert results is None and 'a.png' in notes[0].reason
+
+
+@pytest.mark.parametrize('broken', ['missing', 'folder'])
+def test_an_image_that_cannot_be_opened(broken, tmp_path):
+    path = tmp_path / 'a.jpg'
+    if broken == 'folder':
+        path.mkdir()
+    results, notes = load(path)
+    assert results is None and 'cannot be opened' in notes[0].reason
+
+
+def test_many_in_a_row_are_a_wrong_path():
+    transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), False)
+    for _ in range(MOST_IN_A_ROW - 1):
+        assert transform(dict(img_path='nowhere/a.jpg')) is None
+    with pytest.raises(UserError, match=f'{MOST_IN_A_ROW} images in a row.*nowhere/a.jpg'):
+        transform(dict(img_path='nowhere/a.jpg'))

@@ -1,0 +1,149 @@
+"""Which checkpoint --resume auto takes, and that a resumed training ends as an unbroken one."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from paths import ROOT
+
+from cyclemlp_mm.engine import resume_training
+from cyclemlp_mm.engine.atomic_files import PARTIAL, remove_partial_files, write_atomically
+from cyclemlp_mm.engine.resume import find_newest
+from cyclemlp_mm.errors import CheckpointError
+
+HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
+
+
+def save(folder, name, age=0, seed=3, broken=False):
+    """Write a checkpoint as training does, ``age`` seconds ago."""
+    path = folder / name
+    content = dict(
+        state_dict={'w': torch.ones(1)}, meta=dict(epoch=1, iter=2, seed=seed), message_hub=HUB
+    )
+    torch.save(content, path)
+    if broken:
+        path.write_bytes(path.read_bytes()[:-30])
+    touch(path, age)
+    return path
+
+
+def touch(path, age):
+    os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
+
+
+def point(folder, name, age=0):
+    (folder / 'last_checkpoint').write_text(f'/elsewhere/{name}')
+    touch(folder / 'last_checkpoint', age)
+
+
+def test_last_checkpoint_says_which(tmp_path):
+    """Copying a folder mixes the times up; a higher number may be an earlier training's."""
+    save(tmp_path, 'epoch_2.pth', age=10)
+    save(tmp_path, 'epoch_12.pth', age=9)
+    save(tmp_path, 'best_coco_epoch_3.pth', age=0)
+    point(tmp_path, 'epoch_2.pth', age=5)
+    found = find_newest(tmp_path)
+    assert found.path.name == 'epoch_2.pth' and not found.passed_over
+
+
+def test_a_checkpoint_that_was_complete_but_not_yet_named(tmp_path):
+    save(tmp_path, 'epoch_2.pth', age=10)
+    save(tmp_path, 'epoch_3.pth', age=1)
+    point(tmp_path, 'epoch_2.pth', age=9)
+    assert find_newest(tmp_path).path.name == 'epoch_3.pth'
+
+
+def test_one_in_the_middle_of_an_epoch(tmp_path):
+    save(tmp_path, 'epoch_2.pth', age=10)
+    save(tmp_path, 'epoch_2_iter_9.pth', age=2)
+    point(tmp_path, 'epoch_2_iter_9.pth', age=1)
+    assert find_newest(tmp_path).path.name == 'epoch_2_iter_9.pth'
+
+
+def test_a_broken_one_is_passed_over_and_said(tmp_path):
+    save(tmp_path, 'epoch_9.pth', age=30)
+    save(tmp_path, 'epoch_10.pth', age=30)
+    save(tmp_path, 'epoch_11.pth', broken=True)
+    save(tmp_path, 'epoch_40.pth', age=99)  # of an earlier training
+    point(tmp_path, 'epoch_11.pth')
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    said = '\n'.join(resume_training(cfg, 'auto'))
+    assert re.search(r'passed over a broken checkpoint: .*epoch_11\.pth cannot be read', said)
+    assert cfg.load_from.endswith('epoch_10.pth') and cfg.resume
+
+
+@pytest.mark.parametrize('pointer', [None, '', '\0\0'])
+def test_without_a_usable_pointer_the_newest_file_counts(tmp_path, pointer):
+    save(tmp_path, 'iter_20.pth', age=20)
+    save(tmp_path, 'iter_100.pth', age=2)
+    if pointer is not None:
+        (tmp_path / 'last_checkpoint').write_text(pointer)
+        touch(tmp_path / 'last_checkpoint', 30)
+    assert find_newest(tmp_path).path.name == 'iter_100.pth'
+
+
+def test_nothing_yet_is_a_start_and_only_broken_ones_are_an_error(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    assert 'no checkpoint yet' in resume_training(cfg, 'auto')[0]
+    assert 'load_from' not in cfg and 'resume' not in cfg
+    save(tmp_path, 'epoch_1.pth', broken=True)
+    with pytest.raises(CheckpointError, match=r'none of the 1 checkpoints.*--work-dir'):
+        resume_training(cfg, 'auto')
+
+
+def test_a_flipped_bit_is_seen(tmp_path):
+    path = save(tmp_path, 'epoch_1.pth')
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.ones(1).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        find_newest(tmp_path)
+
+
+@pytest.mark.parametrize('asked, said', [(None, False), (3, False), (5, True)])
+def test_the_seed_goes_on(tmp_path, asked, said):
+    save(tmp_path, 'epoch_1.pth', seed=3)
+    cfg = Config(dict(work_dir=str(tmp_path), randomness=dict(seed=asked, deterministic=True)))
+    lines = '\n'.join(resume_training(cfg, 'auto'))
+    assert cfg.randomness == dict(seed=3, deterministic=True)
+    assert ('not with 5' in lines) == said
+
+
+def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):
+    path = tmp_path / 'a' / 'file'
+    write_atomically(b'old', path)
+
+    def fail(*args):
+        raise OSError(28, 'No space left on device')
+
+    for step in ('fsync', 'replace'):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+            patch.setattr(os, step, fail)
+            write_atomically(b'new', path)
+        assert path.read_bytes() == b'old'
+        assert list(path.parent.iterdir()) == [path]  # nothing beside it
+    (path.parent / f'{PARTIAL}1-file').write_bytes(b'ne')
+    assert remove_partial_files(path.parent) == [f'{PARTIAL}1-file']
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    'arguments',
+    [['--how', 'KILL', '--kills', '2'], ['--how', 'TERM', '--kills', '2', '--loop', 'iter']],
+)
+def test_equal_to_the_bit(arguments):
+    """A few; `make prove-resume` does many."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tests' / 'prove_resume.py'), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert 'equal to the bit' in done.stdout.splitlines()[-1]
+    print(done.stdout.splitlines()[-1])

@@ -1,0 +1,347 @@
+"""Signals, full disks, bad images and bad losses in the middle of a small training."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from bad_images import BAD_IMAGES
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.runner import Runner
+from paths import ROOT
+from torch import nn
+from torch.utils.data import Dataset
+from toy_runs import TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
+
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.engine import make_robust
+from cyclemlp_mm.engine.atomic_files import PARTIAL
+from cyclemlp_mm.engine.non_finite import NonFiniteLossError
+from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED, TrainingStopped
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.weights import read_checkpoint
+
+DEMO, SEGMENTOR = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
+
+
+@DATASETS.register_module()
+class TwentyNumbers(Dataset):
+    """x and a random number, which shows the random states."""
+
+    metainfo = dict(classes=('a',))
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return dict(x=torch.tensor([float(index)]), noise=torch.rand(1))
+
+
+@MODELS.register_module()
+class Line(BaseModel):
+    """Learns a line; keeps what it saw."""
+
+    seen = []
+    nan_at = ()
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+
+    def forward(self, x, noise, mode='loss'):
+        x, noise = torch.stack(list(x)), torch.stack(list(noise))
+        Line.seen.append((x.flatten().tolist(), noise.flatten().tolist(), torch.rand(1).item()))
+        loss = ((self.line(x) - noise) ** 2).mean()
+        if len(Line.seen) in Line.nan_at:
+            loss = loss * float('nan')
+        return dict(loss=loss)
+
+
+@HOOKS.register_module()
+class TerminateAt(Hook):
+    """SIGTERM to this process in an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, **kwargs):
+        if runner.iter + 1 == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def config(tmp_path, by_epoch=True, workers=0, **changes):
+    loop = dict(by_epoch=True, max_epochs=4) if by_epoch else dict(by_epoch=False, max_iters=20)
+    cfg = Config(dict(
+        model=dict(type='Line'),
+        train_dataloader=dict(
+            dataset=dict(type='TwentyNumbers'), batch_size=4, num_workers=workers,
+            sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)),
+        train_cfg=loop, work_dir=str(tmp_path), log_level='WARNING',
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1 if by_epoch else 3,
+                            by_epoch=by_epoch, max_keep_ckpts=1)),
+        randomness=dict(seed=1), default_scope='mmengine',
+        experiment_name=f'{tmp_path.name}{time.monotonic_ns()}', **changes,
+    ))  # fmt: skip
+    make_robust(cfg)
+    return cfg
+
+
+def train(cfg):
+    """Train; returns the weights, and what the model saw."""
+    Line.seen, Line.nan_at = [], getattr(cfg, 'nan_at', ())
+    runner = Runner.from_cfg(cfg)
+    try:
+        runner.train()
+    finally:
+        for hook in runner.hooks:
+            getattr(hook, 'give_back', lambda: None)()
+    return {n: t.clone() for n, t in runner.model.state_dict().items()}, list(Line.seen)
+
+
+def terminate_at(iteration):
+    return dict(custom_hooks=[dict(type='TerminateAt', iteration=iteration)])
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('at', [1, 7, 10])
+def test_stopped_and_resumed_it_sees_the_same(tmp_path, by_epoch, workers, at):
+    """To the bit, and whatever the number of workers: batches, augmentation, dropout, weights."""
+    expected, all_seen = train(config(tmp_path / 'whole', by_epoch))
+    cfg = config(tmp_path / 'parts', by_epoch, workers, **terminate_at(at))
+    with pytest.raises(TrainingStopped) as stopped:
+        train(cfg)
+    assert stopped.value.code == EXIT_STOPPED == 75
+    assert f'stopped by SIGTERM after iteration {at}: saved' in stopped.value.message
+    assert Line.seen == all_seen[:at]
+    last = (tmp_path / 'parts' / 'last_checkpoint').read_text()
+    assert read_checkpoint(last)['meta']['iter'] == at
+    weights, seen = train(config(tmp_path / 'parts', by_epoch, workers, resume=True))
+    assert seen == all_seen[at:]
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    # The interrupted one goes with the next regular one; one is kept.
+    assert len(list((tmp_path / 'parts').glob('*.pth'))) == 1
+
+
+def test_an_accumulated_gradient_is_completed_first(tmp_path):
+    cfg = config(tmp_path, **terminate_at(5))
+    cfg.optim_wrapper.accumulative_counts = 4
+    with pytest.raises(TrainingStopped, match='75'):
+        train(cfg)
+    assert len(Line.seen) == 8
+
+
+def test_signals_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    train(config(tmp_path))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize('last', [False, True])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, log_lines, last):
+    """Reported; training goes on and saves again when there is space, or ends with an error."""
+    from cyclemlp_mm.engine import atomic_files
+
+    real, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if real_file(descriptor).endswith('.pth') and fails(len(list(saved))):
+            raise OSError(28, 'No space left on device')
+        saved.append(descriptor)
+        return real(descriptor)
+
+    def real_file(descriptor):
+        return os.readlink(f'/proc/self/fd/{descriptor}')
+
+    saved = []
+    attempts = []
+
+    def fails(_):
+        attempts.append(1)
+        return len(attempts) in ((2, 3) if not last else (4,))
+
+    monkeypatch.setattr(atomic_files.os, 'fsync', fsync)
+    if last:
+        with pytest.raises(UserError, match=r'epoch_4.*No space.*last good one is .*epoch_3'):
+            train(config(tmp_path))
+        kept = 'epoch_3.pth'
+    else:
+        train(config(tmp_path))
+        kept = 'epoch_4.pth'
+    assert [p.name for p in tmp_path.glob('*.pth')] == [kept]
+    assert not list(tmp_path.glob(f'{PARTIAL}*'))
+    assert (tmp_path / 'last_checkpoint').read_text().endswith(kept)
+    read_checkpoint(tmp_path / kept)
+
+
+def test_a_full_file_system(tmp_path):
+    """A tmpfs of 40 MB: the first checkpoint fits, the one beside it does not."""
+    script = (
+        f'mkdir fs && mount -t tmpfs -o size={{size}}k none fs && {sys.executable} '
+        f'{ROOT}/tools/train.py {DEMO} --data shapes --work-dir fs/wd --skip-check --cfg-options '
+        f'{shlex.join(TINY_DETECTOR + TINY_BACKBONE)} train_cfg.max_epochs=2; code=$?; '
+        'ls -A fs/wd; cp fs/wd/last_checkpoint .; exit $code'
+    )
+    if subprocess.run(['unshare', '-rm', 'true'], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no namespace of our own here (unshare -rm)')
+    write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
+    done = subprocess.run(
+        ['unshare', '-rm', 'bash', '-c', script.format(size=25_000)], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout[-3000:]
+    assert re.search(
+        r'^error: checkpoint .*epoch_2\.pth could not be written \(No space left on device\); the '
+        r'last good one is \S*fs/wd/epoch_1\.pth', done.stdout, re.MULTILINE,
+    )  # fmt: skip
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    assert PARTIAL not in done.stdout.split('error:')[1]
+
+
+def test_a_read_only_work_dir(tmp_path):
+    if subprocess.run(['unshare', '-rm', 'true'], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no namespace of our own here (unshare -rm)')
+    write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
+    script = (
+        f'mkdir fs && mount -t tmpfs -o ro none fs && {sys.executable} {ROOT}/tools/train.py '
+        f'{DEMO} --data shapes --work-dir fs/wd'
+    )
+    done = subprocess.run(
+        ['unshare', '-rm', 'bash', '-c', script], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, timeout=600, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(r'fs: cannot be written \(Read-only file system\).*--work-dir', done.stdout)
+    assert 'Traceback' not in done.stdout
+
+
+def test_a_passing_nan_leaves_the_weights_alone(tmp_path):
+    """As if its iteration had not been, for the optimiser too."""
+    Line.nan_at = (3, 4)
+    cfg = config(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    Line.seen = []
+    runner.train()
+    assert len(Line.seen) == 20
+    assert all(torch.isfinite(p).all() for p in runner.model.parameters())
+    steps = {int(state['step']) for state in runner.optim_wrapper.optimizer.state.values()}
+    assert steps == {18}
+    Line.nan_at = ()
+
+
+def test_many_nans_in_a_row_stop(tmp_path):
+    Line.nan_at = range(7, 99)
+    Line.seen = []
+    cfg = config(tmp_path, max_non_finite=3)
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(NonFiniteLossError, match=r'iteration 9: loss not finite, 3 in a row.*'
+                       r'Last good checkpoint: .*epoch_1\.pth'):  # fmt: skip
+        runner.train()
+    Line.nan_at = ()
+
+
+def test_a_nan_of_a_detector_names_the_images(tmp_path):
+    write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
+    code, printed = run_tool(
+        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *TINY_DETECTOR,
+        *TINY_BACKBONE, 'model.bbox_head.loss_cls.loss_weight=nan', 'max_non_finite=2',
+        'val_evaluator.classwise=False', cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert code == 2, printed[-3000:]
+    assert re.search(r'error: iteration 2: .*not finite, 2 in a row\. Images of these iterations: '
+                     r'.*0000\d\.jpg.*Last good checkpoint: none yet', printed)  # fmt: skip
+
+
+def spoil(folder, names):
+    """Overwrite the first images of a folder with broken or unusual ones, suffix and all."""
+    files = sorted(folder.iterdir())
+    for path, name in zip(files, names):
+        path.write_bytes(BAD_IMAGES[name][0]())
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_detector_trains_through_bad_images(tmp_path, workers):
+    """Those that cannot be used are named, and the others take their place."""
+    write_coco(tmp_path / 'shapes', 36, 4, (64, 48))
+    names = list(BAD_IMAGES)
+    spoil(tmp_path / 'shapes' / 'train2017', names)
+    spoil(tmp_path / 'shapes' / 'val2017', ['truncated.jpg', 'cmyk.jpg'])
+    options = [o for o in TINY_DETECTOR if 'train_dataloader' not in o]
+    _, printed = run_tool(
+        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--skip-check', '--cfg-options',
+        *options, *TINY_BACKBONE, 'max_bad_fraction=0.5', 'train_dataloader.batch_size=4',
+        f'train_dataloader.num_workers={workers}',
+        f'train_dataloader.persistent_workers={workers > 0}', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[9/9\]', printed)
+    skipped = sum(what == 'skipped' for _, what, _ in BAD_IMAGES.values())
+    summary = re.search(r'images of the train data so far: (.*)', printed)[1]
+    assert sum(map(int, re.findall(r'(\d+) skipped', summary))) == skipped
+    assert re.search(r'image skipped: .*0001\.jpg: is truncated', printed)
+    assert re.search(r'images of the val data so far: 1 converted \(.*; 1 skipped', printed)
+    assert (tmp_path / 'wd' / 'epoch_1.pth').is_file()
+
+
+def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
+    data = write_ade20k(tmp_path / 'shapes', 12, 2, (64, 48))
+    spoil(data / 'images' / 'training', ['truncated.jpg', 'cmyk.jpg', 'zeros.jpg'])
+    labels = sorted((data / 'annotations' / 'training').iterdir())
+    labels[4].write_bytes(labels[4].read_bytes()[:-40])
+    _, printed = run_tool(
+        'train.py', SEGMENTOR, '--data', data, '--work-dir', 'wd', '--skip-check', '--cfg-options',
+        *TINY_SEGMENTOR, 'max_bad_fraction=0.5', 'train_cfg.max_iters=8', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'Iter\(train\) \[8/8\]', printed)
+    for part in ('00001.jpg: is truncated', 'converted: .*00002.jpg: CMYK', '00003.jpg: is no im',
+                 r'00005\.jpg: .*00005\.png is truncated'):  # fmt: skip
+        assert re.search(part, printed), part
+
+
+def test_too_many_bad_images_stop(tmp_path):
+    write_coco(tmp_path / 'shapes', 8, 2, (64, 48))
+    spoil(tmp_path / 'shapes' / 'train2017', ['truncated.jpg', 'zeros.jpg', 'empty.jpg'])
+    code, printed = run_tool(
+        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--skip-check', '--cfg-options',
+        *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert code == 2, printed[-3000:]
+    assert re.search(r'error: \d of 8 images of the train data could not be read, more than '
+                     r'max_bad_fraction=0.05.*00001\.jpg', printed)  # fmt: skip
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_the_whole_job(tmp_path, number):
+    """As a cluster or a terminal sends them: to the worker processes too."""
+    write_coco(tmp_path / 'shapes', 16, 2, (64, 64))
+    options = [o for o in TINY_DETECTOR if not o.startswith('train_dataloader.')]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools' / 'train.py'), DEMO, '--data', 'shapes', '--work-dir',
+         'wd', '--cfg-options', *options, *TINY_BACKBONE, 'train_cfg.max_epochs=90',
+         'train_dataloader.num_workers=2'],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    printed = ''
+    for line in process.stdout:
+        printed += line
+        if 'Epoch(train)   [1][2/2]' in line or 'Epoch(train)  [2]' in line:
+            os.killpg(process.pid, number)
+            break
+    printed += process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_STOPPED, printed[-3000:]
+    name = signal.Signals(number).name
+    path = re.search(rf'stopped by {name} after iteration \d+: saved (\S+);', printed)[1]
+    read_checkpoint(tmp_path / path)
+    assert 'Traceback' not in printed

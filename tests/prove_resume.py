@@ -1,0 +1,294 @@
+"""Kill a training at random moments, resume it, and compare the end with an uninterrupted one.
+
+    python tests/prove_resume.py --kills 30 --how KILL
+    python tests/prove_resume.py --kills 5 --how TERM --loop iter
+    python tests/prove_resume.py --kills 5 --processes 2
+
+A small detector with averaged weights, drop path, augmentation in a worker process, warm-up and a
+cosine schedule. Half of the kills come at a random time, the other half while a checkpoint is being
+written. After each, every checkpoint of the folder must be readable, and last_checkpoint must name
+one. In the end weights, averaged weights, optimiser and schedule must be equal to the bit.
+
+Trainings run in forks of this process, which has everything imported, so that each takes seconds.
+"""
+
+import argparse
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from cyclemlp_mm.apis import train
+from cyclemlp_mm.datasets.shapes import write_coco
+from cyclemlp_mm.engine.atomic_files import PARTIAL
+from cyclemlp_mm.engine.config_files import configs_dir
+from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.weights import read_checkpoint
+
+NUM_TRAIN, BATCH, EPOCHS = 24, 2, 3  # 36 iterations in one process
+CONFIG = """
+_base_ = '{base}'
+model = dict(
+    backbone=dict(
+        arch=dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), mlp_ratios=(1, 1, 1, 1)),
+        drop_path_rate=0.3),
+    neck=dict(in_channels=[16, 24, 32], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1))
+train_dataloader = dict(
+    batch_size={batch}, num_workers=1, persistent_workers=True, sampler=dict(type='{sampler}'))
+val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+train_cfg = dict(_delete_=True, {loop}, val_interval={val_interval})
+custom_hooks = [dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1)]
+default_hooks = dict(
+    logger=dict(interval=1),
+    checkpoint=dict(interval={interval}, by_epoch={by_epoch}, max_keep_ckpts={keep}))
+log_processor = dict(by_epoch={by_epoch})
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=6),
+    dict(type='CosineAnnealingLR', T_max=36, by_epoch=False, begin=6, end=36)]
+randomness = dict(seed={seed}, deterministic=True)
+"""
+LOOPS = {
+    'epoch': dict(
+        loop=f"type='EpochBasedTrainLoop', max_epochs={EPOCHS}", sampler='DefaultSampler',
+        by_epoch=True, interval=1, keep=2, val_interval=2,
+    ),
+    'iter': dict(
+        loop=f"type='IterBasedTrainLoop', max_iters={EPOCHS * NUM_TRAIN // BATCH}",
+        sampler='InfiniteSampler', by_epoch=False, interval=3, keep=1, val_interval=24,
+    ),
+}  # fmt: skip
+
+
+class Run:
+    """One training in processes of its own: started, watched, ended."""
+
+    def __init__(self, folder, work_dir, processes):
+        self.work_dir = folder / work_dir
+        self.log = folder / f'{work_dir}.log'
+        self.started = time.monotonic()
+        port = free_port()
+        self.pids = [self._fork(folder, rank, processes, port) for rank in range(processes)]
+
+    def _fork(self, folder, rank, processes, port):
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(folder)
+            descriptor = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            argv = ['config.py', '--data', 'shapes', '--work-dir', str(self.work_dir), '--resume']
+            if processes > 1:
+                os.environ.update(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
+                    MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                )  # fmt: skip
+                argv += ['--launcher', 'pytorch']
+            train(argv)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except UserError as error:
+            print(f'error: {error}')
+            code = 2
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def ended(self):
+        """Exit codes of the processes once all have ended, else None."""
+        self.codes = getattr(self, 'codes', {})
+        for pid in set(self.pids) - set(self.codes):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self.codes[pid] = os.waitstatus_to_exitcode(status)
+        return list(self.codes.values()) if len(self.codes) == len(self.pids) else None
+
+    def is_saving(self):
+        """Whether a checkpoint is being written at this moment."""
+        return any(self.work_dir.glob(f'{PARTIAL}*.pth'))
+
+    def kill(self):
+        """kill -9: all processes, with their workers."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self.wait()
+
+    def terminate(self):
+        """SIGTERM to each training process, as a cluster sends it."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                os.kill(pid, signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, seconds=300):
+        """Exit codes."""
+        until = time.monotonic() + seconds
+        while self.ended() is None:
+            if time.monotonic() > until:
+                for pid in self.pids:
+                    os.killpg(pid, signal.SIGKILL)
+                raise AssertionError(f'a training hangs; its log: {self.log}')
+            time.sleep(0.01)
+        return self.ended()
+
+    def tail(self):
+        """The end of the log."""
+        return self.log.read_text()[-3000:]
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def checked_checkpoints(work_dir):
+    """Raise where a checkpoint of a work dir is broken, or last_checkpoint names a broken one."""
+    for path in work_dir.glob('*.pth'):
+        if not path.name.startswith(PARTIAL):
+            read_checkpoint(path)
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file():
+        named = Path(pointer.read_text())
+        assert named.is_file(), f'last_checkpoint names {named}, which is not there'
+        read_checkpoint(named)
+
+
+def final_state(work_dir):
+    """What training leads to, from its last checkpoint."""
+    content = read_checkpoint(Path((work_dir / 'last_checkpoint').read_text()))
+    return {
+        key: content[key] for key in ('state_dict', 'ema_state_dict', 'optimizer',
+                                      'param_schedulers')
+    }  # fmt: skip
+
+
+def same(a, b, where=''):
+    """Raise where two nested states differ in a single bit; returns how many tensors there are."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), f'{where} differs by {(a.double() - b.double()).abs().max():.3g}'
+        return 1
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        return sum(same(a[key], b[key], f'{where}.{key}') for key in a)
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        return sum(same(x, y, f'{where}[{i}]') for i, (x, y) in enumerate(zip(a, b)))
+    assert a == b, f'{where}: {a} and {b}'
+    return 0
+
+
+def interrupt(run, how, while_saving, longest):
+    """Wait for the moment and end a run.
+
+    Returns:
+        str: 'saving', 'elsewhere', or 'over' where the training ended before the moment came.
+    """
+    moment = run.started + random.uniform(0, longest)
+    saves_to_let_pass = random.choice((0, 0, 1))
+    while True:
+        if run.ended() is not None:
+            return 'over'
+        if while_saving:
+            if run.is_saving():
+                if not saves_to_let_pass:
+                    break
+                saves_to_let_pass -= 1
+                while run.is_saving() and run.ended() is None:
+                    pass
+        elif time.monotonic() >= moment:
+            break
+        time.sleep(0.0005)
+    if how == 'TERM':
+        codes = run.terminate()
+        # Before the handlers are in place, SIGTERM ends a process as ever.
+        allowed = ({EXIT_STOPPED}, {-signal.SIGTERM}, {0})
+        assert set(codes) in allowed, f'{codes}\n{run.tail()}'
+        return 'over' if codes == [0] else 'elsewhere'
+    run.kill()
+    return 'saving' if run.is_saving() else 'elsewhere'
+
+
+def prove(folder, kills, how, loop, processes, seed):
+    """Run it all; returns a line with the counts."""
+    random.seed(seed)
+    write_coco(folder / 'shapes', NUM_TRAIN, 4, (64, 64))
+    settings = dict(LOOPS[loop], base=configs_dir() / 'retinanet_cyclemlp_demo.py', seed=seed)
+    (folder / 'config.py').write_text(CONFIG.format(**settings, batch=BATCH // processes))
+    reference = Run(folder, 'reference', processes)
+    assert set(reference.wait()) == {0}, reference.tail()
+    longest = time.monotonic() - reference.started
+    expected = final_state(reference.work_dir)
+    print(f'uninterrupted: {longest:.1f} s', flush=True)
+    counts = dict(saving=0, elsewhere=0)
+    trainings = resumes = tensors = 0
+    while sum(counts.values()) < kills:
+        trainings += 1
+        name = f'training{trainings}'
+        while True:
+            run = Run(folder, name, processes)
+            if sum(counts.values()) >= kills:
+                assert set(run.wait()) == {0}, run.tail()
+                outcome = 'over'
+            else:
+                while_saving = how == 'KILL' and sum(counts.values()) % 2 == 1
+                outcome = interrupt(run, how, while_saving, longest)
+            if outcome == 'over':
+                assert set(run.wait()) == {0}, run.tail()
+                break
+            counts[outcome] += 1
+            resumes += 1
+            checked_checkpoints(run.work_dir)
+            print(f'{how} {sum(counts.values())}: {outcome}', flush=True)
+        tensors = same(expected, final_state(run.work_dir))
+        assert not run.is_saving(), 'a half-written file was left behind'
+        print(f'training {trainings} ends equal to the bit: {tensors} tensors', flush=True)
+    return (
+        f'{sum(counts.values())} x {how}, {counts["saving"]} of them while a checkpoint was being '
+        f'written; {resumes} resumes over {trainings} trainings ({loop}-based, {processes} '
+        f'process{"es" if processes > 1 else ""}): no broken file, and all {tensors} tensors of '
+        'weights, averaged weights and optimiser equal to the bit'
+    )
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--kills', type=int, default=30)
+    parser.add_argument('--how', choices=('KILL', 'TERM'), default='KILL')
+    parser.add_argument('--loop', choices=sorted(LOOPS), default='epoch')
+    parser.add_argument('--processes', type=int, choices=(1, 2), default=1)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--folder', help='keep everything here (default: a temporary folder)')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments = (args.kills, args.how, args.loop, args.processes, args.seed)
+    if args.folder:
+        print(prove(Path(args.folder).resolve(), *arguments))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(prove(Path(folder), *arguments))
+
+
+if __name__ == '__main__':
+    main()
