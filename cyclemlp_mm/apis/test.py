@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.engine import DeployModel, finish_launch
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .arguments import (
@@ -60,13 +60,14 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
-    if args.deploy:
-        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='DeployModel')]
     if args.show_dir is not None:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:
         _dump_into(cfg, args.out)
-    metrics = Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
+        runner.register_hook(DeployModel())
+    metrics = runner.test()
     finish_launch()
     return metrics
 
