@@ -152,8 +152,8 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
         from mmseg.apis import MMSegInferencer as Inferencer
     else:
         raise UserError(
-            'this is a classification config; here detectors and segmentors predict. For classes of '
-            "whole images take mmpretrain's ImageClassificationInferencer"
+            'this is a classification config, and here detectors and segmentors predict: take '
+            "mmpretrain's ImageClassificationInferencer"
         )
 
     class CheckedInferencer(Inferencer):

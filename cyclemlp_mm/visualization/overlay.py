@@ -75,6 +75,7 @@ def draw_instances(
     classes: 'Sequence[str]',
     palette: Palette,
     factor: int = 1,
+    with_scores: bool = True,
 ) -> np.ndarray:
     """Draw masks, boxes and labels, the best score on top.
 
@@ -84,6 +85,7 @@ def draw_instances(
         classes (Sequence[str]): Names.
         palette (Palette): RGB of each class.
         factor (int): The picture is that much larger than the image. Defaults to 1.
+        with_scores (bool): Write scores behind names. Defaults to True.
 
     Returns:
         np.ndarray: RGB uint8, (factor * H, factor * W, 3).
@@ -97,19 +99,20 @@ def draw_instances(
     canvas = Image.fromarray(enlarge(picture, factor))
     draw = ImageDraw.Draw(canvas)
     shorter = min(canvas.size)
-    width = max(1, round(shorter / 300))
+    width = max(2, round(shorter / 250))
     font = label_font(int(np.clip(shorter / 32, 10, 28)))
     for i in order:
         colour = tuple(palette[instances.labels[i]])
         box = _inside(instances.boxes[i] * factor, canvas.size)
         # A dark line around the coloured one: seen on any background.
         draw.rectangle(box, outline=(0, 0, 0), width=width + 2)
-        draw.rectangle(
-            [box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1)],
-            outline=colour, width=width,
-        )  # fmt: skip
+        inner = [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1]
+        if inner[0] <= inner[2] and inner[1] <= inner[3]:
+            draw.rectangle(inner, outline=colour, width=width)
     for i in order:  # labels above all lines
-        text = f'{classes[instances.labels[i]]} {instances.scores[i]:.2f}'
+        text = classes[instances.labels[i]]
+        if with_scores:
+            text += f' {instances.scores[i]:.2f}'
         box = _inside(instances.boxes[i] * factor, canvas.size)
         _draw_label(draw, text, box, tuple(palette[instances.labels[i]]), font, canvas.size)
     return np.asarray(canvas)
