@@ -80,7 +80,7 @@ def draw_curves(work_dirs: 'Sequence[str | Path]', path: 'str | Path') -> Path:
     runs = {str(folder): read_scalars(folder) for folder in work_dirs}
     names = _short_names(list(runs))
     figure = Figure(figsize=(10.5, 3.6), dpi=120, layout='constrained')
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 3, sharex=True)
     metrics = set()
     for i, (folder, lines) in enumerate(runs.items()):
         look = dict(

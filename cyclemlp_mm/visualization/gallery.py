@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from pycocotools import mask as coco_mask
 
 from cyclemlp_mm.inference.predictions import Instances, Prediction, Segments
 
-from .overlay import draw_instances, draw_segments
+from .overlay import draw_instances, draw_segments, fit
 from .style import save, unit_colours
 
 #: A box counts as found if a prediction of its class has at least this IoU with it.
@@ -164,23 +162,10 @@ def _thumbnail(
     image: np.ndarray, what: Prediction, classes: 'Sequence[str]', palette: 'Sequence',
     with_scores: bool,
 ) -> np.ndarray:  # fmt: skip
-    """Resized before it is drawn, so that lines and text keep their size."""
-    factor = THUMBNAIL / max(image.shape[:2])
-    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-    if isinstance(what, Segments):
-        labels = cv2.resize(what.label_map, size, interpolation=cv2.INTER_NEAREST)
-        return draw_segments(small, labels, palette)
-    masks = what.masks
-    if masks is not None:
-        masks = [_resized(mask, size) for mask in masks]
-    scaled = Instances(what.boxes * factor, what.scores, what.labels, masks)
-    return draw_instances(small, scaled, classes, palette, with_scores=with_scores)
-
-
-def _resized(mask: dict, size: 'tuple[int, int]') -> dict:
-    small = cv2.resize(coco_mask.decode(mask), size, interpolation=cv2.INTER_NEAREST)
-    return coco_mask.encode(np.asfortranarray(small))
+    small, scaled = fit(image, what, THUMBNAIL)
+    if isinstance(scaled, Segments):
+        return draw_segments(small, scaled.label_map, palette)
+    return draw_instances(small, scaled, classes, palette, with_scores)
 
 
 def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +24,6 @@ def draw_prediction(
     classes: 'Sequence[str]',
     palette: Palette,
     score_thr: float = 0.3,
-    enlarge_to: int = 0,
 ) -> np.ndarray:
     """Draw what was predicted.
 
@@ -33,18 +33,44 @@ def draw_prediction(
         classes (Sequence[str]): Names.
         palette (Palette): RGB in 0..255 of each class.
         score_thr (float): Instances below are left out. Defaults to 0.3.
-        enlarge_to (int): Small images are enlarged by a whole factor towards a longer side of this
-            many pixels, so that text on them can be read. Defaults to 0: never.
 
     Returns:
-        np.ndarray: RGB uint8, (H, W, 3), or whole multiples of H and W.
+        np.ndarray: RGB uint8, (H, W, 3).
     """
     if isinstance(prediction, Segments):
-        picture = draw_segments(image, prediction.label_map, palette)
-        return enlarge(picture, _factor(image, enlarge_to))
-    return draw_instances(
-        image, prediction.above(score_thr), classes, palette, _factor(image, enlarge_to)
-    )
+        return draw_segments(image, prediction.label_map, palette)
+    return draw_instances(image, prediction.above(score_thr), classes, palette)
+
+
+def fit(
+    image: np.ndarray, prediction: Prediction, longer_side: int
+) -> 'tuple[np.ndarray, Prediction]':
+    """Image and prediction resized together: what is drawn on them then keeps its size.
+
+    Args:
+        image (np.ndarray): uint8, (H, W, 3).
+        prediction (Prediction): In its pixels.
+        longer_side (int): Of the result, in pixels.
+
+    Returns:
+        tuple[np.ndarray, Prediction]: Both, in the new size.
+    """
+    factor = longer_side / max(image.shape[:2])
+    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    if isinstance(prediction, Segments):
+        labels = cv2.resize(prediction.label_map, size, interpolation=cv2.INTER_NEAREST)
+        return small, Segments(labels)
+    masks = prediction.masks
+    if masks is not None:
+        masks = [_resized(mask, size) for mask in masks]
+    boxes = prediction.boxes * np.float32(factor)
+    return small, Instances(boxes, prediction.scores, prediction.labels, masks)
+
+
+def _resized(mask: dict, size: 'tuple[int, int]') -> dict:
+    small = cv2.resize(coco_mask.decode(mask), size, interpolation=cv2.INTER_NEAREST)
+    return coco_mask.encode(np.asfortranarray(small))
 
 
 def draw_segments(image: np.ndarray, label_map: np.ndarray, palette: Palette) -> np.ndarray:
@@ -74,7 +100,6 @@ def draw_instances(
     instances: Instances,
     classes: 'Sequence[str]',
     palette: Palette,
-    factor: int = 1,
     with_scores: bool = True,
 ) -> np.ndarray:
     """Draw masks, boxes and labels, the best score on top.
@@ -84,11 +109,10 @@ def draw_instances(
         instances (Instances): All of them are drawn.
         classes (Sequence[str]): Names.
         palette (Palette): RGB of each class.
-        factor (int): The picture is that much larger than the image. Defaults to 1.
         with_scores (bool): Write scores behind names. Defaults to True.
 
     Returns:
-        np.ndarray: RGB uint8, (factor * H, factor * W, 3).
+        np.ndarray: RGB uint8, (H, W, 3).
     """
     order = np.argsort(instances.scores, kind='stable')
     picture = image.copy()
@@ -96,14 +120,14 @@ def draw_instances(
         inside = coco_mask.decode(instances.masks[i]).astype(bool)
         colour = np.array(palette[instances.labels[i]], np.float32)
         picture[inside] = (picture[inside] * (1 - OPACITY) + colour * OPACITY).astype(np.uint8)
-    canvas = Image.fromarray(enlarge(picture, factor))
+    canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     shorter = min(canvas.size)
     width = max(2, round(shorter / 250))
     font = label_font(int(np.clip(shorter / 32, 10, 28)))
     for i in order:
         colour = tuple(palette[instances.labels[i]])
-        box = _inside(instances.boxes[i] * factor, canvas.size)
+        box = _inside(instances.boxes[i], canvas.size)
         # A dark line around the coloured one: seen on any background.
         draw.rectangle(box, outline=(0, 0, 0), width=width + 2)
         inner = [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1]
@@ -113,7 +137,7 @@ def draw_instances(
         text = classes[instances.labels[i]]
         if with_scores:
             text += f' {instances.scores[i]:.2f}'
-        box = _inside(instances.boxes[i] * factor, canvas.size)
+        box = _inside(instances.boxes[i], canvas.size)
         _draw_label(draw, text, box, tuple(palette[instances.labels[i]]), font, canvas.size)
     return np.asarray(canvas)
 
@@ -166,15 +190,6 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
     path = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
     return ImageFont.truetype(str(path), size)
-
-
-def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
-    """Every pixel ``factor`` times as high and wide."""
-    return picture if factor == 1 else picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _factor(image: np.ndarray, enlarge_to: int) -> int:
-    return max(1, enlarge_to // max(image.shape[:2]))
 
 
 def _row_blocks(image: np.ndarray, num_rows: int = 256) -> 'list[slice]':
