@@ -35,12 +35,14 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
     """
     names = list(workbench.models)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown('# cyclemlp_mm\nDrop an image to see what the model finds in it.')
+        gr.Markdown(
+            '# cyclemlp_mm\nDrop an image to see what the model finds in it: JPEG, PNG, WebP or '
+            f'BMP, up to {limits.megabytes:g} MB.'
+        )
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=1, min_width=340):
                 upload = gr.Image(
-                    label=f'Image (JPEG, PNG, WebP or BMP, up to {limits.megabytes:g} MB)',
-                    type='filepath', sources=['upload', 'clipboard'], height=260,
+                    label='Image', type='filepath', sources=['upload', 'clipboard'], height=230,
                     elem_id='upload',
                 )  # fmt: skip
                 # Not decoded by Gradio, whose words for a bad file help nobody: read_upload is
@@ -81,11 +83,11 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
         outputs = [*shown, answers, problem]
         gr.on(
             [upload.upload, upload.clear, button.click], predict, inputs, outputs,
-            concurrency_limit=1, show_progress_on=[panels[0][1]],
+            concurrency_limit=1, show_progress_on=[panels[0][1]], api_name='predict',
         )  # fmt: skip
         gr.on(
             [slider.input, slider.change], _redraw, [answers, slider], shown,
-            trigger_mode='always_last', show_progress='hidden',
+            trigger_mode='always_last', show_progress='hidden', api_visibility='private',
         )  # fmt: skip
     return page
 
@@ -113,16 +115,19 @@ def _model_choice(
         there, value=there[0], label='Checkpoint', visible=chosen != NONE,
         elem_id=f'{key}-checkpoint',
     )  # fmt: skip
-    config.change(follow, config, checkpoint, show_progress='hidden')
+    config.change(
+        follow, config, checkpoint, show_progress='hidden', api_visibility='private'
+    )
     return config, checkpoint
 
 
 def _result_panel(key: str, visible: bool) -> 'tuple[gr.Column, gr.Image, gr.HTML]':
     with gr.Column(visible=visible, min_width=280) as column:
-        picture = gr.Image(
-            label='Result', type='numpy', format='png', interactive=False, elem_id=f'{key}-result'
-        )
         facts = gr.HTML(elem_id=f'{key}-facts')
+        picture = gr.Image(
+            label='Result', type='numpy', format='png', interactive=False, height=520,
+            buttons=['download', 'fullscreen'], elem_id=f'{key}-result',
+        )  # fmt: skip
     return column, picture, facts
 
 

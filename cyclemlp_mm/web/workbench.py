@@ -17,7 +17,7 @@ from cyclemlp_mm.visualization.overlay import draw_prediction, fit
 from .catalogue import ModelChoice
 
 #: Longer side of a drawn picture, in pixels.
-SHOWN_SIDE = 960
+SHOWN_SIDE = 800
 #: A segmentor takes larger images in tiles: it does not resize them, and memory would grow.
 TILE_FROM_PIXELS, TILING = 2048 * 2048, Tiling(1024)
 

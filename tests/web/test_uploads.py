@@ -20,7 +20,7 @@ def test_images_are_read_whatever_their_name(whole, tmp_path, kind):
 
 def test_what_is_no_image_is_refused(whole, tmp_path):
     file = tmp_path / 'file.png'
-    for data in (b'', b'no image', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'GIF89a', b'%PDF'):
+    for data in (b'', b'no image', b'<svg/>', b'GIF89a', b'%PDF'):
         file.write_bytes(data)
         with pytest.raises(UserError, match='no image that can be read; JPEG, PNG, WEBP, BMP are'):
             read_upload(file, UploadLimits())
@@ -34,7 +34,7 @@ def test_damaged_images_are_refused(whole, tmp_path, kind):
     file = tmp_path / 'file'
     whole.save(file, format=kind)
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
-    with pytest.raises(UserError, match='damaged|no image'):
+    with pytest.raises(UserError, match=r'damaged|no image'):
         read_upload(file, UploadLimits())
 
 
