@@ -65,6 +65,9 @@ def receptive_fields(
 
     Returns:
         list[ReceptiveField]: One per level.
+
+    Raises:
+        UserError: A level does not depend on the image at all.
     """
     sums = [np.zeros(images.shape[2:]) for _ in strides]
     centres = [None for _ in strides]
@@ -78,8 +81,10 @@ def receptive_fields(
             )
             sums[i] += gradient[0].abs().sum(dim=0).double().cpu().numpy()
             centres[i] = ((y + 0.5) * stride, (x + 0.5) * stride)
+    if any(total.sum() == 0 for total in sums):
+        raise UserError('a level does not depend on the image: are these trained weights?')
     return [
-        ReceptiveField(stride, total / max(total.sum(), 1e-300), centre)
+        ReceptiveField(stride, total / total.sum(), centre)
         for stride, total, centre in zip(strides, sums, centres, strict=True)
     ]
 
@@ -125,7 +130,16 @@ def random_images(number: int, size: int) -> Tensor:
 
 
 def as_levels(backbone: nn.Module) -> 'Callable[[Tensor], Sequence[Tensor]]':
-    """A backbone in eval mode, whose gradients go to the image only."""
+    """A backbone in eval mode, its output norms left out, whose gradients go to the image only.
+
+    A LayerNorm's channels sum to a constant, so behind one the sum over the channels has no
+    gradient; ResNet's maps are not normed across channels either.
+
+    Args:
+        backbone (nn.Module): One of ours; changed in place.
+    """
+    for i in backbone.out_indices:
+        setattr(backbone, f'norm{i}', nn.Identity())
     return backbone.eval().requires_grad_(False)
 
 

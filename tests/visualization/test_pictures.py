@@ -83,6 +83,11 @@ def test_fields_of_both_networks_are_drawn(tmp_path):
         receptive_field.resnet50_levels(backbone.out_strides), backbone.out_strides, images
     )
     assert [field.stride for field in ours] == [8, 32]
+    # A peak near the centre, far above what rounding leaves behind an output norm.
+    for field in ours:
+        y, x = np.unravel_index(field.influence.argmax(), field.influence.shape)
+        assert max(abs(y - field.centre[0]), abs(x - field.centre[1])) <= 2 * field.stride
+    assert ours[0].side(0.5) < ours[1].side(0.5)
     path = receptive_field.draw_receptive_fields(
         {'ours': ours, 'theirs': theirs}, tmp_path / 'field.png'
     )
@@ -147,7 +152,7 @@ def test_miou_of_segments():
     found = Segments(np.array([[0, 1, 1, 2]], np.uint8))
     score, said = gallery.judge_segments(truth, found, 3)
     assert score == pytest.approx(0.5) and said == 'mIoU 0.50 of 2 classes'
-    assert gallery.judge_segments(Segments(np.full((2, 2), 255)), found, 3)[0] == 1
+    assert gallery.judge_segments(Segments(np.full((1, 4), 255)), found, 3)[0] == 1
 
 
 def test_the_worst_come_first(tmp_path):
