@@ -1,6 +1,6 @@
 """A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -67,9 +67,9 @@ class Predictor:
 
         Args:
             images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each.
-            batch_size (int): Images at once. A detector pads those of a batch to one size, which
-                can move its results in the last digits; a segmentor takes only images of one size
-                together. Defaults to 1.
+            batch_size (int): Images at once, of those in a row that have one size: a batch of
+                several would be padded, and its padding counts in the branches' weights of every
+                CycleMLP block, which look at the whole map. Defaults to 1.
 
         Returns:
             list[Prediction]: One per image.
@@ -78,7 +78,8 @@ class Predictor:
             UserError: The model cannot take an image, e.g. as it is too small.
         """
         predictions = []
-        for chunk in self._chunks(images):
+        for _, group in groupby(images, key=lambda image: image.shape):
+            chunk = list(group)
             try:
                 samples = self._run(chunk, batch_size)
             except ValueError as error:
@@ -86,13 +87,6 @@ class Predictor:
                 raise UserError(f'cannot predict images of {sizes} px: {error}') from error
             predictions += [self._plain(sample) for sample in samples]
         return predictions
-
-    def _chunks(self, images: 'Sequence[np.ndarray]') -> 'Iterator[list[np.ndarray]]':
-        if not self.is_segmentor:
-            yield list(images)
-            return
-        for _, group in groupby(images, key=lambda image: image.shape):
-            yield list(group)
 
     def _run(self, images: 'list[np.ndarray]', batch_size: int) -> list:
         if self.is_segmentor:

@@ -158,14 +158,14 @@ def join_tiles(
             i = leader[i]
         return i
 
-    for a in range(len(tiles)):
-        for b in range(a + 1, len(tiles)):
-            strip = _intersection(tiles[a : a + 1], tiles[b : b + 1])[0, 0]
-            if _area(strip) <= 0 or not len(found[a]) or not len(found[b]):
+    for a in range(len(tiles) - 1):
+        strips = _intersection(tiles[a : a + 1], tiles[a + 1 :])[0]
+        for b in np.flatnonzero(_area(strips)) + a + 1:
+            if not len(found[a]) or not len(found[b]):
                 continue
             for i, j in _same_objects(
                 found[a], found[b], cut[first[a] : first[a + 1]], cut[first[b] : first[b + 1]],
-                strip,
+                strips[b - a - 1],
             ):  # fmt: skip
                 leader[find(first[b] + j)] = find(first[a] + i)
     groups = {}

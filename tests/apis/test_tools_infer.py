@@ -123,7 +123,7 @@ def test_batches_say_the_same(segmentor, detector, images, tmp_path, batch_size)
                  for n in ('one', 'many'))  # fmt: skip
     assert len(one) == len(many)
     np.testing.assert_allclose(
-        [a['score'] for a in one], [a['score'] for a in many], rtol=0, atol=1e-3
+        [a['score'] for a in one], [a['score'] for a in many], rtol=0, atol=1e-5
     )
 
 
