@@ -124,7 +124,7 @@ def draw_worst(
     """
     number = len(judged)
     tallest = max(one.image.shape[0] / one.image.shape[1] for one in judged)
-    height = 2 * min(2.4 * tallest, 4.0) + 1.3
+    height = 2 * min(2.3 * tallest, 4.0) + 1.1
     figure = Figure(figsize=(2.4 * number + 0.4, height), dpi=120, layout='constrained')
     grid = figure.subplots(2, number, squeeze=False)
     seen = set()
@@ -133,6 +133,8 @@ def draw_worst(
         threshold = 'predicted' if is_map else f'predicted, score ≥ {score_thr:g}'
         for row, what in enumerate((one.truth, one.prediction)):
             shown = what if is_map else what.above(score_thr)
+            if not is_map and one.prediction.masks is None:
+                shown.masks = None  # a truth with masks beside boxes would look like another image
             seen |= set(np.unique(shown.label_map if is_map else shown.labels).tolist())
             axes = grid[row, column]
             axes.imshow(_thumbnail(one.image, shown, classes, palette, with_scores=row == 1))
