@@ -140,12 +140,15 @@ def _two_lines(name: str) -> str:
 
 
 def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
+    """The config's backbone, returning every level up to its last."""
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None
-    torch.manual_seed(0)
     backbone = MODELS.build(cfg.model.backbone)
     if not hasattr(backbone, 'out_strides'):
         raise UserError(f'{cfg.model.backbone.type} is no backbone of cyclemlp_mm')
+    cfg.model.backbone.out_indices = tuple(range(backbone.out_indices[-1] + 1))
+    torch.manual_seed(0)
+    backbone = MODELS.build(cfg.model.backbone)
     if weights is None:
         backbone.init_weights()
     else:

@@ -125,7 +125,7 @@ def _result_panel(key: str, visible: bool) -> 'tuple[gr.Column, gr.Image, gr.HTM
     with gr.Column(visible=visible, min_width=280) as column:
         facts = gr.HTML(elem_id=f'{key}-facts')
         picture = gr.Image(
-            label='Result', type='numpy', format='png', interactive=False, height=520,
+            label='Result', type='numpy', format='png', interactive=False, height=480,
             buttons=['download', 'fullscreen'], elem_id=f'{key}-result',
         )  # fmt: skip
     return column, picture, facts

@@ -130,7 +130,7 @@ def asked_hosts(driver):
 
 def take_screenshot(target, image, work_dirs):
     """The page with a result on it."""
-    with serving(work_dirs) as (url, _), chromium((1280, 900)) as driver:
+    with serving(work_dirs) as (url, _), chromium((1280, 1000)) as driver:
         visitor = Visitor(driver, url)
         visitor.upload(Path(image).resolve())
         visitor.wait(visitor.picture)
