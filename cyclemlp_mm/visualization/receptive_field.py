@@ -30,12 +30,18 @@ class ReceptiveField:
     Attributes:
         stride (int): Pixels per cell of the level.
         influence (np.ndarray): float64, (H, W), mean absolute gradient at each pixel; sums to 1.
-        centre (tuple[float, float]): y and x of the central cell's middle, in pixels.
     """
 
     stride: int
     influence: np.ndarray
-    centre: 'tuple[float, float]'
+
+    @property
+    def centre(self) -> 'tuple[float, float]':
+        """y and x of its centre of mass, in pixels: where a cell looks depends on the paddings."""
+        height, width = self.influence.shape
+        y = self.influence.sum(axis=1) @ (np.arange(height) + 0.5)
+        x = self.influence.sum(axis=0) @ (np.arange(width) + 0.5)
+        return float(y), float(x)
 
     def side(self, share: float) -> int:
         """Side in pixels of the smallest square around the centre that holds ``share`` of it all.
@@ -70,22 +76,20 @@ def receptive_fields(
         UserError: A level does not depend on the image at all.
     """
     sums = [np.zeros(images.shape[2:]) for _ in strides]
-    centres = [None for _ in strides]
     for image in images:
         image = image[None].clone().requires_grad_()
         maps = levels(image)
-        for i, (level, stride) in enumerate(zip(maps, strides, strict=True)):
+        for i, level in enumerate(maps):
             y, x = level.shape[2] // 2, level.shape[3] // 2
             [gradient] = torch.autograd.grad(
                 level[0, :, y, x].sum(), image, retain_graph=i + 1 < len(maps)
             )
             sums[i] += gradient[0].abs().sum(dim=0).double().cpu().numpy()
-            centres[i] = ((y + 0.5) * stride, (x + 0.5) * stride)
     if any(total.sum() == 0 for total in sums):
         raise UserError('a level does not depend on the image: are these trained weights?')
     return [
-        ReceptiveField(stride, total / total.sum(), centre)
-        for stride, total, centre in zip(strides, sums, centres, strict=True)
+        ReceptiveField(stride, total / total.sum())
+        for stride, total in zip(strides, sums, strict=True)
     ]
 
 
