@@ -1,14 +1,20 @@
 """The web page in a real browser, and its server against those that mean harm."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Visitor, asked_hosts, chromium, serving
+from paths import ROOT
 from PIL import Image
 from toy_models import save_detector, save_segmentor
+from toy_runs import run_tool
 
 pytest.importorskip('gradio')
 pytest.importorskip('selenium')
@@ -192,6 +198,35 @@ def test_only_known_models_are_loaded(served, images):
         said = call(url, [image, 0.3, config, checkpoint, 'none', 'none'])
         assert 'error' in said and 'gradio_api/file' not in said
     assert 'gradio_api/file' in call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
+
+
+def test_the_tool_serves_until_it_is_stopped(work_dirs):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py'),
+               '--work-dirs', str(work_dirs), '--port', str(port)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stdout if 'the page is at' in line)
+            assert f'http://127.0.0.1:{port}' in line
+            status, body = get(f'http://127.0.0.1:{port}/')
+            assert status == 200 and b'cyclemlp_mm' in body
+            code, printed = run_tool(
+                'web.py', '--work-dirs', work_dirs, '--port', port, cwd=work_dirs, check=False
+            )
+            assert code == 2 and f'error: cannot listen on 127.0.0.1:{port}' in printed
+            assert server.poll() is None
+        finally:
+            server.send_signal(signal.SIGINT)
+    assert server.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_the_tool_says_what_is_missing(tmp_path):
+    code, printed = run_tool('web.py', cwd=tmp_path, check=False)
+    assert code == 2 and 'run `make demo` first' in printed
+    code, printed = run_tool('web.py', '--port', 0, cwd=tmp_path, check=False)
+    assert code == 2 and '--port must be 1 to 65535' in printed
 
 
 def call(url, data):
