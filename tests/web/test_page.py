@@ -219,6 +219,7 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
             assert server.poll() is None
         finally:
             server.send_signal(signal.SIGINT)
+            server.communicate(timeout=120)
     assert server.returncode in (0, 130, -signal.SIGINT)
 
 
