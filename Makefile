@@ -6,9 +6,11 @@ PYTHON ?= python3
 SETUP_FLAGS ?=
 # Flags for pytest: make test TEST_FLAGS="-k packaging"
 TEST_FLAGS ?=
+# Flags for the web page: make web WEB_FLAGS="--port 8000"
+WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit prove-resume soak test-legacy clean
+.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit prove-resume soak test-legacy web prove-tiling clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -19,6 +21,9 @@ setup:  ## make .venv with the tested versions (about 10 minutes once, then no t
 demo: setup  ## train, evaluate and draw on generated images, into work_dirs/demo/
 	.venv/bin/python tools/demo.py
 
+web: setup  ## serve a page that predicts images dropped on it, with the model of make demo
+	.venv/bin/python tools/web.py $(WEB_FLAGS)
+
 test: setup  ## run the tests
 	.venv/bin/python -m pytest $(TEST_FLAGS)
 
@@ -27,6 +32,9 @@ lint: setup  ## check the code's style
 
 wheel: setup  ## build the wheel (by way of the source package) into dist/
 	.venv/bin/python -m build --no-isolation
+
+prove-tiling: setup  ## predict a 6000 x 6000 image by tiles and measure the memory
+	.venv/bin/python tests/inference/prove_tiling.py
 
 prove-wheel: setup  ## install the wheel into an empty environment, from scratch, and train with it
 	PYTHON=$(PYTHON) bash tests/prove_wheel.sh

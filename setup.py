@@ -29,7 +29,8 @@ DET = ['onedl-mmdetection>=3.5', *MMCV]
 SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
 CLS = ['onedl-mmpretrain>=1.3', *MMCV]
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
-DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff']
+WEB = ['gradio>=6', *DET, *SEG]
+DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', 'selenium']
 
 
 class BuildPyWithMim(build_py):
@@ -72,7 +73,8 @@ setup(
         'seg': SEG,
         'cls': CLS,
         'export': EXPORT,
-        'all': sorted({*DET, *SEG, *CLS, *EXPORT}),
+        'web': sorted({*WEB}),
+        'all': sorted({*DET, *SEG, *CLS, *EXPORT, *WEB}),
         'dev': DEV,
     },
     zip_safe=False,

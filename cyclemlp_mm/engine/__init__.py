@@ -1,10 +1,14 @@
-"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
+"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start.
+
+Importing it lets OpenMMLab's inferencers take our configs by name, see :mod:`.config_names`.
+"""
 
 from .amp import CpuAmpOptimWrapper
 from .atomic_checkpoints import AtomicCheckpointHook
 from .bad_images import SkipBadImages
 from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
+from .config_names import register_config_names
 from .deploy_hook import DeployModel
 from .launch import finish_launch, is_first_process, prepare_launch
 from .non_finite import StopOnNonFiniteLoss
@@ -15,6 +19,8 @@ from .robust import make_robust, skip_bad_images
 from .stop_on_signal import StopOnSignal
 from .toolbox import require_toolbox
 from .train_loops import ResumableEpochLoop, ResumableIterLoop
+
+register_config_names()
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -34,6 +40,7 @@ __all__ = [
     'load_config',
     'make_robust',
     'prepare_launch',
+    'register_config_names',
     'require_toolbox',
     'resume_training',
     'skip_bad_images',

@@ -1,13 +1,17 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cyclemlp_mm.errors import MissingFileError
+from cyclemlp_mm.errors import MissingFileError, UserError
 
-BLUE, ORANGE = '#0072b2', '#d55e00'  # Okabe and Ito's, told apart by all
+from .style import BLUE, LINE_COLOURS, LINE_STYLES, ORANGE, save
+
+#: What an evaluation is judged by, the first that a run has: box AP, mask AP, mIoU, accuracy.
+HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
@@ -56,5 +60,82 @@ def draw_loss_curve(work_dir: 'str | Path', path: 'str | Path') -> Path:
     axes.legend(frameon=False)
     axes.spines['top'].set_visible(False)
     rate.spines['top'].set_visible(False)
-    figure.savefig(path)
-    return Path(path)
+    return save(figure, path)
+
+
+def draw_curves(work_dirs: 'Sequence[str | Path]', path: 'str | Path') -> Path:
+    """Draw loss, learning rate and metric of several runs over their iterations.
+
+    Args:
+        work_dirs (Sequence[str | Path]): See :func:`read_scalars`; the newest run of each.
+        path (str | Path): The picture to write.
+
+    Returns:
+        Path: ``path``.
+
+    Raises:
+        MissingFileError: A work dir holds no run.
+        UserError: A run has logged no loss yet.
+    """
+    runs = {str(folder): read_scalars(folder) for folder in work_dirs}
+    names = _short_names(list(runs))
+    figure = Figure(figsize=(10.5, 3.6), dpi=120, layout='constrained')
+    panels = figure.subplots(1, 3, sharex=True)
+    metrics = set()
+    for i, (folder, lines) in enumerate(runs.items()):
+        look = dict(
+            color=LINE_COLOURS[i % len(LINE_COLOURS)],
+            linestyle=LINE_STYLES[i // len(LINE_COLOURS) % len(LINE_STYLES)],
+        )
+        train = [line for line in lines if 'loss' in line]
+        if not train:
+            raise UserError(f'{folder}: this run has logged no loss yet')
+        steps = [line['step'] for line in train]
+        panels[0].plot(steps, [line['loss'] for line in train], label=names[i], **look)
+        panels[1].plot(steps, [line.get('lr', float('nan')) for line in train], **look)
+        metric, points = evaluations(lines)
+        if points:
+            metrics.add(metric)
+            panels[2].plot(*zip(*points, strict=True), marker='o', markersize=4, **look)
+    panels[2].set_title(' / '.join(sorted(metrics)) or 'no evaluation yet', fontsize=10)
+    for axes, title in zip(panels, ('loss', 'learning rate'), strict=False):
+        axes.set_title(title, fontsize=10)
+    panels[1].ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
+    for axes in panels:
+        axes.set_xlabel('iteration')
+        axes.set_ylim(bottom=0)
+        axes.grid(color='#e6e6e6', linewidth=0.6)
+        axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=min(3, len(runs)), frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def evaluations(lines: 'Sequence[dict]') -> 'tuple[str, list[tuple[int, float]]]':
+    """A run's evaluations by their headline metric.
+
+    Args:
+        lines (Sequence[dict]): See :func:`read_scalars`.
+
+    Returns:
+        tuple: The metric's name, '' where there is none, and (iteration, value) of each evaluation.
+        An evaluation's own ``step`` is an epoch in epoch-based runs; that of the training line
+        before it is an iteration in all.
+    """
+    name = next((n for n in HEADLINES if any(n in line for line in lines)), '')
+    points, step = [], 0
+    for line in lines:
+        if 'loss' in line:
+            step = line['step']
+        elif name in line:
+            points.append((step, line[name]))
+    return name, points
+
+
+def _short_names(folders: 'list[str]') -> 'list[str]':
+    """The last parts of paths, as many as tell them apart."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    for number in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(p[-number:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return folders

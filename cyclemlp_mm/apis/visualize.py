@@ -1,0 +1,307 @@
+"""Looking inside: the whole of ``tools/visualize.py`` but its first line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.weights import init_from_checkpoint
+
+from .arguments import new_parser
+
+EXAMPLES = """\
+  tools/visualize.py staircase 3 5 7 --out staircase.png
+  tools/visualize.py field cyclemlp_b1_in1k --weights CycleMLP_B1.pth --out field.png
+  tools/visualize.py features work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth photo.jpg
+  tools/visualize.py curves work_dirs/RUN work_dirs/OTHER_RUN --out curves.png
+  tools/visualize.py gallery work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth --number 6
+"""
+
+
+def parse_visualize_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+    """Arguments of ``tools/visualize.py``."""
+    parser = new_parser('Draw what a model does and how its training went', EXAMPLES)
+    commands = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
+    for add in (_add_staircase, _add_field, _add_features, _add_curves, _add_gallery):
+        command = add(commands)
+        command.add_argument(
+            '--out',
+            metavar='FILE',
+            help='the picture, .png, .svg or .pdf (default: work_dirs/pictures/WHAT.png)',
+        )
+    return parser.parse_args(argv)
+
+
+def visualize(argv: 'Sequence[str] | None' = None) -> Path:
+    """Draw as the command line says.
+
+    Args:
+        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
+
+    Returns:
+        Path: The picture.
+
+    Raises:
+        UserError: With what is wrong and how to mend it; nothing is written then.
+    """
+    args = parse_visualize_args(argv)
+    args.out = args.out or f'work_dirs/pictures/{args.what}.png'
+    path = args.draw(args)
+    print(f'picture {path}')
+    return path
+
+
+def _add_staircase(commands: object) -> argparse.ArgumentParser:
+    command = commands.add_parser('staircase', help='where a CycleFC of k taps reads its channels')
+    command.add_argument('taps', nargs='*', type=int, metavar='K', help='odd; default: 3 5 7')
+    command.add_argument('--channels', type=int, metavar='C', help='channels shown (default: 2K+1)')
+    command.set_defaults(draw=_staircase)
+    return command
+
+
+def _staircase(args: argparse.Namespace) -> Path:
+    from cyclemlp_mm.visualization.staircase import draw_staircase
+
+    taps = args.taps or [3, 5, 7]
+    wrong = [k for k in taps if k < 1 or k % 2 == 0]
+    if wrong:
+        raise UserError(f'a CycleFC has an odd, positive number of taps, but got {wrong}')
+    if args.channels is not None and not 1 <= args.channels <= 256:
+        raise UserError(f'--channels must be 1 to 256, but got {args.channels}')
+    return draw_staircase(taps, args.out, args.channels)
+
+
+def _add_field(commands: object) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        'field', help='effective receptive field of each level, beside that of ResNet-50'
+    )
+    _add_config(command)
+    command.add_argument('--weights', metavar='FILE', help='a checkpoint that holds the backbone '
+                         '(default: random weights)')  # fmt: skip
+    command.add_argument('--resnet-weights', metavar='FILE', help="torchvision's ResNet-50 "
+                         '(default: random weights)')  # fmt: skip
+    command.add_argument('--size', type=int, default=224, metavar='PX',
+                         help='side of the images (default: %(default)s)')  # fmt: skip
+    command.add_argument('--number', type=int, default=8, metavar='N',
+                         help='images to average over (default: %(default)s)')  # fmt: skip
+    command.add_argument('--images', nargs='+', metavar='IMAGES',
+                         help='real images, cut to their centre (default: noise)')  # fmt: skip
+    command.set_defaults(draw=_field)
+    return command
+
+
+def _field(args: argparse.Namespace) -> Path:
+    from cyclemlp_mm.visualization.receptive_field import (
+        as_levels,
+        draw_receptive_fields,
+        random_images,
+        receptive_fields,
+        resnet50_levels,
+    )
+
+    if args.size < 64 or args.number < 1:
+        raise UserError(
+            f'--size must be at least 64, --number at least 1, but got {args.size}, {args.number}'
+        )
+    cfg = load_config(args.config, args.cfg_options)
+    backbone = _build_backbone(cfg, args.weights)
+    strides = backbone.out_strides
+    if args.images:
+        images = _normalised_images(cfg, args.images, args.size, args.number)
+    else:
+        images = random_images(args.number, args.size)
+    name = f'{type(backbone).__name__}, {Path(args.config).stem}'
+    torch.manual_seed(0)
+    networks = {
+        f'{_two_lines(name)}\n{_which(args.weights)}': as_levels(backbone),
+        f'ResNet-50\n{_which(args.resnet_weights)}': resnet50_levels(strides, args.resnet_weights),
+    }
+    fields = {n: receptive_fields(levels, strides, images) for n, levels in networks.items()}
+    for title, levels in fields.items():
+        for field in levels:
+            sides = ', '.join(f'{s:.0%} within {field.side(s)} px' for s in (0.5, 0.95, 0.99))
+            print(f'{title.splitlines()[0]:<12} stride {field.stride:>2}: {sides}')
+    return draw_receptive_fields(fields, args.out)
+
+
+def _which(weights: 'str | None') -> str:
+    return Path(weights).name if weights else 'random weights'
+
+
+def _two_lines(name: str) -> str:
+    return name.replace(', ', '\n')
+
+
+def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
+    """The config's backbone, returning every level up to its last."""
+    init_default_scope(require_toolbox(cfg))
+    cfg.model.backbone.init_cfg = None
+    backbone = MODELS.build(cfg.model.backbone)
+    if not hasattr(backbone, 'out_strides'):
+        raise UserError(f'{cfg.model.backbone.type} is no backbone of cyclemlp_mm')
+    cfg.model.backbone.out_indices = tuple(range(backbone.out_indices[-1] + 1))
+    torch.manual_seed(0)
+    backbone = MODELS.build(cfg.model.backbone)
+    if weights is None:
+        backbone.init_weights()
+    else:
+        init_from_checkpoint(backbone, backbone.published_format, weights)
+    return backbone
+
+
+def _normalised_images(cfg: Config, items: 'list[str]', size: int, number: int) -> torch.Tensor:
+    from cyclemlp_mm.inference import find_inputs, read_image
+
+    norm = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if 'mean' not in norm:
+        raise UserError('the config has no data_preprocessor with mean and std')
+    mean, std = (np.array(norm[part], np.float32) for part in ('mean', 'std'))
+    images = []
+    for source in [s for s in find_inputs(items) if not s.is_video][:number]:
+        image = read_image(source.path)[..., ::-1]
+        top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
+        cut = image[top : top + size, left : left + size]
+        if cut.shape[:2] != (size, size):
+            raise UserError(f'{source.path} is smaller than --size {size}')
+        images.append(torch.from_numpy(((cut - mean) / std).transpose(2, 0, 1)))
+    if not images:
+        raise UserError('--images names no image')
+    return torch.stack(images).float()
+
+
+def _add_features(commands: object) -> argparse.ArgumentParser:
+    command = commands.add_parser('features', help="feature maps of a model's backbone")
+    _add_config(command)
+    command.add_argument('checkpoint', help='checkpoint file')
+    command.add_argument('image', help='image file')
+    command.add_argument('--number', type=int, default=4, metavar='N',
+                         help='channels per level (default: %(default)s)')  # fmt: skip
+    command.set_defaults(draw=_features)
+    return command
+
+
+def _features(args: argparse.Namespace) -> Path:
+    from cyclemlp_mm.inference import Predictor, read_image
+    from cyclemlp_mm.visualization.feature_maps import draw_feature_maps
+
+    if args.number < 1:
+        raise UserError(f'--number must be at least 1, but got {args.number}')
+    predictor = Predictor(args.config, args.checkpoint, 'cpu', args.cfg_options)
+    model = predictor.inferencer.model
+    backbone, kept = model.backbone, {}
+
+    def keep(_: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        kept.update(image=inputs[0], levels=outputs)
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        predictor.predict([read_image(args.image)])
+    finally:
+        handle.remove()
+    norm = model.data_preprocessor
+    seen = kept['image'][0] * norm.std + norm.mean
+    picture = seen.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    levels = [level[0].float().cpu().numpy() for level in kept['levels']]
+    return draw_feature_maps(picture, levels, backbone.out_strides, args.out, args.number)
+
+
+def _add_curves(commands: object) -> argparse.ArgumentParser:
+    command = commands.add_parser('curves', help='loss, learning rate and metric of trainings')
+    command.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='one or several runs')
+    command.set_defaults(draw=_curves)
+    return command
+
+
+def _curves(args: argparse.Namespace) -> Path:
+    from cyclemlp_mm.visualization.curves import draw_curves
+
+    return draw_curves(args.work_dirs, args.out)
+
+
+def _add_gallery(commands: object) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        'gallery', help='predictions beside ground truth, the worst images first'
+    )
+    _add_config(command)
+    command.add_argument('checkpoint', help='checkpoint file')
+    command.add_argument('--data', metavar='DIR', help='folder as for tools/train.py --data')
+    command.add_argument('--number', type=int, default=6, metavar='N',
+                         help='images drawn (default: %(default)s)')  # fmt: skip
+    command.add_argument('--limit', type=int, metavar='N',
+                         help='judge the first N images only (default: all)')  # fmt: skip
+    command.add_argument('--score-thr', type=float, default=0.3, metavar='S',
+                         help='boxes count from this score on (default: %(default)s)')  # fmt: skip
+    command.add_argument('--device', help='cpu, cuda, … (default: a GPU if there is one)')
+    command.set_defaults(draw=_gallery)
+    return command
+
+
+def _gallery(args: argparse.Namespace) -> Path:
+    from cyclemlp_mm.inference import Predictor
+    from cyclemlp_mm.inference.ground_truth import read_ground_truth
+    from cyclemlp_mm.visualization.gallery import draw_worst, worst_first
+
+    if not 1 <= args.number <= 12:
+        raise UserError(f'--number must be 1 to 12, but got {args.number}')
+    cfg = load_config(args.config, args.cfg_options)
+    if args.data is not None:
+        use_own_data(cfg, args.data)
+    labelled = read_ground_truth(cfg)
+    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    judged = _judge(predictor, labelled, args)
+    if not judged:
+        raise UserError('the validation set has no images')
+    worst = worst_first(judged)
+    scores = [one.score for one in judged]
+    print(f'{len(judged)} images, mean {np.mean(scores):.3f}; the worst:')
+    for one in worst[: args.number]:
+        print(f'  {one.name}: {one.said}')
+    return draw_worst(
+        worst[: args.number], predictor.classes, predictor.palette, args.out, args.score_thr
+    )
+
+
+def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> list:
+    """Judge every image; only the worst keep their pixels."""
+    from itertools import islice
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from cyclemlp_mm.inference import read_image
+    from cyclemlp_mm.visualization.gallery import (
+        Judged,
+        judge_instances,
+        judge_segments,
+        worst_first,
+    )
+
+    judged = []
+    items = track(islice(labelled, args.limit), 'Gallery', console=Console(stderr=True))
+    for item in items:
+        image = read_image(item.path)
+        [prediction] = predictor.predict([image])
+        if predictor.is_segmentor:
+            score, said = judge_segments(item.truth, prediction, len(predictor.classes))
+        else:
+            score, said = judge_instances(item.truth, prediction, args.score_thr, item.ignored)
+        name = item.path.name
+        judged.append(Judged(name, image[..., ::-1], item.truth, prediction, score, said))
+        for one in worst_first([j for j in judged if j.image is not None])[args.number :]:
+            one.image = one.truth = one.prediction = None
+    return judged
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    from mmengine.config import DictAction
+
+    command.add_argument('config', help='config file, or the name of a shipped config')
+    command.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                         help='override settings of the config')  # fmt: skip

@@ -1,0 +1,20 @@
+"""From images, folders and videos to predictions on disk, through OpenMMLab's inferencers."""
+
+from .inputs import Input, find_inputs, read_image
+from .predictions import Instances, Prediction, Segments
+from .predictor import Predictor
+from .tiling import Tiling, predict_tiled
+from .writer import PredictionWriter
+
+__all__ = [
+    'Input',
+    'Instances',
+    'Prediction',
+    'PredictionWriter',
+    'Predictor',
+    'Segments',
+    'Tiling',
+    'find_inputs',
+    'predict_tiled',
+    'read_image',
+]

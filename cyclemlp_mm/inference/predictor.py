@@ -1,0 +1,169 @@
+"""A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.infer import BaseInferencer
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from cyclemlp_mm.engine import class_palette, load_config, require_toolbox
+from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.weights.unwrap import find_state_dict
+
+from .predictions import Instances, Prediction, Segments
+
+
+class Predictor:
+    """A detector or segmentor with its weights.
+
+    Args:
+        config (str | Path): Config file, or the name of a shipped config.
+        checkpoint (str | Path): Its weights; every tensor of the model must be in it.
+        device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
+        cfg_options (dict, optional): Settings of the config to override, by dotted key.
+
+    Attributes:
+        inferencer (DetInferencer | MMSegInferencer): What predicts.
+        is_segmentor (bool): Whether predictions are :class:`Segments`, not :class:`Instances`.
+        classes (tuple[str]): Class names, in the order of the labels.
+        palette (list[tuple]): RGB in 0..255 of each class.
+        device (str): Where it runs.
+
+    Raises:
+        MissingFileError: Config or checkpoint is not there.
+        CheckpointError: The checkpoint does not fit the config.
+        UserError: The config is for another task, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        config: 'str | Path',
+        checkpoint: 'str | Path',
+        device: 'str | None' = None,
+        cfg_options: 'dict | None' = None,
+    ) -> None:
+        cfg = load_config(str(config), cfg_options)
+        scope = require_toolbox(cfg)
+        checkpoint = str(checkpoint)
+        if not Path(checkpoint).is_file() and '://' not in checkpoint:
+            raise MissingFileError(f'checkpoint {checkpoint} does not exist')
+        self.is_segmentor = scope == 'mmseg'
+        self.device = check_device(device)
+        self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+        meta = self.inferencer.model.dataset_meta
+        self.classes = tuple(meta['classes'])
+        self.palette = _palette(meta.get('palette'), len(self.classes))
+
+    def predict(
+        self, images: 'Sequence[np.ndarray]', batch_size: int = 1
+    ) -> 'list[Prediction]':
+        """Predict images that are in memory.
+
+        Args:
+            images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each.
+            batch_size (int): Images at once, of those in a row that have one size: a batch of
+                several would be padded, and its padding counts in the branches' weights of every
+                CycleMLP block, which look at the whole map. Defaults to 1.
+
+        Returns:
+            list[Prediction]: One per image.
+
+        Raises:
+            UserError: The model cannot take an image, e.g. as it is too small.
+        """
+        predictions = []
+        for _, group in groupby(images, key=lambda image: image.shape):
+            chunk = list(group)
+            try:
+                samples = self._run(chunk, batch_size)
+            except ValueError as error:
+                sizes = ', '.join(f'{i.shape[1]}×{i.shape[0]}' for i in chunk[:3])
+                raise UserError(f'cannot predict images of {sizes} px: {error}') from error
+            predictions += [self._plain(sample) for sample in samples]
+        return predictions
+
+    def _run(self, images: 'list[np.ndarray]', batch_size: int) -> list:
+        if self.is_segmentor:
+            found = self.inferencer(images, return_datasamples=True, batch_size=batch_size)
+            return found if isinstance(found, list) else [found]
+        return self.inferencer(
+            images, return_datasamples=True, batch_size=batch_size, no_save_vis=True
+        )['predictions']
+
+    def _plain(self, sample: object) -> Prediction:
+        if self.is_segmentor:
+            labels = sample.pred_sem_seg.data[0].cpu().numpy()
+            return Segments(labels.astype(np.uint8 if len(self.classes) <= 256 else np.int32))
+        found = sample.pred_instances.cpu().numpy()
+        masks = found.get('masks')
+        return Instances(
+            found.bboxes.astype(np.float32).reshape(-1, 4),
+            found.scores.astype(np.float32),
+            found.labels.astype(np.int64),
+            None if masks is None else [encode_mask(mask) for mask in masks],
+        )
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """A bool or 0/1 mask (H, W) as COCO's run-length code, its counts as text for json."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())
+
+
+def check_device(device: 'str | None') -> str:
+    """The device's name, or an error that says what there is.
+
+    Args:
+        device (str, optional): None takes a GPU if there is one.
+
+    Raises:
+        UserError: It is no device of this machine.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        return 'cuda' if has_gpu else 'cpu'
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f'PyTorch knows no device {device!r}: give cpu or cuda') from error
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f'device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; give cpu'
+        )
+    return device
+
+
+def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer as Inferencer
+    elif scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer as Inferencer
+    else:
+        raise UserError(
+            'this is a classification config, and here detectors and segmentors predict: take '
+            "mmpretrain's ImageClassificationInferencer"
+        )
+
+    class CheckedInferencer(Inferencer):
+        """Raises where mmengine would warn of missing weights and predict noise."""
+
+        def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
+            in_file = find_state_dict(content, checkpoint)
+            compare(model.state_dict(), in_file, checkpoint, complete=True)
+            super()._load_weights_to_model(model, content, cfg)
+
+    return CheckedInferencer(
+        model=cfg, weights=checkpoint, device=device, scope=scope, show_progress=False
+    )
+
+
+def _palette(palette: object, num_classes: int) -> 'list[tuple[int, int, int]]':
+    if isinstance(palette, (list, tuple)) and len(palette) >= num_classes:
+        return [tuple(int(c) for c in colour) for colour in palette[:num_classes]]
+    return class_palette(num_classes)

@@ -1,0 +1,250 @@
+"""tools/infer.py: what it writes is what the inferencers of mmdet and mmseg say in Python."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from paths import SHARED, needs_data
+from PIL import Image
+from pycocotools.coco import COCO
+from toy_models import save_detector, save_segmentor
+from toy_runs import TINY_DETECTOR, run_tool
+
+from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(96, 128), (128, 96), (96, 128)]):
+        coarse = rng.integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / f'{i}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    return save_detector(tmp_path_factory.mktemp('detector'))
+
+
+@pytest.fixture(scope='module')
+def mask_detector(tmp_path_factory):
+    return save_detector(tmp_path_factory.mktemp('masks'), masks=True)
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory):
+    return save_segmentor(tmp_path_factory.mktemp('segmentor'))
+
+
+def run(model, *arguments):
+    return infer([*map(str, model), *map(str, arguments)])
+
+
+def check_detections(model, images, content):
+    """Every box, score, label and mask of a json is the inferencer's, to the last bit."""
+    from mmdet.apis import DetInferencer
+
+    config, weights = map(str, model)
+    inferencer = DetInferencer(config, weights, device='cpu', show_progress=False)
+    files = sorted(str(path) for path in images.iterdir())
+    expected = inferencer(files)['predictions']
+    assert [entry['file_name'] for entry in content['images']] == files
+    for i, theirs in enumerate(expected, 1):
+        ours = [a for a in content['annotations'] if a['image_id'] == i]
+        assert [a['score'] for a in ours] == theirs['scores']
+        assert [a['category_id'] - 1 for a in ours] == theirs['labels']
+        boxes = np.array([a['bbox'] for a in ours]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, np.array(theirs['bboxes']).reshape(-1, 4), atol=1e-4)
+        if 'masks' in theirs:
+            assert [a['segmentation'] for a in ours] == theirs['masks']
+    return expected
+
+
+def check_segments(model, images, out):
+    """Every pixel of every mask is the inferencer's."""
+    from mmseg.apis import MMSegInferencer
+
+    config, weights = map(str, model)
+    inferencer = MMSegInferencer(config, weights, device='cpu', show_progress=False)
+    for path in sorted(images.iterdir()):
+        expected = inferencer(str(path))['predictions']
+        assert (np.asarray(Image.open(out / 'masks' / f'{path.stem}.png')) == expected).all()
+
+
+def test_detections_are_the_inferencers(detector, images, tmp_path):
+    report = run(detector, images, '--out', tmp_path, '--json')
+    content = json.loads((tmp_path / 'predictions.json').read_text())
+    expected = check_detections(detector, images, content)
+    assert sum(len(one['scores']) for one in expected) > 10  # the toy does find something
+    assert report.num_images == 3
+    assert sorted(p.name for p in (tmp_path / 'vis').iterdir()) == ['0.png', '1.png', '2.png']
+    with Image.open(tmp_path / 'vis' / '1.png') as drawn:
+        assert drawn.size == (96, 128)
+    COCO(str(tmp_path / 'predictions.json'))  # readable by COCO's own tools
+
+
+def test_masks_are_the_inferencers(mask_detector, images, tmp_path):
+    run(mask_detector, images, '--out', tmp_path, '--json')
+    content = json.loads((tmp_path / 'predictions.json').read_text())
+    expected = check_detections(mask_detector, images, content)
+    assert sum(len(one['masks']) for one in expected) > 5
+
+
+def test_segments_are_the_inferencers(segmentor, images, tmp_path):
+    run(segmentor, images, '--out', tmp_path, '--json')
+    check_segments(segmentor, images, tmp_path)
+    content = json.loads((tmp_path / 'predictions.json').read_text())
+    for entry in content['images']:
+        areas = [segment['area'] for segment in entry['segments_info']]
+        assert sum(areas) == entry['height'] * entry['width']
+    assert Image.open(tmp_path / 'masks' / '0.png').mode == 'P'  # seen in colours
+
+
+@pytest.mark.parametrize('batch_size', [2, 5])
+def test_batches_say_the_same(segmentor, detector, images, tmp_path, batch_size):
+    for model in (segmentor, detector):
+        for name, size in (('one', 1), ('many', batch_size)):
+            run(model, images, '--out', tmp_path / name, '--json', '--no-vis', '--batch-size', size)
+        assert not (tmp_path / 'many' / 'vis').exists()
+    for i in range(3):
+        one, many = (
+            np.asarray(Image.open(tmp_path / n / f'masks/{i}.png')) for n in ('one', 'many')
+        )
+        assert (one != many).mean() < 1e-3  # a tie may fall the other way
+    one, many = (json.loads((tmp_path / n / 'predictions.json').read_text())['annotations']
+                 for n in ('one', 'many'))  # fmt: skip
+    assert len(one) == len(many)
+    np.testing.assert_allclose(
+        [a['score'] for a in one], [a['score'] for a in many], rtol=0, atol=1e-5
+    )
+
+
+def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
+    path = tmp_path / 'walk.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 96))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        writer.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (128, 96)))
+    writer.release()
+    report = run(detector, path, '--out', tmp_path / 'out', '--json', '--batch-size', 2)
+    assert report.num_images == 5
+    drawn = cv2.VideoCapture(str(tmp_path / 'out' / 'vis' / 'walk.mp4'))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and drawn.get(cv2.CAP_PROP_FPS) == 12
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert [entry['frame'] for entry in content['images']] == [0, 1, 2, 3, 4]
+    run(segmentor, path, '--out', tmp_path / 'out2', '--no-vis')
+    assert len(list((tmp_path / 'out2' / 'masks' / 'walk').iterdir())) == 5
+
+
+def test_tiles(segmentor, detector, images, tmp_path):
+    big = np.tile(np.asarray(Image.open(images / '0.png')), (3, 3, 1))
+    Image.fromarray(big).save(tmp_path / 'big.png')
+    report = run(segmentor, tmp_path / 'big.png', '--out', tmp_path / 'out', '--tile', 128)
+    assert report.num_images == 1
+    assert Image.open(tmp_path / 'out/masks/big.png').size == (384, 288)
+    run(detector, tmp_path / 'big.png', '--out', tmp_path / 'out', '--tile', 128, '--json')
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    reach = np.array([a['bbox'] for a in content['annotations']])
+    assert (reach[:, 0] + reach[:, 2]).max() > 256  # found beyond the first tiles
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_done(segmentor, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / 'images')
+    (folder / '1.png').write_bytes((folder / '1.png').read_bytes()[:100])
+    (folder / 'film.mp4').write_bytes(b'no film')
+    with pytest.raises(UserError, match=r'2 of 4 files(?s:.*)1\.png(?s:.*)film\.mp4'):
+        run(segmentor, folder, '--out', tmp_path / 'out')
+    assert sorted(p.name for p in (tmp_path / 'out' / 'masks').iterdir()) == ['0.png', '2.png']
+
+
+def test_the_original_is_not_overwritten(detector, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / 'vis')
+    before = (folder / '0.png').read_bytes()
+    with pytest.raises(UserError, match='would overwrite'):
+        run(detector, folder, '--out', tmp_path)
+    assert (folder / '0.png').read_bytes() == before
+
+
+def test_errors(detector, images, tmp_path):
+    config, checkpoint = detector
+    with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
+        run((config, 'gone.pth'), images)
+    with pytest.raises(UserError, match='score-thr must be 0 to 1'):
+        run(detector, images, '--score-thr', 3)
+    with pytest.raises(UserError, match='give --tile'):
+        run(detector, images, '--tile-overlap', 0.3)
+    with pytest.raises(UserError, match='knows no device'):
+        run(detector, images, '--device', 'gpu')
+    with pytest.raises(UserError, match='classification config'):
+        run(('cyclemlp_b1_in1k', checkpoint), images)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match='PyTorch sees 0 GPUs'):
+            run(detector, images, '--device', 'cuda')
+
+
+def test_weights_of_another_model_predict_nothing(detector, images, tmp_path):
+    """mmengine would warn, keep random weights, and draw noise."""
+    content = torch.load(detector[1], weights_only=False)
+    content['state_dict'].pop('bbox_head.retina_reg.bias')
+    torch.save(content, tmp_path / 'half.pth')
+    with pytest.raises(CheckpointError, match='1 are missing'):
+        run((detector[0], tmp_path / 'half.pth'), images, '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_image_too_small_for_the_model_is_a_sentence(segmentor, tmp_path):
+    Image.new('RGB', (40, 20)).save(tmp_path / 'small.png')
+    with pytest.raises(UserError, match=r'images of 40×20 px: .*at least 32x32'):
+        run(segmentor, tmp_path / 'small.png', '--out', tmp_path / 'out')
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_cells_after_a_short_training(tmp_path):
+    data = SHARED / 'data' / 'bccd'
+    _, printed = run_tool(
+        'train.py', 'retinanet_cyclemlp_b1_fpn_6e_small', '--data', data, '--work-dir', 'wd',
+        '--cfg-options', *TINY_DETECTOR, 'train_dataloader.dataset.indices=8',
+        'val_dataloader.dataset.indices=2', 'train_cfg.val_interval=9', cwd=tmp_path,
+    )  # fmt: skip
+    model = tmp_path / 'wd/retinanet_cyclemlp_b1_fpn_6e_small.py', tmp_path / 'wd/epoch_1.pth'
+    images = _some(data / 'val2017', tmp_path / 'images')
+    _, printed = run_tool('infer.py', *model, images, '--out', 'out', '--json', cwd=tmp_path)
+    assert re.search(r'3 images in .* s on cpu', printed) or torch.cuda.is_available()
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    check_detections(model, images, content)
+    assert [c['name'] for c in content['categories']] == ['RBC', 'WBC', 'Platelets']
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_streets_after_a_short_training(tmp_path):
+    data = SHARED / 'data' / 'camvid'
+    config = 'fpn_cyclemlp_b1_256x256_600i_small'
+    run_tool(
+        'train.py', config, '--data', data, '--ignore-label', 11, '--work-dir', 'wd',
+        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=99',
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+        'default_hooks.checkpoint.interval=4', 'train_dataloader.batch_size=2', cwd=tmp_path,
+    )  # fmt: skip
+    model = tmp_path / f'wd/{config}.py', tmp_path / 'wd/iter_4.pth'
+    images = _some(data / 'images' / 'validation', tmp_path / 'images')
+    run_tool('infer.py', *model, images, '--out', 'out', cwd=tmp_path)
+    check_segments(model, images, tmp_path / 'out')
+
+
+def _some(source, target, number=3):
+    target.mkdir()
+    for path in sorted(source.iterdir())[:number]:
+        shutil.copy(path, target)
+    return target

@@ -1,0 +1,92 @@
+"""tools/visualize.py, as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from PIL import Image
+from toy_models import save_detector, save_segmentor
+from toy_runs import run_tool
+
+from cyclemlp_mm.apis.visualize import visualize
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.errors import CheckpointError, UserError
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    return save_detector(tmp_path_factory.mktemp('detector'))
+
+
+def draw(*arguments):
+    return visualize([str(argument) for argument in arguments])
+
+
+def test_the_staircase_as_a_tool(tmp_path):
+    _, printed = run_tool('visualize.py', 'staircase', 3, 9, cwd=tmp_path)
+    path = tmp_path / 'work_dirs' / 'pictures' / 'staircase.png'
+    assert f'picture {path.relative_to(tmp_path)}' in printed and path.is_file()
+    code, printed = run_tool('visualize.py', 'staircase', 4, cwd=tmp_path, check=False)
+    assert code == 2 and 'error: a CycleFC has an odd, positive number of taps' in printed
+
+
+def test_fields(detector, tmp_path, capsys):
+    config, checkpoint = detector
+    path = draw('field', config, '--weights', checkpoint, '--size', 64, '--number', 1, '--out',
+                tmp_path / 'field.svg')  # fmt: skip
+    text = path.read_text()
+    assert text.startswith('<?xml')
+    printed = capsys.readouterr().out
+    assert printed.count('CycleMLP') == printed.count('ResNet-50') == 4  # stride 4 as well
+    with pytest.raises(CheckpointError):
+        draw('field', 'cyclemlp_demo', '--weights', checkpoint, '--size', 64, '--number', 1)
+
+
+def test_fields_of_real_images(detector, tmp_path):
+    Image.new('RGB', (100, 80)).save(tmp_path / 'image.png')
+    arguments = ('field', detector[0], '--images', tmp_path / 'image.png')
+    arguments += ('--number', 1, '--out', tmp_path / 'field.png')
+    draw(*arguments, '--size', 64)
+    with pytest.raises(UserError, match='smaller than --size 96'):
+        draw(*arguments, '--size', 96)
+
+
+def test_features(detector, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'image.png')
+    path = draw('features', *detector, tmp_path / 'image.png', '--out', tmp_path / 'f.png')
+    assert imread(path).shape[1] > 1000
+
+
+def test_a_gallery_of_boxes(detector, tmp_path, capsys):
+    data = write_coco(tmp_path / 'shapes', 2, 4, (64, 64))
+    path = draw('gallery', *detector, '--data', data, '--number', 2, '--out', tmp_path / 'g.png')
+    printed = capsys.readouterr().out
+    scores = [float(line.split('F1 ')[1][:4]) for line in printed.splitlines() if 'F1 ' in line]
+    assert '4 images' in printed and len(scores) == 2 and scores == sorted(scores)
+    assert imread(path).shape[1] > 500
+
+
+def test_a_gallery_of_segments(tmp_path, capsys):
+    data = write_ade20k(tmp_path / 'shapes', 2, 3, (64, 64))
+    classes = (data / 'classes.txt').read_text().split()
+    model = save_segmentor(tmp_path / 'model', classes)
+    draw('gallery', *model, '--data', data, '--out', tmp_path / 'g.png')
+    assert '3 images, mean 0.' in capsys.readouterr().out
+
+
+def test_a_gallery_without_its_data_says_so(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='the data of this config is not there'):
+        draw('gallery', *detector)
+
+
+def test_curves(tmp_path):
+    target = tmp_path / 'run' / '20260101_000000' / 'vis_data'
+    target.mkdir(parents=True)
+    (target / 'scalars.json').write_text(json.dumps(dict(loss=1.0, lr=0.1, step=1)))
+    path = draw('curves', tmp_path / 'run', '--out', tmp_path / 'deep' / 'curves.png')
+    assert path.is_file()
+    with pytest.raises(UserError, match='no training run'):
+        draw('curves', tmp_path)

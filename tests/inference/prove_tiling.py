@@ -1,0 +1,107 @@
+"""A 6000 x 6000 image by tiles: peak memory, and whether objects on tile borders are told twice.
+
+    python tests/inference/prove_tiling.py [WORK_DIR OF make demo]
+
+The image is made of the demo's own validation images, drawn 1:1 at random places, so what is in it
+is known; and the same images are predicted one by one, which shows what the model itself misses or
+tells twice. Prints the figures, and exits with 1 where tiles take too much memory or do much worse.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.inference import Predictor
+
+SIZE, TILE, OVERLAP, SCORE, LIMIT_GIB = 6000, 128, 0.4, 0.5, 3.0
+
+
+def make_image(data, path):
+    """Paste validation images; their ground truth as (box, label), and places, as (x, y, image)."""
+    content = json.loads((data / 'annotations' / 'instances_val2017.json').read_text())
+    rng = np.random.default_rng(0)
+    whole = np.full((SIZE, SIZE, 3), 128, np.uint8)
+    truth, places = [], []
+    step = 200  # apart by more than an image, at places that fall anywhere on the tiles' borders
+    for y in range(10, SIZE - step, step):
+        for x in range(10, SIZE - step, step):
+            entry = content['images'][rng.integers(len(content['images']))]
+            image = np.asarray(Image.open(data / 'val2017' / entry['file_name']))
+            left, top = x + rng.integers(60), y + rng.integers(60)
+            whole[top : top + image.shape[0], left : left + image.shape[1]] = image
+            places.append((left, top, image))
+            for one in content['annotations']:
+                if one['image_id'] == entry['id']:
+                    bx, by, bw, bh = one['bbox']
+                    truth.append(((left + bx, top + by, left + bx + bw, top + by + bh),
+                                  one['category_id']))  # fmt: skip
+    Image.fromarray(whole).save(path, compress_level=1)
+    return truth, places
+
+
+def iou(box, boxes):
+    """Of one box with many, (N, 4)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return shared / (np.prod(box[2:] - box[:2]) + areas - shared)
+
+
+def count(truth, boxes, labels):
+    """Objects found at an IoU of 0.5, those found more than once, and boxes."""
+    found = twice = 0
+    for box, label in truth:
+        over = (iou(np.array(box), boxes) >= 0.5) & (labels == label)
+        found += over.any()
+        twice += over.sum() > 1
+    return found, twice, len(boxes)
+
+
+def one_by_one(config, checkpoint, places):
+    """Boxes and labels (from 1) of each pasted image by itself, in pixels of the whole."""
+    predictor = Predictor(config, checkpoint, 'cpu')
+    boxes, labels = [], []
+    for x, y, image in places:
+        [found] = predictor.predict([np.ascontiguousarray(image[..., ::-1])])
+        found = found.above(SCORE)
+        boxes.append(found.boxes + np.array([x, y, x, y], np.float32))
+        labels.append(found.labels + 1)
+    return np.concatenate(boxes), np.concatenate(labels)
+
+
+def main(work_dir='work_dirs/demo'):
+    """Make, predict, count."""
+    work_dir = Path(work_dir)
+    out = work_dir / 'tiling'
+    out.mkdir(exist_ok=True)
+    truth, places = make_image(work_dir / 'data', out / 'large.png')
+    config = str(work_dir / 'retinanet_cyclemlp_demo.py')
+    last = Path((work_dir / 'last_checkpoint').read_text().strip()).name
+    checkpoint = str(work_dir / last)
+    infer([
+        config, checkpoint, str(out / 'large.png'), '--out', str(out), '--json',
+        '--tile', str(TILE), '--tile-overlap', str(OVERLAP), '--batch-size', '8',
+        '--score-thr', str(SCORE), '--device', 'cpu',
+    ])  # fmt: skip
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    content = json.loads((out / 'predictions.json').read_text())
+    found = [a for a in content['annotations'] if a['score'] >= SCORE]
+    boxes = np.array([a['bbox'] for a in found])
+    boxes[:, 2:] += boxes[:, :2]
+    tiled = count(truth, boxes, np.array([a['category_id'] for a in found]))
+    single = count(truth, *one_by_one(config, checkpoint, places))
+    print(f'{SIZE} x {SIZE} px, tiles of {TILE} px overlapping by {OVERLAP:.0%}')
+    print(f'peak memory {peak:.2f} GiB (limit {LIMIT_GIB:g})')
+    for name, (hits, twice, number) in (('by tiles', tiled), ('one by one', single)):
+        print(f'{name:<10} {hits} of {len(truth)} objects found, {twice} of them more than once, '
+              f'{number} boxes')  # fmt: skip
+    return 0 if peak < LIMIT_GIB and tiled[1] <= single[1] + 0.005 * len(truth) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main(*sys.argv[1:]))

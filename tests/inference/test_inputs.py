@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.inference import find_inputs, read_image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ('b.png', 'a.jpg', 'a.png', 'deep/a.jpg', 'notes.txt', 'walk.mp4'):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'')
+    return tmp_path
+
+
+def names(items):
+    return [source.name for source in find_inputs([str(item) for item in items])]
+
+
+def test_folders_files_and_globs(folder):
+    assert names([folder]) == ['a', 'a-2', 'b', 'walk']  # a.jpg and a.png: nothing is overwritten
+    assert names([folder / 'b.png', folder]) == ['b', 'a', 'a-2', 'walk']  # each file once
+    assert names([folder / '**' / 'a.*']) == ['a', 'a-2', 'deep/a']
+    assert [s.is_video for s in find_inputs([str(folder)])] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    'item, message',
+    [
+        ('gone.jpg', 'no such file or folder'),
+        ('notes.txt', 'neither an image .* nor a video'),
+        ('*.webp', 'matches no image'),
+        ('empty', 'holds no image'),
+    ],
+)
+def test_what_is_not_there_is_said(folder, item, message):
+    (folder / 'empty').mkdir()
+    with pytest.raises(UserError, match=message):
+        find_inputs([str(folder / item)])
+
+
+def test_images_are_bgr_and_turned_as_exif_says(tmp_path):
+    image = Image.new('RGB', (40, 20), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(tmp_path / 'turned.png', exif=exif)
+    read = read_image(tmp_path / 'turned.png')
+    assert read.shape == (40, 20, 3)
+    assert (read == np.array([0, 0, 255])).all()
+
+
+def test_broken_images_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / 'whole.jpg')
+    data = (tmp_path / 'whole.jpg').read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(data[: len(data) // 2])
+    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    for name in ('cut.jpg', 'text.png', 'empty.jpg'):
+        with pytest.raises(UserError, match=f'{name} is no whole image'):
+            read_image(tmp_path / name)
+    with pytest.raises(MissingFileError):
+        read_image(tmp_path / 'gone.jpg')

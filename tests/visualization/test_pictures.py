@@ -1,0 +1,220 @@
+"""What the pictures show, checked in their pixels and numbers; they were looked at as well."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from torch import nn
+
+from cyclemlp_mm.engine import class_palette
+from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.inference import Instances, Segments
+from cyclemlp_mm.inference.predictor import encode_mask
+from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.ops.cycle_fc import cycle_offsets
+from cyclemlp_mm.visualization import curves, gallery, overlay, receptive_field, staircase
+from cyclemlp_mm.visualization.style import save
+
+CLASSES = ('circle', 'square', 'star')
+PALETTE = class_palette(3)
+
+
+def instances(boxes, scores=None, labels=None, masks=None):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Instances(
+        boxes,
+        np.array(scores if scores is not None else np.ones(len(boxes)), np.float32),
+        np.array(labels if labels is not None else np.zeros(len(boxes)), np.int64),
+        masks,
+    )
+
+
+@pytest.mark.parametrize('k', [1, 3, 5, 9])
+def test_the_staircase_is_what_the_code_does(k, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        staircase, '_draw_panel', lambda axes, taps, steps, reach: drawn.update({taps: steps})
+    )
+    staircase.draw_staircase([k], tmp_path / 's.png', channels=11)
+    assert drawn[k].tolist() == cycle_offsets(11, (k, 1))[:, 0].tolist()
+    assert imread(tmp_path / 's.png').ndim == 3
+
+
+def test_the_field_of_convolutions_is_known():
+    """Two 3x3 convolutions at stride 2 and 1 reach 7 pixels, three times that with dilation 3."""
+
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.second = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, image):
+            low = self.first(image)
+            return low, self.second(low)
+
+    torch.manual_seed(0)
+    fields = receptive_field.receptive_fields(
+        Levels(), (2, 2), receptive_field.random_images(3, 64)
+    )
+    for field, reach in zip(fields, (3, 7), strict=True):
+        rows, columns = np.where(field.influence > 0)
+        assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == reach
+        assert field.influence.sum() == pytest.approx(1)
+        assert reach <= field.side(1.0) <= reach + 2  # the cell's middle lies between pixels
+        assert field.side(0.5) <= field.side(0.95) <= field.side(1.0)
+
+
+def test_fields_of_both_networks_are_drawn(tmp_path):
+    backbone = CycleMLP(
+        arch=dict(depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1),
+                  reweight=True, downsample='conv'),
+        out_indices=(1, 3),
+    )  # fmt: skip
+    backbone.init_weights()
+    images = receptive_field.random_images(1, 64)
+    ours = receptive_field.receptive_fields(
+        receptive_field.as_levels(backbone), backbone.out_strides, images
+    )
+    theirs = receptive_field.receptive_fields(
+        receptive_field.resnet50_levels(backbone.out_strides), backbone.out_strides, images
+    )
+    assert [field.stride for field in ours] == [8, 32]
+    # A peak near the centre, far above what rounding leaves behind an output norm.
+    for field in ours:
+        y, x = np.unravel_index(field.influence.argmax(), field.influence.shape)
+        assert max(abs(y - field.centre[0]), abs(x - field.centre[1])) <= 2 * field.stride
+    assert ours[0].side(0.5) < ours[1].side(0.5)
+    path = receptive_field.draw_receptive_fields(
+        {'ours': ours, 'theirs': theirs}, tmp_path / 'field.png'
+    )
+    assert imread(path).shape[1] > 300
+    with pytest.raises(UserError, match='has maps of strides'):
+        receptive_field.resnet50_levels((4, 64))
+
+
+def test_resnet_weights_that_do_not_fit_are_refused(tmp_path):
+    torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'half.pth')
+    with pytest.raises(UserError, match="does not hold torchvision's ResNet-50"):
+        receptive_field.resnet50_levels((4,), str(tmp_path / 'half.pth'))
+
+
+def write_run(folder, lines):
+    target = folder / '20260101_000000' / 'vis_data'
+    target.mkdir(parents=True)
+    (target / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    return folder
+
+
+def test_evaluations_lie_at_their_iteration(tmp_path):
+    """Of epoch-based runs, an evaluation's own step is its epoch."""
+    lines = [
+        dict(loss=2.0, lr=0.1, step=25), dict(loss=1.0, lr=0.1, step=50),
+        {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'step': 1},
+        dict(loss=0.5, lr=0.1, step=100), {'coco/bbox_mAP': 0.5, 'step': 2},
+    ]  # fmt: skip
+    assert curves.evaluations(lines) == ('coco/bbox_mAP', [(50, 0.25), (100, 0.5)])
+    assert curves.evaluations(lines[:2]) == ('', [])
+    first = write_run(tmp_path / 'a' / 'run', lines)
+    second = write_run(tmp_path / 'b' / 'run', [*lines[:2], dict(mIoU=40.0, step=50)])
+    assert curves.draw_curves([first, second], tmp_path / 'curves.png').is_file()
+    assert curves._short_names([str(first), str(second)]) == ['a/run', 'b/run']
+    with pytest.raises(MissingFileError, match='holds no training run'):
+        curves.draw_curves([tmp_path / 'none'], tmp_path / 'c.png')
+    with pytest.raises(UserError, match='no loss yet'):
+        curves.draw_curves([write_run(tmp_path / 'c', [])], tmp_path / 'c.png')
+
+
+def test_f1_of_boxes():
+    truth = instances([(0, 0, 10, 10), (20, 20, 40, 40)], labels=[0, 1])
+    assert gallery.judge_instances(truth, truth, 0.3)[0] == 1
+    none = instances([])
+    assert gallery.judge_instances(none, none, 0.3)[0] == 1
+    assert gallery.judge_instances(truth, none, 0.3) == (0, 'F1 0.00: 0 of 2 found, 0 wrong')
+    # One right, the same once more, one of the wrong class, one under the threshold.
+    found = instances(
+        [(0, 0, 10, 9), (0, 0, 10, 10), (20, 20, 40, 40), (20, 20, 40, 40)],
+        [0.9, 0.8, 0.7, 0.2], [0, 0, 0, 1],
+    )  # fmt: skip
+    assert gallery.judge_instances(truth, found, 0.3) == (
+        pytest.approx(2 / 5), 'F1 0.40: 1 of 2 found, 2 wrong',
+    )  # fmt: skip
+    ignored = np.array([False, True])
+    said = gallery.judge_instances(truth, truth, 0.3, ignored)[1]
+    assert said == 'F1 1.00: 1 of 1 found, 0 wrong'
+
+
+def test_miou_of_segments():
+    truth = Segments(np.array([[0, 0, 1, 255]]))
+    found = Segments(np.array([[0, 1, 1, 2]], np.uint8))
+    score, said = gallery.judge_segments(truth, found, 3)
+    assert score == pytest.approx(0.5) and said == 'mIoU 0.50 of 2 classes'
+    assert gallery.judge_segments(Segments(np.full((1, 4), 255)), found, 3)[0] == 1
+
+
+def test_the_worst_come_first(tmp_path):
+    image = np.zeros((40, 60, 3), np.uint8)
+    judged = [
+        gallery.Judged(name, image, instances([(5, 5, 20, 20)]), instances([]), score, '')
+        for name, score in (('b', 0.5), ('c', 0.1), ('a', 0.5))
+    ]
+    assert [one.name for one in gallery.worst_first(judged)] == ['c', 'a', 'b']
+    path = gallery.draw_worst(judged, CLASSES, PALETTE, tmp_path / 'g.png')
+    assert imread(path).shape[1] > 600
+
+
+def test_boxes_are_drawn_where_they_are_and_labels_stay_inside():
+    image = np.full((100, 120, 3), 128, np.uint8)
+    found = instances([(30, 40, 80, 90), (100, 0, 130, 12)], [0.9, 0.8], [0, 2])
+    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE, 0.5)
+    assert picture.shape == image.shape and (image == 128).all()
+    assert tuple(picture[60, 31]) == PALETTE[0] and tuple(picture[89, 60]) != (128, 128, 128)
+    assert (picture[60:80, 45:70] == 128).all()  # the box's inside is left as it is
+    assert (overlay.draw_prediction(image, found, CLASSES, PALETTE, 0.95) == image).all()
+    whole_label = (picture[:14] == PALETTE[2]).all(axis=2)
+    assert whole_label.any(axis=1).sum() >= 12 and whole_label.any(axis=0).sum() > 25
+
+
+@pytest.mark.parametrize(
+    'box', [(-50, -50, 500, 500), (99, 99, 99, 99), (5, 5, 6, 6), (200, 200, 300, 300)]
+)
+def test_odd_boxes_draw_without_error(box):
+    image = np.zeros((100, 100, 3), np.uint8)
+    assert overlay.draw_prediction(image, instances([box]), CLASSES, PALETTE).shape == image.shape
+
+
+def test_masks_and_segments_are_tinted():
+    image = np.zeros((300, 40, 3), np.uint8)  # more rows than are tinted at once
+    mask = np.zeros((300, 40), bool)
+    mask[250:290, 10:30] = True
+    found = instances([(10, 250, 30, 290)], masks=[encode_mask(mask)])
+    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE)
+    assert picture[270, 20].sum() > 0 and (picture[100] == 0).all()
+    labels = np.where(mask, 1, 255).astype(np.uint8)
+    picture = overlay.draw_segments(image, labels, PALETTE)
+    expected = np.array(PALETTE[1]) * overlay.OPACITY
+    assert np.abs(picture[270, 20] - expected).max() <= 1
+    assert (picture[0] == 0).all()  # 255 is no class
+    shown = overlay.with_legend(picture, Segments(labels), CLASSES, PALETTE)
+    assert shown.shape[0] > 300 and (shown[300:] == PALETTE[1]).all(axis=2).any()
+    assert not (shown[300:] == PALETTE[0]).all(axis=2).any()  # only what is there
+
+
+def test_fitting_moves_everything_alike():
+    image = np.zeros((50, 100, 3), np.uint8)
+    mask = np.zeros((50, 100), bool)
+    mask[10:20, 40:80] = True
+    found = instances([(40, 10, 80, 20)], masks=[encode_mask(mask)])
+    small, moved = overlay.fit(image, found, 200)
+    assert small.shape == (100, 200, 3) and moved.boxes.tolist() == [[80, 20, 160, 40]]
+    _, segments = overlay.fit(image, Segments(mask.astype(np.uint8)), 200)
+    assert segments.label_map[20:40, 80:160].all() and segments.label_map.sum() == 20 * 80
+    assert found.boxes.tolist() == [[40, 10, 80, 20]]
+
+
+def test_figures_of_unknown_kind_are_refused(tmp_path):
+    with pytest.raises(UserError, match='by its suffix'):
+        save(Figure(), tmp_path / 'figure.xyz')

@@ -1,0 +1,81 @@
+import os
+
+import pytest
+from toy_models import save_detector, save_segmentor
+
+from cyclemlp_mm.errors import MissingFileError
+from cyclemlp_mm.inference import read_image
+from cyclemlp_mm.web import Workbench, find_models
+
+
+@pytest.fixture
+def work_dirs(tmp_path):
+    save_segmentor(tmp_path / 'a_run')
+    save_detector(tmp_path / 'demo')
+    for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_bbox_mAP_epoch_2.pth'):
+        (tmp_path / 'demo' / name).write_bytes((tmp_path / 'demo' / 'epoch_1.pth').read_bytes())
+    (tmp_path / 'demo' / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
+    (tmp_path / 'classifier').mkdir()
+    (tmp_path / 'classifier' / 'c.py').write_text("default_scope = 'mmpretrain'\n")
+    (tmp_path / 'classifier' / 'epoch_1.pth').write_bytes(b'')
+    (tmp_path / 'untrained').mkdir()
+    (tmp_path / 'untrained' / 'c.py').write_text("default_scope = 'mmdet'\n")
+    return tmp_path
+
+
+def test_the_demo_comes_first_then_the_others(work_dirs):
+    models = find_models(work_dirs)
+    assert [model.name for model in models] == ['demo: toy', 'a_run: toy']
+    assert [path.name for path in models[0].checkpoints] == [
+        'epoch_2.pth', 'best_coco_bbox_mAP_epoch_2.pth', 'epoch_10.pth', 'epoch_1.pth',
+    ]  # fmt: skip
+
+
+def test_named_models_come_before(work_dirs):
+    named = ('retinanet_cyclemlp_demo', str(work_dirs / 'demo' / 'epoch_10.pth'))
+    models = find_models(work_dirs, [named])
+    assert models[0].name.startswith('retinanet_cyclemlp_demo') and len(models) == 3
+    with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
+        find_models(work_dirs, [('retinanet_cyclemlp_demo', 'gone.pth')])
+
+
+def test_nothing_trained_yet_says_what_to_do(tmp_path):
+    for folder in (tmp_path, tmp_path / 'gone'):
+        with pytest.raises(MissingFileError, match='run `make demo` first'):
+            find_models(folder)
+
+
+def test_models_are_loaded_once_and_the_oldest_let_go(work_dirs, tmp_path):
+    from PIL import Image
+
+    Image.new('RGB', (64, 64)).save(tmp_path / 'image.png')
+    image = read_image(tmp_path / 'image.png')
+    workbench = Workbench(find_models(work_dirs), 'cpu', max_loaded=2)
+    workbench.predict('demo: toy', 'epoch_1.pth', image)
+    [first] = workbench._loaded.values()
+    workbench.predict('demo: toy', 'epoch_1.pth', image)
+    assert list(workbench._loaded.values()) == [first]
+    workbench.predict('a_run: toy', 'epoch_1.pth', image)
+    workbench.predict('demo: toy', 'epoch_10.pth', image)
+    assert len(workbench._loaded) == 2 and first not in workbench._loaded.values()
+    os.utime(work_dirs / 'demo' / 'epoch_10.pth', (0, 0))  # written anew
+    before = list(workbench._loaded.values())[-1]
+    workbench.predict('demo: toy', 'epoch_10.pth', image)
+    assert list(workbench._loaded.values())[-1] is not before
+    with pytest.raises(MissingFileError, match='reload the page'):
+        workbench.predict('evil', 'epoch_1.pth', image)
+    with pytest.raises(MissingFileError, match='has no checkpoint'):
+        workbench.predict('demo: toy', '../a_run/epoch_1.pth', image)
+
+
+def test_names_cannot_inject_html(work_dirs, tmp_path):
+    from PIL import Image
+
+    save_segmentor(work_dirs / 'b', classes=('<script>alert(1)</script>', 'a', 'b'))
+    Image.new('RGB', (64, 64)).save(tmp_path / 'image.png')
+    answer = Workbench(find_models(work_dirs), 'cpu').predict(
+        'b: toy', 'epoch_1.pth', read_image(tmp_path / 'image.png')
+    )
+    answer.prediction.label_map[:] = 0
+    said = answer.describe(0.3)
+    assert '<script>' not in said and '&lt;script&gt;' in said

@@ -1,0 +1,240 @@
+"""The web page in a real browser, and its server against those that mean harm."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, DRIVER, Visitor, asked_hosts, chromium, serving
+from paths import ROOT
+from PIL import Image
+from toy_models import save_detector, save_segmentor
+from toy_runs import run_tool
+
+pytest.importorskip('gradio')
+pytest.importorskip('selenium')
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason='no browser on this machine (Debian: apt install chromium chromium-driver)',
+)
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope='module')
+def work_dirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('work_dirs')
+    save_detector(folder / 'demo')
+    save_segmentor(folder / 'a_segmentor')
+    (folder / 'secret.txt').write_text('what nobody may read')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def served(work_dirs):
+    with serving(work_dirs, megabytes=0.5) as (url, workbench):
+        yield url, workbench
+
+
+@pytest.fixture(scope='module')
+def driver():
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (8, 10, 3), np.uint8)
+    Image.fromarray(coarse).resize((160, 128)).save(folder / 'good.png')
+    noise = rng.integers(0, 255, (500, 500, 3), np.uint8)
+    Image.fromarray(noise).save(folder / 'large.png')  # 0.75 MB
+    (folder / 'bad.png').write_bytes(b'\x89PNG\r\n\x1a\n no image at all')
+    return folder
+
+
+@needs_browser
+def test_a_visit(served, driver, images):
+    """Upload, result, slider, bad file, good file again, two models; and no word to anyone else."""
+    url, workbench = served
+    runs = []
+    predict = workbench.predict
+    workbench.predict = lambda *args: runs.append(args[0]) or predict(*args)
+    visitor = Visitor(driver, url)
+    assert 'cyclemlp_mm' in visitor.text('h1')
+
+    visitor.upload(images / 'good.png')
+    first = visitor.wait(visitor.picture)
+    facts = visitor.wait(lambda: visitor.text('#first-facts'))
+    assert 'ms on cpu' in facts and '160×128 px' in facts
+    assert runs == ['demo: toy']
+
+    # The slider draws other boxes, from the same run of the model.
+    visitor.move_slider(0.95)
+    visitor.wait(lambda: visitor.picture() not in ('', first))
+    none_left = visitor.wait(
+        lambda: visitor.text('#first-facts') != facts and visitor.text('#first-facts')
+    )
+    assert none_left.split('·')[0] == facts.split('·')[0]  # the very same time
+    visitor.move_slider(0.05)
+    visitor.wait(lambda: visitor.text('#first-facts') != none_left)
+    assert _number(visitor.text('#first-facts')) > _number(none_left)
+    assert runs == ['demo: toy']
+
+    visitor.upload(images / 'bad.png')
+    visitor.wait(lambda: 'no image that can be read' in visitor.text('#problem'))
+    assert len(visitor.find('#problem [role=alert]')) == 1
+    assert visitor.picture() == '' and visitor.find('.toast-body') == []
+    assert runs == ['demo: toy']
+
+    visitor.upload(images / 'good.png')
+    visitor.wait(visitor.picture)
+    assert visitor.text('#problem') == ''
+
+    visitor.choose('second-config', 2)  # none, the detector, the segmentor
+    visitor.wait(lambda: 'epoch_1.pth' in [
+        i.get_attribute('value') for i in visitor.find('#second-checkpoint input')
+    ])  # fmt: skip
+    visitor.find('#predict')[0].click()
+    visitor.wait(lambda: visitor.picture('second'))
+    assert visitor.picture('first') != visitor.picture('second')
+    assert 'sky' in visitor.wait(lambda: visitor.text('#second-facts')) or 'road' in visitor.text(
+        '#second-facts'
+    )
+    assert runs == ['demo: toy', 'demo: toy', 'demo: toy', 'a_segmentor: toy']
+    assert asked_hosts(driver) == {'127.0.0.1'}
+
+
+@needs_browser
+def test_a_file_that_is_too_large_is_refused(served, driver, images):
+    visitor = Visitor(driver, served[0])
+    visitor.upload(images / 'large.png')
+    visitor.wait(lambda: 'exceed the maximum allowed size' in visitor.text('.toast-body'))
+    assert visitor.picture() == ''
+
+
+def _number(facts):
+    return int(facts.split('·')[2].split()[0])
+
+
+def get(url):
+    """Status and body."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def post(url, body, kind='application/json'):
+    request = urllib.request.Request(url, body, {'Content-Type': kind})
+    return get(request)
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        '/etc/passwd', '../../../../etc/passwd', '..%2f..%2f..%2fetc%2fpasswd', 'setup.py',
+        '{work_dirs}/secret.txt', '{work_dirs}/demo/epoch_1.pth', '{work_dirs}/demo/toy.py',
+    ],
+)  # fmt: skip
+def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
+    path = path.format(work_dirs=work_dirs)
+    for route in ('gradio_api/file=', 'file=', 'gradio_api/file/', 'static/', 'assets/'):
+        status, body = get(f'{served[0]}{route}{path}')
+        assert status >= 400, route
+        assert b'root:' not in body and b'nobody may read' not in body
+
+
+def upload(url, data, name):
+    """What Gradio's own page sends; status and answer."""
+    edge = b'edge-of-a-part'
+    head = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n'.encode()
+    body = b'--%b\r\n%bContent-Type: image/png\r\n\r\n%b\r\n--%b--\r\n' % (edge, head, data, edge)
+    return post(
+        f'{url}gradio_api/upload', body, f'multipart/form-data; boundary={edge.decode()}'
+    )
+
+
+def test_the_server_refuses_large_files_itself(served, images):
+    status, _ = upload(served[0], (images / 'large.png').read_bytes(), 'large.png')
+    assert status == 413
+
+
+def test_a_name_that_climbs_stays_in_the_upload_folder(served, images, tmp_path):
+    status, body = upload(served[0], (images / 'good.png').read_bytes(), '../../../climbed.png')
+    assert status == 200
+    [path] = json.loads(body)
+    assert '..' not in path and path.endswith('climbed.png') and '/gradio/' in path
+
+
+@pytest.mark.parametrize('path', ['/etc/passwd', '{work_dirs}/secret.txt', '../../etc/passwd'])
+def test_only_uploads_are_predicted(served, work_dirs, path):
+    """The call that the page makes, with a path of the server's in place of an upload."""
+    url, workbench = served
+    path = path.format(work_dirs=work_dirs)
+    name = next(iter(workbench.models))
+    data = [
+        {'path': path, 'meta': {'_type': 'gradio.FileData'}}, 0.3, name, 'epoch_1.pth', 'none',
+        'none',
+    ]  # fmt: skip
+    said = call(url, data)
+    assert 'error' in said
+    assert 'root:' not in said and 'nobody may read' not in said
+
+
+def test_only_known_models_are_loaded(served, images):
+    url, _ = served
+    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
+    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    for config, checkpoint in (
+        ('/tmp/evil.py', 'epoch_1.pth'), ('demo: toy', '../../evil.pth'),
+    ):  # fmt: skip
+        said = call(url, [image, 0.3, config, checkpoint, 'none', 'none'])
+        assert 'error' in said and 'gradio_api/file' not in said
+    assert 'gradio_api/file' in call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
+
+
+def test_the_tool_serves_until_it_is_stopped(work_dirs):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py'),
+               '--work-dirs', str(work_dirs), '--port', str(port)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stdout if 'the page is at' in line)
+            assert f'http://127.0.0.1:{port}' in line
+            status, body = get(f'http://127.0.0.1:{port}/')
+            assert status == 200 and b'cyclemlp_mm' in body
+            code, printed = run_tool(
+                'web.py', '--work-dirs', work_dirs, '--port', port, cwd=work_dirs, check=False
+            )
+            assert code == 2 and f'error: cannot listen on 127.0.0.1:{port}' in printed
+            assert server.poll() is None
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=120)
+    assert server.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_the_tool_says_what_is_missing(tmp_path):
+    code, printed = run_tool('web.py', cwd=tmp_path, check=False)
+    assert code == 2 and 'run `make demo` first' in printed
+    code, printed = run_tool('web.py', '--port', 0, cwd=tmp_path, check=False)
+    assert code == 2 and '--port must be 1 to 65535' in printed
+
+
+def call(url, data):
+    """Call the page's own function as its script does; all that the server says about it."""
+    _, body = post(f'{url}gradio_api/call/predict', json.dumps({'data': data}).encode())
+    answer = json.loads(body)
+    if 'event_id' not in answer:
+        return f'error: {answer}'
+    _, events = get(f'{url}gradio_api/call/predict/{answer["event_id"]}')
+    return events.decode()
