@@ -64,7 +64,7 @@ def test_the_published_form_counts_as_much_as_ours():
     with torch.no_grad():
         expected = backbone_multiply_adds(meta(CycleMLP(arch)), (1, 3, 64, 96))
         assert multiply_adds(lambda: published(image)) == expected
-    assert expected > 1e6
+    assert expected > 1e5
 
 
 @pytest.mark.parametrize('name', RIVALS)
