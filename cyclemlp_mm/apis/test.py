@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .arguments import (
@@ -62,7 +63,9 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         _draw_into(cfg, args.show_dir)
     if args.out is not None:
         _dump_into(cfg, args.out)
-    metrics = Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    with progress_bar(runner):
+        metrics = runner.test()
     finish_launch()
     return metrics
 

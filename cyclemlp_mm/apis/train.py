@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 
 from cyclemlp_mm.engine import finish_launch
+from cyclemlp_mm.engine.progress_bar import progress_bar
+from cyclemlp_mm.engine.summary import run_summary
+from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
 from cyclemlp_mm.errors import UserError
 
 from .arguments import (
@@ -26,6 +29,7 @@ EXAMPLES = """\
   tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --ignore-label 11
   tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells --auto-scale-lr
   tools/train.py configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.py --resume
+  tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --vis tensorboard
 """
 
 
@@ -50,6 +54,10 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         metavar='PATH',
         help="go on from a checkpoint; 'auto' or no value takes the latest in the work dir",
     )
+    parser.add_argument(
+        '--vis', nargs='+', choices=list(VIS_BACKENDS), default=[],
+        help='also log scalars and pictures to TensorBoard or Weights & Biases',
+    )  # fmt: skip
     add_own_data(parser)
     add_unsafe_load(parser)
     add_launcher(parser)
@@ -75,9 +83,13 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    add_vis_backends(cfg, args.vis)
     runner = Runner.from_cfg(cfg)
     _warn_about_batch(runner)
-    runner.train()
+    with progress_bar(runner):
+        runner.train()
+    if is_main_process():
+        print(run_summary(runner), flush=True)
     finish_launch()
 
 

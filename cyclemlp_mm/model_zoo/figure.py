@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from cyclemlp_mm.errors import MissingFileError, UserError
 
@@ -106,14 +107,14 @@ def draw(content: dict, collections: 'Sequence[Collection]', path: 'str | Path')
     for i, (title, series) in enumerate(found.items()):
         colour, marker = STYLES[i % len(STYLES)]
         times, accuracies, _ = zip(*series)
-        # A line joins the sizes of one family; torchvision's are three families.
-        line = 'none' if title == _RIVALS else '-'
-        axes.plot(times, accuracies, color=colour, marker=marker, linestyle=line, linewidth=0.8,
-                  label=title)  # fmt: skip
+        axes.scatter(times, accuracies, color=colour, marker=marker, label=title)
         for time, accuracy, label in series:
-            axes.annotate(label, (time, accuracy), textcoords='offset points', xytext=(5, -9),
-                          fontsize=8, color=colour)  # fmt: skip
+            below = title != _RIVALS  # where ours has its labels; so they seldom collide
+            axes.annotate(label, (time, accuracy), textcoords='offset points',
+                          xytext=(5, -9 if below else 5), fontsize=8, color=colour)  # fmt: skip
     axes.set_xscale('log')
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)
     batch, height, width = row['size'].split('x')
     axes.set_xlabel(
