@@ -8,7 +8,7 @@ SETUP_FLAGS ?=
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel prove-wheel clean
+.PHONY: help setup demo test lint docs wheel prove-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,10 +25,18 @@ test: setup  ## run the tests
 lint: setup  ## check the code's style
 	.venv/bin/python -m ruff check .
 
+docs: setup  ## build the documentation into work_dirs/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo 'written: work_dirs/docs/index.html'
+
 wheel: setup  ## build the wheel (by way of the source package) into dist/
 	.venv/bin/python -m build --no-isolation
 
-prove-wheel: setup  ## install the wheel into an empty environment, from scratch, and train with it
+prove-docs: setup  ## build the documentation into work_dirs/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo 'written: work_dirs/docs/index.html'
+
+wheel: setup  ## install the wheel into an empty environment, from scratch, and train with it
 	PYTHON=$(PYTHON) bash tests/prove_wheel.sh
 
 clean:  ## remove what was built and cached, not .venv and not work_dirs

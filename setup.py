@@ -29,7 +29,9 @@ DET = ['onedl-mmdetection>=3.5', *MMCV]
 SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
 CLS = ['onedl-mmpretrain>=1.3', *MMCV]
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
-DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff']
+VIS = ['tensorboard']
+DOCS = ['mkdocs-material', 'mkdocstrings[python]']
+DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', *VIS]
 
 
 class BuildPyWithMim(build_py):
@@ -73,6 +75,8 @@ setup(
         'cls': CLS,
         'export': EXPORT,
         'all': sorted({*DET, *SEG, *CLS, *EXPORT}),
+        'vis': VIS,
+        'docs': DOCS,
         'dev': DEV,
     },
     zip_safe=False,

@@ -481,7 +481,7 @@ def build_mmcv(steps, gpu, wanted):
 def install_project(steps):
     """The toolboxes, the development tools, and this package from its folder."""
     steps.start('install mmdet, mmseg, mmpretrain, the test tools and this package')
-    steps.pip('--no-build-isolation', '-e', f'{ROOT}[all,dev]', what='installing the toolboxes')
+    steps.pip('--no-build-isolation', '-e', f'{ROOT}[all,dev,docs]', what='installing the toolboxes')
     steps.done()
 
 

@@ -7,10 +7,11 @@ from mmengine.config import Config, ConfigDict
 
 from cyclemlp_mm.errors import UserError
 
-#: mmengine's backend for each name, and the package it needs.
+#: mmengine's backend for each name, the package it needs, and how to install it. wandb is not among
+#: the tested versions.
 VIS_BACKENDS = {
-    'tensorboard': ('TensorboardVisBackend', 'tensorboard'),
-    'wandb': ('WandbVisBackend', 'wandb'),
+    'tensorboard': ('TensorboardVisBackend', 'tensorboard', "pip install 'cyclemlp_mm[vis]'"),
+    'wandb': ('WandbVisBackend', 'wandb', 'pip install wandb'),
 }
 
 
@@ -31,13 +32,12 @@ def add_vis_backends(cfg: Config, names: 'list[str]') -> None:
     # A copy: the config's own list is shared with cfg.vis_backends.
     backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
     for name in names:
-        kind, package = VIS_BACKENDS[name]
+        kind, package, install = VIS_BACKENDS[name]
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(
-                f'--vis {name} needs the package {package} ({error}): '
-                "pip install 'cyclemlp_mm[vis]'"
+                f'--vis {name} needs the package {package} ({error}): {install}'
             ) from error
         if any(backend['type'] == kind for backend in backends):
             continue
