@@ -30,7 +30,7 @@ SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
 CLS = ['onedl-mmpretrain>=1.3', *MMCV]
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 VIS = ['tensorboard']
-DOCS = ['mkdocs-material', 'mkdocstrings[python]']
+DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
 DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', *VIS]
 
 

@@ -481,7 +481,8 @@ def build_mmcv(steps, gpu, wanted):
 def install_project(steps):
     """The toolboxes, the development tools, and this package from its folder."""
     steps.start('install mmdet, mmseg, mmpretrain, the test tools and this package')
-    steps.pip('--no-build-isolation', '-e', f'{ROOT}[all,dev,docs]', what='installing the toolboxes')
+    extras = f'{ROOT}[all,dev,docs]'
+    steps.pip('--no-build-isolation', '-e', extras, what='installing the toolboxes')
     steps.done()
 
 

@@ -17,7 +17,8 @@ FIGURE = 'images/accuracy_latency.png'
 LATENCY = 'logs/accuracy_latency.json'
 LATENCY_COMMANDS = """\
 ```bash
-python tools/benchmark.py --arch b1 b2 b3 b4 b5 t s b --size 1x224x224 --forms published \\
+# takes minutes on a machine that does nothing else
+python tools/benchmark.py --arch b1 b2 b3 b4 b5 t s b --size 1x224x224 \\
     --rivals resnet50 swin_t convnext_t --out work_dirs/latency
 python tools/model_zoo.py --latency work_dirs/latency/benchmark.json
 ```"""
