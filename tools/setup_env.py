@@ -548,7 +548,13 @@ def set_up(cpu_ops):
 
 def main(arguments=None):
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='examples:\n'
+        '  python3.12 tools/setup_env.py\n'
+        '  tools/setup_env.py --cpu-ops     # although there is a GPU\n',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         '--cpu-ops',
         action='store_true',
