@@ -10,7 +10,8 @@ TEST_FLAGS ?=
 WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel prove-wheel prove-mpvit prove-resume soak test-legacy web prove-tiling clean
+.PHONY: help setup demo web test lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume \
+	soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +30,10 @@ test: setup  ## run the tests
 
 lint: setup  ## check the code's style
 	.venv/bin/python -m ruff check .
+
+docs: setup  ## build the documentation into work_dirs/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo 'written: work_dirs/docs/index.html'
 
 wheel: setup  ## build the wheel (by way of the source package) into dist/
 	.venv/bin/python -m build --no-isolation

@@ -30,7 +30,9 @@ SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
 CLS = ['onedl-mmpretrain>=1.3', *MMCV]
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6', *DET, *SEG]
-DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', 'selenium']
+VIS = ['tensorboard']
+DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
+DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', 'selenium', *VIS]
 
 
 class BuildPyWithMim(build_py):
@@ -75,6 +77,8 @@ setup(
         'export': EXPORT,
         'web': sorted({*WEB}),
         'all': sorted({*DET, *SEG, *CLS, *EXPORT, *WEB}),
+        'vis': VIS,
+        'docs': DOCS,
         'dev': DEV,
     },
     zip_safe=False,

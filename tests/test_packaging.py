@@ -99,7 +99,7 @@ def test_wheel_metadata(wheel):
     exec((ROOT / 'cyclemlp_mm' / 'version.py').read_text(), scope)
     assert metadata['Version'] == scope['__version__']
     assert metadata['Requires-Python'] == '>=3.10'
-    extras = {'det', 'seg', 'cls', 'export', 'web', 'all', 'dev'}
+    extras = {'det', 'seg', 'cls', 'export', 'web', 'all', 'vis', 'docs', 'dev'}
     assert set(metadata.get_all('Provides-Extra')) == extras
     bare = [r for r in metadata.get_all('Requires-Dist') if 'extra ==' not in r]
     names = {''.join(c if c.isalnum() or c == '-' else ' ' for c in r).split()[0] for r in bare}

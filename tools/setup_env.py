@@ -481,7 +481,8 @@ def build_mmcv(steps, gpu, wanted):
 def install_project(steps):
     """The toolboxes, the development tools, and this package from its folder."""
     steps.start('install mmdet, mmseg, mmpretrain, the test tools and this package')
-    steps.pip('--no-build-isolation', '-e', f'{ROOT}[all,dev]', what='installing the toolboxes')
+    extras = f'{ROOT}[all,dev,docs]'
+    steps.pip('--no-build-isolation', '-e', extras, what='installing the toolboxes')
     steps.done()
 
 
@@ -547,7 +548,13 @@ def set_up(cpu_ops):
 
 def main(arguments=None):
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='examples:\n'
+        '  python3.12 tools/setup_env.py\n'
+        '  tools/setup_env.py --cpu-ops     # although there is a GPU\n',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         '--cpu-ops',
         action='store_true',

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from cyclemlp_mm.engine import DeployModel, finish_launch
+from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .arguments import (
@@ -67,7 +68,8 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     runner = Runner.from_cfg(cfg)
     if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
         runner.register_hook(DeployModel())
-    metrics = runner.test()
+    with progress_bar(runner):
+        metrics = runner.test()
     finish_launch()
     return metrics
 

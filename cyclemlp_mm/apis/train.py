@@ -5,11 +5,15 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
+from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
+from cyclemlp_mm.engine.summary import run_summary
+from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import run_preflight
 
@@ -28,6 +32,7 @@ EXAMPLES = """\
   tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --ignore-label 11
   tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells --auto-scale-lr
   tools/train.py configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.py --resume
+  tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --vis tensorboard
 """
 
 
@@ -57,6 +62,10 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         action='store_true',
         help='train without looking at data and config first (see tools/check.py)',
     )
+    parser.add_argument(
+        '--vis', nargs='+', choices=list(VIS_BACKENDS), default=[],
+        help='also log scalars and pictures to TensorBoard or Weights & Biases',
+    )  # fmt: skip
     add_own_data(parser)
     add_unsafe_load(parser)
     add_launcher(parser)
@@ -79,6 +88,7 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         _use_amp(cfg)
     if args.auto_scale_lr:
         _scale_learning_rate(cfg)
+    add_vis_backends(cfg, args.vis)
     make_robust(cfg)
     said = resume_training(cfg, args.resume) if args.resume is not None else []
     if not args.skip_check and is_first_process():
@@ -89,10 +99,13 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     for line in said:
         runner.logger.info(line)
     try:
-        runner.train()
+        with progress_bar(runner):
+            runner.train()
     except TrainingStopped:  # in all processes alike
         finish_launch()
         raise
+    if is_main_process():
+        print(run_summary(runner), flush=True)
     finish_launch()
 
 

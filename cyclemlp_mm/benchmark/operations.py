@@ -4,11 +4,12 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.models.cyclemlp import CycleMixer
 from cyclemlp_mm.ops.mixer_backend import choose_backend
 from cyclemlp_mm.ops.shifted_operand import operand_width
+
+from .counting import backbone_multiply_adds
 
 
 def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
@@ -18,7 +19,7 @@ def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
         model (nn.Module): Anything that runs on the meta device.
         shape (tuple[int]): Of the images, (B, 3, H, W).
     """
-    return _count(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
+    return backbone_multiply_adds(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
 
 
 def run_operations(
@@ -56,13 +57,9 @@ def run_operations(
         difference += run - 4 * tokens * channels**2
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, CycleMixer)]
-    total = _count(model, shape)
+    total = backbone_multiply_adds(model, shape)
     for handle in handles:
         handle.remove()
     return total + difference
 
 
-def _count(model: nn.Module, shape: 'tuple[int, ...]') -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(shape, device='meta'))
-    return counter.get_total_flops() // 2

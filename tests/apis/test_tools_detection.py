@@ -139,6 +139,7 @@ def test_weights_that_do_not_fit_stop_the_training_before_it_begins(data, tmp_pa
 def test_every_tool_helps(tool, tmp_path):
     _, printed = run_tool(tool, '--help', cwd=tmp_path)
     assert printed.startswith('usage:')
+    assert re.search(rf'^examples:\n(  .*\n)*?  .*{tool}', printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize('script', sorted(p.name for p in (ROOT / 'tools').glob('*.sh')))

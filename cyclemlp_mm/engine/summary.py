@@ -1,0 +1,70 @@
+"""What a training ends with: the best figure, where the weights are, and what to do with them."""
+
+import os
+import shlex
+from pathlib import Path
+
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from .config_files import tools_dir
+
+
+def run_summary(runner: Runner) -> str:
+    """Describe a finished training.
+
+    Args:
+        runner (Runner): After ``train()``.
+
+    Returns:
+        str: A few lines: best metrics with their checkpoints, the last checkpoint, commands that
+        test it, predict with it and show the curves.
+    """
+    info = runner.message_hub.runtime_info
+    lines = []
+    checkpoint = None
+    for metric, score, file in _best(runner):
+        checkpoint = checkpoint or file
+        lines.append(f'best {metric}: {score:.4g}, in {_relative(file)}')
+    if not lines:
+        lines.append('no metric: no evaluation ran, or it had nothing to evaluate')
+    if info.get('last_ckpt'):
+        lines.append(f'last checkpoint: {_relative(info["last_ckpt"])}')
+        checkpoint = checkpoint or info['last_ckpt']
+    if checkpoint is None:
+        return '\n'.join([*lines, 'no checkpoint was saved'])
+    config = Path(runner.work_dir) / Path(runner.cfg.filename or 'config.py').name
+    files = [_relative(config), _relative(checkpoint)]
+    lines.append(f'test it:   {_command("test.py", *files)}')
+    if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
+        lines.append(f'use it:    {_command("infer.py", *files)} IMAGES')
+    kinds = [backend['type'] for backend in runner.cfg.visualizer.get('vis_backends') or ()]
+    if 'TensorboardVisBackend' in kinds:
+        folder = shlex.quote(_relative(runner.work_dir))
+        lines.append(f'curves:    tensorboard --logdir {folder}')
+    return '\n'.join(lines)
+
+
+def _best(runner: Runner) -> 'list[tuple[str, float, str]]':
+    """Metric, its best value and the checkpoint, of every metric that ``save_best`` watches."""
+    info = runner.message_hub.runtime_info
+    found = []
+    for hook in runner.hooks:
+        if not isinstance(hook, CheckpointHook) or not getattr(hook, 'key_indicators', None):
+            continue
+        for metric in hook.key_indicators:
+            suffix = '' if len(hook.key_indicators) == 1 else f'_{metric}'
+            score, file = info.get(f'best_score{suffix}'), info.get(f'best_ckpt{suffix}')
+            if file is not None:
+                found.append((metric, float(score), file))
+    return found
+
+
+def _relative(path: 'str | Path') -> str:
+    """As short as it can be said from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith('..') else relative
+
+
+def _command(tool: str, *arguments: str) -> str:
+    return shlex.join(['python', _relative(tools_dir() / tool), *arguments])

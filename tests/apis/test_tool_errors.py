@@ -1,0 +1,57 @@
+"""What a user got wrong: one or two sentences on the error stream, exit code 2, no traceback.
+
+In-process, through the same ``run_tool`` that every script ends in; a few real scripts in
+subprocesses are in the tests of each tool.
+"""
+
+import re
+import runpy
+import sys
+
+import pytest
+from paths import ROOT
+
+from cyclemlp_mm.apis.run_tool import run_tool
+
+#: A wrong command line of every tool, and what its message has to name.
+WRONG = {
+    'benchmark.py': (['--device', 'cuda', '--repeats', '1'], '--device cuda'),
+    'convert_weights.py': (['gone.pth', 'new.pth'], r'gone\.pth'),
+    'export.py': (['no_such_config', 'gone.pth', 'new.onnx'], 'no_such_config'),
+    'get_flops.py': (['--arch', 'b9'], 'b9'),
+    'make_demo_data.py': (['coco', 'data', '--size', '1', '1'], '32'),
+    'model_zoo.py': (['--root', 'nowhere'], 'nowhere'),
+    'test.py': (['no_such_config', 'gone.pth'], 'no_such_config'),
+    'train.py': (['no_such_config'], 'no_such_config'),
+}
+
+
+@pytest.mark.parametrize('tool', WRONG)
+def test_errors_are_short(tool, tmp_path, monkeypatch, capsys):
+    import torch
+
+    arguments, names = WRONG[tool]
+    if 'cuda' in arguments and torch.cuda.is_available():
+        pytest.skip('this machine has a GPU')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith('error: ') and re.search(names, message)
+    sentences = re.findall(r'[.?!](?=\s+[A-Z]|\s*$)', message)
+    assert len(message.splitlines()) == 1 and len(sentences) <= 2 and len(message) < 400, message
+    assert list(tmp_path.iterdir()) == []  # and nothing was begun
+
+
+def test_every_tool_is_here_or_has_its_own_way():
+    """demo.py has nothing to get wrong; setup_env.py has tests/test_setup_env.py."""
+    tools = {path.name for path in (ROOT / 'tools').glob('*.py')}
+    own = {'demo.py', 'setup_env.py', 'infer.py', 'visualize.py', 'web.py', 'web_demo.py'}
+    assert set(WRONG) <= tools and tools - set(WRONG) <= own
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_tool(lambda: 1 / 0)

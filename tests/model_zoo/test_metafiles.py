@@ -1,0 +1,221 @@
+"""The metafiles say what the configs are, and the pages say what the metafiles say."""
+
+import json
+import re
+
+import pytest
+import yaml
+from paths import ROOT
+
+from cyclemlp_mm.apis.model_zoo import model_zoo
+from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.model_zoo import read_collections
+from cyclemlp_mm.model_zoo.figure import draw, points, read_latencies
+from cyclemlp_mm.model_zoo.measure import measure, write_measured
+from cyclemlp_mm.model_zoo.pages import put_block, readme_block
+
+COLLECTIONS = read_collections(ROOT)
+MODELS = {model.name: model for collection in COLLECTIONS for model in collection.models}
+# What mmengine logs, by the metafiles' names, and what makes percent of it.
+LOGGED = {
+    'box AP': ('coco/bbox_mAP', 100),
+    'box AP50': ('coco/bbox_mAP_50', 100),
+    'box AP75': ('coco/bbox_mAP_75', 100),
+    'mask AP': ('coco/segm_mAP', 100),
+    'mIoU': ('mIoU', 1),
+    'pixel accuracy': ('aAcc', 1),
+    'Top 1 Accuracy': ('accuracy/top1', 1),
+}
+
+
+def test_every_config_is_in_one_metafile():
+    names = [model.name for collection in COLLECTIONS for model in collection.models]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_stated_sizes_are_those_of_the_built_model(name):
+    model = MODELS[name]
+    assert (model.parameters, model.flops) == measure(model, ROOT), 'tools/model_zoo.py --measure'
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_schedule_weights_and_arch_are_the_configs(name):
+    model, cfg = MODELS[name], load_config(name)
+    assert model.config == f'configs/{name}.py'
+    stated = model.metadata
+    assert stated['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    length = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
+    assert stated.get('Epochs', stated.get('Iterations')) == length
+    assert ('Epochs' in stated) == ('max_epochs' in cfg.train_cfg)
+    if model.arch:
+        assert cfg.model.backbone.arch == model.arch
+    if model.weights and cfg.model.backbone.get('init_cfg'):
+        assert cfg.model.backbone.init_cfg.checkpoint == model.weights
+
+
+def test_our_results_are_those_of_their_logs():
+    results = [r for model in MODELS.values() for r in model.results if r.log]
+    assert len(results) >= 2
+    for result in results:
+        text = (ROOT / result.log).read_text()
+        for metric, value in result.metrics.items():
+            name, scale = LOGGED[metric]
+            found = re.findall(rf'(?<!\S){re.escape(name)}: ([\d.]+)', text)
+            assert scale * float(found[-1]) == pytest.approx(value), (result.log, metric)
+
+
+def test_quoted_results_are_only_those_with_a_known_source():
+    """The brief's table: what is not in it must not appear as the papers'."""
+    quoted = {
+        (m.name, metric): value
+        for m in MODELS.values() for r in m.results if r.quoted_from
+        for metric, value in r.metrics.items() if 'cyclemlp' in m.name
+    }  # fmt: skip
+    top1 = dict(b1=78.9, b2=81.6, b3=82.4, b4=83.0, b5=83.2, t=81.3, s=82.9, b=83.4)
+    assert quoted == {
+        **{(f'cyclemlp_{arch}_in1k', 'Top 1 Accuracy'): value for arch, value in top1.items()},
+        ('retinanet_cyclemlp_b1_fpn_1x_coco', 'box AP'): 38.6,
+        ('fpn_cyclemlp_b4_512x512_40k_ade20k', 'mIoU'): 45.1,
+    }
+
+
+def test_the_generated_pages_are_up_to_date(capsys):
+    assert model_zoo(['--check', '--root', str(ROOT)]) == []
+    assert 'up to date' in capsys.readouterr().out
+
+
+def test_model_index_reads_the_whole_of_it():
+    """The library behind mim."""
+    modelindex = pytest.importorskip('modelindex')
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert {model.name for model in index.models} == set(MODELS)
+    assert index.check(silent=True) == []
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with one small family."""
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'configs').mkdir()
+    entry = dict(
+        Name='toy_in1k', Config='configs/toy_in1k.py', **{'In Collection': 'Toy'},
+        Metadata={
+            'Arch': 'b1', 'Recipe': 'ImageNet', 'Training Data': 'ImageNet-1k', 'Epochs': 3,
+            'Batch Size': 8, 'Parameters': 1, 'FLOPs': 2, 'FLOPs Size': '64x64',
+        },
+        Results=[{'Task': 'Image Classification', 'Dataset': 'ImageNet-1k',
+                  'Metrics': {'Top 1 Accuracy': 12.3}, 'Quoted From': 'someone'}],
+    )  # fmt: skip
+    family = dict(
+        Name='Toy', Paper=dict(Title='A toy', URL='https://example.org'),
+        Metadata={'Backbone': 'CycleMLP', 'Shown Settings': ['depths']},
+    )  # fmt: skip
+    _write(tmp_path, dict(Collections=[family], Models=[entry]))
+    (tmp_path / 'model-index.yml').write_text('Import: [configs/metafile.yml]\n')
+    (tmp_path / 'README.md').write_text('above\n' + readme_block([]) + '\nbelow\n')
+    (tmp_path / 'configs' / 'toy_in1k.py').write_text(
+        (ROOT / 'configs' / 'cyclemlp_b1_in1k.py').read_text().replace(
+            "'_base_", f"'{ROOT}/configs/_base_"
+        )
+    )  # fmt: skip
+    return tmp_path
+
+
+def _write(project, content):
+    text = '# kept\n' + yaml.safe_dump(content, sort_keys=False)
+    (project / 'configs' / 'metafile.yml').write_text(text)
+    return content
+
+
+def test_measuring_and_writing(project, capsys):
+    with pytest.raises(UserError, match=r'docs/model_zoo\.md, README\.md differ'):
+        model_zoo(['--check', '--root', str(project)])
+    model_zoo(['--measure', '--root', str(project)])
+    assert 'measured  toy_in1k' in capsys.readouterr().out
+    [toy] = read_collections(project)
+    assert toy.models[0].parameters == MODELS['cyclemlp_b1_in1k'].parameters
+    assert toy.metafile.read_text().startswith('# kept\n')
+    readme = (project / 'README.md').read_text()
+    assert readme.startswith('above\n') and readme.endswith('\nbelow\n')
+    assert '| `b1` | 2-2-4-2 | 15.2M | 0.2G | 12.3 |' in readme
+    page = (project / 'docs' / 'model_zoo.md').read_text()
+    assert 'Latency: **not measured**' in page and 'Quoted from: someone.' in page
+    assert write_measured(toy, project) == []
+    assert model_zoo(['--check', '--root', str(project)]) == []
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('Config', None, "toy_in1k misses 'Config'"),
+        ('In Collection', 'Other', 'toy_in1k is not In Collection: Toy'),
+        ('Results', [dict(Dataset='d', Metrics={})], 'either where it is quoted from'),
+        ('Metadata', {'FLOPs Size': 'big'}, 'toy_in1k has a wrong value'),
+    ],
+)
+def test_mistakes_are_named(project, key, value, message):
+    path = project / 'configs' / 'metafile.yml'
+    content = yaml.safe_load(path.read_text())
+    [entry] = content['Models']
+    if value is None:
+        del entry[key]
+    else:
+        entry[key] = value
+    _write(project, content)
+    with pytest.raises(UserError, match=rf'metafile\.yml: .*{message}'):
+        read_collections(project)
+
+
+def test_files_that_are_not_there(project):
+    with pytest.raises(UserError, match='must hold the lines'):
+        put_block('no marks', 'block')
+    (project / 'configs' / 'metafile.yml').unlink()
+    with pytest.raises(MissingFileError, match=r'metafile\.yml does not exist'):
+        read_collections(project)
+    (project / 'docs').rmdir()
+    with pytest.raises(MissingFileError, match='works in a checkout'):
+        model_zoo(['--root', str(project)])
+
+
+def row(contender, arch, milliseconds, size='2x224x224', dtype='float32'):
+    return dict(contender=contender, arch=arch, median_ms=milliseconds, size=size, dtype=dtype,
+                mode='infer')  # fmt: skip
+
+
+def test_the_figure(project, tmp_path, capsys):
+    """Drawn from the json of tools/benchmark.py, latency per image against quoted accuracy."""
+    pytest.importorskip('torchvision')
+    rows = [row('ours', 'b1', 20.0), row('ours', 'b2', 40.0), row('published', 'b1', 60.0),
+            row('resnet50', '', 50.0), row('reference', 'b1', 30.0)]  # fmt: skip
+    content = dict(device='a CPU', threads=2, rows=rows)
+    path = tmp_path / 'benchmark.json'
+    path.write_text(json.dumps(content))
+    series = points(read_latencies(path), COLLECTIONS)
+    assert series['CycleMLP'] == [(10.0, 78.9, 'B1'), (20.0, 81.6, 'B2')]
+    assert series['CycleMLP, published form'] == [(30.0, 78.9, 'B1')]
+    [(time, accuracy, name)] = series['torchvision (its IMAGENET1K_V1)']
+    assert (time, name) == (25.0, 'ResNet-50') and 76 < accuracy < 77
+    assert len(series) == 3
+    assert draw(content, COLLECTIONS, tmp_path / 'figure.png').stat().st_size > 5000
+    model_zoo(['--latency', str(path), '--root', str(project)])
+    assert 'drawn' in capsys.readouterr().out
+    page = (project / 'docs' / 'model_zoo.md').read_text()
+    assert 'images/accuracy_latency.png' in page and '**not measured**. The' not in page
+
+
+@pytest.mark.parametrize(
+    'rows, message',
+    [
+        ([row('ours', 'b1', 1.0), row('ours', 'b1', 1.0, size='1x9x9')], 'one size and dtype'),
+        ([dict(row('ours', 'b1', 1.0), mode='train')], 'must hold inference'),
+        ([{}], 'is no benchmark.json'),
+    ],
+)
+def test_a_benchmark_that_cannot_be_drawn(rows, message, tmp_path):
+    path = tmp_path / 'benchmark.json'
+    path.write_text(json.dumps(dict(device='a CPU', threads=2, rows=rows)))
+    with pytest.raises(UserError, match=message):
+        read_latencies(path)
