@@ -32,14 +32,14 @@ def test_deploy_evaluates_alike(tmp_path):
         'train.py', CONFIG, '--data', data, '--work-dir', 'wd', '--cfg-options', *TINY, cwd=tmp_path
     )
     trained = re.search(r'mIoU: ([\d.]+)', printed)[1]
-    config = (tmp_path / 'wd' / f'{CONFIG}.py').read_text()
     _, printed = run_tool(
         'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth', '--deploy',
         cwd=tmp_path,
     )  # fmt: skip
     assert 'what can be folded was folded' in printed
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == trained
-    assert (tmp_path / 'wd' / f'{CONFIG}.py').read_text() == config
+    # What test.py writes into the work dir asks the next run anew.
+    assert 'DeployModel' not in (tmp_path / 'wd' / f'{CONFIG}.py').read_text()
 
 
 def test_the_benchmark_knows_mpvit_and_deploy(tmp_path):
