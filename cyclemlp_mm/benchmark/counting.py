@@ -21,7 +21,8 @@ FREE = frozenset(
     """
     _adaptive_avg_pool2d _native_batch_norm_legit_no_training _softmax _to_copy _unsafe_view
     adaptive_max_pool2d all amax amin any argmax argmin as_strided as_strided_ avg_pool2d cat
-    constant_pad_nd copy_ cudnn_batch_norm cumsum empty_like fill_ flip full_like gather index
+    constant_pad_nd copy_ cudnn_batch_norm cumsum empty_like fill_ flip full_like gather hardswish
+    hardswish_ index
     index_select log_softmax max max_pool2d_with_indices mean min native_batch_norm
     native_group_norm native_layer_norm new_empty new_empty_strided new_full new_ones new_zeros
     ones_like reflection_pad2d repeat replication_pad2d roll stack sum upsample_bicubic2d
