@@ -25,8 +25,8 @@ demo: setup  ## train, evaluate and draw on generated images, into work_dirs/dem
 web: setup  ## serve a page that predicts images dropped on it, with the model of make demo
 	.venv/bin/python tools/web.py $(WEB_FLAGS)
 
-test: setup  ## run the tests
-	.venv/bin/python -m pytest $(TEST_FLAGS)
+test: setup  ## run the tests, a process of one thread per core
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_FLAGS)
 
 lint: setup  ## check the code's style
 	.venv/bin/python -m ruff check .

@@ -32,7 +32,9 @@ EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6', *DET, *SEG]
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
-DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff', 'selenium', *VIS]
+DEV = [
+    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS,
+]  # fmt: skip
 
 
 class BuildPyWithMim(build_py):
