@@ -63,6 +63,7 @@ class Collection:
     Attributes:
         name (str): The family's name.
         backbone (str): Class in the root registry.
+        code (str): File that holds it, from the root; some are registered only when imported.
         paper_title (str): Of the paper.
         paper_url (str): Of the paper.
         note (str): What readers of the tables have to know; may be empty.
@@ -73,6 +74,7 @@ class Collection:
 
     name: str
     backbone: str
+    code: str
     paper_title: str
     paper_url: str
     note: str
@@ -125,6 +127,7 @@ def _read_metafile(path: Path) -> Collection:
         collection = Collection(
             name=name,
             backbone=metadata['Backbone'],
+            code=entry['Code'],
             paper_title=entry['Paper']['Title'],
             paper_url=entry['Paper']['URL'],
             note=entry.get('Note', ''),

@@ -1,5 +1,6 @@
 """Markdown made from the metafiles: ``docs/model_zoo.md``, and the tables in ``README.md``."""
 
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -158,6 +159,7 @@ def _size_table(collection: Collection) -> str:
 
 def _arch_table(collection: Collection) -> str:
     """The backbones, as classifiers."""
+    importlib.import_module(collection.code.removesuffix('.py').replace('/', '.'))
     kind = MODELS.get(collection.backbone)
     if kind is None:
         raise UserError(
