@@ -111,6 +111,7 @@ def project(tmp_path):
     )  # fmt: skip
     family = dict(
         Name='Toy', Paper=dict(Title='A toy', URL='https://example.org'),
+        Code='cyclemlp_mm/models/cyclemlp.py',
         Metadata={'Backbone': 'CycleMLP', 'Shown Settings': ['depths']},
     )  # fmt: skip
     _write(tmp_path, dict(Collections=[family], Models=[entry]))
