@@ -135,7 +135,11 @@ def check_distributions(installed):
 
 def main(argv=None):
     """The command; returns the exit code: 0, or 1 where something is broken."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='examples:\n  tools/doctor.py',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.parse_args(argv)
     print(f'Python        {sys.version.split()[0]} ({sys.executable})')
     lines, problems = check_parts()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mpvit_cases import worst
 from torch import nn
 
@@ -132,5 +132,7 @@ def test_wrong_arguments(kwargs, message):
 
 
 def test_is_in_the_root_registry():
-    for name in ('RepMLPNet', 'DenseRepMLPNet'):
-        assert type(MODELS.build(dict(type=name, arch=TINY, img_size=64))) is RepMLPNet
+    # Another test may have left mmpretrain's scope, where the first name is mmpretrain's own class.
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        for name in ('RepMLPNet', 'DenseRepMLPNet'):
+            assert type(MODELS.build(dict(type=name, arch=TINY, img_size=64))) is RepMLPNet

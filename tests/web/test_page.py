@@ -206,7 +206,11 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
         port = probe.getsockname()[1]
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py'),
                '--work-dirs', str(work_dirs), '--port', str(port)]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    # Started in the background of a shell, the tests ignore Ctrl-C, and what they start would too.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as server:  # fmt: skip
         try:
             line = next(line for line in server.stdout if 'the page is at' in line)
             assert f'http://127.0.0.1:{port}' in line
@@ -219,7 +223,11 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
             assert server.poll() is None
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=120)
+            try:
+                server.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
     assert server.returncode in (0, 130, -signal.SIGINT)
 
 
