@@ -105,8 +105,9 @@ def test_every_command_is_one_that_its_tool_takes(page, command, marked, monkeyp
     with pytest.raises(Parsed) as caught:
         runpy.run_path(str(ROOT / tool), run_name='__main__')
     config = getattr(caught.value.args[0], 'config', None)
-    if config and not config.isupper() and not config.startswith('work_dirs/'):
-        find_config(str(ROOT / config) if config.startswith('configs/') else config)
+    for name in [config] if isinstance(config, str) else config or []:
+        if not name.isupper() and not name.startswith('work_dirs/'):
+            find_config(str(ROOT / name) if name.startswith('configs/') else name)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
