@@ -65,11 +65,13 @@ class Visitor:
 
     def wait(self, condition, seconds=WAIT):
         """Until it is true; returns its value."""
+        from selenium.common.exceptions import WebDriverException
+
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
                 value = condition()
-            except Exception:  # an element that was just replaced
+            except WebDriverException:  # an element that was just replaced
                 value = None
             if value:
                 return value
