@@ -5,8 +5,8 @@ _base_ = [
     '_base_/schedules/small_6e.py',
     '_base_/runtime/mmdet.py',
 ]
-# 128 regions of each image are learned from, not COCO's 512: small images do not hold as many objects,
-# of an iteration's time on a CPU, and small images do not hold as many objects.
+# 128 regions of each image are learned from, not COCO's 512: small images do not hold as many
+# objects, and on a CPU the heads took most of an iteration's time.
 model = dict(
     backbone=dict(arch='b1'), train_cfg=dict(rcnn=dict(sampler=dict(num=128))))
 train_pipeline = [
