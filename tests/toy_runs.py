@@ -5,16 +5,21 @@ import sys
 
 from paths import ROOT
 
-#: ``--cfg-options`` that shrink a detector and its schedule to a few seconds.
-TINY_DETECTOR = [
-    'train_cfg.max_epochs=1',
-    'train_dataloader.batch_size=2',
+#: ``--cfg-options`` with which the training process reads the images itself.
+NO_WORKERS = [
     'train_dataloader.num_workers=0',
     'train_dataloader.persistent_workers=False',
     'val_dataloader.num_workers=0',
     'val_dataloader.persistent_workers=False',
     'test_dataloader.num_workers=0',
     'test_dataloader.persistent_workers=False',
+]
+
+#: ``--cfg-options`` that shrink a detector and its schedule to a few seconds.
+TINY_DETECTOR = [
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=2',
+    *NO_WORKERS,
     'default_hooks.logger.interval=1',
 ]
 TINY_BACKBONE = [
@@ -31,12 +36,7 @@ TINY_SEGMENTOR = [
     'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
     'train_dataloader.dataset.pipeline.2.scale=(64,64)',
     'train_dataloader.batch_size=2',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
+    *NO_WORKERS,
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=2',
 ]

@@ -10,18 +10,4 @@ if [ $# -lt 3 ]; then
 fi
 config=$1 checkpoint=$2 processes=$3
 shift 3
-tools=$(cd "$(dirname "$0")" && pwd)
-python=${PYTHON:-python}
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    meeting=(--standalone) # a free port, so that several trainings share a machine
-else
-    if [ "${NODE_RANK:-0}" = 0 ] && ! "$python" -c "import socket; socket.socket().bind(('', ${PORT:-29500}))" 2>/dev/null; then
-        echo "error: port ${PORT:-29500} is in use on this machine: give another one with PORT=…" >&2
-        exit 2
-    fi
-    meeting=(--nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
-        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
-fi
-exec "$python" -m torch.distributed.run "${meeting[@]}" \
-    --nproc_per_node="$processes" \
-    "$tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+exec bash "$(dirname "$0")/torchrun.sh" "$processes" test.py "$config" "$checkpoint" "$@"

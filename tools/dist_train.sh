@@ -11,18 +11,4 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 processes=$2
 shift 2
-tools=$(cd "$(dirname "$0")" && pwd)
-python=${PYTHON:-python}
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    meeting=(--standalone) # a free port, so that several trainings share a machine
-else
-    if [ "${NODE_RANK:-0}" = 0 ] && ! "$python" -c "import socket; socket.socket().bind(('', ${PORT:-29500}))" 2>/dev/null; then
-        echo "error: port ${PORT:-29500} is in use on this machine: give another one with PORT=…" >&2
-        exit 2
-    fi
-    meeting=(--nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
-        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
-fi
-exec "$python" -m torch.distributed.run "${meeting[@]}" \
-    --nproc_per_node="$processes" \
-    "$tools/train.py" "$config" --launcher pytorch "$@"
+exec bash "$(dirname "$0")/torchrun.sh" "$processes" train.py "$config" "$@"

@@ -33,3 +33,20 @@ def resolve_arch(arch: 'str | Mapping', table: 'Mapping[str, Mapping]', family: 
         said = [f'misses {missing}'] * bool(missing) + [f'does not know {unknown}'] * bool(unknown)
         raise ValueError(f'arch dict of {family} {" and ".join(said)}; keys: {sorted(expected)}')
     return dict(arch)
+
+
+def check_four_ints(settings: dict, keys: 'tuple[str, ...]') -> None:
+    """Make the settings of every stage tuples, or refuse them.
+
+    Args:
+        settings (dict): An arch's settings, changed in place.
+        keys (tuple[str]): Those with a value per stage.
+
+    Raises:
+        ValueError: Not four positive ints.
+    """
+    for key in keys:
+        values = tuple(settings[key])
+        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
+            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
+        settings[key] = values

@@ -23,7 +23,7 @@ from cyclemlp_mm.ops import (
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
-from .arch import resolve_arch
+from .arch import check_four_ints, resolve_arch
 from .dense_backbone import DenseBackbone
 from .foldable import Foldable
 from .layers import (
@@ -260,11 +260,7 @@ def _init_linear(module: nn.Module) -> None:
 
 def _check_settings(settings: dict) -> dict:
     """Refuse an arch dict whose values cannot be built."""
-    for key in ('depths', 'widths', 'mlp_ratios'):
-        values = tuple(settings[key])
-        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
-            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
-        settings[key] = values
+    check_four_ints(settings, ('depths', 'widths', 'mlp_ratios'))
     if settings['reweight'] and any(width % 4 for width in settings['widths']):
         raise ValueError(
             f'arch widths must be multiples of 4 where branches are reweighted (its MLP is C/4 '

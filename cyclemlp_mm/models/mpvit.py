@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cyclemlp_mm.ops import factor_attention
 from cyclemlp_mm.weights import MPVIT_FORMAT
 
-from .arch import resolve_arch
+from .arch import check_four_ints, resolve_arch
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
 from .layers import DropPath, Mlp, drop_path_rates, residual_mlp
@@ -315,11 +315,7 @@ def _init(module: nn.Module) -> None:
 
 def _check_settings(settings: dict) -> dict:
     """Refuse an arch dict whose values cannot be built."""
-    for key in ('depths', 'widths', 'paths'):
-        values = tuple(settings[key])
-        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
-            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
-        settings[key] = values
+    check_four_ints(settings, ('depths', 'widths', 'paths'))
     if any(width % HEADS for width in settings['widths']):
         raise ValueError(
             f'arch widths must be multiples of {HEADS}, the number of heads, but got '

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from paths import ROOT
-from toy_runs import run_tool
+from toy_runs import NO_WORKERS, run_tool
 
 from cyclemlp_mm.datasets.shapes import write_image_folders, write_image_lists
 
@@ -16,12 +16,7 @@ pytest.importorskip('mmpretrain')
 
 DEMO, DISTILL = 'cyclemlp_demo', 'cyclemlp_demo_distill'
 FAST = [
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
+    *NO_WORKERS,
     'randomness.seed=0',
 ]
 FEW = [

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from toy_runs import run_tool
+from toy_runs import NO_WORKERS, run_tool
 
 from cyclemlp_mm.datasets.shapes import write_ade20k
 
@@ -16,12 +16,7 @@ TINY = [
     'model.data_preprocessor.size=(64,64)',
     'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
     'train_dataloader.dataset.pipeline.2.scale=(64,64)',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
+    *NO_WORKERS,
     'default_hooks.checkpoint.interval=2',
 ]
 
