@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 
 @contextmanager
@@ -85,11 +86,13 @@ class ProgressBar(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         """Move on by an iteration."""
         loss = (outputs or {}).get('loss')
+        if isinstance(loss, Tensor):
+            loss = loss.item()  # float() of one with a gradient warns
         unit = 'iterations' if isinstance(runner.train_loop, IterBasedTrainLoop) else (
             f'epoch {runner.epoch + 1}/{runner.max_epochs}'
         )  # fmt: skip
         self._show('train', f'train, {unit}', runner.iter + 1, runner.max_iters,
-                   '' if loss is None else f'loss {float(loss):.3f}')  # fmt: skip
+                   '' if loss is None else f'loss {loss:.3f}')  # fmt: skip
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         """Move on by a batch of the validation."""

@@ -34,6 +34,7 @@ def test_training_logs_and_saves(trained):
     assert (work_dir / 'epoch_1.pth').is_file()
     assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\].* loss: \d', printed)
     assert 'the batch is 2, but the learning rate was chosen for 8' in printed
+    assert 'UserWarning: Converting a tensor' not in printed
 
 
 def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
@@ -64,6 +65,18 @@ def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
     assert 'resumed epoch: 1, iter: 4' in printed
     assert not re.search(r'Epoch\(train\)\s+\[1\]', printed)
     assert (target / 'epoch_2.pth').is_file()
+
+
+def test_resume_with_the_runner_of_the_sharded_configs(trained, data, tmp_path):
+    """FlexibleRunner, without the sharding, which takes GPUs."""
+    work_dir, _ = trained
+    _, printed = run_tool(
+        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--resume', work_dir / 'epoch_1.pth',
+        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.max_epochs=2',
+        'runner_type=FlexibleRunner', cwd=tmp_path,
+    )  # fmt: skip
+    assert 'resumed epoch: 1, iter: 4' in printed
+    assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
 
 
 def test_mixed_precision(data, tmp_path):
