@@ -33,7 +33,8 @@ WEB = ['gradio>=6', *DET, *SEG]
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
 DEV = [
-    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS,
+    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors',
+    'selenium', *VIS,
 ]  # fmt: skip
 
 

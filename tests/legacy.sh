@@ -26,11 +26,12 @@ if [ ! -f "$venv/ready" ]; then
     CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 pip --no-build-isolation --no-binary mmcv mmcv==2.1.0
     "$python" -c 'import mmcv.ops' # else it was built without torch
     pip --no-build-isolation mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 \
-        mmpretrain==1.2.0 ftfy regex pytest pytest-timeout hypothesis
+        mmpretrain==1.2.0 ftfy regex pytest pytest-timeout pytest-xdist hypothesis safetensors
     # Its requirements name the maintained packages, which would overwrite these.
     pip --no-deps --no-build-isolation -e "$root"
     touch "$venv/ready"
 fi
 cd "$root"
-exec "$python" -m pytest -p no:cacheprovider \
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest -p no:cacheprovider -n auto --maxprocesses 4 --dist loadfile \
     tests/models tests/ops tests/weights tests/engine tests/apis tests/configs tests/datasets "$@"

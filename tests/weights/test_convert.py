@@ -8,6 +8,7 @@ import torch
 from parity_rule import golden, published_keys
 from paths import PARITY, needs_parity
 from published_names import published_state_dict
+from safetensors.torch import load_file, save_file
 from toy_runs import run_tool
 
 from cyclemlp_mm.apis import convert_weights
@@ -135,18 +136,17 @@ def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_
 
 
 def test_the_safetensors_library_agrees(tmp_path):
-    library = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
     ours = random_state()
     ours['stem.proj.weight'] = ours['stem.proj.weight'].half()
     torch.save(ours, tmp_path / 'ours.pth')
     convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
-    assert_equal(library.load_file(tmp_path / 'ours.safetensors'), ours)
-    library.save_file(ours, tmp_path / 'theirs.safetensors', metadata={'format': 'pt'})
+    assert_equal(load_file(tmp_path / 'ours.safetensors'), ours)
+    save_file(ours, tmp_path / 'theirs.safetensors', metadata={'format': 'pt'})
     assert_equal(read_checkpoint(tmp_path / 'theirs.safetensors'), ours)
 
 
 def test_the_format_is_what_its_description_says(tmp_path):
-    """Read here by hand, as the library may not be there."""
+    """Read here by hand."""
     ours = random_state()
     torch.save(ours, tmp_path / 'ours.pth')
     convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
