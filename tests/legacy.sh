@@ -23,7 +23,7 @@ if [ ! -f "$venv/ready" ]; then
     pip() { "$python" -m pip install --quiet -c "$hold" "$@"; }
     pip 'setuptools<70' wheel ninja psutil packaging numpy
     pip torch==2.1.2 torchvision==0.16.2
-    CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 pip --no-build-isolation --no-binary mmcv mmcv==2.1.0
+    CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 pip --no-build-isolation mmcv==2.1.0
     "$python" -c 'import mmcv.ops' # else it was built without torch
     pip --no-build-isolation mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 \
         mmpretrain==1.2.0 ftfy regex pytest pytest-timeout pytest-xdist hypothesis safetensors

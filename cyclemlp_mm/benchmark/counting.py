@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 from cyclemlp_mm.errors import UserError
@@ -73,7 +73,7 @@ def _is_known(func: torch._ops.OpOverload) -> bool:
 
 
 def _takes_a_tensor(args: tuple, kwargs: 'dict | None') -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+    return any(isinstance(leaf, Tensor) for leaf in tree_flatten((args, kwargs))[0])
 
 
 def _uncounted(func: torch._ops.OpOverload) -> UncountedOperatorError:
