@@ -9,11 +9,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_flatten, tree_map
 
 from cyclemlp_mm.errors import UserError
+
+#: PyTorch's formulas by operator; those of 2.1 take shapes.
+_FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
 
 #: Operators that count as nothing, beside views and pointwise ones: they move or make numbers, or
 #: cost a few operations per number (norms, softmax, pooling, resizing), as is usual in papers.
@@ -54,17 +57,24 @@ class MultiplyAdds(TorchDispatchMode):
             raise _uncounted(func)
         result = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
-        if packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=result) // 2
+        if packet in _FORMULAS:
+            self.total += _flops(_FORMULAS[packet], args, kwargs or {}, result) // 2
         elif str(packet) == 'torchvision.deform_conv2d':
             _, weight = args[:2]
             self.total += result.numel() * weight[0].numel()
         return result
 
 
+def _flops(formula: 'Callable', args: tuple, kwargs: dict, result: object) -> int:
+    if hasattr(flop_counter, 'flop_registry'):
+        return formula(*args, **kwargs, out_val=result)
+    args, kwargs, out_shape = tree_map(flop_counter.get_shape, (args, kwargs, result))
+    return formula(*args, **kwargs, out_shape=out_shape)
+
+
 def _is_known(func: torch._ops.OpOverload) -> bool:
     packet = func._overloadpacket
-    if packet in flop_registry or func.is_view or torch.Tag.pointwise in func.tags:
+    if packet in _FORMULAS or func.is_view or torch.Tag.pointwise in func.tags:
         return True
     namespace, name = str(packet).split('.')
     return (namespace in ('aten', 'prims') and name in FREE) or (

@@ -1,6 +1,7 @@
 """A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
 
 from collections.abc import Sequence
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 
@@ -158,9 +159,10 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
             compare(model.state_dict(), in_file, checkpoint, complete=True)
             super()._load_weights_to_model(model, content, cfg)
 
-    return CheckedInferencer(
-        model=cfg, weights=checkpoint, device=device, scope=scope, show_progress=False
-    )
+    quiet = {}
+    if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has none to show
+        quiet = dict(show_progress=False)
+    return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
 
 
 def _palette(palette: object, num_classes: int) -> 'list[tuple[int, int, int]]':

@@ -30,7 +30,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Where sums, means and small matrices are made: float64 for float64, else float32."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

@@ -73,7 +73,7 @@ def check_segments(model, images, out):
     from mmseg.apis import MMSegInferencer
 
     config, weights = map(str, model)
-    inferencer = MMSegInferencer(config, weights, device='cpu', show_progress=False)
+    inferencer = MMSegInferencer(config, weights, device='cpu')
     for path in sorted(images.iterdir()):
         expected = inferencer(str(path))['predictions']
         assert (np.asarray(Image.open(out / 'masks' / f'{path.stem}.png')) == expected).all()

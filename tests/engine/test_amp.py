@@ -7,6 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from cyclemlp_mm.engine import CpuAmpOptimWrapper
+from cyclemlp_mm.ops.autocast import compute_dtype
 
 
 class Line(BaseModel):
@@ -29,11 +30,12 @@ def test_forward_is_bfloat16_and_weights_stay_float32():
     wrapper = wrapper_of(model, 'CpuAmpOptimWrapper')
     assert isinstance(wrapper, CpuAmpOptimWrapper)
     before = model.linear.weight.detach().clone()
-    model.train_step(dict(inputs=torch.randn(4, 8)), wrapper)
+    inputs = torch.randn(4, 8)
+    model.train_step(dict(inputs=inputs), wrapper)
     assert model.seen == torch.bfloat16
     assert model.linear.weight.dtype == torch.float32
     assert not torch.equal(before, model.linear.weight)
-    assert not torch.is_autocast_enabled('cpu')  # ends with the step
+    assert compute_dtype(inputs) == torch.float32  # autocast ends with the step
 
 
 def test_close_to_full_precision():

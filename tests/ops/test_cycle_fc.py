@@ -1,5 +1,6 @@
 import pytest
 import torch
+from old_torch import CPU_HALVES
 from torchvision.ops import deform_conv2d
 
 from cyclemlp_mm.ops import CycleFC, cycle_fc, cycle_offsets, cycle_shift
@@ -68,7 +69,7 @@ def test_shift_reads_each_channel_at_its_offset():
                     assert torch.equal(shifted[:, y, z, i], want)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', CPU_HALVES)
 def test_runs_in_half_precision(dtype):
     layer = CycleFC(9, 4, (1, 3)).to(dtype)
     assert layer(torch.randn(1, 3, 4, 9).to(dtype)).dtype == dtype

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from mixer_cases import SHAPES, cast, distance, named, random_weights, run, worst
+from old_torch import CPU_HALVES, new_torch_only
 
 from cyclemlp_mm.benchmark.published_form import published_mixer
 from cyclemlp_mm.ops import cycle_mixer, mixer_backend
@@ -76,7 +77,7 @@ def test_bfloat16_is_as_close_as_plain_shift_and_linear(form, shape, reweight):
     assert distance(fused, exact) <= 2 * distance(plain, exact)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', CPU_HALVES)
 @pytest.mark.parametrize('form', FORMS)
 def test_autocast(form, dtype):
     weights = random_weights(48, True, torch.float32)
@@ -186,6 +187,7 @@ def test_auto_folds_by_size():
     assert choice(1, 200, 304, 64, device='meta') == 'reference'
 
 
+@new_torch_only
 @pytest.mark.parametrize('form', ['reference', 'shift', 'folded'])
 @pytest.mark.parametrize('grad', [True, False])
 def test_traced_by_torch_compile(form, grad):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mixer_cases import distance, worst
+from old_torch import CPU_HALVES
 from torch import nn
 
 from cyclemlp_mm.models.layers import DropPath, Mlp, residual_mlp
@@ -70,7 +71,7 @@ def test_as_close_to_float64_as_the_plain_modules(dtype, onednn, channels, monke
     assert distance(ours, exact) <= 2 * distance(theirs, exact)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', CPU_HALVES)
 @pytest.mark.parametrize('grad', [True, False])
 def test_autocast(dtype, grad):
     norm, mlp = modules(64, torch.float32)
