@@ -23,6 +23,8 @@ LOGGED = {
     'box AP50': ('coco/bbox_mAP_50', 100),
     'box AP75': ('coco/bbox_mAP_75', 100),
     'mask AP': ('coco/segm_mAP', 100),
+    'mask AP50': ('coco/segm_mAP_50', 100),
+    'mask AP75': ('coco/segm_mAP_75', 100),
     'mIoU': ('mIoU', 1),
     'pixel accuracy': ('aAcc', 1),
     'Top 1 Accuracy': ('accuracy/top1', 1),
