@@ -3,7 +3,7 @@
 #
 # usage: [PYTHON=python3.10] bash tests/legacy.sh [arguments of pytest]
 #
-# .venv-legacy gets torch 2.1.2, mmcv 2.1.0 (compiled: about 7 minutes on 2 cores, once), mmdet
+# .venv-legacy gets torch 2.1.2, mmcv 2.1.0 (compiled: half an hour of CPU time, once), mmdet
 # 3.3.0, mmsegmentation 1.2.2, mmpretrain 1.2.0 and mmengine 0.10.7, for Python 3.10 or 3.11.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
