@@ -63,6 +63,7 @@ said 'epoch_1.pth' mim train cyclemlp_mm retinanet_cyclemlp_demo.py --gpus 0 --d
     --work-dir mim_run --cfg-options "${small[@]}"
 said 'Epoch(test)' mim test cyclemlp_mm retinanet_cyclemlp_demo.py \
     --checkpoint mim_run/epoch_1.pth --gpus 0 --data data --cfg-options "${small[@]}"
-said 'epoch_1.pth' mim train onedl-mmdetection mim_run/retinanet_cyclemlp_demo.py --gpus 0 \
+said 'Training finished' mim train onedl-mmdetection mim_run/retinanet_cyclemlp_demo.py --gpus 0 \
     --work-dir mmdet_run
+ls mmdet_run/epoch_1.pth
 say 'done'
