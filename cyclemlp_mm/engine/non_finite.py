@@ -78,9 +78,8 @@ def _drop_non_finite(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
              if p.grad is not None and not p.grad.is_sparse]  # fmt: skip
     if not grads:
         return
-    # Sums, as PyTorch 2.1's largest number takes no notice of NaN.
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads, 1)])
-    if not torch.isfinite(norms).all():
+    # Not by a norm: PyTorch 2.1's largest number takes no notice of NaN, and float16 sums overflow.
+    if not torch.stack([torch.isfinite(grad).all() for grad in grads]).all():
         for group in optimizer.param_groups:
             for parameter in group['params']:
                 parameter.grad = None  # optimisers leave such a parameter alone
