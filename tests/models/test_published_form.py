@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mixer_cases import distance, worst
-from old_torch import new_torch_only
+from old_torch import OLD
 
 from cyclemlp_mm.benchmark.published_form import plain_form
 from cyclemlp_mm.models import CycleMLP
@@ -36,9 +36,10 @@ def test_equal_outputs_and_gradients_in_float64(arch, backend, with_cp):
 
 
 @pytest.mark.slow
-@new_torch_only  # its older oneDNN: B3 is 2.08e-6 apart
 @pytest.mark.parametrize('arch', CycleMLP.arch_zoo)
 def test_every_arch(arch):
+    if OLD and arch == 'b3':
+        pytest.skip('over the limit with PyTorch 2.1 and its oneDNN: 2.08e-6')
     model = CycleMLP(arch).eval()
     published = plain_form(model)
     image = torch.randn(1, 3, 224, 288)
