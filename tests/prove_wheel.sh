@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the wheel with all extras into an empty environment, from scratch, and trains with it
-# from another folder, then by mim. Takes minutes; `make prove-wheel` runs it. mmcv's ops come from pip's cache
-# where they were compiled before.
+# from another folder, then by mim. Takes minutes; `make prove-wheel` runs it. mmcv's ops come from
+# pip's cache where they were compiled before.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
