@@ -41,9 +41,9 @@ class Report:
         """Add what may be meant, but often is not."""
         self.findings.append(Finding(WARNING, str(where), what, mend))
 
-    def note(self, where: object, what: str) -> None:
+    def note(self, where: object, what: str, mend: str = '') -> None:
         """Add what is good to know."""
-        self.findings.append(Finding(NOTE, str(where), what))
+        self.findings.append(Finding(NOTE, str(where), what, mend))
 
     def of(self, level: str) -> 'list[Finding]':
         """The findings of a level."""

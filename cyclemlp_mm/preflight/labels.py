@@ -1,5 +1,6 @@
 """Label images of segmentation: their values, sizes and kinds, and what becomes of each value."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,21 +44,23 @@ def check_labels(
     chosen = sample(pairs, full)
     where = pairs[0][1].parent
     rule = explain_labels(len(classes), reduce_zero_label, ignore_label)
-    report.note(where, rule)
     seen: dict[int, Path] = {}
+    pixels: Counter[int] = Counter()
     unreadable, stray = [], {}
     first = 1 if reduce_zero_label else 0
     allowed = {*range(first, first + len(classes)), IGNORED, 0 if reduce_zero_label else IGNORED}
     if ignore_label is not None:
         allowed.add(ignore_label)
     results = in_parallel(_look, chosen, f'labels in {where.name}')
-    for (_, label), (values, trouble) in zip(chosen, results):
+    for (_, label), (counts, trouble) in zip(chosen, results):
         if trouble:
             unreadable.append(f'{label.name} {trouble}')
-        for value in values:
+        pixels.update(counts)
+        for value in counts:
             seen.setdefault(value, label)
             if value not in allowed:
                 stray.setdefault(value, label)
+    _note_rule(report, where, rule, pixels, reduce_zero_label, ignore_label)
     if unreadable:
         report.error(where, f'{len(unreadable)} of {count(len(chosen), "label image")} cannot be '
                             f'used: {some(unreadable, 3)}')  # fmt: skip
@@ -76,8 +79,22 @@ def check_labels(
         report.error(where, 'no pixel of any class', f'Expected are {rule}')
 
 
-def _look(pair: 'tuple[Path, Path]') -> 'tuple[list[int], str | None]':
-    """Values of a label image, and what is wrong with it."""
+def _note_rule(
+    report: Report, where: Path, rule: str, pixels: 'Counter[int]',
+    reduce_zero_label: bool, ignore_label: 'int | None',
+) -> None:  # fmt: skip
+    """Say the rule, and how much is ignored: a class taken for 'ignore' shows in nothing else."""
+    if not pixels:
+        report.note(where, rule)
+        return
+    ignored = {IGNORED, 0 if reduce_zero_label else ignore_label}
+    share = sum(pixels[value] for value in ignored) / pixels.total()
+    hint = 'If 0 is a class here, give --ignore-label' if reduce_zero_label and pixels[0] else ''
+    report.note(where, f'{rule}; ignored: {share:.1%} of the pixels looked at', hint)
+
+
+def _look(pair: 'tuple[Path, Path]') -> 'tuple[dict[int, int], str | None]':
+    """Pixels of each value of a label image, and what is wrong with it."""
     image, label = pair
     try:
         content = label.read_bytes()
@@ -85,12 +102,12 @@ def _look(pair: 'tuple[Path, Path]') -> 'tuple[list[int], str | None]':
         with Image.open(label) as opened:
             values = np.asarray(opened)
     except (OSError, SyntaxError, ValueError) as error:
-        return [], f'cannot be read ({str(error).removeprefix(f"{label} ")})'
+        return {}, f'cannot be read ({str(error).removeprefix(f"{label} ")})'
     if values.ndim != 2:
-        return [], f'is {values.shape}: save label indices in one channel, not colours'
-    found = [int(value) for value in np.unique(values)]
-    if found[-1] > IGNORED:
-        return [], f'has labels up to {found[-1]}; mmseg reads 8 bits, so at most 255'
+        return {}, f'is {values.shape}: save label indices in one channel, not colours'
+    found = dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True))))
+    if max(found) > IGNORED:
+        return {}, f'has labels up to {max(found)}; mmseg reads 8 bits, so at most 255'
     try:
         of_image = image_facts(image.read_bytes(), image)
     except (OSError, BadImageError):
