@@ -1,12 +1,13 @@
-"""A 6000 x 6000 image by tiles: peak memory, and whether objects on tile borders are told twice.
+"""A large image by tiles: peak memory, and whether objects on tile borders are told twice.
 
-    python tests/inference/prove_tiling.py [WORK_DIR OF make demo]
+    python tests/inference/prove_tiling.py [WORK_DIR OF make demo] [--size 6000]
 
 The image is made of the demo's own validation images, drawn 1:1 at random places, so what is in it
 is known; and the same images are predicted one by one, which shows what the model itself misses or
 tells twice. Prints the figures, and exits with 1 where tiles take too much memory or do much worse.
 """
 
+import argparse
 import json
 import resource
 import sys
@@ -18,18 +19,18 @@ from PIL import Image
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.inference import Predictor
 
-SIZE, TILE, OVERLAP, SCORE, LIMIT_GIB = 6000, 128, 0.4, 0.5, 3.0
+TILE, OVERLAP, SCORE, LIMIT_GIB = 128, 0.4, 0.5, 3.0
 
 
-def make_image(data, path):
+def make_image(data, path, size):
     """Paste validation images; their ground truth as (box, label), and places, as (x, y, image)."""
     content = json.loads((data / 'annotations' / 'instances_val2017.json').read_text())
     rng = np.random.default_rng(0)
-    whole = np.full((SIZE, SIZE, 3), 128, np.uint8)
+    whole = np.full((size, size, 3), 128, np.uint8)
     truth, places = [], []
     step = 200  # apart by more than an image, at places that fall anywhere on the tiles' borders
-    for y in range(10, SIZE - step, step):
-        for x in range(10, SIZE - step, step):
+    for y in range(10, size - step, step):
+        for x in range(10, size - step, step):
             entry = content['images'][rng.integers(len(content['images']))]
             image = np.asarray(Image.open(data / 'val2017' / entry['file_name']))
             left, top = x + rng.integers(60), y + rng.integers(60)
@@ -74,12 +75,16 @@ def one_by_one(config, checkpoint, places):
     return np.concatenate(boxes), np.concatenate(labels)
 
 
-def main(work_dir='work_dirs/demo'):
+def main(arguments=None):
     """Make, predict, count."""
-    work_dir = Path(work_dir)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('work_dir', nargs='?', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--size', type=int, default=6000, help='side in pixels (default: 6000)')
+    args = parser.parse_args(arguments)
+    work_dir, size = args.work_dir, args.size
     out = work_dir / 'tiling'
     out.mkdir(exist_ok=True)
-    truth, places = make_image(work_dir / 'data', out / 'large.png')
+    truth, places = make_image(work_dir / 'data', out / 'large.png', size)
     config = str(work_dir / 'retinanet_cyclemlp_demo.py')
     last = Path((work_dir / 'last_checkpoint').read_text().strip()).name
     checkpoint = str(work_dir / last)
@@ -95,7 +100,7 @@ def main(work_dir='work_dirs/demo'):
     boxes[:, 2:] += boxes[:, :2]
     tiled = count(truth, boxes, np.array([a['category_id'] for a in found]))
     single = count(truth, *one_by_one(config, checkpoint, places))
-    print(f'{SIZE} x {SIZE} px, tiles of {TILE} px overlapping by {OVERLAP:.0%}')
+    print(f'{size} x {size} px, tiles of {TILE} px overlapping by {OVERLAP:.0%}')
     print(f'peak memory {peak:.2f} GiB (limit {LIMIT_GIB:g})')
     for name, (hits, twice, number) in (('by tiles', tiled), ('one by one', single)):
         print(f'{name:<10} {hits} of {len(truth)} objects found, {twice} of them more than once, '
@@ -104,4 +109,4 @@ def main(work_dir='work_dirs/demo'):
 
 
 if __name__ == '__main__':
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
