@@ -6,7 +6,17 @@ _base_ = [
     '_base_/schedules/small_600i.py',
 ]
 crop_size = (256, 256)
-model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(arch='b1'))
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(arch='b1'),
+    # Lovász (arXiv 1705.08790) weighs classes by IoU, not by pixels: from scratch, cross entropy
+    # alone leaves it to chance whether small classes are found at all.
+    decode_head=dict(loss_decode=[
+        dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        dict(
+            type='LovaszLoss', loss_type='multi_class', classes='present', per_image=False,
+            reduction='none', loss_weight=1.0),
+    ]))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

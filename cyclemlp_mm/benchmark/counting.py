@@ -29,7 +29,7 @@ FREE = frozenset(
     index_select log_softmax max max_pool2d_with_indices mean min native_batch_norm
     native_group_norm native_layer_norm new_empty new_empty_strided new_full new_ones new_zeros
     ones_like reflection_pad2d repeat replication_pad2d roll stack sum upsample_bicubic2d
-    upsample_bilinear2d upsample_nearest2d var_mean zeros_like
+    upsample_bilinear2d upsample_nearest2d var_mean zero_ zeros_like
     """.split()  # noqa: SIM905
 )
 

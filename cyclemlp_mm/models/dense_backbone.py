@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cyclemlp_mm.weights import split_pretrained
 
+from .layers import normed_nchw
 from .levels import check_frozen_stages, resolve_out_indices
 from .strict_init import StrictInit
 
@@ -95,8 +96,7 @@ class DenseBackbone(StrictInit):
         for i in range(self.out_indices[-1] + 1):  # the stages behind were not built
             x = self.run_stage(i, x)
             if i in self.out_indices:
-                norm = getattr(self, f'norm{i}')
-                outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
+                outputs.append(normed_nchw(x, getattr(self, f'norm{i}')))
         return tuple(outputs)
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:

@@ -6,6 +6,10 @@ from torch import Tensor, nn
 from cyclemlp_mm.ops import chunked_mlp
 from cyclemlp_mm.ops.compiling import is_compiling
 
+#: Channels-last maps become NCHW by this many bytes at a time on a CPU: each channel is gathered
+#: from all of them, which are to stay in the cache meanwhile.
+NCHW_PART_BYTES = 256 * 1024
+
 
 class DropPath(nn.Module):
     """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch whole.
@@ -87,6 +91,32 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     if drop_path.active:
         return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
     return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
+
+
+def normed_nchw(x: Tensor, norm: nn.Module) -> Tensor:
+    """A channels-last map, normed, as a contiguous NCHW tensor.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        norm (nn.Module): Of single tokens: a LayerNorm over C, or an Identity.
+
+    Returns:
+        Tensor: (B, C, H, W).
+    """
+    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled() and not is_compiling()
+    image_bytes = x.element_size() * x[0].numel()
+    if not in_parts or image_bytes <= NCHW_PART_BYTES:
+        return norm(x).permute(0, 3, 1, 2).contiguous()
+    batch, height, width, channels = x.shape
+    rows = max(1, NCHW_PART_BYTES * height // image_bytes)
+    y = None
+    for image in range(batch):
+        for first in range(0, height, rows):
+            part = norm(x[image, first : first + rows])
+            if y is None:  # under autocast a norm has another dtype than its input
+                y = part.new_empty(batch, channels, height, width)
+            y[image, :, first : first + rows] = part.permute(2, 0, 1)
+    return y
 
 
 class ConvDownsample(nn.Module):

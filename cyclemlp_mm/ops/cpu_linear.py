@@ -59,32 +59,35 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def linear_add(
-    x: Tensor, weight: Tensor, bias: 'Tensor | None', added: 'Tensor | None', out: Tensor
-) -> None:
-    """``out = added + x weightᵀ + bias``.
+    x: Tensor,
+    weight: Tensor,
+    bias: 'Tensor | None',
+    added: 'Tensor | None',
+    out: 'Tensor | None' = None,
+) -> Tensor:
+    """``added + x weightᵀ + bias``.
 
     Args:
         x (Tensor): (N, C_in), contiguous.
         weight (Tensor): (C_out, C_in), packed or not.
         bias (Tensor, optional): (C_out,).
         added (Tensor, optional): (N, C_out), contiguous.
-        out (Tensor): (N, C_out); may be ``added`` itself.
+        out (Tensor, optional): (N, C_out), where the result is wanted; may be ``added`` itself.
+            oneDNN cannot write there, so it costs a copy. Defaults to None: new memory.
     """
     if has_onednn(x):
         linear = torch.ops.mkldnn._linear_pointwise
         if added is None:
-            out.copy_(linear.default(x, weight, bias, 'none', [], ''))
+            y = linear.default(x, weight, bias, 'none', [], '')
         else:
-            out.copy_(linear.binary(x, added, weight, bias, 'add'))
-    elif added is None:
+            y = linear.binary(x, added, weight, bias, 'add')
+        return y if out is None else out.copy_(y)
+    if added is None:
         if bias is None:
-            torch.mm(x, weight.mT, out=out)
-        else:
-            torch.addmm(bias, x, weight.mT, out=out)
-    else:
-        torch.addmm(added, x, weight.mT, out=out)
-        if bias is not None:
-            out += bias
+            return torch.mm(x, weight.mT, out=out)
+        return torch.addmm(bias, x, weight.mT, out=out)
+    y = torch.addmm(added, x, weight.mT, out=out)
+    return y if bias is None else y.add_(bias)
 
 
 def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: 'Tensor | None') -> Tensor:

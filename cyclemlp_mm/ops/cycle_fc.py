@@ -74,15 +74,19 @@ def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
     """
     kernel_h, kernel_w = check_kernel_size(kernel_size)
     taps, axis = (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
-    reach = taps // 2
-    pad = (0, 0, reach, reach) if axis == 2 else (0, 0, 0, 0, reach, reach)
-    padded = F.pad(x, pad)
-    # The channels of one residue modulo k share an offset.
-    out = torch.empty_like(x)
+    reach, size = taps // 2, x.shape[axis]
+    out = x.clone()
+    # The channels of one residue modulo k share an offset; those that keep their place are there.
     for residue in range(taps):
         offset = (residue + reach) % taps - reach
-        window = padded.narrow(axis, reach + offset, x.shape[axis])
-        out[..., residue::taps] = window[..., residue::taps]
+        if offset == 0:
+            continue
+        outside = min(abs(offset), size)
+        inside = size - outside
+        target, source = out[..., residue::taps], x[..., residue::taps]
+        first, last = (0, outside) if offset > 0 else (outside, 0)
+        target.narrow(axis, first, inside).copy_(source.narrow(axis, last, inside))
+        target.narrow(axis, inside if offset > 0 else 0, outside).zero_()
     return out
 
 

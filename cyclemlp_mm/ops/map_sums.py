@@ -9,8 +9,26 @@ import torch
 from torch import Tensor
 
 
+def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.sum((1, 2), dtype)``, where that is slow by way of sums over columns.
+
+    To add up bfloat16 in another dtype, or to average it, PyTorch first makes a copy of all of it
+    on a CPU. A column's sum is made in float32 inside and rounded once; it cannot overflow.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        dtype (torch.dtype): Of the sums.
+
+    Returns:
+        Tensor: (B, C).
+    """
+    if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
+        return x.sum(dim=1).sum(dim=1, dtype=dtype)
+    return x.sum(dim=(1, 2), dtype=dtype)
+
+
 def _sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-    total = x.sum(dim=(1, 2), dtype=dtype)
+    total = sum_over_space(x, dtype)
     sums = total[:, None].repeat(1, 3, 1)
     sums[:, 1, 1::3] -= x[:, :, 0, 1::3].sum(dim=1, dtype=dtype)
     sums[:, 1, 2::3] -= x[:, :, -1, 2::3].sum(dim=1, dtype=dtype)
@@ -38,17 +56,19 @@ class _MapSums(torch.autograd.Function):
         return grad_x, None
 
 
-def map_sums(x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
-    """Sums over space; use the returned map from here on.
+def map_means(x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
+    """Means over space; use the returned map from here on.
 
     Args:
         x (Tensor): (B, H, W, C).
-        dtype (torch.dtype): Of the sums.
+        dtype (torch.dtype): Of the means.
 
     Returns:
-        tuple[Tensor, Tensor]: ``x`` itself, and (B, 3, C): the sums of x, of x shifted along W and
+        tuple[Tensor, Tensor]: ``x`` itself, and (B, 3, C): the means of x, of x shifted along W and
         of x shifted along H.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        return _MapSums.apply(x, dtype)
-    return x, _sums(x, dtype)
+        x, sums = _MapSums.apply(x, dtype)
+    else:
+        sums = _sums(x, dtype)
+    return x, sums / (x.shape[1] * x.shape[2])

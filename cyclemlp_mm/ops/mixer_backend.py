@@ -4,11 +4,12 @@ Measured on a CPU (float32 and bfloat16, inference and training, with and withou
 to 128x128 maps of 64 to 768 channels), by C channels and N tokens that share a matrix: H · W of
 one image, or of all images where the branches are not reweighted.
 
-- Making the matrix costs 7/3 C^3 with the projection in it, in float32 whatever the product is in:
-  worth it from N = 4 C on, in 16 bits from N = 6 C on ('folded').
+- Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 4 C on ('folded').
+  In 16 bits, where a product costs least of all, from N = 8 C on.
 - With the projection apart it costs C^2, and shifted copies: worth it from N = 1.5 C on ('shift').
-- Both cost small operations that 'reference' does without: they pay from 128 Ki numbers per matrix
-  on.
+  In 16 bits it never is, where products have hardware of their own (AMX).
+- Both cost small operations that 'reference' does without: they pay above 128 Ki numbers per
+  matrix.
 
 A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
 asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
@@ -22,10 +23,10 @@ from torch import Tensor
 
 #: Every form, plain to fast; 'auto' takes one of the first three.
 BACKENDS = ('reference', 'shift', 'folded', 'triton')
-#: Tokens per channel from which on the projection is folded in, by bits of the product, and the
-#: branches are.
-FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = {32: 4.0, 16: 6.0}, 1.5
-#: Numbers per matrix from which on folding pays.
+#: Tokens per channel from which on the projection is folded in, and from which on the branches
+#: are, by bits of the product.
+FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = {32: 4.0, 16: 8.0}, {32: 1.5, 16: 8.0}
+#: Numbers per matrix above which folding pays.
 FOLD_MIN_NUMEL = 128 * 1024
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,11 +52,12 @@ def choose_backend(
     """
     batch, height, width, channels = shape
     tokens = height * width if reweight else batch * height * width
-    if device.type not in ('cpu', 'cuda') or tokens * channels < FOLD_MIN_NUMEL:
+    if device.type not in ('cpu', 'cuda') or tokens * channels <= FOLD_MIN_NUMEL:
         return 'reference'
-    if tokens >= FOLD_PROJECTION_FROM[min(8 * dtype.itemsize, 32)] * channels:
+    bits = min(8 * dtype.itemsize, 32)
+    if tokens >= FOLD_PROJECTION_FROM[bits] * channels:
         return 'folded'
-    return 'shift' if tokens >= FOLD_BRANCHES_FROM * channels else 'reference'
+    return 'shift' if tokens >= FOLD_BRANCHES_FROM[bits] * channels else 'reference'
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> 'str | None':

@@ -7,37 +7,14 @@ per image with the projection folded in; on a small map the projection is better
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import accumulate_dtype, compute_dtype
 from .cpu_linear import add_linear
-from .map_sums import map_sums
+from .map_sums import map_means
 from .mixer_matrix import mixer_matrix
-from .mixer_weights import MixerWeights, branch_weights
+from .mixer_weights import MixerWeights, weigh_branches
 from .shifted_product import shifted_product
-
-
-def weigh_branches(sums: Tensor, tokens: int, weights: MixerWeights) -> Tensor:
-    """Weights of the branches from the sums of the map and its shifted copies.
-
-    Args:
-        sums (Tensor): (B, 3, C), see :func:`map_sums`.
-        tokens (int): H · W.
-        weights (MixerWeights): Parameters, with ``reweight``.
-
-    Returns:
-        Tensor: (B, 3, C), of the dtype of ``sums``: a_h, a_w, a_c.
-    """
-    dtype = sums.dtype
-    mean_c, mean_h, mean_w = (sums / tokens).unbind(1)
-    mean = (
-        F.linear(mean_h, weights.weight_h.to(dtype), weights.bias_h.to(dtype))
-        + F.linear(mean_w, weights.weight_w.to(dtype), weights.bias_w.to(dtype))
-        + F.linear(mean_c, weights.weight_c.to(dtype))
-    )
-    reweight = type(weights.reweight)(*(p.to(dtype) for p in weights.reweight))
-    return torch.stack(branch_weights(mean, reweight), dim=1)
 
 
 def folded_mixer(
@@ -48,8 +25,8 @@ def folded_mixer(
 ) -> Tensor:
     """Mix a map by one product per image, and a second one where the projection is left out.
 
-    Products are made in autocast's dtype if it is on, means and matrices in float32 (float64 for
-    float64): a matrix is rounded once.
+    Products are made in autocast's dtype if it is on, sums in float32 (float64 for float64). So are
+    matrices in training, and rounded once; in inference they are products as any other.
 
     Args:
         x (Tensor): (B, H, W, C), normed.
@@ -61,14 +38,17 @@ def folded_mixer(
     Returns:
         Tensor: (B, H, W, C).
     """
-    product_dtype, sum_dtype = compute_dtype(x), accumulate_dtype(x.dtype)
+    product_dtype = compute_dtype(x)
+    sum_dtype = matrix_dtype = accumulate_dtype(x.dtype)
+    if not torch.is_grad_enabled():
+        matrix_dtype = product_dtype
     with torch.autocast(x.device.type, enabled=False):
         x = x.contiguous()
         if weights.reweight is None:
-            a = torch.ones(1, 3, x.shape[-1], dtype=sum_dtype, device=x.device)
+            a = torch.ones(1, 3, x.shape[-1], dtype=matrix_dtype, device=x.device)
         else:
-            x, sums = map_sums(x, sum_dtype)
-            a = weigh_branches(sums, x.shape[1] * x.shape[2], weights)
+            x, means = map_means(x, sum_dtype)
+            a = weigh_branches(means.to(matrix_dtype), weights)
         matrix = mixer_matrix(a, weights, form != 'shift').to(product_dtype)
         x = x.to(product_dtype)
         if residual is not None:

@@ -1,9 +1,12 @@
 """The mixer in the published order of operations: what every faster form must equal."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import accumulate_dtype
 from .cycle_fc import cycle_fc
+from .map_sums import sum_over_space
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, branch_weights
 
 
@@ -23,7 +26,10 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
     if weights.reweight is None:
         mixed = h + w + c
     else:
-        branches = branch_weights((h + w + c).mean(dim=(1, 2)), weights.reweight)
-        a_h, a_w, a_c = (a[:, None, None, :] for a in branches)
-        mixed = h * a_h + w * a_w + c * a_c
+        sums = [sum_over_space(branch, accumulate_dtype(c.dtype)) for branch in (h, w, c)]
+        mean = (sum(sums) / (c.shape[1] * c.shape[2])).to(c.dtype)
+        a_h, a_w, a_c = (a[:, None, None, :] for a in branch_weights(mean, weights.reweight))
+        # In place where no gradient needs h: on small maps, memory costs more than multiplying.
+        mixed = h * a_h if torch.is_grad_enabled() else h.mul_(a_h)
+        mixed.addcmul_(w, a_w).addcmul_(c, a_c)
     return F.linear(mixed, weights.weight_proj, weights.bias_proj)

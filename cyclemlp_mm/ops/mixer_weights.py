@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,4 +59,26 @@ def branch_weights(mean: Tensor, reweight: ReweightWeights) -> 'tuple[Tensor, Te
     logits = F.linear(hidden, reweight.weight2, reweight.bias2)
     # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
     weights = logits.unflatten(-1, (-1, 3)).softmax(dim=-1)
-    return weights.unbind(dim=-1)
+    # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.
+    return weights.movedim(-1, 0).contiguous().unbind(0)
+
+
+def weigh_branches(means: Tensor, weights: MixerWeights) -> Tensor:
+    """Weights of the branches from the means of the map and its shifted copies.
+
+    Args:
+        means (Tensor): (B, 3, C), of :func:`map_means`.
+        weights (MixerWeights): Parameters, with ``reweight``.
+
+    Returns:
+        Tensor: (B, 3, C), of the dtype of ``means``: a_h, a_w, a_c.
+    """
+    dtype = means.dtype
+    mean_c, mean_h, mean_w = means.unbind(1)
+    mean = (
+        F.linear(mean_h, weights.weight_h.to(dtype), weights.bias_h.to(dtype))
+        + F.linear(mean_w, weights.weight_w.to(dtype), weights.bias_w.to(dtype))
+        + F.linear(mean_c, weights.weight_c.to(dtype))
+    )
+    reweight = type(weights.reweight)(*(p.to(dtype) for p in weights.reweight))
+    return torch.stack(branch_weights(mean, reweight), dim=1)

@@ -46,9 +46,9 @@ def _forward(
 ) -> Tensor:
     """Tokens (N, C) in and out; ``kept`` (N, rC) receives what enters the GELU."""
     norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
-    y = torch.empty_like(x)
     most_bytes = HIDDEN_CHUNK_BYTES if kept is None else KEPT_CHUNK_BYTES
     parts = _chunks(x.shape[0], weight1.shape[0], x.element_size(), most_bytes)
+    y = torch.empty_like(x) if len(parts) > 1 else None
     if len(parts) >= PACK_MIN_CHUNKS:
         tokens = parts[0].stop
         weight1 = pack_weight(weight1, tokens) if kept is None else weight1
@@ -60,7 +60,10 @@ def _forward(
             hidden = linear_gelu(normed, weight1, bias1)
         else:
             hidden = F.gelu(torch.addmm(bias1, normed, weight1.mT, out=kept[part]))
-        linear_add(hidden, weight2, bias2, tokens if residual else None, y[part])
+        added = tokens if residual else None
+        if y is None:
+            return linear_add(hidden, weight2, bias2, added)
+        linear_add(hidden, weight2, bias2, added, y[part])
     return y
 
 

@@ -73,10 +73,14 @@ def fill_operand(out: Tensor, x: Tensor, first: int, last: int) -> None:
             :, top + dy : bottom + dy, left + dx : right + dx, moved
         ]
         # What reads outside the map is at most one row or column on either side.
-        target[:, : top - first] = 0
-        target[:, bottom - first :] = 0
-        target[:, :, :left] = 0
-        target[:, :, right:] = 0
+        if top > first:
+            target[:, : top - first] = 0
+        if bottom < last:
+            target[:, bottom - first :] = 0
+        if left > 0:
+            target[:, :, :left] = 0
+        if right < width:
+            target[:, :, right:] = 0
 
 
 def add_operand_grad(grad_x: Tensor, grad_out: Tensor, first: int, last: int) -> None:

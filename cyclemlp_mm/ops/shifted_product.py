@@ -74,25 +74,28 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
 
 def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
     """:func:`shifted_product` without gradients."""
-    y = x.new_empty(*x.shape[:3], matrix.shape[1])
+    shape = torch.Size((*x.shape[:3], matrix.shape[1]))
     cut, size = chunks(x, matrix.shape[0] == 1)
     buffer = x.new_empty(size)
+    y = x.new_empty(shape) if len(cut) > 1 or matrix.shape[0] > 1 else None
     packed = {}  # by the first image; of the chunks of one image, all have its matrix
     for chunk in cut:
-        operand, out = chunk.operand(x, buffer), chunk.tokens(y)
+        operand = chunk.operand(x, buffer)
         added = None if residual is None else chunk.tokens(residual)
         matrices = chunk.matrix(matrix)
         if matrices.shape[0] > 1:
-            torch.bmm(operand, matrices.mT, out=out)
+            out = torch.bmm(operand, matrices.mT, out=chunk.tokens(y))
             if added is not None:
                 out += added
             continue
         of = 0 if matrix.shape[0] == 1 else chunk.images.start
         if of not in packed:
             several = len(cut) > matrix.shape[0]
-            packed = {of: pack_weight(matrices[0], out.shape[1]) if several else matrices[0]}
-        added = None if added is None else added.flatten(0, 1)
-        linear_add(operand.flatten(0, 1), packed[of], None, added, out.flatten(0, 1))
+            packed = {of: pack_weight(matrices[0], operand.shape[1]) if several else matrices[0]}
+        operand, added = operand.flatten(0, 1), None if added is None else added.flatten(0, 1)
+        if y is None:
+            return linear_add(operand, packed[of], None, added).view(shape)
+        linear_add(operand, packed[of], None, added, chunk.tokens(y).flatten(0, 1))
     return y
 
 

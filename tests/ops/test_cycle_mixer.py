@@ -178,11 +178,13 @@ def test_auto_folds_by_size():
         return mixer_backend.choose_backend(shape, torch.device(device), dtype, reweight)
 
     assert choice(1, 200, 304, 64) == choice(8, 50, 76, 320) == 'folded'
-    assert choice(1, 25, 38, 512) == choice(1, 40, 40, 320, dtype=torch.bfloat16) == 'shift'
+    assert choice(1, 25, 38, 512) == choice(1, 32, 32, 320) == 'shift'
+    assert choice(1, 50, 76, 320, dtype=torch.bfloat16) == 'folded'
+    assert choice(1, 40, 40, 320, dtype=torch.bfloat16) == 'reference'
     assert choice(4, 7, 7, 512) == choice(64, 14, 14, 64) == 'reference'
     # Images that share their matrix share its price.
     assert choice(16, 14, 14, 512, reweight=False) == 'folded'
-    assert choice(16, 14, 14, 512, reweight=False, dtype=torch.bfloat16) == 'folded'
+    assert choice(32, 14, 14, 512, reweight=False, dtype=torch.bfloat16) == 'folded'
     # Counting operations on the meta device gives the published figures.
     assert choice(1, 200, 304, 64, device='meta') == 'reference'
 
