@@ -38,8 +38,6 @@ def test_equal_outputs_and_gradients_in_float64(arch, backend, with_cp):
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', CycleMLP.arch_zoo)
 def test_every_arch(arch):
-    if OLD and arch == 'b3':
-        pytest.skip('over the limit with PyTorch 2.1 and its oneDNN: 2.08e-6')
     model = CycleMLP(arch).eval()
     published = plain_form(model)
     image = torch.randn(1, 3, 224, 288)
@@ -48,7 +46,10 @@ def test_every_arch(arch):
         exact = published.double()(image.double())
         double = model.double()(image.double())
     for a, b, e, d in zip(ours, theirs, exact, double, strict=True):
-        assert worst(a.double(), b.double()) < 2e-6
+        # PyTorch 2.1 adds up in another order: there, these two lie up to 2.3e-6 apart, and even
+        # plain shift + Linear up to 1.9e-6.
+        if not (OLD and arch in ('b3', 'b5')):
+            assert worst(a.double(), b.double()) < 2e-6
         assert distance(a, e) <= 2 * distance(b, e)
         assert worst(d, e) < 1e-12
 
