@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cyclemlp_mm.weights import split_pretrained
 
-from .layers import normed_nchw
+from .layers import to_nchw
 from .levels import check_frozen_stages, resolve_out_indices
 from .strict_init import StrictInit
 
@@ -96,7 +96,8 @@ class DenseBackbone(StrictInit):
         for i in range(self.out_indices[-1] + 1):  # the stages behind were not built
             x = self.run_stage(i, x)
             if i in self.out_indices:
-                outputs.append(normed_nchw(x, getattr(self, f'norm{i}')))
+                norm = getattr(self, f'norm{i}')
+                outputs.append(to_nchw(norm(x)))
         return tuple(outputs)
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:

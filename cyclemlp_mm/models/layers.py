@@ -93,29 +93,20 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
 
 
-def normed_nchw(x: Tensor, norm: nn.Module) -> Tensor:
-    """A channels-last map, normed, as a contiguous NCHW tensor.
-
-    Args:
-        x (Tensor): (B, H, W, C).
-        norm (nn.Module): Of single tokens: a LayerNorm over C, or an Identity.
-
-    Returns:
-        Tensor: (B, C, H, W).
-    """
+def to_nchw(x: Tensor) -> Tensor:
+    """A channels-last map, (B, H, W, C), as a contiguous (B, C, H, W) tensor."""
     in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled() and not is_compiling()
-    image_bytes = x.element_size() * x[0].numel()
+    image_bytes = x.element_size() * x[:1].numel()
+    nchw = x.permute(0, 3, 1, 2)
     if not in_parts or image_bytes <= NCHW_PART_BYTES:
-        return norm(x).permute(0, 3, 1, 2).contiguous()
-    batch, height, width, channels = x.shape
+        return nchw.contiguous()
+    y = torch.empty_like(nchw, memory_format=torch.contiguous_format)
+    height = x.shape[1]
     rows = max(1, NCHW_PART_BYTES * height // image_bytes)
-    y = None
-    for image in range(batch):
+    for image in range(x.shape[0]):
         for first in range(0, height, rows):
-            part = norm(x[image, first : first + rows])
-            if y is None:  # under autocast a norm has another dtype than its input
-                y = part.new_empty(batch, channels, height, width)
-            y[image, :, first : first + rows] = part.permute(2, 0, 1)
+            part = slice(first, first + rows)
+            y[image, :, part] = nchw[image, :, part]
     return y
 
 
