@@ -132,6 +132,7 @@ class CycleBlock(nn.Module):
             x = x + self.drop_path(self.mixer(normed))
         else:
             x = self.mixer(normed, residual=x)
+        del normed  # one map less while the MLP makes another
         return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 
