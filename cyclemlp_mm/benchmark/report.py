@@ -74,24 +74,33 @@ def write(rows: 'list[dict]', facts: dict, folder: Path) -> None:
     _plot(rows, folder / 'benchmark.png')
 
 
+#: Colours of the bars: the models themselves, other forms of them, other models.
+_COLORS = {'ours': 'tab:green', 'published': 'darkgray', 'reference': 'lightgray'}
+_RIVAL_COLOR = 'tab:blue'
+
+
 def _plot(rows: 'list[dict]', path: Path) -> None:
+    """A panel of bars from zero for each mode and size."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1 + 0.28 * len(rows)), layout='constrained')
-    axes = figure.add_subplot()
-    names = [
-        ' '.join(filter(None, (r['contender'], r['arch'], r['dtype'], r['mode'], r['size'])))
-        for r in rows
-    ]
-    medians = [r['median_ms'] for r in rows]
-    spread = [
-        [m - r['q1_ms'] for m, r in zip(medians, rows)],
-        [r['q3_ms'] - m for m, r in zip(medians, rows)],
-    ]
-    colors = ['tab:green' if r['contender'] == 'ours' else 'tab:gray' for r in rows]
-    axes.barh(range(len(rows)), medians, xerr=spread, color=colors)
-    axes.set_yticks(range(len(rows)), names, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale('log')
-    axes.set_xlabel('milliseconds (median, quartiles)')
-    figure.savefig(path, dpi=120)
+    panels = {}
+    for row in rows:
+        panels.setdefault((row['mode'], row['size']), []).append(row)
+    heights = [len(panel) + 3 for panel in panels.values()]
+    figure = Figure(figsize=(9, 0.22 * sum(heights)), layout='constrained')
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axes, ((mode, size), panel) in zip(grid[:, 0], panels.items()):
+        names = [' '.join(filter(None, (r['contender'], r['arch'], r['dtype']))) for r in panel]
+        medians = [r['median_ms'] for r in panel]
+        spread = [
+            [m - r['q1_ms'] for m, r in zip(medians, panel)],
+            [r['q3_ms'] - m for m, r in zip(medians, panel)],
+        ]
+        colors = [_COLORS.get(r['contender'], _RIVAL_COLOR) for r in panel]
+        axes.barh(range(len(panel)), medians, xerr=spread, color=colors)
+        axes.set_yticks(range(len(panel)), names, fontsize=7)
+        axes.set_ylim(len(panel) - 0.4, -0.6)
+        axes.set_title(f'{mode}, {size}', fontsize=9, loc='left')
+        axes.spines[['top', 'right']].set_visible(False)
+    grid[-1, 0].set_xlabel('milliseconds (median, quartiles)')
+    figure.savefig(path, dpi=110)
