@@ -41,7 +41,7 @@ def test_formulas_by_hand():
 
 def test_a_deformable_convolution_is_counted():
     torchvision = pytest.importorskip('torchvision')
-    # It runs on real memory, and torchvision reads outside it where an offset is NaN: no torch.empty.
+    # On real memory, outside which torchvision reads where an offset is NaN: no torch.empty.
     image, offset = torch.zeros(1, 6, 9, 7), torch.zeros(1, 12, 9, 7)
     weight = torch.zeros(4, 6, 1, 1)
     call = lambda: torchvision.ops.deform_conv2d(image, offset, weight)  # noqa: E731
