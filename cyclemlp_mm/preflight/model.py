@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -19,6 +20,7 @@ from cyclemlp_mm.weights.whole_model import for_mmengine
 from .findings import Report
 
 _MIB = 1024 * 1024
+_SHARDING = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
@@ -63,6 +65,17 @@ def check_batch(report: Report, cfg: Config) -> None:
             f'is no multiple of accumulative_counts={every}: a training resumed in the middle of '
             'an accumulated gradient loses its first half',
         )
+
+
+def check_strategy(report: Report, cfg: Config) -> None:
+    """A model is dealt out over GPUs only."""
+    kind = (cfg.get('strategy') or {}).get('type')
+    if kind in _SHARDING and get_device() == 'cpu':
+        report.error(
+            'strategy', f'{kind} deals a model out over GPUs, and PyTorch sees none',
+            'Train where there are GPUs (tools/doctor.py says what is missing), or leave the '
+            'strategy out of _base_',
+        )  # fmt: skip
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from .model import (
     build_model,
     check_batch,
     check_num_classes,
+    check_strategy,
     check_weights,
     check_work_dir,
 )
@@ -51,6 +52,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         files = _check_dataset(report, cfg, dataset, classes, full)
         check_images(report, files, full, limit)
     check_batch(report, cfg)
+    check_strategy(report, cfg)
     model = build_model(report, cfg)
     if model is not None:
         check_work_dir(report, cfg, model)
