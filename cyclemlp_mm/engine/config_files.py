@@ -30,7 +30,8 @@ def find_config(name: str) -> Path:
     """Path of a config.
 
     Args:
-        name (str): A path, or the name of a shipped config, with or without ``.py``.
+        name (str): A path, or the name of a shipped config, with or without ``.py``; also
+            ``configs/NAME`` where there is no folder of that name.
 
     Raises:
         MissingFileError: Neither; suggests near names.
@@ -41,7 +42,13 @@ def find_config(name: str) -> Path:
     stem = path.name.removesuffix('.py')
     shipped = configs_dir() / f'{stem}.py'
     if shipped.is_file():
-        return shipped
+        # A folder that was named may hold a changed copy: then the shipped one is not meant.
+        if path.parent == Path() or (path.parent == Path('configs') and not path.parent.is_dir()):
+            return shipped
+        raise MissingFileError(
+            f'there is no config {name}. To take the shipped one of that name, leave the folder '
+            f'out: {stem}'
+        )
     names = sorted(p.stem for p in configs_dir().glob('*.py'))
     near = difflib.get_close_matches(stem, names, n=3)
     hint = f' Did you mean {" or ".join(near)}?' if near else ''

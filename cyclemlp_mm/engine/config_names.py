@@ -24,7 +24,8 @@ def register_config_names() -> None:
         try:
             return Config.fromfile(find_config(model)), None
         except MissingFileError as error:
-            if 'cyclemlp' in model:  # mmengine's own message would not say which names there are
+            # mmengine's own message would not say which names there are. (RepMLPs are also theirs.)
+            if 'cyclemlp' in model or 'mpvit' in model:
                 raise MissingFileError(f'model {model}: {error}') from None
         return theirs(self, model)
 

@@ -18,6 +18,19 @@ def test_names_and_paths_are_found(tmp_path, monkeypatch):
         find_config('upernet_cyclemlp_t_512x512_160k_ade20')
 
 
+@pytest.mark.parametrize(
+    'name', ['mine/cyclemlp_demo.py', '/nowhere/cyclemlp_demo.py', '../cyclemlp_demo']
+)
+def test_a_folder_that_was_named_is_meant(name, tmp_path, monkeypatch):
+    """A changed copy whose path is misspelt is not replaced by the shipped config."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingFileError, match=r'there is no config .*leave the folder out: cycle'):
+        find_config(name)
+    (tmp_path / 'configs').mkdir()
+    with pytest.raises(MissingFileError, match='leave the folder out'):
+        find_config('configs/cyclemlp_demo.py')
+
+
 def test_options_are_merged():
     cfg = load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {'model.backbone.init_cfg': None})
     assert cfg.model.backbone.init_cfg is None
