@@ -70,6 +70,8 @@ def use_own_data(
             f'configs, but this config has default_scope={scope!r}'
         )
     _set_num_classes(cfg.model, len(names))
+    for node in (cfg.model, *evaluators(cfg)):
+        _limit_topk(node, len(names))
     return cfg
 
 
@@ -106,7 +108,7 @@ def _use_coco_layout(
             type='CocoDataset', data_root=str(root), ann_file=ann_file,
             data_prefix=dict(img=images), metainfo=metainfo,
         )  # fmt: skip
-    for evaluator in _evaluators(cfg):
+    for evaluator in evaluators(cfg):
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
     return names
@@ -246,7 +248,8 @@ def _datasets(cfg: Config) -> 'Iterator[tuple[str, ConfigDict]]':
                 yield split, dataset
 
 
-def _evaluators(cfg: Config) -> 'Iterator[ConfigDict]':
+def evaluators(cfg: Config) -> 'Iterator[ConfigDict]':
+    """Every evaluator of a config, of validation and test."""
     for phase in ('val', 'test'):
         evaluator = cfg.get(f'{phase}_evaluator')
         if evaluator is not None:
@@ -263,3 +266,16 @@ def _set_num_classes(node: object, num_classes: int) -> None:
     elif isinstance(node, (list, tuple)):
         for value in node:
             _set_num_classes(value, num_classes)
+
+
+def _limit_topk(node: object, num_classes: int) -> None:
+    """Leave out the top-k accuracies, here and deeper, that fewer than k classes have not."""
+    if isinstance(node, dict):
+        if 'topk' in node:
+            asked = node['topk'] if isinstance(node['topk'], (list, tuple)) else (node['topk'],)
+            node['topk'] = tuple(k for k in asked if k <= num_classes) or (1,)
+        for value in node.values():
+            _limit_topk(value, num_classes)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _limit_topk(value, num_classes)

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.engine.own_data import evaluators
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
@@ -24,13 +25,21 @@ _SHARDING = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
-    """Every head must have as many classes as the data."""
+    """Every head must have as many classes as the data, and top-k accuracies need k of them."""
     for key, value in _num_classes(cfg.model, 'model'):
         if value != num_classes:
             report.error(
                 key, f'is {value}, but the data set has {num_classes} classes',
                 'Give --data DIR, which sets both, or make them equal',
             )  # fmt: skip
+    for evaluator in evaluators(cfg):
+        topk = evaluator.get('topk', 1)
+        if max(topk if isinstance(topk, (list, tuple)) else (topk,)) > num_classes:
+            report.error(
+                'val_evaluator.topk', f'is {topk}, but the data set has {num_classes} classes',
+                'Give --data DIR, which limits it, or leave the larger numbers out',
+            )  # fmt: skip
+            break  # test and validation mostly share one
 
 
 def _num_classes(node: object, key: str) -> 'Iterator[tuple[str, int]]':

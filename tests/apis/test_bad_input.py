@@ -220,6 +220,10 @@ ERRORS = {
     'a setting that does not exist': (
         nothing, [DET, *COCO, '--cfg-options', 'model.backbone.archh=b1'],
         r'model: cannot be built .*archh'),
+    'top-5 of four classes': (
+        nothing, ['cyclemlp_b1_in1k', '--cfg-options', 'model.head.num_classes=4',
+                  'train_dataloader.dataset.metainfo.classes=("a","b","c","d")'],
+        r'val_evaluator\.topk: is .1, 5., but the data set has 4 classes'),
     'sharding without a GPU': (
         text('c.py', f"_base_ = ['{DEMO}', '{DEMO.parent}/_base_/strategies/fsdp.py']"),
         ['c.py', *COCO], r'strategy: FSDPStrategy .* PyTorch sees none'),

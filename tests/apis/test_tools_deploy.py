@@ -5,7 +5,7 @@ import re
 import pytest
 from toy_runs import NO_WORKERS, run_tool
 
-from cyclemlp_mm.datasets.shapes import write_ade20k
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_image_folders
 
 pytest.importorskip('mmseg')
 
@@ -35,6 +35,26 @@ def test_deploy_evaluates_alike(tmp_path):
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == trained
     # What test.py writes into the work dir asks the next run anew.
     assert 'DeployModel' not in (tmp_path / 'wd' / f'{CONFIG}.py').read_text()
+
+
+@pytest.mark.timeout(600)
+def test_deploy_evaluates_averaged_weights_alike(tmp_path):
+    """EMAHook swaps weights before and after the test; the data have fewer than five classes."""
+    pytest.importorskip('mmpretrain')
+    config = 'mpvit_tiny_in1k'
+    data = write_image_folders(tmp_path / 'shapes', 8, 4, (64, 64))
+    _, printed = run_tool(
+        'train.py', config, '--data', data, '--work-dir', 'wd', '--cfg-options', *NO_WORKERS,
+        'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4', cwd=tmp_path,
+    )  # fmt: skip
+    [trained] = re.findall(r'Epoch\(val\).*accuracy/top1: ([\d.]+)', printed)
+    _, printed = run_tool(
+        'test.py', tmp_path / 'wd' / f'{config}.py', tmp_path / 'wd' / 'epoch_1.pth', '--deploy',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert 'what can be folded was folded' in printed
+    assert re.search(r'Epoch\(test\).*accuracy/top1: ([\d.]+)', printed)[1] == trained
+    assert 'top5' not in printed
 
 
 def test_the_benchmark_knows_mpvit_and_deploy(tmp_path):

@@ -43,6 +43,12 @@ def test_both_layouts_give_the_same_labels(folders, lists):
         assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes == 4
 
 
+def test_no_top5_of_four_classes(folders):
+    cfg = use_own_data(load_config(CONFIG), folders)
+    assert tuple(cfg.val_evaluator.topk) == tuple(cfg.test_evaluator.topk) == (1,)
+    assert tuple(cfg.model.head.topk) == (1,)
+
+
 def test_class_folders(folders):
     cfg = use_own_data(load_config(CONFIG), folders)
     dataset = cfg.train_dataloader.dataset

@@ -25,7 +25,8 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
 custom_hooks = [
-    # mmengine's momentum is 1 - decay. It evaluates, and saves as the model, the average.
-    dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
+    # mmengine's momentum is 1 - decay. It evaluates, and saves as the model, the average; with
+    # update_buffers that of BatchNorm's statistics too, which otherwise were the last weights' own.
+    dict(type='EMAHook', momentum=4e-5, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
