@@ -14,6 +14,13 @@ class StrictInit(BaseModule):
     published_format: ClassVar[PublishedFormat]
     _pretrained_cfgs: 'list[dict]'
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        # A backbone by itself takes a whole model's names, as our loaders hand all files out.
+        if not prefix and not any(name in state_dict for name in self.state_dict()):
+            for name in [name for name in state_dict if name.startswith('backbone.')]:
+                state_dict[name.removeprefix('backbone.')] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""
         if self.init_cfg is not None:

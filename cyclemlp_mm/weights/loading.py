@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from cyclemlp_mm.errors import CheckpointError
@@ -66,6 +67,7 @@ def split_pretrained(
         :func:`init_from_checkpoint`, one dict per ``type='Pretrained'`` entry.
 
     Raises:
+        TypeError: ``init_cfg`` is something else.
         ValueError: Both ways at once, or a 'Pretrained' entry with missing or unknown keys.
     """
     if pretrained is not None:
@@ -80,10 +82,24 @@ def split_pretrained(
         init_cfg = dict(type='Pretrained', checkpoint=pretrained)
     if init_cfg is None:
         return None, []
-    listed = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
-    rest = [cfg for cfg in listed if cfg.get('type') != 'Pretrained']
-    ours = [_check_pretrained_cfg(cfg) for cfg in listed if cfg.get('type') == 'Pretrained']
+    listed = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(cfg, dict) for cfg in listed):
+        raise TypeError(
+            f'init_cfg must be a dict or a list of dicts, but got {init_cfg!r}. For a checkpoint: '
+            "dict(type='Pretrained', checkpoint=…)"
+        )
+    rest = [cfg for cfg in listed if not _is_pretrained(cfg)]
+    ours = [_check_pretrained_cfg(cfg) for cfg in listed if _is_pretrained(cfg)]
     return rest or None, ours
+
+
+def _is_pretrained(cfg: dict) -> bool:
+    """Whether mmengine would take ``PretrainedInit``: by name, with or without a scope, or as the
+    class itself, as configs in Python write it."""
+    kind = cfg.get('type')
+    if isinstance(kind, str):
+        return kind.rpartition('.')[2] in ('Pretrained', PretrainedInit.__name__)
+    return isinstance(kind, type) and issubclass(kind, PretrainedInit)
 
 
 def init_from_checkpoint(
@@ -134,7 +150,8 @@ def load_strictly(
     """Copy ``state_dict``, under our names, into ``model``, if it fits but for named kinds.
 
     Expected differences: the family's extras (a classifier), output norms that only one side has,
-    and stages behind the last level that the model returns.
+    stages behind the last level that the model returns, and BatchNorm's counters of batches, which
+    some tools leave out or store as floats and nothing here reads.
 
     Raises:
         CheckpointError: Anything else differs.
@@ -147,6 +164,8 @@ def load_strictly(
             continue
         if _OUTPUT_NORM.fullmatch(name):
             report.new.setdefault('output norms', []).append(name)
+        elif _is_counter(name):
+            report.new.setdefault('counters of batches', []).append(name)
         else:
             missing.append(name)
     for name in state_dict:
@@ -158,7 +177,7 @@ def load_strictly(
         else:
             report.left[kind] = report.left.get(kind, 0) + 1
     common = {name: tensor for name, tensor in state_dict.items() if name in own}
-    misshapen = [n for n, t in common.items() if not _fits(t, own[n])]
+    misshapen = [n for n, t in common.items() if not _fits(t, own[n], _is_counter(n))]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             _misfit(published, source, own, state_dict, missing, unexpected, misshapen)
@@ -256,9 +275,14 @@ def _misfit(
     return ' '.join(parts)
 
 
-def _fits(tensor: Tensor, own: Tensor) -> bool:
+def _is_counter(name: str) -> bool:
+    return name.rpartition('.')[2] == 'num_batches_tracked'
+
+
+def _fits(tensor: Tensor, own: Tensor, counter: bool) -> bool:
     """Same shape; ints are no weights, though copying them into floats would work."""
-    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
+    same_kind = counter or tensor.is_floating_point() == own.is_floating_point()
+    return tensor.shape == own.shape and same_kind
 
 
 def _say(tensor: Tensor) -> str:

@@ -61,6 +61,11 @@ def is_published(names: 'Mapping[str, Tensor]') -> bool:
     return any(name.startswith(('mhca_stages.', 'patch_embed_stages.')) for name in names)
 
 
+def is_ours(names: 'Mapping[str, Tensor]') -> bool:
+    """Whether a state dict is that of our backbone, without a prefix."""
+    return any(re.fullmatch(r'stages\.\d+\.paths\.\d+\.position\.weight', n) for n in names)
+
+
 def rename(name: str) -> str:
     """Our name for a published one; names that neither side knows come back unchanged."""
     for pattern, new in _RENAMED:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
+from . import mpvit
 from .cyclemlp import CYCLEMLP_FORMAT, is_ours
 from .limits import shorten
 from .loading import find_paddle, to_our_names
@@ -24,8 +25,8 @@ def for_mmengine(content: object, source: str) -> object:
     """What a file holds, in the form and under the names that mmengine's loading expects.
 
     Published and Paddle files become ``{'state_dict': {'backbone.…': …, 'head.fc.…': …}}``, so that
-    ``load_from``, ``tools/test.py`` and the inference APIs take them as they are. What is not of
-    our family is left alone.
+    ``load_from``, ``tools/test.py`` and the inference APIs take them as they are; so does the file
+    of a backbone alone, under our names. What is not of our families is left alone.
 
     Args:
         content (object): What :func:`read_checkpoint` returned.
@@ -56,10 +57,16 @@ def for_mmengine(content: object, source: str) -> object:
             f'checkpoint {source} is a Paddle file, but not of a CycleMLP: which of its weights '
             'are transposed is not known'
         )
+    ours = is_ours(bare) or mpvit.is_ours(bare)
     if 'state_dict' in content:
         _check_state_dict(content['state_dict'], source)
-    elif prefixed and is_ours(bare):
-        return {'state_dict': content, 'meta': {}}  # mmseg's init_model looks for 'meta'
+        content = dict(content)
+    elif ours:
+        content = {'state_dict': names}
+    if ours:
+        content.setdefault('meta', {})  # mmseg's init_model looks for it
+    if ours and not prefixed:  # a backbone's own file: it finds its names itself, a detector not
+        content['state_dict'] = {f'{_BACKBONE}{name}': t for name, t in backbone.items()}
     return content
 
 

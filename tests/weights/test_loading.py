@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import PretrainedInit
 from published_names import published_state_dict
 
 from cyclemlp_mm.errors import CheckpointError, MissingFileError
-from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights import read_checkpoint
 
 TINY = dict(
@@ -221,6 +222,42 @@ def test_init_cfg_is_checked_when_the_model_is_built():
         CycleMLP(TINY, init_cfg=dict(type='Pretrained', checkpoint='x.pth', strict=False))
     with pytest.raises(ValueError, match="needs 'checkpoint'"):
         CycleMLP(TINY, init_cfg=dict(type='Pretrained'))
+
+
+@pytest.mark.parametrize(
+    'kind', [PretrainedInit, 'mmengine.Pretrained', 'mmengine.model.PretrainedInit']
+)
+def test_every_way_to_name_it_is_strict(tmp_path, kind):
+    model = source()
+    torch.save(published_state_dict(model), tmp_path / 'published.pth')
+    other = CycleMLP(TINY, init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'published.pth')))
+    other.init_weights()
+    assert_same(model, other)
+    torch.save(source(out_indices=(0, 1)).state_dict(), tmp_path / 'half.pth')
+    other = CycleMLP(TINY, init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'half.pth')))
+    with pytest.raises(CheckpointError, match='are missing'):
+        other.init_weights()
+
+
+@pytest.mark.parametrize('wrong', ['x.pth', ['x.pth'], 3])
+def test_init_cfg_of_another_type(wrong):
+    with pytest.raises(TypeError, match=r"init_cfg must be .* dict\(type='Pretrained', checkpoint"):
+        CycleMLP(TINY, init_cfg=wrong)
+
+
+def test_counters_of_batches_may_lack_or_be_floats(tmp_path):
+    model = MPViT('tiny')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'))
+    counters = [name for name in model.state_dict() if name.endswith('num_batches_tracked')]
+    for state in (
+        {n: t for n, t in model.state_dict().items() if n not in counters},
+        {n: t.float() for n, t in model.state_dict().items()},
+    ):
+        torch.save(state, tmp_path / 'file.pth')
+        other = MPViT('tiny', init_cfg=cfg)
+        other.init_weights()
+        assert_same(model, other)
+    assert counters
 
 
 def test_older_way_is_mapped_with_a_warning(tmp_path, log_lines):
