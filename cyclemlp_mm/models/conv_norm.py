@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops.autocast import compute_dtype
-from cyclemlp_mm.ops.compiling import is_compiling
 from cyclemlp_mm.ops.cpu_linear import add_linear
+from cyclemlp_mm.ops.recording import is_recording
+from cyclemlp_mm.ops.untouched import listened_to, untouched
 
 from .foldable import Foldable
 from .norms import build_norm, folded
@@ -54,6 +55,9 @@ class ConvNorm(Foldable, nn.Module):
             x (Tensor): The map.
             residual (Tensor, optional): Of the output's shape, added last.
         """
+        if not self._untouched:
+            y = self._finish(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+            return y if residual is None else residual + y
         weight, bias = folded(self.conv, self.norm)
         if weight is None:
             y = self._finish(self._convolve(x, self.conv.weight, None))
@@ -66,7 +70,7 @@ class ConvNorm(Foldable, nn.Module):
     def fold(self) -> None:
         """Fold the norm into the convolution for good; a second call, or another norm than
         BatchNorm, changes nothing."""
-        if isinstance(self.norm, nn.Identity):
+        if isinstance(self.norm, nn.Identity) or not self._untouched:
             return
         was_training, _ = self.training, self.norm.eval()
         weight, bias = folded(self.conv, self.norm)
@@ -75,6 +79,10 @@ class ConvNorm(Foldable, nn.Module):
             self.conv.weight = nn.Parameter(weight.detach())
             self.conv.bias = nn.Parameter(bias.detach())
             self.norm = nn.Identity()
+
+    @property
+    def _untouched(self) -> bool:
+        return untouched(nn.Conv2d, self.conv) and not listened_to(self.norm)
 
     @property
     def _is_linear(self) -> bool:
@@ -112,6 +120,8 @@ class Aggregate(ConvNorm):
 
     def forward(self, maps: 'list[Tensor]') -> Tensor:
         """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
+        if not self._untouched:
+            return super().forward(torch.cat(maps, dim=-1))
         weight, bias = folded(self.conv, self.norm)
         fixed = weight is not None
         weight = weight if fixed else self.conv.weight
@@ -145,7 +155,7 @@ def _plain(x: Tensor, *others: 'Tensor | None') -> bool:
     Never where a graph is recorded, which is to hold standard operators.
     """
     dtype = compute_dtype(x)
-    return not is_compiling() and all(t is not None and t.dtype == dtype for t in (x, *others))
+    return not is_recording() and all(t is not None and t.dtype == dtype for t in (x, *others))
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

@@ -20,6 +20,8 @@ from cyclemlp_mm.ops import (
     check_backend,
     cycle_mixer,
     fixed_matrix,
+    softmax_branches,
+    untouched,
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
@@ -70,7 +72,15 @@ class CycleMixer(Foldable, nn.Module):
         self.register_buffer('matrix', None, persistent=False)
 
     def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
-        """(B, H, W, C) to the same shape; ``residual``, of that shape, is added."""
+        """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
+
+        Raises:
+            RuntimeError: The backend cannot run here, or a layer in this one was put in another's
+                place, or has hooks, so that only 'auto' and 'reference' can.
+        """
+        if not self._untouched:
+            y = self._by_layers(x)
+            return y if residual is None else residual + y
         if self.matrix is not None:
             return apply_matrix(x, self.matrix, residual)
         return cycle_mixer(x, self.mixer_weights(), self.backend, residual)
@@ -78,7 +88,7 @@ class CycleMixer(Foldable, nn.Module):
     def fold(self) -> None:
         """Make the mixer's matrix once, where it does not depend on the image: without reweighting,
         and unless a backend was asked for."""
-        if self.reweight is None and self.backend == 'auto':
+        if self.reweight is None and self.backend == 'auto' and self._untouched:
             self.matrix = fixed_matrix(self.mixer_weights())
 
     def train(self, mode: bool = True) -> 'CycleMixer':
@@ -86,6 +96,32 @@ class CycleMixer(Foldable, nn.Module):
         if mode:
             self.matrix = None
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        self.matrix = None  # of the weights that are now replaced
+        super()._load_from_state_dict(*args)
+
+    @property
+    def _untouched(self) -> bool:
+        return (
+            untouched(nn.Linear, self.mlp_c, self.proj)
+            and untouched(CycleFC, self.sfc_h, self.sfc_w)
+            and (self.reweight is None or self.reweight.plain)
+        )
+
+    def _by_layers(self, x: Tensor) -> Tensor:
+        """The mixer in the published order of operations, by calling its layers."""
+        if self.backend not in ('auto', 'reference'):
+            raise RuntimeError(
+                f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks, or is '
+                "not the one it was built with, and has to be called. mixer_backend='auto' does"
+            )
+        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
+        if self.reweight is None:
+            return self.proj(h + w + c)
+        a = softmax_branches(self.reweight((h + w + c).mean(dim=(1, 2))))
+        a_h, a_w, a_c = (branch[:, None, None, :] for branch in a)
+        return self.proj(h * a_h + w * a_w + c * a_c)
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters, as the operator takes them."""

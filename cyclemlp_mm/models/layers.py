@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import chunked_mlp
-from cyclemlp_mm.ops.compiling import is_compiling
+from cyclemlp_mm.ops.recording import is_recording
+from cyclemlp_mm.ops.untouched import untouched
 
 #: Channels-last maps become NCHW by this many bytes at a time on a CPU: each channel is gathered
 #: from all of them, which are to stay in the cache meanwhile.
@@ -71,6 +72,16 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_channels, channels if out_channels is None else out_channels)
 
+    @property
+    def plain(self) -> bool:
+        """Whether its parameters say all that it does: see :mod:`cyclemlp_mm.ops.untouched`."""
+        return (
+            untouched(Mlp, self)
+            and untouched(nn.Linear, self.fc1, self.fc2)
+            and untouched(nn.GELU, self.act)
+            and self.act.approximate == 'none'
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., out_channels)."""
         return self.fc2(self.act(self.fc1(x)))
@@ -89,7 +100,8 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
         Tensor: Same shape.
     """
     # A GPU keeps whole maps busy, and a compiler fuses on its own.
-    if x.device.type != 'cpu' or is_compiling():
+    plain = untouched(nn.LayerNorm, norm) and mlp.plain
+    if not plain or x.device.type != 'cpu' or is_recording():
         return x + drop_path(mlp(norm(x)))
     if drop_path.active:
         return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
@@ -98,7 +110,7 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
 
 def to_nchw(x: Tensor) -> Tensor:
     """A channels-last map, (B, H, W, C), as a contiguous (B, C, H, W) tensor."""
-    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled() and not is_compiling()
+    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled() and not is_recording()
     image_bytes = x.element_size() * x[:1].numel()
     nchw = x.permute(0, 3, 1, 2)
     if not in_parts or image_bytes <= NCHW_PART_BYTES:
@@ -144,7 +156,7 @@ class ConvDownsample(nn.Module):
         copied into it, which is cheaper than its 64 channels afterwards. But the convolution copies
         its weight into the map's format at every call: next to a small map, that is the larger one.
         """
-        if x.device.type != 'cpu' or is_compiling():
+        if x.device.type != 'cpu' or is_recording():
             return torch.channels_last
         small = SMALL_MAP_TIMES * x.numel() <= self.proj.weight.numel()
         return torch.contiguous_format if small else torch.channels_last

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops import factor_attention
+from cyclemlp_mm.ops import factor_attention, untouched
 from cyclemlp_mm.weights import MPVIT_FORMAT
 
 from .arch import check_four_ints, resolve_arch
@@ -116,7 +116,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), C)."""
-        return self.pointwise(_depthwise(x, self.depthwise.weight, None, self.depthwise.stride[0]))
+        return self.pointwise(_depthwise(x, self.depthwise))
 
 
 class LocalBranch(nn.Module):
@@ -288,18 +288,23 @@ class MPViT(DenseBackbone):
         return self
 
 
-def _depthwise(x: Tensor, weight: Tensor, bias: 'Tensor | None', stride: int = 1) -> Tensor:
-    """A depthwise 3x3 convolution of a channels-last map."""
+def _depthwise(x: Tensor, conv: nn.Module, weight: 'Tensor | None' = None) -> Tensor:
+    """A convolution of a channels-last map, with another weight than its own if one is given."""
     x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    x = F.conv2d(x, weight, bias, stride, padding=1, groups=x.shape[1])
+    if weight is None:
+        x = conv(x)
+    else:
+        x = F.conv2d(x, weight, conv.bias, padding=1, groups=x.shape[1])
     return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """``x + conv(x)``: the sum is made by the kernel's centre."""
+    if not untouched(nn.Conv2d, conv):
+        return x + _depthwise(x, conv)
     centre = conv.weight.new_zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
-    return _depthwise(x, conv.weight + centre, conv.bias)
+    return _depthwise(x, conv, conv.weight + centre)
 
 
 def _init(module: nn.Module) -> None:

@@ -5,8 +5,16 @@ from .cycle_mixer import cycle_mixer
 from .factor_attention import factor_attention, factor_attention_reference
 from .mixer_backend import BACKENDS, check_backend
 from .mixer_folded import apply_matrix, fixed_matrix
-from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, ReweightWeights, branch_weights
+from .mixer_weights import (
+    KERNEL_H,
+    KERNEL_W,
+    MixerWeights,
+    ReweightWeights,
+    branch_weights,
+    softmax_branches,
+)
 from .mlp_chunks import chunked_mlp
+from .untouched import untouched
 
 __all__ = [
     'BACKENDS',
@@ -26,4 +34,6 @@ __all__ = [
     'factor_attention',
     'factor_attention_reference',
     'fixed_matrix',
+    'softmax_branches',
+    'untouched',
 ]

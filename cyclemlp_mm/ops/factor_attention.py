@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .autocast import accumulate_dtype, compute_dtype, without_autocast
-from .compiling import is_compiling
 from .cpu_linear import linear_add
 from .mlp_chunks import add_product
+from .recording import is_recording
+from .untouched import untouched
 
 #: Bytes of q, k and v made at a time on a CPU.
 CHUNK_BYTES = 2 * 2**20
@@ -74,7 +76,12 @@ def factor_attention(
     Returns:
         Tensor: (B, H, W, C); under autocast in the dtype that the sum of x and a Linear would have.
     """
-    if x.device.type not in ('cpu', 'cuda') or is_compiling():
+    called = not (
+        untouched(nn.LayerNorm, norm)
+        and untouched(nn.Linear, qkv, proj)
+        and untouched(nn.Conv2d, *convs)
+    )
+    if called or x.device.type not in ('cpu', 'cuda') or is_recording():
         y = factor_attention_reference(x, norm, qkv, proj, convs, heads)
         return x + y if residual else y
     params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
@@ -112,7 +119,7 @@ class _Params:
         self.groups, first = [], 0
         for weight, _ in self.convs:
             self.groups.append(slice(first, first + weight.shape[0]))
-            first += weight.shape[0]
+            first = first + weight.shape[0]
         # One product per group of heads, of which the blocks on the diagonal count.
         head = torch.arange(self.channels, device=self.proj.device) // (self.channels // heads)
         self.same_head = [head[g, None] == head[None, g] for g in self.groups]
@@ -251,6 +258,7 @@ class _FactorAttention(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
         x, *saved = ctx.saved_tensors
         num_groups = (len(saved) - 6) // 4

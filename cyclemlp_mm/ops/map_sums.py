@@ -7,6 +7,7 @@ to the left never the last: its sum is the map's less a border column (or row).
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,6 +46,7 @@ class _MapSums(torch.autograd.Function):
         return x.view_as(x), _sums(x, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> 'tuple[Tensor, None]':
         grad = grad_sums.to(grad_x.dtype)
         total = grad.sum(dim=1)

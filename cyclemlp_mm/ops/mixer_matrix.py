@@ -10,6 +10,7 @@ are added to the map's own, and the last column is the constant.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .mixer_weights import MixerWeights
 from .shifted_operand import operand_shifts, operand_width
@@ -56,6 +57,7 @@ class _MixerMatrix(torch.autograd.Function):
         return matrix
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> 'tuple[Tensor | None, ...]':
         a, *params = ctx.saved_tensors
         *branches, proj, _ = (p if p is None else p.to(a.dtype) for p in params)

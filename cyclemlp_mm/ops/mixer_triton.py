@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .shifted_operand import operand_shifts
 
@@ -233,6 +234,7 @@ class _TritonProduct(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, Tensor | None]':
         x, matrix = ctx.saved_tensors
         grad_y = grad_y.contiguous()

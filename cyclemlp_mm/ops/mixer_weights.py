@@ -56,7 +56,18 @@ def branch_weights(mean: Tensor, reweight: ReweightWeights) -> 'tuple[Tensor, Te
         tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
     """
     hidden = F.gelu(F.linear(mean, reweight.weight1, reweight.bias1))
-    logits = F.linear(hidden, reweight.weight2, reweight.bias2)
+    return softmax_branches(F.linear(hidden, reweight.weight2, reweight.bias2))
+
+
+def softmax_branches(logits: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
+    """Weight of each branch from what the MLP gives.
+
+    Args:
+        logits (Tensor): (B, 3C); the three of a channel are adjacent.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
+    """
     # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
     weights = logits.unflatten(-1, (-1, 3)).softmax(dim=-1)
     # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.

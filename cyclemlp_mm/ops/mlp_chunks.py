@@ -12,6 +12,7 @@ modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .autocast import accumulate_dtype, compute_dtype
 from .cpu_linear import linear_add, linear_gelu, pack_weight
@@ -83,6 +84,7 @@ class _ChunkedMlp(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
         x, kept, *params = ctx.saved_tensors
         norm_weight, norm_bias, weight1, bias1, weight2, _ = params

@@ -39,7 +39,7 @@ def operand_shifts(channels: int) -> 'tuple[Shift, Shift, Shift, Shift]':
     for residue, dy, dx in ((1, 0, 1), (2, 0, -1), (1, 1, 0), (2, -1, 0)):
         width = len(range(residue, channels, 3))
         shifts.append(Shift(slice(start, start + width), slice(residue, None, 3), dy, dx))
-        start += width
+        start = start + width  # traced, a size is a tensor: += would change the slices
     return tuple(shifts)
 
 

@@ -7,9 +7,10 @@ anew in the backward pass rather than kept.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .compiling import is_compiling
 from .cpu_linear import linear_add, pack_weight
+from .recording import is_recording
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
 #: Bytes of operand made at a time on a CPU.
@@ -54,7 +55,7 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
     # A compiler would unroll the loop.
-    if x.device.type != 'cpu' or is_compiling():
+    if x.device.type != 'cpu' or is_recording():
         return [Chunk(slice(0, batch), 0, height)], batch * height * per_row
     rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
     if rows < height or not shared:
@@ -77,7 +78,7 @@ def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Ten
     shape = torch.Size((*x.shape[:3], matrix.shape[1]))
     cut, size = chunks(x, matrix.shape[0] == 1)
     buffer = x.new_empty(size)
-    y = x.new_empty(shape) if len(cut) > 1 or matrix.shape[0] > 1 else None
+    y = x.new_empty(shape) if len(cut) != 1 or matrix.shape[0] > 1 else None
     packed = {}  # by the first image; of the chunks of one image, all have its matrix
     for chunk in cut:
         operand = chunk.operand(x, buffer)
@@ -116,6 +117,7 @@ class _ShiftedProduct(torch.autograd.Function):
         return multiply(x, matrix)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor, Tensor]':
         x, matrix = ctx.saved_tensors
         grad_y = grad_y.contiguous()

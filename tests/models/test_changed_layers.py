@@ -1,0 +1,145 @@
+"""Layers that someone changed or listens to are called, at every size and in every family."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
+
+WIDTHS = dict(depths=(1, 1, 1, 1), widths=(16, 24, 32, 40))
+ARCHS = {
+    'reweighted': lambda **kw: CycleMLP(
+        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'), **kw),
+    'summed': lambda **kw: CycleMLP(
+        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=False, downsample='patch_merging'), **kw),
+    'mpvit': lambda **kw: MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=4), **kw),
+}  # fmt: skip
+SIZES = [(32, 64), (256, 320)]  # plain modules, and chunks or one product per image
+
+
+def build(family, seed=0):
+    torch.manual_seed(seed)
+    model = ARCHS[family]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def layers(model):
+    """Every layer with a ``forward`` of its own that is called once per forward pass, by name."""
+    found = dict(model.named_modules())
+    return {
+        name: module for name, module in found.items()
+        if not list(module.children()) and list(module.parameters()) and '.relative' not in name
+        and '.position' not in name
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('family', ARCHS)
+def test_every_hook_fires_and_changes_nothing(family, size):
+    model = build(family)
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = model(image)
+        seen = set()
+        for name, module in layers(model).items():
+            module.register_forward_hook(lambda *_, name=name: seen.add(name))
+        hooked = model(image)
+    assert seen == set(layers(model))
+    for got, wanted in zip(hooked, expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+class Plus(nn.Linear):
+    """A Linear that does more, as LoRA does."""
+
+    def forward(self, x):
+        return super().forward(x) + 100
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('family', ARCHS)
+def test_a_layer_in_anothers_place_is_called(family, size):
+    model = build(family).double()
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        for name, module in layers(model).items():
+            # The mixer's mlp_c has no bias to move.
+            if type(module) is not nn.Linear or not name.startswith('stages.0') or 'mlp_c' in name:
+                continue
+            parent = model.get_submodule(name.rpartition('.')[0])
+            changed = copy.deepcopy(module)
+            changed.__class__ = Plus
+            moved = copy.deepcopy(module)
+            moved.bias = nn.Parameter(
+                torch.full((module.out_features,), 100.0).double()
+                + (0 if module.bias is None else module.bias)
+            )
+            outputs = []
+            for layer in (changed, moved):  # the same function, by another forward or bias
+                setattr(parent, name.rpartition('.')[2], layer)
+                outputs.append(model(image))
+            setattr(parent, name.rpartition('.')[2], module)
+            for got, wanted in zip(*outputs):
+                torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_fast_form_cannot_call_layers():
+    model = CycleMLP('b1', mixer_backend='folded').eval()
+    model.stages[0][0].mixer.proj.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="'folded' cannot run: a layer of the mixer has hooks"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_pruned_weights_train():
+    from torch.nn.utils import prune
+
+    model = build('reweighted').train()
+    prune.random_unstructured(model.stages[0][0].mlp.fc1, 'weight', 0.5)
+    for _ in range(2):
+        sum(level.sum() for level in model(torch.randn(1, 3, 256, 320))).backward()
+
+
+@pytest.mark.parametrize('family', ['reweighted', 'summed'])
+def test_loading_into_a_deployed_model(family):
+    first, second = build(family, 0), build(family, 1)
+    image = torch.randn(1, 3, 64, 64)
+    to_deploy(first).load_state_dict(second.state_dict())
+    with torch.no_grad():
+        for got, wanted in zip(first(image), second(image)):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('family', ['reweighted', 'summed'])
+def test_no_image_at_all(family, size, training):
+    levels = build(family).train(training)(torch.randn(0, 3, *size))
+    assert [tuple(level.shape[:2]) for level in levels] == [(0, c) for c in WIDTHS['widths']]
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('family', ARCHS)
+def test_traced_by_torchscript(family, size):
+    """At the traced size; counters of operations trace, too."""
+    model = build(family)
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, image)
+        other = torch.randn(1, 3, *size)
+        for got, wanted in zip(traced(other), model(other)):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('family', ARCHS)
+def test_second_derivatives_are_refused(family):
+    model = build(family).train()
+    image = torch.randn(1, 3, 256, 320, requires_grad=True)
+    loss = sum(level.square().sum() for level in model(image))
+    [grad] = torch.autograd.grad(loss, image, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.square().sum().backward()
