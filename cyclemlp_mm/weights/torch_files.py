@@ -7,7 +7,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .limits import Budget, DamagedFile, RefusedContent
+from .limits import Budget, DamagedFile, RefusedContent, shorten
 from .pickle_reader import Known, PickleReader
 from .pickle_tree import check_tree
 from .pickle_types import PLAIN_TYPES, check_sizes
@@ -60,14 +60,20 @@ def read_zip(file: BinaryIO, size: int, budget: Budget) -> object:
         RefusedContent: It holds an object of a type that is not allowed.
     """
     records = ZipRecords(file, size, budget)
+    # First, since a program's code is compressed.
+    if any(name.endswith('/constants.pkl') and name.count('/') == 1 for name in records):
+        raise RefusedContent(
+            'it is a TorchScript program, not weights: save the state_dict() of the module'
+        )
+    if records.packed is not None:
+        raise RefusedContent(
+            f'its record {shorten(records.packed)} is compressed or encrypted, which torch.save '
+            'never does: unpack it, and save it with torch.save'
+        )
     pickles = [name for name in records if name.endswith('/data.pkl') and name.count('/') == 1]
     if len(pickles) != 1:
         raise DamagedFile('it is a zip file, but not of torch.save: it holds no data.pkl')
     root = pickles[0].removesuffix('data.pkl')
-    if f'{root}constants.pkl' in records:
-        raise RefusedContent(
-            'it is a TorchScript program, not weights: save the state_dict() of the module'
-        )
     if f'{root}byteorder' in records and records.read(f'{root}byteorder') != b'little':
         raise RefusedContent('it was written on a big-endian machine')
     storages: dict[str, _Storage] = {}

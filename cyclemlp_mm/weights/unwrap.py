@@ -51,8 +51,8 @@ def select_backbone(
 
     Args:
         state_dict (Mapping[str, Tensor]): A backbone's, classifier's, detector's or segmentor's.
-        prefix (str, optional): What the backbone's names begin with. None takes those that begin
-            with ``backbone.``, or all where none does.
+        prefix (str, optional): What the backbone's names begin with, with the file's ``module.`` or
+            without. None takes those that begin with ``backbone.``, or all where none does.
         source (str): The file, for messages.
 
     Returns:
@@ -63,8 +63,10 @@ def select_backbone(
     """
     if prefix is None:
         prefix = 'backbone.' if any(n.startswith('backbone.') for n in state_dict) else ''
-    elif prefix and not prefix.endswith('.'):
-        prefix += '.'
+    else:
+        if prefix and not prefix.endswith('.'):
+            prefix += '.'
+        prefix = _strip_module(prefix)  # as find_state_dict did with the names
     chosen = {n[len(prefix):]: t for n, t in state_dict.items() if n.startswith(prefix)}
     if not chosen:
         raise CheckpointError(

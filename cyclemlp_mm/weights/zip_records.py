@@ -35,13 +35,17 @@ class ZipRecords:
         size (int): Its bytes.
         budget (Budget): What the directory and the records are paid from.
 
+    Attributes:
+        packed (str | None): The first record that is compressed or encrypted; it cannot be read.
+
     Raises:
         DamagedFile: No zip file, or a truncated or changed one.
-        RefusedContent: A zip file that ``torch.save`` does not write.
+        RefusedContent: Two records of one name.
     """
 
     def __init__(self, file: BinaryIO, size: int, budget: Budget) -> None:
         self._file, self._size, self._budget = file, size, budget
+        self.packed: str | None = None
         self._records = self._read_directory()
 
     def __contains__(self, name: str) -> bool:
@@ -103,10 +107,8 @@ class ZipRecords:
             extra = directory[at + name_size:at + name_size + extra_size]
             at += name_size + extra_size + comment_size
             if method or flags & _ENCRYPTED:
-                raise RefusedContent(
-                    f'its record {shorten(name)} is compressed or encrypted, which torch.save '
-                    'never does: unpack it, and save it with torch.save'
-                )
+                self.packed = self.packed or name
+                continue
             unpacked, packed, start = _from_zip64(extra, unpacked, packed, start)
             if packed != unpacked or start + _LOCAL_SIZE + packed > self._size:
                 raise DamagedFile(f'its record {shorten(name)} lies beyond its end')

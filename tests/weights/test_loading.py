@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -104,6 +105,21 @@ def test_named_prefix(tmp_path):
         load(tmp_path / 'e.pth', prefix='net.')
 
 
+@pytest.mark.parametrize('prefix', ['module.encoder.', 'module.encoder', 'encoder.', 'encoder'])
+def test_named_prefix_of_a_wrapped_model(tmp_path, prefix):
+    """As it stands in the file, or without the ``module.`` of DistributedDataParallel."""
+    model = source()
+    state = {f'module.encoder.{n}': t for n, t in model.state_dict().items()}
+    torch.save({'state_dict': state, 'epoch': 3}, tmp_path / 'e.pth')
+    assert_same(model, load(tmp_path / 'e.pth', prefix=prefix))
+
+
+def test_module_alone_as_a_prefix(tmp_path):
+    model = source()
+    torch.save({f'module.{n}': t for n, t in model.state_dict().items()}, tmp_path / 'm.pth')
+    assert_same(model, load(tmp_path / 'm.pth', prefix='module.'))
+
+
 def test_half_the_keys_are_refused_and_change_nothing(tmp_path):
     state = published_state_dict(source())
     torch.save(dict(list(state.items())[: len(state) // 2]), tmp_path / 'half.pth')
@@ -176,6 +192,23 @@ def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match=r'other\.pth.*no state dict'):
         load(tmp_path / 'other.pth')
+
+
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / 'program.pt'))
+    with pytest.raises(CheckpointError, match=r'program\.pt.*TorchScript program.*state_dict'):
+        load(tmp_path / 'program.pt')
+
+
+def test_a_compressed_file_says_to_unpack_it(tmp_path):
+    torch.save(source().state_dict(), tmp_path / 'whole.pth')
+    with zipfile.ZipFile(tmp_path / 'whole.pth') as whole, zipfile.ZipFile(
+        tmp_path / 'packed.pth', 'w', zipfile.ZIP_DEFLATED
+    ) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(CheckpointError, match=r'packed\.pth.*data\.pkl.*compressed.*unpack it'):
+        load(tmp_path / 'packed.pth')
 
 
 class _Hostile:
