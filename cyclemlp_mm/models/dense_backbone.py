@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cyclemlp_mm.weights import split_pretrained
 
+from .checkpointing import checkpointed
 from .layers import to_nchw
 from .levels import check_frozen_stages, resolve_out_indices
 from .strict_init import StrictInit
@@ -111,7 +111,7 @@ class DenseBackbone(StrictInit):
     def run_block(self, block: nn.Module, *inputs: object) -> Tensor:
         """A block's output; with ``with_cp`` in training, by activation checkpointing."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpointed(block, *inputs)
         return block(*inputs)
 
     def _check_image(self, image: Tensor) -> None:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cyclemlp_mm.weights import PublishedFormat, split_pretrained
 
 from .arch import resolve_arch
+from .checkpointing import checkpointed
 from .foldable import Foldable
 from .levels import check_frozen_stages, resolve_out_indices
 from .norms import build_norm, fix_statistics, folded
@@ -257,7 +257,7 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
 
     def _run(self, unit: nn.Module, x: Tensor) -> Tensor:
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(unit, x, use_reentrant=False)
+            return checkpointed(unit, x)
         return unit(x)
 
     def _freeze(self) -> None:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -115,6 +117,41 @@ def test_freezing_and_checkpointing(frozen_stages):
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith(frozen), name
     sum(level.square().mean() for level in model(torch.randn(2, 3, 64, 64))).backward()
+
+
+def train_step(model, image):
+    sum(level.square().mean() for level in model(image)).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_checkpointing_changes_nothing_but_memory(momentum):
+    """None is the average over all batches: the count of them matters."""
+    plain = RepMLPNet(TINY, 64, norm_cfg=dict(type='BN', momentum=momentum)).double().train()
+    other = copy.deepcopy(plain)
+    other.with_cp = True
+    buffers = dict(other.named_buffers())
+    for _ in range(2):
+        image = torch.randn(2, 3, 70, 90, dtype=torch.float64)
+        grads = train_step(plain, image), train_step(other, image)
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    assert all(buffer is buffers[name] for name, buffer in other.named_buffers())
+
+
+def test_a_recomputation_that_fails_leaves_the_statistics():
+    model = RepMLPNet(TINY, 64, with_cp=True).train()
+    loss = sum(level.mean() for level in model(torch.randn(2, 3, 64, 64)))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def fail(*_):
+        raise RuntimeError('out of memory')
+
+    model.stages[1][0].norm2.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        loss.backward()
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
 
 @pytest.mark.parametrize(
