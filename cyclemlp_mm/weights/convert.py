@@ -33,7 +33,8 @@ class Conversion:
 
     Attributes:
         source (str): 'published', 'Paddle' or 'ours'.
-        arch (str): Name of the architecture, or 'custom' with its settings.
+        arch (str): Name of the architecture, or 'custom' with its settings; all names that fit,
+            where the file has not all stages.
         backbone (int): Tensors of the backbone in the new file, without constants.
         classifier (int): Those of the classifier.
         rest (int): Those of the rest of the model (neck, heads) in the new file.
@@ -123,11 +124,15 @@ def _verify(
             f'checkpoint {source} holds no complete CycleMLP backbone: its names begin with '
             f'{first_parts(backbone)}'
         )
-    known = [name for name, row in CycleMLP.arch_zoo.items() if dict(row) == arch]
-    name = known[0] if known else f'custom ({_say(arch)})'
+    known = [n for n, row in CycleMLP.arch_zoo.items() if _built(row, len(arch['depths'])) == arch]
+    # The first stages alone may be those of several.
+    name = ' or '.join(known) if known else f'custom ({_say(arch)})'
+    stem = backbone.get('stem.proj.weight')
+    in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
+    levels = range(len(arch['depths']))
     try:
         with torch.device('meta'):
-            own = CycleMLP(arch).state_dict()
+            own = CycleMLP(_four_stages(arch), in_channels, levels).state_dict()
     except ValueError as error:
         raise CheckpointError(f'checkpoint {source} is of no CycleMLP: {error}') from error
     wrong = [n for n in own if n not in backbone and not n.startswith(_OUTPUT_NORMS)]
@@ -152,10 +157,23 @@ def _verify(
     return name
 
 
+def _built(row: 'Mapping[str, object]', stages: int) -> dict:
+    """What :func:`arch_of` can tell of an arch of which only the first stages are built."""
+    built = {k: v[:stages] if isinstance(v, tuple) else v for k, v in row.items()}
+    return built if stages > 1 else {**built, 'downsample': None}
+
+
+def _four_stages(arch: 'Mapping[str, object]') -> dict:
+    """An arch dict whose first stages are those of ``arch``; the others will not be built."""
+    whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
+    return {**whole, 'downsample': arch['downsample'] or 'conv'}
+
+
 def _say(arch: 'Mapping[str, object]') -> str:
     return ', '.join(
         f'{key} {"-".join(map(str, value)) if isinstance(value, tuple) else value}'
         for key, value in arch.items()
+        if value is not None
     )
 
 

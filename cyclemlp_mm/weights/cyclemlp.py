@@ -149,7 +149,14 @@ def from_paddle(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
 
 
 def arch_of(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, object] | None':
-    """The ``arch`` dict of a state dict under our names; None if it is not that of four stages."""
+    """The ``arch`` dict of a state dict under our names, with the stages that it has.
+
+    Stages behind the last returned level are not built, so these may be the first one to four.
+
+    Returns:
+        dict | None: A value per stage there is; ``downsample`` is None for a single one. None where
+        there is no stage, one is missing in between, or a tensor of one.
+    """
     depths, widths, ratios = [0] * 4, [0] * 4, [0] * 4
     for name, tensor in state_dict.items():
         match = re.fullmatch(r'stages\.([0-3])\.(\d{1,3})\.(norm1|mlp\.fc1)\.weight', name)
@@ -161,14 +168,16 @@ def arch_of(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, object] | None':
             widths[stage] = tensor.shape[0]
         elif tensor.dim() == 2:
             ratios[stage] = tensor.shape[0] // max(tensor.shape[1], 1)
-    if not all(depths + widths + ratios):
+    built = sum(depth > 0 for depth in depths)
+    if not built or not all(depths[:built] + widths[:built] + ratios[:built]):
         return None
+    downsample = 'conv' if 'downsamples.1.proj.weight' in state_dict else 'patch_merging'
     return dict(
-        depths=tuple(depths),
-        widths=tuple(widths),
-        mlp_ratios=tuple(ratios),
+        depths=tuple(depths[:built]),
+        widths=tuple(widths[:built]),
+        mlp_ratios=tuple(ratios[:built]),
         reweight=any('.mixer.reweight.' in name for name in state_dict),
-        downsample='conv' if 'downsamples.1.proj.weight' in state_dict else 'patch_merging',
+        downsample=downsample if built > 1 else None,
     )
 
 

@@ -45,7 +45,7 @@ def classifier():
 
 
 @pytest.mark.parametrize('arch', [TINY, SWIN_STYLE], ids=['conv', 'patch_merging'])
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2, 3), (3,)])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2, 3), (3,), (0, 1, 2), (1,), (0,)])
 def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, out_indices):
     ours = random_state(arch, out_indices=out_indices)
     torch.save(ours, tmp_path / 'ours.pth')
@@ -56,6 +56,31 @@ def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, out_i
     assert_equal(state(tmp_path / 'back.pth'), ours)
     convert(tmp_path / 'back.pth', tmp_path / 'again.pth', 'published')
     assert (tmp_path / 'again.pth').read_bytes() == (tmp_path / 'published.pth').read_bytes()
+
+
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_other_image_channels(tmp_path, in_channels):
+    ours = random_state(in_channels=in_channels)
+    torch.save(ours, tmp_path / 'ours.pth')
+    convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
+    convert(tmp_path / 'published.pth', tmp_path / 'back.pth')
+    assert_equal(state(tmp_path / 'back.pth'), ours)
+
+
+@pytest.mark.parametrize(
+    'arch, out_indices, name',
+    [
+        ('b1', (0, 1, 2), 'b1'),
+        ('b1', (0,), 'b1 or b2'),
+        ('t', (0, 1), 't or s'),
+        (TINY, (0, 1), 'custom (depths 1-2, widths 8-12, mlp_ratios 2-2, reweight True, '
+         'downsample conv)'),
+        (TINY, (0,), 'custom (depths 1, widths 8, mlp_ratios 2, reweight True)'),
+    ],
+)  # fmt: skip
+def test_the_stages_there_are_name_the_arch(tmp_path, arch, out_indices, name):
+    torch.save(random_state(arch, out_indices=out_indices), tmp_path / 'ours.pth')
+    assert convert(tmp_path / 'ours.pth', tmp_path / 'new.pth').arch == name
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
@@ -209,7 +234,10 @@ def test_what_it_refuses(tmp_path):
 
     refuse({'conv1.weight': torch.ones(3)}, 'no complete CycleMLP.*conv1')
     refuse({n: t for n, t in ours.items() if not n.startswith('stages.2')}, 'no complete CycleMLP')
+    refuse({n: t for n, t in ours.items() if not n.startswith('stages.3')}, '[0-9]+ tensors are')
     refuse({n: t for n, t in ours.items() if 'stem' not in n}, '2 tensors are missing')
+    refuse({**ours, 'stem.proj.weight': torch.ones(8)}, '1 tensors are')
+    refuse({**ours, 'stem.proj.weight': torch.ones(8, 0, 7, 7)}, 'in_channels must be')
     refuse({**ours, 'stem.extra': torch.ones(1)}, '1 tensors are')
     refuse({**ours, 'stem.proj.bias': torch.ones(9)}, '1 tensors are')
     refuse({**ours, 'stem.proj.bias': torch.ones(8).int()}, '1 tensors are')
