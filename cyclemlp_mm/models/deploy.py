@@ -17,8 +17,8 @@ def to_deploy(model: nn.Module) -> nn.Module:
       With reweighting the matrix depends on the image, and the mixer makes it by itself.
     - Necks and heads: mmcv's ``ConvModule``, BatchNorm into convolution.
 
-    State dicts change but for CycleMLP's, so load the checkpoint first. Outputs agree to rounding.
-    A second call changes nothing.
+    State dicts change but for CycleMLP's, so load the checkpoint first; one saved afterwards fits a
+    model that went through this itself. Outputs agree to rounding. A second call changes nothing.
 
     Args:
         model (nn.Module): A backbone, or a detector, segmentor or classifier.

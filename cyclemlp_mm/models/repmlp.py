@@ -113,7 +113,9 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n that and the first n
             stages. Defaults to -1.
         with_cp (bool): Activation checkpointing of every unit in training. Defaults to False.
-        deploy (bool): Build the folded form, for weights saved from it. Defaults to False.
+        deploy (bool): Build the blocks folded, for weights saved after :meth:`switch_to_deploy`.
+            Those saved after ``to_deploy``, which folds more, fit a model that went through
+            ``to_deploy`` itself. Defaults to False.
         init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
             files of mmpretrain's zoo as they are and raises if they do not fit.
         pretrained (str, optional): Deprecated, see ``init_cfg``.
@@ -222,7 +224,10 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         return tuple(outputs)
 
     def switch_to_deploy(self) -> None:
-        """Fold all that can be: see :meth:`RepMLPBlock.local_inject`; a second call is harmless."""
+        """Fold the blocks, as mmpretrain's method of this name does; a second call is harmless.
+
+        :func:`~cyclemlp_mm.models.to_deploy` folds the norms behind other convolutions, too.
+        """
         for module in self.modules():
             if isinstance(module, RepMLPBlock):
                 module.local_inject()

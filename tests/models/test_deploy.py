@@ -67,6 +67,23 @@ def test_repmlp_and_mmcv_convolutions():
     assert batch_norms(model) == 2 * 5 + 4
 
 
+@pytest.mark.parametrize('family', ['mpvit', 'repmlp'])
+def test_folded_weights_fit_another_folded_model(family):
+    if family == 'repmlp':
+        pytest.importorskip('mmpretrain')
+        from cyclemlp_mm.models.repmlp import RepMLPNet
+
+        arch = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
+        model, other = RepMLPNet(arch, 64), RepMLPNet(arch, 64, deploy=True)
+    else:
+        model, other = MPViT(TINY), MPViT(TINY)
+    to_deploy(randomise_norms(model))
+    to_deploy(other).load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(model(image), other(image), strict=True))
+
+
 def test_a_whole_segmentor():
     pytest.importorskip('mmseg')
     from cyclemlp_mm.engine import load_config, require_toolbox
