@@ -1,6 +1,6 @@
 """One rule for ``arch``: a name of the family's table, or a dict with exactly the table's keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def resolve_arch(arch: 'str | Mapping', table: 'Mapping[str, Mapping]', family: str) -> dict:
@@ -46,7 +46,8 @@ def check_four_ints(settings: dict, keys: 'tuple[str, ...]') -> None:
         ValueError: Not four positive ints.
     """
     for key in keys:
-        values = tuple(settings[key])
+        values = settings[key]
+        values = tuple(values) if isinstance(values, Sequence) else ()
         if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
             raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
         settings[key] = values

@@ -26,6 +26,7 @@ from cyclemlp_mm.ops import (
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import check_four_ints, resolve_arch
+from .arguments import check_bool
 from .dense_backbone import DenseBackbone
 from .foldable import Foldable
 from .layers import (
@@ -298,6 +299,7 @@ def _init_linear(module: nn.Module) -> None:
 def _check_settings(settings: dict) -> dict:
     """Refuse an arch dict whose values cannot be built."""
     check_four_ints(settings, ('depths', 'widths', 'mlp_ratios'))
+    check_bool('arch reweight', settings['reweight'])
     if settings['reweight'] and any(width % 4 for width in settings['widths']):
         raise ValueError(
             f'arch widths must be multiples of 4 where branches are reweighted (its MLP is C/4 '

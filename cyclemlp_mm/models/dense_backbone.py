@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.weights import split_pretrained
 
+from .arguments import check_bool, check_positive_int
 from .checkpointing import checkpointed
 from .layers import to_nchw
 from .levels import check_frozen_stages, resolve_out_indices
@@ -50,12 +51,10 @@ class DenseBackbone(StrictInit):
     ) -> None:
         init_cfg, self._pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(init_cfg=init_cfg)
-        if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f'in_channels must be a positive int, but got {in_channels!r}')
-        self.in_channels = in_channels
+        self.in_channels = check_positive_int('in_channels', in_channels)
         self.out_indices = resolve_out_indices(out_indices, num_levels)
         self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
-        self.with_cp = bool(with_cp)
+        self.with_cp = check_bool('with_cp', with_cp)
 
     def finish(self, widths: 'Sequence[int]', strides: 'Sequence[int]', out_norms: bool) -> None:
         """Add one LayerNorm per returned level, state the outputs, and freeze.
@@ -64,7 +63,11 @@ class DenseBackbone(StrictInit):
             widths (Sequence[int]): Channels of every level.
             strides (Sequence[int]): Pixels per cell of every level.
             out_norms (bool): Whether returned levels are normed.
+
+        Raises:
+            TypeError: ``out_norms`` is no bool.
         """
+        check_bool('out_norms', out_norms)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
         for i in self.out_indices:

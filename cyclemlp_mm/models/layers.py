@@ -1,5 +1,7 @@
 """Layers shared by the backbone families. Tokens and maps are channels-last: (..., C)."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
 
@@ -48,10 +50,10 @@ def drop_path_rates(last: float, num_blocks: int) -> 'list[float]':
     """Stochastic depth of each block: linear from 0 to ``last`` over all blocks.
 
     Raises:
-        ValueError: ``last`` is not in [0, 1).
+        ValueError: ``last`` is no number in [0, 1).
     """
-    if not 0.0 <= last < 1.0:
-        raise ValueError(f'drop_path_rate must be in [0, 1), but got {last}')
+    if not isinstance(last, Real) or isinstance(last, bool) or not 0.0 <= last < 1.0:
+        raise ValueError(f'drop_path_rate must be a number in [0, 1), but got {last!r}')
     return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
 
 

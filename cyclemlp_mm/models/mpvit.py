@@ -17,6 +17,7 @@ from cyclemlp_mm.ops import factor_attention, untouched
 from cyclemlp_mm.weights import MPVIT_FORMAT
 
 from .arch import check_four_ints, resolve_arch
+from .arguments import check_bool, check_positive_int
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
 from .layers import DropPath, Mlp, drop_path_rates, residual_mlp
@@ -254,7 +255,7 @@ class MPViT(DenseBackbone):
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
-        self.norm_eval = bool(norm_eval)
+        self.norm_eval = check_bool('norm_eval', norm_eval)
         rates = drop_path_rates(drop_path_rate, sum(depths))
         level_widths = (*widths[1:], widths[-1])
         self.stem = nn.Sequential(
@@ -326,8 +327,5 @@ def _check_settings(settings: dict) -> dict:
             f'arch widths must be multiples of {HEADS}, the number of heads, but got '
             f'{settings["widths"]}'
         )
-    if type(settings['mlp_ratio']) is not int or settings['mlp_ratio'] < 1:
-        raise ValueError(
-            f'arch mlp_ratio must be a positive int, but got {settings["mlp_ratio"]!r}'
-        )
+    check_positive_int('arch mlp_ratio', settings['mlp_ratio'])
     return settings

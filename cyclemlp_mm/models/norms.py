@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .arguments import check_bool
+
 
 @MODELS.register_module()
 class SyncBNOrBN:
@@ -43,37 +45,59 @@ def _say_fallback(world_size: int, has_gpu: bool) -> None:
 
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+#: PyTorch's modules that can stand for a norm of NCHW maps; Identity for none. Others' are taken at
+#: their word.
+_NCHW_NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
 
 
 def build_norm(norm_cfg: 'dict | None', channels: int) -> nn.Module:
     """A norm of NCHW maps.
 
     Args:
-        norm_cfg (dict, optional): ``type`` 'BN', 'SyncBN', 'SyncBNOrBN', 'GN' or what mmengine's
-            registry knows, and its arguments; ``requires_grad`` (default True) says whether its
-            parameters are trained. Defaults to None: BN.
+        norm_cfg (dict, optional): ``type`` 'BN', 'SyncBN', 'SyncBNOrBN', 'GN', what mmengine's
+            registry knows, or a class, and its arguments; ``requires_grad`` (default True) says
+            whether its parameters are trained. Defaults to None: BN.
         channels (int): Channels.
 
     Raises:
-        TypeError: Not a dict with a type.
+        TypeError: Not a dict with a type, or ``requires_grad`` is no bool.
         KeyError: The type is not known.
+        ValueError: The type is no norm of NCHW maps.
     """
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
         raise TypeError(f"norm_cfg must be a dict with the key 'type', but got {norm_cfg!r}")
     settings = dict(norm_cfg)
     kind, requires_grad = settings.pop('type'), settings.pop('requires_grad', True)
-    known = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
-    if kind == 'GN':
-        norm = nn.GroupNorm(num_channels=channels, **settings)
-    else:
-        layer = known.get(kind) if isinstance(kind, str) else kind
-        layer = layer or MODELS.get(kind)
+    check_bool('norm_cfg requires_grad', requires_grad)
+    known = dict(
+        BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm
+    )
+    layer = kind
+    if isinstance(kind, str):
+        layer = known.get(kind) or MODELS.get(kind)
         if layer is None:
             raise KeyError(f'norm_cfg type {kind!r} is not in the model registry')
+    wrong = ValueError(
+        f'norm_cfg type {kind!r} is no norm of (B, C, H, W) maps; such are BN, SyncBN, SyncBNOrBN, '
+        'GN and IN'
+    )
+    if not callable(layer) or _is_other_torch_layer(layer):
+        raise wrong
+    if layer is nn.GroupNorm:
+        norm = layer(num_channels=channels, **settings)
+    else:
         norm = layer(channels, **settings)
-    norm.requires_grad_(bool(requires_grad))
-    return norm
+    if not isinstance(norm, nn.Module):
+        raise wrong
+    return norm.requires_grad_(requires_grad)
+
+
+def _is_other_torch_layer(layer: object) -> bool:
+    """Whether it is PyTorch's own, and would fail in the first forward pass or norm nothing."""
+    if not isinstance(layer, type) or issubclass(layer, _NCHW_NORMS):
+        return False
+    return issubclass(layer, nn.Module) and layer.__module__.startswith('torch.nn.')
 
 
 def fix_statistics(module: nn.Module) -> None:

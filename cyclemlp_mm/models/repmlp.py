@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from cyclemlp_mm.weights import PublishedFormat, split_pretrained
 
 from .arch import resolve_arch
+from .arguments import check_bool, check_positive_int
 from .checkpointing import checkpointed
 from .foldable import Foldable
 from .levels import check_frozen_stages, resolve_out_indices
-from .norms import build_norm, fix_statistics, folded
+from .norms import SyncBNOrBN, build_norm, fix_statistics, folded
 from .strict_init import StrictInit
 
 REPMLP_FORMAT = PublishedFormat(
@@ -32,6 +33,7 @@ REPMLP_FORMAT = PublishedFormat(
     },
 )
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
+_FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrBN: 'SyncBNOrBN'}
 
 
 class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
@@ -102,11 +104,11 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32, taken before
             the downsampling; negative ones count from the last. Stages behind the last one are not
             built. Defaults to (0, 1, 2, 3).
-        reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron;
-            None has none. Defaults to (3,).
+        reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron,
+            each once; None has none. Defaults to (3,).
         globalperceptron_ratio (int): Squeeze ratio of the global perceptron. Defaults to 4.
-        norm_cfg (dict, optional): Norm of every part; of the BatchNorm kind, since others cannot be
-            folded. Defaults to None: BN.
+        norm_cfg (dict, optional): Norm of every part; of the BatchNorm kind, with weight, bias and
+            statistics, since others cannot be folded. Defaults to None: BN.
         out_norms (bool): One norm per returned level; the last one is the classifier's. Defaults to
             True.
         norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
@@ -148,19 +150,21 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         init_cfg: 'dict | list[dict] | None' = None,
         pretrained: 'str | None' = None,
     ) -> None:
-        arch = {k: list(v) for k, v in resolve_arch(arch, self.arch_zoo, 'RepMLPNet').items()}
+        arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        size = tuple(size) if isinstance(size, Sequence) else ()
         coarsest = 4 * 2 ** (num_stages - 1)
         if len(size) != 2 or any(type(s) is not int or s < 1 or s % coarsest for s in size):
             raise ValueError(f'img_size must be multiples of {coarsest}, but got {img_size!r}')
-        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
-        build_norm(norm_cfg, 1)  # names what is wrong with it
-        if norm_cfg['type'] not in _FOLDABLE:
-            raise ValueError(
-                f'norm_cfg of RepMLPNet must be of type {", ".join(_FOLDABLE)}, which can be '
-                f'folded, but got {norm_cfg["type"]!r}'
-            )
+        check_positive_int('in_channels', in_channels)
+        check_positive_int('globalperceptron_ratio', globalperceptron_ratio)
+        for name, value in dict(
+            out_norms=out_norms, norm_eval=norm_eval, with_cp=with_cp, deploy=deploy
+        ).items():
+            check_bool(name, value)
+        reparam_conv_kernels = _check_kernels(reparam_conv_kernels)
+        norm_cfg = _check_norm_cfg(norm_cfg)
         init_cfg, pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(
             arch, size, in_channels, reparam_conv_kernels=reparam_conv_kernels,
@@ -171,7 +175,7 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices, num_stages)
         self.frozen_stages = check_frozen_stages(frozen_stages, num_stages)
-        self.with_cp, self.norm_eval = bool(with_cp), bool(norm_eval)
+        self.with_cp, self.norm_eval = with_cp, norm_eval
         self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
         last = self.out_indices[-1]
@@ -201,11 +205,16 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
             (ceil(H / stride), ceil(W / stride)) cells.
 
         Raises:
-            ValueError: Another number of dimensions or channels.
+            ValueError: Another number of dimensions or channels, no image, or images of no pixel.
         """
-        if image.dim() != 4 or image.shape[1] != self.in_channels or image.numel() == 0:
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f'RepMLPNet expects images as (B, {self.in_channels}, H, W), but got '
+                f'{tuple(image.shape)}'
+            )
+        if image.numel() == 0:
+            raise ValueError(
+                f'RepMLPNet needs at least one image, of at least 1x1 px, but got the shape '
                 f'{tuple(image.shape)}'
             )
         height, width = image.shape[2:]
@@ -278,3 +287,62 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+
+
+def _check_arch(settings: dict) -> dict:
+    """The settings as lists, as mmpretrain wants them; refuses what cannot be built."""
+    stages = None
+    for key, values in settings.items():
+        listed = list(values) if isinstance(values, Sequence) else []
+        stages = len(listed) if stages is None else stages
+        if not listed or len(listed) != stages or any(type(v) is not int or v < 1 for v in listed):
+            raise ValueError(
+                f'arch {key} must be a list of positive ints, one per stage as in the other keys, '
+                f'but got {values!r}'
+            )
+        settings[key] = listed
+    if any(c % s for c, s in zip(settings['channels'], settings['sharesets_nums'])):
+        raise ValueError(
+            f'arch channels must be multiples of sharesets_nums, but got {settings["channels"]} '
+            f'and {settings["sharesets_nums"]}'
+        )
+    return settings
+
+
+def _check_kernels(kernels: 'Sequence[int] | None') -> 'tuple[int, ...] | None':
+    """Refuse kernels that change a map's size, cannot be told apart, or are none."""
+    if kernels is None:
+        return None
+    listed = tuple(kernels) if isinstance(kernels, Sequence) else ()
+    if (
+        not listed
+        or any(type(k) is not int or k < 1 or k % 2 == 0 for k in listed)
+        or len(set(listed)) < len(listed)
+    ):
+        raise ValueError(
+            'reparam_conv_kernels must be a sequence of different odd positive ints, or None for '
+            f'no local perceptron, but got {kernels!r}'
+        )
+    return listed
+
+
+def _check_norm_cfg(norm_cfg: 'dict | None') -> dict:
+    """Refuse norms that cannot be folded; a class becomes its name, which every mmcv takes."""
+    norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+    if isinstance(norm_cfg, dict) and 'type' in norm_cfg:
+        kind = norm_cfg['type']
+        if isinstance(kind, type):
+            kind = _FOLDABLE_CLASSES.get(kind, kind)
+        if kind not in _FOLDABLE:
+            raise ValueError(
+                f'norm_cfg of RepMLPNet must be of type {", ".join(_FOLDABLE)}, which can be '
+                f'folded, but got {kind!r}'
+            )
+        norm_cfg = {**norm_cfg, 'type': kind}
+    norm = build_norm(norm_cfg, 1)  # names what else is wrong with it
+    if not (norm.affine and norm.track_running_stats):
+        raise ValueError(
+            'norm_cfg of RepMLPNet must leave affine and track_running_stats True, since no other '
+            f'norm can be folded, but got {norm_cfg!r}'
+        )
+    return norm_cfg

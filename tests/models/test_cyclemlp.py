@@ -114,6 +114,9 @@ def test_wrong_out_indices(out_indices, error, message):
         (dict(TINY, depths=(1, 1, 1)), ValueError, 'four positive ints'),
         (dict(TINY, widths=(8, 12, 18, 20)), ValueError, 'multiples of 4'),
         (dict(TINY, downsample='pool'), ValueError, 'downsample'),
+        (dict(TINY, depths=2), ValueError, 'arch depths must be four positive ints, but got 2'),
+        (dict(TINY, widths={8, 12, 16, 20}), ValueError, 'arch widths must be four'),
+        (dict(TINY, reweight='no'), TypeError, "arch reweight must be True or False, but got 'no'"),
     ],
 )
 def test_wrong_arch(arch, error, message):
@@ -130,6 +133,19 @@ def test_unknown_arguments_are_refused():
         CycleMLP(TINY, frozen_stages=5)
     with pytest.raises(ValueError, match='in_channels'):
         CycleMLP(TINY, in_channels=0)
+
+
+@pytest.mark.parametrize('name', ['with_cp', 'out_norms'])
+@pytest.mark.parametrize('value', ['False', 0, None])
+def test_only_a_bool_is_true_or_false(name, value):
+    with pytest.raises(TypeError, match=f'{name} must be True or False, but got {value!r}'):
+        CycleMLP(TINY, **{name: value})
+
+
+@pytest.mark.parametrize('rate', ['0.1', None, True, -0.1, 1, float('nan')])
+def test_wrong_drop_path_rates(rate):
+    with pytest.raises(ValueError, match=r'drop_path_rate must be a number in \[0, 1\), but got'):
+        CycleMLP(TINY, drop_path_rate=rate)
 
 
 @pytest.mark.parametrize('in_channels', [1, 4])

@@ -134,6 +134,47 @@ def test_other_arguments_are_checked():
         MPViT(TINY)(torch.randn(1, 3, 31, 64))
 
 
+# The names are mmcv's, which registers them for all. LN is of the last dimension.
+@pytest.mark.parametrize(
+    'kind', ['LN', 'ReLU', 'BN1d', 'BN3d', 'IN1d', nn.LayerNorm, nn.Conv2d, int, 3]
+)
+def test_layers_that_norm_no_maps_are_refused(kind):
+    pytest.importorskip('mmcv.cnn')
+    with pytest.raises(ValueError, match=r'norm_cfg type .* is no norm of \(B, C, H, W\) maps'):
+        MPViT(TINY, norm_cfg=dict(type=kind))
+
+
+@pytest.mark.parametrize('kind', ['IN', 'IN2d', 'LN2d', nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_norms_of_maps_are_taken_by_name_or_class(kind):
+    pytest.importorskip('mmcv.cnn')
+    if kind == 'LN2d':
+        kind = pytest.importorskip('mmpretrain.models.utils').LayerNorm2d
+    model = MPViT(TINY, norm_cfg=dict(type=kind))
+    assert all(level.isfinite().all() for level in model(torch.randn(2, 3, 64, 64)))
+
+
+def test_group_norm_by_its_class():
+    model = MPViT(TINY, norm_cfg=dict(type=nn.GroupNorm, num_groups=2))
+    assert model.stem[0].norm.num_groups == 2
+
+
+@pytest.mark.parametrize(
+    'kwargs, error, message',
+    [
+        (dict(with_cp='False'), TypeError, 'with_cp must be True or False'),
+        (dict(norm_eval=1), TypeError, 'norm_eval must be True or False'),
+        (dict(norm_cfg=dict(type='BN', requires_grad='False')), TypeError, 'requires_grad must'),
+        (dict(in_channels='3'), ValueError, 'in_channels must be a positive int'),
+        (dict(drop_path_rate='0.1'), ValueError, 'drop_path_rate must be a number'),
+        (dict(arch=dict(TINY, depths=2)), ValueError, 'depths must be four positive ints'),
+        (dict(arch=dict(TINY, mlp_ratio='2')), ValueError, 'mlp_ratio must be a positive int'),
+    ],
+)
+def test_arguments_of_another_type_are_named(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        MPViT(**{'arch': TINY, **kwargs})
+
+
 def test_drop_path_grows_linearly_over_layers():
     model = MPViT(TINY, drop_path_rate=0.4)
     for path in range(2):

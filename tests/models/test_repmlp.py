@@ -10,6 +10,8 @@ from cyclemlp_mm.errors import CheckpointError
 
 mmpretrain_repmlp = pytest.importorskip('mmpretrain.models.backbones.repmlp')
 
+from cyclemlp_mm.models import to_deploy  # noqa: E402
+from cyclemlp_mm.models.norms import SyncBNOrBN  # noqa: E402
 from cyclemlp_mm.models.repmlp import RepMLPNet  # noqa: E402 - needs mmpretrain
 
 TINY = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
@@ -161,11 +163,51 @@ def test_a_recomputation_that_fails_leaves_the_statistics():
         (dict(arch='tiny'), "no arch 'tiny'"),
         (dict(norm_cfg=dict(type='GN', num_groups=1)), 'can be folded'),
         (dict(out_indices=(0, 4)), 'out of range'),
+        (dict(img_size=None), 'img_size must be multiples of 32, but got None'),
+        (dict(in_channels=0), 'in_channels must be a positive int, but got 0'),
+        (dict(in_channels='3'), "in_channels must be a positive int, but got '3'"),
+        (dict(globalperceptron_ratio=0), 'globalperceptron_ratio must be a positive int'),
+        (dict(norm_cfg=dict(type='GN', num_groups=2)), 'must be of type BN.*folded'),
+        (dict(norm_cfg=dict(type=nn.GroupNorm, num_groups=2)), 'must be of type BN.*folded'),
+        (dict(norm_cfg=dict(type='BN', track_running_stats=False)), 'track_running_stats True'),
+        (dict(norm_cfg=dict(type='BN', affine=False)), 'leave affine'),
+        (dict(arch=dict(TINY, depths=2)), 'arch depths must be a list of positive ints'),
+        (dict(arch=dict(TINY, depths=[1, 1])), 'arch depths must be .* one per stage'),
+        (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'arch channels must be'),
+        (dict(arch=dict(TINY, sharesets_nums=[1, 3, 8, 16])), 'multiples of sharesets_nums'),
     ],
 )
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         RepMLPNet(**{'arch': TINY, 'img_size': 64, **kwargs})
+
+
+@pytest.mark.parametrize('kernels', [(2,), (3, 4), (3, 3), (), 3, (0,), (-1,), ('3',), '3'])
+def test_wrong_kernels(kernels):
+    with pytest.raises(ValueError, match=r'reparam_conv_kernels must be .* different odd'):
+        RepMLPNet(TINY, 64, reparam_conv_kernels=kernels)
+
+
+@pytest.mark.parametrize('name', ['with_cp', 'out_norms', 'norm_eval', 'deploy'])
+def test_only_a_bool_is_true_or_false(name):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, but got 'False'"):
+        RepMLPNet(TINY, 64, **{name: 'False'})
+
+
+@pytest.mark.parametrize('kind', [nn.BatchNorm2d, SyncBNOrBN, 'BN2d'])
+def test_norms_by_class_are_built_and_folded(kind):
+    model = randomise(RepMLPNet(TINY, 64, norm_cfg=dict(type=kind, eps=1e-3)).double())
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(image)
+        after = to_deploy(model)(image)
+    assert all(worst(a, b) < 1e-12 for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 64, 64), (1, 3, 0, 64)])
+def test_no_image_at_all(shape):
+    with pytest.raises(ValueError, match=r'at least one image, of at least 1x1 px, but got'):
+        RepMLPNet(TINY, 64)(torch.randn(shape))
 
 
 def test_is_in_the_root_registry():
