@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cyclemlp_mm.ops.compiling import is_compiling
+from cyclemlp_mm.ops.recording import is_recording
 
 
 def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
@@ -24,7 +24,7 @@ def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
         for module in block.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
     ]
-    if not norms or is_compiling():  # a compiler repeats no updates
+    if not norms or is_recording():  # a compiler repeats no updates
         return checkpoint(block, *inputs, use_reentrant=False)
 
     def contexts() -> 'tuple[AbstractContextManager, AbstractContextManager]':
