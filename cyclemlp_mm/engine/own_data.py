@@ -224,9 +224,11 @@ def _with_label_check(
     pipeline: 'list[dict]', num_classes: int, ignore_label: 'int | None'
 ) -> 'list[dict]':
     check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
+    # The config of an earlier run has the check of that run's data: it would ignore new classes.
+    steps = [step for step in pipeline if step['type'] != 'CheckLabels']
     return [
         part
-        for step in pipeline
+        for step in steps
         for part in ([step, check] if step['type'] == 'LoadAnnotations' else [step])
     ]
 

@@ -159,6 +159,16 @@ def test_labels_counted_from_zero(ade):
     assert (check.num_classes, check.ignore_label) == (3, 11)
 
 
+def test_other_data_for_the_config_of_an_earlier_run(ade):
+    """One label check, of the new data: the old one would ignore what is a class now."""
+    cfg = use_own_data(load_config(UPERNET), ade, ['sky', 'road', 'car'], ignore_label=3)
+    use_own_data(cfg, ade, ['sky', 'road', 'car', 'tree'], ignore_label=255)
+    for phase in ('train', 'val', 'test'):
+        steps = cfg[f'{phase}_dataloader'].dataset.pipeline
+        checks = [(s.num_classes, s.ignore_label) for s in steps if s.type == 'CheckLabels']
+        assert checks == [(4, 255)]
+
+
 @pytest.mark.parametrize(
     'classes, ignore_label, message',
     [
