@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -90,12 +91,18 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         _scale_learning_rate(cfg)
     add_vis_backends(cfg, args.vis)
     make_robust(cfg)
-    said = resume_training(cfg, args.resume) if args.resume is not None else []
+    start_from = cfg.get('load_from')  # of a start at the beginning
+    source, said = args.resume, []
+    if source is None and cfg.get('resume'):
+        source, start_from = _resumed_by_config(cfg), None
+        said.append(f'the config says resume=True: this training goes on as with --resume {source}')
+    if source is not None:
+        said += resume_training(cfg, source)
     if not args.skip_check and is_first_process():
         report = run_preflight(cfg, weights=False)  # the training loads them itself
         report.raise_errors()
         said += [str(finding) for finding in report.findings]
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = _build_runner(cfg, start_from)
     for line in said:
         runner.logger.info(line)
     try:
@@ -107,6 +114,41 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     if is_main_process():
         print(run_summary(runner), flush=True)
     finish_launch()
+
+
+def _resumed_by_config(cfg: Config) -> str:
+    """What ``resume=True`` of a config means: mmengine's meaning, as a value of ``--resume``.
+
+    Raises:
+        UserError: It means a file of another folder, as the config of a resumed run may do: nobody
+            who trains with that config into a new folder expects it.
+    """
+    file = cfg.get('load_from') or cfg.resume
+    if not isinstance(file, str) or file == 'auto':
+        return 'auto'
+    if '://' in file or Path(file).resolve().parent != Path(cfg.work_dir).resolve():
+        raise UserError(
+            f'config {cfg.filename}: resume=True means {file}, which is not in the work dir '
+            f'{cfg.work_dir}; the config of a resumed run may say so unwanted. To go on from that '
+            f'file, give --resume {file}; to start anew, --cfg-options resume=False load_from=None'
+        )
+    return file
+
+
+def _build_runner(cfg: Config, start_from: 'str | None') -> Runner:
+    """A runner whose work dir gets a config that starts anew, also where this run is resumed.
+
+    Args:
+        cfg (Config): Changed in place where it resumes.
+        start_from (str, optional): ``load_from`` of a start at the beginning.
+    """
+    resume, load_from = cfg.get('resume', False), cfg.get('load_from')
+    if resume:
+        cfg.resume, cfg.load_from = False, start_from
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if resume:
+        runner._resume, runner._load_from = resume, load_from
+    return runner
 
 
 def _use_amp(cfg: Config) -> None:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from paths import ROOT
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, run_tool
 
@@ -49,7 +50,9 @@ def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
     assert 'Epoch(test) [1/1]' in printed
 
 
-@pytest.mark.parametrize('resume', [['--resume'], ['--resume', 'auto'], ['--resume', 'PATH']])
+@pytest.mark.parametrize(
+    'resume', [['--resume'], ['--resume', 'auto'], ['--resume', 'PATH'], ['resume=True']]
+)
 def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
     work_dir, _ = trained
     target = tmp_path / 'wd'
@@ -58,13 +61,31 @@ def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
     checkpoint.write_bytes((work_dir / 'epoch_1.pth').read_bytes())
     (target / 'last_checkpoint').write_text(str(checkpoint))
     resume = [str(checkpoint) if part == 'PATH' else part for part in resume]
+    options = [*TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.max_epochs=2']
+    by_config = resume == ['resume=True']
+    resume, options = ([], options + resume) if by_config else (resume, options)
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', *resume,
-        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.max_epochs=2', cwd=tmp_path,
+        'train.py', DEMO, '--data', data, '--work-dir', 'wd', *resume, '--cfg-options', *options,
+        cwd=tmp_path,
     )  # fmt: skip
     assert 'resumed epoch: 1, iter: 4' in printed
+    assert ('goes on as with --resume auto' in printed) == by_config
     assert not re.search(r'Epoch\(train\)\s+\[1\]', printed)
     assert (target / 'epoch_2.pth').is_file()
+    left = Config.fromfile(target / f'{DEMO}.py')  # who trains with it later starts anew
+    assert not left.resume and left.load_from is None
+
+
+def test_a_config_that_resumes_another_run_is_asked_about(trained, data, tmp_path):
+    """As mmengine leaves it in the work dir of a resumed run."""
+    work_dir, _ = trained
+    file = work_dir / 'epoch_1.pth'
+    code, printed = run_tool(
+        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--cfg-options', 'resume=True',
+        f'load_from={file}', cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert code == 2, printed[-3000:]
+    assert re.search(rf'error: config .* --resume {file}; to start anew, --cfg-opt', printed)
 
 
 def test_resume_with_the_runner_of_the_sharded_configs(trained, data, tmp_path):
