@@ -129,7 +129,7 @@ def _fits(tensor: Tensor, own: Tensor) -> bool:
 
 
 def check_resumable(checkpoint: dict, source: str) -> None:
-    """Raise a CheckpointError where a checkpoint does not say how far its training was."""
+    """Raise a CheckpointError where a checkpoint lacks what a training needs to go on."""
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else [None]
     parts = ('log_scalars', 'runtime_info', 'resumed_keys')
@@ -141,4 +141,10 @@ def check_resumable(checkpoint: dict, source: str) -> None:
         raise CheckpointError(
             f'checkpoint {source} cannot be resumed: it does not say how far its training was. To '
             'start a new training from its weights, use --cfg-options load_from=FILE'
+        )
+    if 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin anew
+        raise CheckpointError(
+            f'checkpoint {source} cannot be resumed: it holds weights without the state of the '
+            'optimiser, as best_*.pth do. Resume epoch_*.pth or iter_*.pth; to start a new '
+            'training from its weights, use --cfg-options load_from=FILE'
         )

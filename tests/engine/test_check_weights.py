@@ -52,7 +52,8 @@ def load(model, checkpoint, training=False, resume=False):
 
 
 def whole(model, **kwargs):
-    return {'state_dict': model.state_dict(), 'meta': META, 'message_hub': HUB, **kwargs}
+    parts = dict(meta=META, message_hub=HUB, optimizer={})
+    return {'state_dict': model.state_dict(), **parts, **kwargs}
 
 
 def test_a_complete_file_is_taken_and_left_as_it_is():
@@ -131,3 +132,12 @@ def test_weights_alone_cannot_be_resumed():
                   {'message_hub': None}, {'message_hub': {}}):  # fmt: skip
         with pytest.raises(CheckpointError, match=r'cannot be resumed.*load_from=FILE'):
             load(model, whole(model, **wrong), training=True, resume=True)
+
+
+def test_a_best_checkpoint_cannot_be_resumed():
+    """It says how far the training was, but the optimiser and the schedule would begin anew."""
+    model = Detector()
+    checkpoint = whole(model)
+    del checkpoint['optimizer']
+    with pytest.raises(CheckpointError, match=r'without the state of the optimiser.*load_from=FIL'):
+        load(model, checkpoint, training=True, resume=True)

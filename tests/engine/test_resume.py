@@ -22,8 +22,9 @@ def save(folder, name, age=0, seed=3, broken=False):
     """Write a checkpoint as training does, ``age`` seconds ago."""
     path = folder / name
     content = dict(
-        state_dict={'w': torch.ones(1)}, meta=dict(epoch=1, iter=2, seed=seed), message_hub=HUB
-    )
+        state_dict={'w': torch.ones(1)}, meta=dict(epoch=1, iter=2, seed=seed), message_hub=HUB,
+        optimizer={},
+    )  # fmt: skip
     torch.save(content, path)
     if broken:
         path.write_bytes(path.read_bytes()[:-30])
