@@ -1,13 +1,22 @@
 """Where configs and tools are found: by path, or by the name of one that ships with us."""
 
 import difflib
+import inspect
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import FlexibleRunner, Runner
 
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+#: Settings that a config may lack and that are read from it: by our tools, then by mmengine's
+#: runners and the toolboxes, beside the arguments of the runners.
+_MORE_KEYS = {
+    'max_bad_fraction', 'max_non_finite', 'unsafe_load', 'runner_type',
+    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
 
 
 def configs_dir() -> Path:
@@ -73,6 +82,7 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
     except Exception as error:  # a config is a program: anything may go wrong in it
         raise UserError(f'config {path} cannot be read: {_first_line(error)}') from error
     if cfg_options:
+        _check_keys(cfg, cfg_options)
         try:
             cfg.merge_from_dict(cfg_options)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -80,6 +90,42 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
                 f'--cfg-options {cfg_options} does not fit the config: {_first_line(error)}'
             ) from error
     return cfg
+
+
+def _check_keys(cfg: Config, options: 'dict') -> None:
+    """Refuse dotted keys that mmengine would merge into the config, where nothing reads them.
+
+    Those whose first part neither the config nor a runner knows, and those with a part, but the
+    last, that is nearly a name in its place. All else may be new.
+
+    Raises:
+        UserError: With the names that are near.
+    """
+    known = set(cfg) | _MORE_KEYS
+    for runner in (Runner, FlexibleRunner):
+        known |= set(inspect.signature(runner).parameters)
+    for key in options:
+        parts = key.split('.')
+        near = difflib.get_close_matches(parts[0], known, n=3)
+        if parts[0] not in known:
+            lacking = 'neither the config nor mmengine has'
+            raise UserError(_unknown_key(key, parts[0], near, lacking))
+        node = cfg.get(parts[0])
+        for part in parts[1:-1]:
+            if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+                continue
+            if not isinstance(node, dict):
+                break  # merging says what is wrong
+            near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=0.8)
+            if part not in node and near:
+                raise UserError(_unknown_key(key, part, near, 'there, the config does not have'))
+            node = node.get(part)
+
+
+def _unknown_key(key: str, part: str, near: 'list[str]', lacking: str) -> str:
+    hint = f'Did you mean {" or ".join(near)}?' if near else 'One of your own goes into the config'
+    return f'--cfg-options {key}: {lacking} {part!r}, so that it would change nothing. {hint}'
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,39 @@ def test_options_are_merged():
     assert cfg.model.backbone.init_cfg is None
 
 
+@pytest.mark.parametrize(
+    'key, said',
+    [
+        ('train_dataloder.batch_size', "has 'train_dataloder'.* Did you mean train_dataloader"),
+        ('lod_from', "has 'lod_from'.* Did you mean load_from"),
+        ('quite_new', "mmengine has 'quite_new', so that it would change nothing"),
+        ('optim_wrapper.optimiser.lr', "have 'optimiser'.* Did you mean optimizer"),
+        ('train_dataloader.dataset.pipeline.1.with_box.x', "have 'with_box'.* mean with_bbox"),
+    ],
+)
+def test_a_misspelt_option_is_refused(key, said):
+    with pytest.raises(UserError, match=f'^--cfg-options {key}: .*{said}'):
+        load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {key: 1})
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'load_from', 'resume', 'randomness.seed', 'max_bad_fraction', 'max_non_finite',
+        'unsafe_load', 'runner_type', 'strategy.type', 'compile.mode', 'sync_bn',
+        'train_dataloader.dataset.metainfo.classes', 'train_dataloader.dataset.indices',
+        'model.backbone.init_cfg.checkpoint', 'default_hooks.checkpoint.max_keep_ckpts',
+        'train_dataloader.dataset.pipeline.2.scale', 'optim_wrapper.paramwise_cfg.norm_decay_mult',
+    ],
+)  # fmt: skip
+def test_options_that_a_config_may_lack(key):
+    cfg = load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {key: 'new'})
+    node = cfg
+    for part in key.split('.'):
+        node = node[int(part)] if part.isdigit() else node[part]
+    assert node == 'new'
+
+
 def test_missing_toolbox_says_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmseg', None)
     with pytest.raises(MissingToolboxError, match=r'pip install .cyclemlp_mm\[seg\]'):
