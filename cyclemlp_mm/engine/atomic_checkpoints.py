@@ -101,18 +101,51 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """As mmengine's, but the previous best one goes when the new one is there."""
+        before = self._best(runner)
         real = self.file_backend
-        self.file_backend = _Deferring(real)
+        self.file_backend = _KeepingOld(real)
         try:
             super()._save_best_checkpoint(runner, metrics)
-            removals = self.file_backend.removals
+            failed = None
         except OSError as error:
-            removals = []
-            self._report(runner, self._say_failed(self.out_dir, error))
+            # It notes each metric's best one before it writes it: the last one noted has failed.
+            changed = [end for end, best in self._best(runner).items() if best != before[end]]
+            if not changed:
+                raise
+            failed = changed[-1], error
         finally:
             self.file_backend = real
-        for path in removals:
-            self._drop(path)
+        message = None
+        if failed is not None:
+            end, error = failed
+            message = self._say_failed(self._best(runner)[end][1], error)
+            self._put_back_best(runner, end, *before[end])
+        for end, (_, path) in self._best(runner).items():
+            old = before[end][1]
+            if old and old != path and self._drop(old):
+                runner.logger.info(f'The previous best checkpoint {old} is removed')
+        if message is not None:
+            self._report(runner, message)
+
+    def _best(self, runner: Runner) -> 'dict[str, tuple]':
+        """Score and file of each metric's best checkpoint, by the end of the hub's keys."""
+        hub = runner.message_hub
+        metrics = self.key_indicators if self.save_best else ['']
+        ends = [''] if len(metrics) == 1 else [f'_{metric}' for metric in metrics]
+        return {end: (hub.runtime_info.get(f'best_score{end}'),
+                      hub.runtime_info.get(f'best_ckpt{end}')) for end in ends}  # fmt: skip
+
+    def _put_back_best(
+        self, runner: Runner, end: str, score: 'float | None', path: 'str | None'
+    ) -> None:
+        for name, value in (('best_score', score), ('best_ckpt', path)):
+            runner.message_hub.pop_info(f'{name}{end}')
+            if value is not None:
+                runner.message_hub.update_info(f'{name}{end}', value)
+        if end:
+            self.best_ckpt_path_dict[end[1:]] = path
+        else:
+            self.best_ckpt_path = path
 
     def _write(self, runner: Runner, name: str, meta: dict) -> None:
         runner.save_checkpoint(
@@ -139,13 +172,18 @@ class AtomicCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
 
-    def _drop(self, path: str) -> None:
+    def _drop(self, path: str) -> bool:
+        """Remove a checkpoint; whether there was one."""
         if not is_main_process():
-            return
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
-            self.file_backend.rmtree(path)
+            return False
+        backend = getattr(self.file_backend, 'real', self.file_backend)
+        if backend.isfile(path):
+            backend.remove(path)
+        elif backend.isdir(path):  # DeepSpeed's checkpoints are folders
+            backend.rmtree(path)
+        else:
+            return False
+        return True
 
     def _say_failed(self, path: str, error: OSError) -> str:
         last = getattr(self, 'last_good', None) or self.last_ckpt
@@ -162,17 +200,16 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
 
 
-class _Deferring:
-    """A file backend that notes what to remove, and leaves it."""
+class _KeepingOld:
+    """A file backend that sees no files, so that mmengine neither removes one nor says so."""
 
-    def __init__(self, backend: object) -> None:
-        self.backend = backend
-        self.removals: list[str] = []
+    def __init__(self, real: object) -> None:
+        self.real = real
 
-    def remove(self, path: str) -> None:
-        self.removals.append(path)
+    def isfile(self, path: str) -> bool:
+        return False
 
-    rmtree = remove
+    isdir = isfile
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.backend, name)
+        return getattr(self.real, name)

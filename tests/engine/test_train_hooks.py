@@ -12,9 +12,10 @@ import pytest
 import torch
 from bad_images import BAD_IMAGES
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
 from paths import ROOT
 from torch import nn
@@ -58,11 +59,37 @@ class Line(BaseModel):
 
     def forward(self, x, noise, mode='loss'):
         x, noise = torch.stack(list(x)), torch.stack(list(noise))
+        if mode == 'predict':
+            return [dict(line=line) for line in self.line(x)]
         Line.seen.append((x.flatten().tolist(), noise.flatten().tolist(), torch.rand(1).item()))
         loss = ((self.line(x) - noise) ** 2).mean()
         if len(Line.seen) in Line.nan_at:
             loss = loss * float('nan')
         return dict(loss=loss)
+
+
+@METRICS.register_module()
+class Given(BaseMetric):
+    """One value after the other."""
+
+    values = []
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return Given.values.pop(0)
+
+
+def evaluated(*values):
+    """Settings of a training that is evaluated after every epoch, with these values."""
+    Given.values = [value if isinstance(value, dict) else dict(score=value) for value in values]
+    return dict(
+        val_dataloader=dict(
+            dataset=dict(type='TwentyNumbers'), batch_size=4, num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        val_cfg={}, val_evaluator=dict(type='Given'),
+    )  # fmt: skip
 
 
 @HOOKS.register_module()
@@ -183,6 +210,39 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, log_lines
     assert not list(tmp_path.glob(f'{PARTIAL}*'))
     assert (tmp_path / 'last_checkpoint').read_text().endswith(kept)
     read_checkpoint(tmp_path / kept)
+
+
+@pytest.mark.parametrize('metrics', [['score'], ['score', 'other']])
+def test_a_full_disk_leaves_the_best_checkpoint(tmp_path, monkeypatch, log_lines, metrics):
+    """And what the run knows of it: the file that was not written is not its best one."""
+    from cyclemlp_mm.engine import atomic_files
+
+    real = os.fsync
+
+    def fsync(descriptor):
+        if f'best_{metrics[-1]}_epoch_2' in os.readlink(f'/proc/self/fd/{descriptor}'):
+            raise OSError(28, 'No space left on device')
+        return real(descriptor)
+
+    monkeypatch.setattr(atomic_files.os, 'fsync', fsync)
+    values = [dict.fromkeys(metrics, value) for value in (0.1, 0.3, 0.05, 0.2)]
+    cfg = config(tmp_path, **evaluated(*values))
+    cfg.default_hooks.checkpoint.update(save_best=metrics, rule='greater')
+    cfg.log_level = 'INFO'
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    # 0.2 of epoch 4 is better than what was kept of the last metric, 0.1.
+    files = [f'best_{m}_epoch_{2 if m != metrics[-1] else 4}.pth' for m in metrics]
+    assert sorted(p.name for p in tmp_path.glob('best_*')) == sorted(files)
+    content = read_checkpoint(tmp_path / 'epoch_4.pth')['message_hub']['runtime_info']
+    for metric, file in zip(metrics, files):
+        end = '' if len(metrics) == 1 else f'_{metric}'
+        assert content[f'best_ckpt{end}'].endswith(file)
+        assert content[f'best_score{end}'] == (0.2 if metric == metrics[-1] else 0.3)
+    logged = '\n'.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert re.search(rf'checkpoint \S*best_{metrics[-1]}_epoch_2\.pth could not be writ', logged)
+    removed = re.findall(r'previous best checkpoint \S*/(\S+) is removed', logged)
+    assert removed == [f'best_{metric}_epoch_1.pth' for metric in metrics]
 
 
 def test_a_full_file_system(tmp_path):
