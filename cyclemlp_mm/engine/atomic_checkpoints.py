@@ -60,8 +60,8 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(iteration)
         if self.by_epoch:
             name = self.filename_tmpl.format(f'{epoch}_iter_{iteration}')
-        regular = not self.by_epoch and iteration in getattr(self, 'keep_ckpt_ids', ())
         path = self.file_backend.join_path(self.out_dir, name)
+        regular = path == runner.message_hub.get_info('last_ckpt')
         if not regular:
             runner.message_hub.update_info(_INTERRUPTED, path)
         try:
@@ -70,6 +70,17 @@ class AtomicCheckpointHook(CheckpointHook):
             raise UserError(self._say_failed(path, error)) from error
         self._point_to(runner, path)
         return path
+
+    def save_again(self, runner: Runner) -> None:
+        """Write this step's regular checkpoint again, if there is one; it knows more by now.
+
+        One that :meth:`save_here` wrote goes.
+        """
+        step = runner.epoch if self.by_epoch else runner.iter
+        last = runner.message_hub.get_info('last_ckpt')
+        if last is not None and Path(last).name == self.filename_tmpl.format(step):
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, step, meta)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """mmengine's one place for regular checkpoints; new file, then pointer, then removal."""
@@ -139,7 +150,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self, runner: Runner, end: str, score: 'float | None', path: 'str | None'
     ) -> None:
         for name, value in (('best_score', score), ('best_ckpt', path)):
-            runner.message_hub.pop_info(f'{name}{end}')
+            runner.message_hub.runtime_info.pop(f'{name}{end}', None)
             if value is not None:
                 runner.message_hub.update_info(f'{name}{end}', value)
         if end:

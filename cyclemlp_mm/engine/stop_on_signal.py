@@ -16,6 +16,8 @@ from .atomic_checkpoints import AtomicCheckpointHook
 #: sysexits.h, 'try again later'. For a cluster: put the job into the queue again.
 EXIT_STOPPED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Key of the message hub, and so of checkpoints: whether a validation was broken off.
+_VALIDATION_DUE = 'validation_due'
 
 
 class TrainingStopped(SystemExit):
@@ -31,7 +33,8 @@ class StopOnSignal(Hook):
     """Stops the training at the end of the iteration in which SIGTERM or SIGINT arrives.
 
     All processes stop at the same iteration, whichever of them got the signal. A second Ctrl-C, a
-    second or more after the first, ends the process at once.
+    second or more after the first, ends the process at once. A validation that was broken off comes
+    first when the training is resumed.
     """
 
     priority = 'LOWEST'  # the iteration's other hooks come first
@@ -42,9 +45,18 @@ class StopOnSignal(Hook):
         self._handlers: dict = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Take the signals over; only a process's main thread can."""
+        """Take the signals over, which only a process's main thread can; validate what is due."""
         if not self._handlers and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        if runner.message_hub.get_info(_VALIDATION_DUE) and runner.val_loop is not None:
+            runner.logger.info('the validation that was broken off comes first')
+            runner.val_loop.run()
+            for hook in _checkpoint_hooks(runner):
+                hook.save_again(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """The validation is no longer due, unless this one is broken off as well."""
+        runner.message_hub.update_info(_VALIDATION_DUE, False)
 
     def after_run(self, runner: Runner) -> None:
         """Give the signals back."""
@@ -77,6 +89,7 @@ class StopOnSignal(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):  # it swapped the weights for the validation
                     hook.after_val_epoch(runner)
+            runner.message_hub.update_info(_VALIDATION_DUE, True)
             self._save_and_leave(runner, runner.epoch, runner.iter)
 
     def _note(self, number: int, frame: object) -> None:
@@ -96,7 +109,7 @@ class StopOnSignal(Hook):
 
     def _save_and_leave(self, runner: Runner, epoch: int, iteration: int) -> None:
         name = self.received or 'a signal to another process'
-        hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
+        hooks = _checkpoint_hooks(runner)
         if hooks:
             path = hooks[0].save_here(runner, epoch, iteration)
             message = f'saved {path}; go on with the same command and --resume'
@@ -106,3 +119,7 @@ class StopOnSignal(Hook):
         runner.logger.warning(f'{message} (exit code {EXIT_STOPPED})')
         self.give_back()
         raise TrainingStopped(message)
+
+
+def _checkpoint_hooks(runner: Runner) -> 'list[AtomicCheckpointHook]':
+    return [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]

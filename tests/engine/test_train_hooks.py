@@ -104,6 +104,21 @@ class TerminateAt(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@HOOKS.register_module()
+class TerminateInValidation(Hook):
+    """SIGTERM in the second batch of a validation; counts batches."""
+
+    batches = 0
+
+    def __init__(self, epoch=None, iteration=None):
+        self.at = epoch, iteration
+
+    def after_val_iter(self, runner, batch_idx, **kwargs):
+        TerminateInValidation.batches += 1
+        if batch_idx == 1 and self.at in ((runner.epoch, None), (None, runner.iter)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def config(tmp_path, by_epoch=True, workers=0, **changes):
     loop = dict(by_epoch=True, max_epochs=4) if by_epoch else dict(by_epoch=False, max_iters=20)
     cfg = Config(dict(
@@ -158,6 +173,43 @@ def test_stopped_and_resumed_it_sees_the_same(tmp_path, by_epoch, workers, at):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     # The interrupted one goes with the next regular one; one is kept.
     assert len(list((tmp_path / 'parts').glob('*.pth'))) == 1
+
+
+@pytest.mark.parametrize('values', [(0.1, 0.9), (0.9, 0.1)])
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('last', [True, False])
+def test_a_validation_that_was_stopped_is_made_up_for(tmp_path, by_epoch, last, values):
+    """Also the last one, after which no iteration comes; the files are as without the stop."""
+
+    def run(name, at=None, **more):
+        hook = dict(type='TerminateInValidation')
+        if at is not None:
+            hook.update(dict(epoch=at) if by_epoch else dict(iteration=at))
+        cfg = config(tmp_path / name, by_epoch, custom_hooks=[hook], **settings, **more)
+        cfg.train_cfg.update(val_interval=2 if by_epoch else 10)
+        cfg.default_hooks.checkpoint.update(
+            save_best='score', rule='greater', interval=2 if by_epoch else 10
+        )
+        TerminateInValidation.batches = 0
+        return train(cfg)[0]
+
+    def files(name):
+        return sorted(path.name for path in (tmp_path / name).glob('*.pth'))
+
+    settings = evaluated(*values)
+    expected = run('whole')
+    settings = evaluated(*values)
+    with pytest.raises(TrainingStopped):
+        run('parts', (4 if last else 2) if by_epoch else (20 if last else 10))
+    assert TerminateInValidation.batches == (7 if last else 2)
+    weights = run('parts', resume=True)
+    assert TerminateInValidation.batches == (5 if last else 10) and not Given.values
+    assert files('parts') == files('whole')
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    info = [read_checkpoint(tmp_path / name / files(name)[-1])['message_hub']['runtime_info']
+            for name in ('whole', 'parts')]  # fmt: skip
+    assert [one['best_score'] for one in info] == [0.9, 0.9]
+    assert not info[1]['validation_due'] and not info[1].get('interrupted_ckpt')
 
 
 def test_an_accumulated_gradient_is_completed_first(tmp_path):
