@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
+from cyclemlp_mm.engine.work_dir_lock import work_dir_lock
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import run_preflight
 
@@ -102,18 +104,19 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         report = run_preflight(cfg, weights=False)  # the training loads them itself
         report.raise_errors()
         said += [str(finding) for finding in report.findings]
-    runner = _build_runner(cfg, start_from)
-    for line in said:
-        runner.logger.info(line)
-    try:
-        with progress_bar(runner):
-            runner.train()
-    except TrainingStopped:  # in all processes alike
+    with work_dir_lock(cfg.work_dir) if is_first_process() else nullcontext():
+        runner = _build_runner(cfg, start_from)
+        for line in said:
+            runner.logger.info(line)
+        try:
+            with progress_bar(runner):
+                runner.train()
+        except TrainingStopped:  # in all processes alike
+            finish_launch()
+            raise
+        if is_main_process():
+            print(run_summary(runner), flush=True)
         finish_launch()
-        raise
-    if is_main_process():
-        print(run_summary(runner), flush=True)
-    finish_launch()
 
 
 def _resumed_by_config(cfg: Config) -> str:

@@ -42,12 +42,26 @@ def write_atomically(content: bytes, path: 'str | Path') -> None:
 def remove_partial_files(folder: 'str | Path') -> 'list[str]':
     """Remove what killed processes left in a folder; returns the names.
 
-    Only for the one process that writes there.
+    Files of other processes that run on this machine are left to them.
     """
-    left = list(Path(folder).glob(f'{PARTIAL}*'))
+    left = [path for path in Path(folder).glob(f'{PARTIAL}*') if not _is_being_written(path)]
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether another process that is alive began the file."""
+    number = path.name[len(PARTIAL):].split('-')[0]
+    if os.name != 'posix' or not number.isdigit() or int(number) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(number), 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

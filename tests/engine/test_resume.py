@@ -2,18 +2,24 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from mmengine.config import Config
 from paths import ROOT
+from toy_runs import run_tool
 
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import resume_training
 from cyclemlp_mm.engine.atomic_files import PARTIAL, remove_partial_files, write_atomically
 from cyclemlp_mm.engine.resume import find_newest
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.engine.work_dir_lock import LOCK, work_dir_lock
+from cyclemlp_mm.errors import CheckpointError, UserError
 
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
@@ -128,8 +134,67 @@ def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):
             write_atomically(b'new', path)
         assert path.read_bytes() == b'old'
         assert list(path.parent.iterdir()) == [path]  # nothing beside it
-    (path.parent / f'{PARTIAL}1-file').write_bytes(b'ne')
-    assert remove_partial_files(path.parent) == [f'{PARTIAL}1-file']
+    ended = subprocess.Popen(['true'])
+    ended.wait()
+    names = [f'{PARTIAL}{number}-file' for number in (ended.pid, os.getpid())]
+    for name in [*names, f'{PARTIAL}{os.getppid()}-file']:  # the last one's process is alive
+        (path.parent / name).write_bytes(b'ne')
+    assert sorted(remove_partial_files(path.parent)) == sorted(names)
+
+
+@contextmanager
+def training_elsewhere(work_dir):
+    """A process that has the lock, with a worker that outlives it by a while; yields its pid."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with work_dir_lock(work_dir):
+            if not os.fork():
+                time.sleep(5)
+                os._exit(0)
+            os.write(write, b'.')
+            time.sleep(60)
+        os._exit(0)
+    os.read(read, 1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_a_work_dir_is_for_one_training(tmp_path):
+    with training_elsewhere(tmp_path / 'wd') as pid:
+        said = rf'another training writes into .*wd \(process {pid} on .*since 20.*--work-dir'
+        for _ in range(2):
+            with pytest.raises(UserError, match=said), work_dir_lock(tmp_path / 'wd'):
+                pass
+        with work_dir_lock(tmp_path / 'other'):
+            pass
+    # Killed: at once, with the file still there, and a worker still alive.
+    assert (tmp_path / 'wd' / LOCK).is_file()
+    with work_dir_lock(tmp_path / 'wd'):
+        pass
+    assert list((tmp_path / 'wd').iterdir()) == []
+
+
+def test_a_training_in_the_work_dir_of_another_one(tmp_path):
+    write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
+    with training_elsewhere(tmp_path / 'wd'):
+        code, printed = run_tool(
+            'train.py', 'retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd',
+            '--skip-check', cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert code == 2 and re.search('^error: another training writes into', printed, re.MULTILINE)
+    assert [path.name for path in (tmp_path / 'wd').iterdir()] == [LOCK]
+
+
+def test_a_folder_that_cannot_be_locked_is_left_to_the_training(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with work_dir_lock(tmp_path / 'file' / 'wd'):
+        pass
 
 
 @pytest.mark.slow
