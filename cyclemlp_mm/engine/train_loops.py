@@ -20,6 +20,7 @@ from cyclemlp_mm.errors import UserError
 _ITERATION = 1  # kinds of places, see random_states; 0 is a sample
 #: Key of the message hub, and so of checkpoints: batches that the current epoch has behind it.
 BATCHES_DONE = 'batches_done'
+_EPOCH_LENGTH = 'epoch_length'
 
 
 @LOOPS.register_module()
@@ -39,6 +40,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """One epoch, or what is left of it."""
         hub = self.runner.message_hub
         start = hub.get_info(BATCHES_DONE, 0) or 0
+        _note_length(self.runner, self.dataloader)
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         if isinstance(self.dataloader, TrainingLoader):
@@ -75,6 +77,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
     def run(self) -> object:
         """Train until ``max_iters``."""
+        _note_length(self.runner, self.dataloader)
         skips = hasattr(mmengine_loops._InfiniteDataloaderIterator, 'skip_iter')
         if isinstance(self.dataloader_iterator, _Stream) and not skips:
             # mmengine before 0.10.8 takes the batches to skip one by one.
@@ -132,6 +135,23 @@ class _Stream:
             sampler.set_epoch(self.epoch)
         self.loader.start_at(self.epoch, left_to_skip)
         self.iterator = iter(self.loader)
+
+
+def _note_length(runner: Runner, loader: DataLoader) -> None:
+    """Warn where the checkpoint that was resumed is of another number of batches."""
+    try:
+        batches = len(loader)
+    except TypeError:  # data without a length
+        return
+    before = runner.message_hub.get_info(_EPOCH_LENGTH)
+    if before not in (None, batches):
+        runner.logger.warning(
+            f'the resumed training had {before} batches in an epoch, and now there are {batches}: '
+            'the number of images, train_dataloader.batch_size or the number of processes has '
+            'changed. It goes on with other data in another order; iterations and learning rates '
+            'are counted on from the checkpoint'
+        )
+    runner.message_hub.update_info(_EPOCH_LENGTH, batches)
 
 
 def _build(runner: Runner, dataloader: 'DataLoader | dict') -> DataLoader:

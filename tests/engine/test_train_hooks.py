@@ -212,6 +212,19 @@ def test_a_validation_that_was_stopped_is_made_up_for(tmp_path, by_epoch, last, 
     assert not info[1]['validation_due'] and not info[1].get('interrupted_ckpt')
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('batch_size', [4, 2])
+def test_other_data_than_before_are_said(tmp_path, by_epoch, batch_size):
+    with pytest.raises(TrainingStopped):
+        train(config(tmp_path, by_epoch, **terminate_at(7)))
+    cfg = config(tmp_path, by_epoch, resume=True)
+    cfg.train_dataloader.batch_size = batch_size
+    train(cfg)
+    logged = '\n'.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    said = 'had 5 batches in an epoch, and now there are 10'
+    assert logged.count(said) == (batch_size == 2)
+
+
 def test_an_accumulated_gradient_is_completed_first(tmp_path):
     cfg = config(tmp_path, **terminate_at(5))
     cfg.optim_wrapper.accumulative_counts = 4
