@@ -198,7 +198,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _say_failed(self, path: str, error: OSError) -> str:
         last = getattr(self, 'last_good', None) or self.last_ckpt
-        kept = f'the last good one is {last}' if last else 'there is none yet'
+        kept = f'the last whole one is {last}' if last else 'there is none yet'
         return (
             f'checkpoint {path} could not be written ({error.strerror or error}); {kept}. Make '
             'space, or lower default_hooks.checkpoint.max_keep_ckpts'

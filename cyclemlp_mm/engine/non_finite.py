@@ -1,5 +1,7 @@
 """A loss or gradient that is not finite: left out, and after a few in a row the training stops."""
 
+from pathlib import Path
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -34,6 +36,7 @@ class StopOnNonFiniteLoss(Hook):
         self.max_in_a_row = max_in_a_row
         self.in_a_row = 0
         self._images: list[str] = []
+        self._good: str | None = None  # the newest checkpoint that a finite loss came after
 
     def before_train(self, runner: Runner) -> None:
         """Watch the optimiser's steps."""
@@ -53,6 +56,7 @@ class StopOnNonFiniteLoss(Hook):
         bad = [name for name, value in (outputs or {}).items() if not _is_finite(value)]
         if not bad:
             self.in_a_row, self._images = 0, []
+            self._good = _last_saved(runner)
             return
         self.in_a_row += 1
         self._images += _image_paths(data_batch)
@@ -63,14 +67,28 @@ class StopOnNonFiniteLoss(Hook):
                 f'{_some(_image_paths(data_batch))}'
             )
             return
-        saved = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
-        last = getattr(saved[0], 'last_good', None) if saved else None
         raise NonFiniteLossError(
             f'{here}, {self.in_a_row} in a row. Images of these iterations: '
-            f'{_some(self._images)}. Last good checkpoint: {last or "none yet"}. A lower learning '
-            'rate, a longer warm-up or optim_wrapper.clip_grad=dict(max_norm=10) may help; '
-            'tools/check.py CONFIG --full looks for broken images and labels'
+            f'{_some(self._images)}. Last good checkpoint: {self._say_good(runner)}. A lower '
+            'learning rate, a longer warm-up or optim_wrapper.clip_grad=dict(max_norm=10) may '
+            'help; tools/check.py CONFIG --full looks for broken images and labels'
         )
+
+
+    def _say_good(self, runner: Runner) -> str:
+        newest = _last_saved(runner)
+        good = self._good or 'none'
+        if '://' not in good and not Path(good).exists():  # as old checkpoints go
+            good = 'none'
+        if newest in (None, self._good):
+            return good if newest else 'none yet'
+        return f'{good} ({newest} was saved after the last finite loss, and may be as bad)'
+
+
+def _last_saved(runner: Runner) -> 'str | None':
+    """The checkpoint that this training wrote last."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
+    return getattr(hooks[0], 'last_good', None) if hooks else None
 
 
 def _drop_non_finite(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:

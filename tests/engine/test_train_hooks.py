@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, log_lines
 
     monkeypatch.setattr(atomic_files.os, 'fsync', fsync)
     if last:
-        with pytest.raises(UserError, match=r'epoch_4.*No space.*last good one is .*epoch_3'):
+        with pytest.raises(UserError, match=r'epoch_4.*No space.*last whole one is .*epoch_3'):
             train(config(tmp_path))
         kept = 'epoch_3.pth'
     else:
@@ -329,7 +329,7 @@ def test_a_full_file_system(tmp_path):
     assert done.returncode == 2, done.stdout[-3000:]
     assert re.search(
         r'^error: checkpoint .*epoch_2\.pth could not be written \(No space left on device\); the '
-        r'last good one is \S*fs/wd/epoch_1\.pth', done.stdout, re.MULTILINE,
+        r'last whole one is \S*fs/wd/epoch_1\.pth', done.stdout, re.MULTILINE,
     )  # fmt: skip
     assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     assert PARTIAL not in done.stdout.split('error:')[1]
@@ -374,6 +374,19 @@ def test_many_nans_in_a_row_stop(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r'iteration 9: loss not finite, 3 in a row.*'
                        r'Last good checkpoint: .*epoch_1\.pth'):  # fmt: skip
         runner.train()
+    Line.nan_at = ()
+
+
+@pytest.mark.parametrize('keep, good', [(-1, r'\S*epoch_1\.pth'), (1, 'none')])
+def test_a_checkpoint_amid_nans_is_not_called_good(tmp_path, keep, good):
+    """Weights may have been spoilt before the loss shows it, and the file holds them."""
+    Line.nan_at = range(10, 99)  # the last iteration of the second epoch, and on
+    Line.seen = []
+    cfg = config(tmp_path, max_non_finite=3)
+    cfg.default_hooks.checkpoint.max_keep_ckpts = keep
+    with pytest.raises(NonFiniteLossError, match=rf'Last good checkpoint: {good} \(\S*epoch_2\.pth '
+                       'was saved after the last finite loss'):  # fmt: skip
+        Runner.from_cfg(cfg).train()
     Line.nan_at = ()
 
 
