@@ -13,6 +13,8 @@ from cyclemlp_mm.errors import UserError
 from .atomic_files import remove_partial_files, write_atomically
 
 _INTERRUPTED = 'interrupted_ckpt'
+#: Key of the message hub: how many figures the last evaluation gave.
+NUM_FIGURES = 'evaluation_figures'
 
 
 @HOOKS.register_module()
@@ -42,6 +44,12 @@ class AtomicCheckpointHook(CheckpointHook):
             left = remove_partial_files(self.out_dir)
             if left:
                 runner.logger.info(f'removed what an interrupted save left behind: {left}')
+
+    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+        """Also note whether the evaluation gave a figure, for the summary."""
+        metrics = metrics or {}
+        runner.message_hub.update_info(NUM_FIGURES, len(metrics))
+        super().after_val_epoch(runner, metrics)
 
     def save_here(self, runner: Runner, epoch: int, iteration: int) -> str:
         """Save between regular checkpoints, for an interruption; the next regular one removes it.

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from .atomic_checkpoints import NUM_FIGURES
 from .config_files import tools_dir
 
 
@@ -27,7 +28,7 @@ def run_summary(runner: Runner) -> str:
         checkpoint = checkpoint or file
         lines.append(f'best {metric}: {score:.4g}, in {_relative(file)}')
     if not lines:
-        lines.append('no metric: no evaluation ran, or it had nothing to evaluate')
+        lines.append(_why_no_best(info.get(NUM_FIGURES)))
     if info.get('last_ckpt'):
         lines.append(f'last checkpoint: {_relative(info["last_ckpt"])}')
         checkpoint = checkpoint or info['last_ckpt']
@@ -58,6 +59,20 @@ def _best(runner: Runner) -> 'list[tuple[str, float, str]]':
             if file is not None:
                 found.append((metric, float(score), file))
     return found
+
+
+def _why_no_best(figures: 'int | None') -> str:
+    if figures is None:
+        return 'no metric: no evaluation ran'
+    if figures == 0:  # so of mmdet's, without a single box
+        return (
+            'no metric: the evaluation ran, and the model found nothing that could be scored (a '
+            'detector: no box); it may need a longer training'
+        )
+    return (
+        'no best metric: the evaluation ran, but default_hooks.checkpoint.save_best is not set, or '
+        'what it names was never a number; the log has the figures'
+    )
 
 
 def _relative(path: 'str | Path') -> str:

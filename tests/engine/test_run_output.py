@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import shlex
 import sys
 
@@ -38,7 +39,8 @@ class Falling(BaseMetric):
         self.results.append(0)
 
     def compute_metrics(self, results):
-        return dict(score=next(self.values))
+        value = next(self.values)
+        return {} if value is None else dict(score=value)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def make_runner(tmp_path, monkeypatch):
     Falling.values = iter((0.5, 0.25))
     names = iter(range(9))
 
-    def make(**more):
+    def make(hook='CheckpointHook', save_best='score', **more):
         data = [dict(inputs=torch.ones(1)) for _ in range(4)]
         cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[]), **more))
         cfg.work_dir = 'work_dirs/run'
@@ -61,7 +63,7 @@ def make_runner(tmp_path, monkeypatch):
             train_cfg=dict(by_epoch=True, max_epochs=2), val_cfg={},
             val_evaluator=Evaluator(Falling()), visualizer=cfg.visualizer, cfg=cfg,
             default_hooks=dict(checkpoint=dict(
-                type='CheckpointHook', save_best='score', rule='greater')),
+                type=hook, save_best=save_best, rule='greater')),
         )  # fmt: skip
 
     return make
@@ -83,7 +85,23 @@ def test_summary_names_the_best_and_commands_that_work(make_runner):
 
 def test_summary_before_anything_was_saved(make_runner):
     text = run_summary(make_runner())
-    assert text.startswith('no metric') and text.endswith('no checkpoint was saved')
+    assert text.startswith('no metric: no evaluation ran\n')
+    assert text.endswith('no checkpoint was saved')
+
+
+@pytest.mark.parametrize(
+    'value, save_best, said',
+    [
+        (None, 'score', 'no metric: the evaluation ran, and the model found nothing'),
+        (0.5, None, 'no best metric: the evaluation ran, but .*save_best is not set'),
+        (float('nan'), 'score', 'no best metric: .*or what it names was never a number'),
+    ],
+)
+def test_an_evaluation_without_a_best_is_no_missing_one(make_runner, value, save_best, said):
+    Falling.values = iter((value, value))
+    runner = make_runner('AtomicCheckpointHook', save_best)
+    runner.train()
+    assert re.match(said, run_summary(runner))
 
 
 def test_the_bar_on_a_terminal(make_runner, monkeypatch):
