@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 from PIL import Image
 
+from cyclemlp_mm.datasets import load_image
 from cyclemlp_mm.engine.own_data import IMAGE_SUFFIXES
 from cyclemlp_mm.errors import MissingFileError, UserError
 
@@ -74,12 +76,15 @@ def read_image(path: 'str | Path') -> np.ndarray:
         np.ndarray: BGR uint8, (H, W, 3); turned as its EXIF orientation says.
 
     Raises:
-        UserError: It is no image, or ends too early.
+        UserError: It is no image, ends too early, or cannot be decoded; says why.
     """
     _check_whole(Path(path))
-    image = mmcv.imread(str(path), flag='color')
-    if image is None:
-        raise UserError(f'{path} cannot be decoded as an image')
+    try:
+        image = mmcv.imread(str(path), flag='color')
+    except cv2.error:
+        image = None
+    if image is None:  # as in training: Pillow knows some kinds that OpenCV does not
+        image, _ = load_image.read_image(str(path), {})
     return image
 
 

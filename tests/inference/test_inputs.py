@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclemlp_mm.datasets import load_image
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.inference import find_inputs, read_image
 
@@ -63,3 +64,12 @@ def test_broken_images_are_refused(tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError):
         read_image(tmp_path / 'gone.jpg')
+
+
+def test_what_opencv_does_not_decode_is_read_as_in_training(tmp_path):
+    ramp = np.linspace(0, 255, 64 * 48, dtype=np.float32).reshape(48, 64)
+    Image.fromarray(ramp).save(tmp_path / 'float.tif')
+    expected, _ = load_image.read_image(str(tmp_path / 'float.tif'), {})
+    read = read_image(tmp_path / 'float.tif')
+    assert read.shape == (48, 64, 3) and len(np.unique(read)) > 200
+    assert (read == expected).all()
