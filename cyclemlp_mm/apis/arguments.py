@@ -31,12 +31,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config file, or the name of a shipped config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints '
                         '(default: work_dirs/NAME-OF-CONFIG)')  # fmt: skip
+    add_cfg_options(parser, ', e.g. train_dataloader.batch_size=4')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser, example: str = '') -> None:
+    """``--cfg-options``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=SettingsAction,
         metavar='KEY=VALUE',
-        help='override settings of the config, e.g. train_dataloader.batch_size=4',
+        help=f'override settings of the config{example}',
     )
 
 

@@ -6,16 +6,16 @@ import json
 from collections.abc import Sequence
 
 import torch
-from mmengine.config import DictAction
 from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.benchmark.counting import backbone_multiply_adds
 from cyclemlp_mm.benchmark.whole_model import SIZES, build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
 
-from .arguments import new_parser
+from .arguments import add_cfg_options, new_parser
 
 EXAMPLES = """\
   tools/get_flops.py --arch b1                                      # at 224 x 224
@@ -68,10 +68,7 @@ def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
         'detectors, 512 512 for segmentors)',
     )  # fmt: skip
     parser.add_argument('--json', action='store_true', help='print the exact counts as json')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the config',
-    )  # fmt: skip
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if (args.config is None) == (args.arch is None):
         parser.error('give either CONFIG or --arch')
@@ -83,7 +80,8 @@ def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
 def _count_config(args: argparse.Namespace) -> dict:
     cfg = load_config(args.config, args.cfg_options)
     size = tuple(args.size or SIZES[require_toolbox(cfg)])
-    model = build_on_meta(cfg)
+    with model_errors(args.config):
+        model = build_on_meta(cfg)
     parts = count_parts(model, size)
     return _result(args.config, size, model, parts)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,10 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cyclemlp_mm.checks import check_score_thr, check_writable
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading
 
-from .arguments import add_unsafe_load, new_parser
+from .arguments import add_cfg_options, add_deploy, add_unsafe_load, new_parser
 
 EXAMPLES = """\
   tools/infer.py work_dirs/demo/retinanet_cyclemlp_demo.py work_dirs/demo/epoch_6.pth \\
@@ -39,13 +39,13 @@ class InferReport:
         out_dir (Path): Where everything was written.
         num_images (int): Images and frames that were predicted.
         written (list[Path]): The files.
-        failed (list[str]): For each file that could not be read, why.
+        failed (dict[Path, str]): For each file that could not be read or predicted, why.
     """
 
     out_dir: Path
     num_images: int = 0
     written: 'list[Path]' = field(default_factory=list)
-    failed: 'list[str]' = field(default_factory=list)
+    failed: 'dict[Path, str]' = field(default_factory=dict)
 
 
 def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
@@ -100,13 +100,8 @@ def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         metavar='F',
         help='part of a tile that its neighbour covers too (default: 0.2)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_deploy(parser)
+    add_cfg_options(parser)
     add_unsafe_load(parser)
     return parser.parse_args(argv)
 
@@ -121,8 +116,8 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
         InferReport: What was written.
 
     Raises:
-        UserError: With what is wrong and how to mend it. Files that cannot be read are named at the
-            end, when all others are done.
+        UserError: With what is wrong and how to mend it. Files that cannot be read, or that the
+            model cannot take, are named at the end, when all others are done.
     """
     args = parse_infer_args(argv)
     _check(args)
@@ -135,7 +130,7 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     inputs = find_inputs(args.inputs)
     if args.unsafe_load:
         allow_unsafe_loading()
-    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy)
     writer = PredictionWriter(
         args.out, predictor.classes, predictor.palette, args.score_thr, args.json, not args.no_vis
     )
@@ -144,18 +139,18 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     with _progress() as progress:
         task = progress.add_task('Inference', total=_count(inputs))
         for chunk in _chunks(_pictures(inputs, report), args.batch_size):
-            predictions = _predict(predictor, [p.image for p in chunk], tiling, args.batch_size)
-            for picture, prediction in zip(chunk, predictions, strict=True):
+            done = _predict_chunk(predictor, chunk, tiling, args.batch_size, report)
+            for picture, prediction in done:
                 writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
-            report.num_images += len(chunk)
+            report.num_images += len(done)
             progress.advance(task, len(chunk))
         progress.update(task, total=report.num_images, completed=report.num_images)
     writer.finish()
     _print_report(report, predictor.device, time.perf_counter() - start)
     if report.failed:
         raise UserError(
-            f'{len(report.failed)} of {len(inputs)} files could not be read, the others are done:\n'
-            + '\n'.join(report.failed)
+            f'{len(report.failed)} of {len(inputs)} files could not be read or predicted, the '
+            'others are done:\n' + '\n'.join(report.failed.values())
         )
     return report
 
@@ -169,12 +164,12 @@ class _Picture:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if not 0 <= args.score_thr <= 1:
-        raise UserError(f'--score-thr must be 0 to 1, but got {args.score_thr:g}')
+    check_score_thr(args.score_thr)
     if args.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
     if args.tile_overlap is not None and args.tile is None:
         raise UserError('--tile-overlap says how tiles overlap: give --tile SIZE too')
+    check_writable(args.out, '--out', is_folder=True)
 
 
 def _pictures(inputs: 'Sequence', report: InferReport) -> 'Iterator[_Picture]':
@@ -187,11 +182,13 @@ def _pictures(inputs: 'Sequence', report: InferReport) -> 'Iterator[_Picture]':
             if source.is_video:
                 video = Video(source.path)
                 for number, frame in enumerate(video):
+                    if source.path in report.failed:  # the model takes none of its frames
+                        break
                     yield _Picture(source, frame, number, video.fps)
             else:
                 yield _Picture(source, read_image(source.path))
         except UserError as error:
-            report.failed.append(str(error))
+            report.failed[source.path] = str(error)
 
 
 def _chunks(pictures: 'Iterator[_Picture]', size: int) -> 'Iterator[list[_Picture]]':
@@ -203,6 +200,25 @@ def _chunks(pictures: 'Iterator[_Picture]', size: int) -> 'Iterator[list[_Pictur
             chunk = []
     if chunk:
         yield chunk
+
+
+def _predict_chunk(
+    predictor: object, chunk: 'list[_Picture]', tiling: object, batch_size: int, report: InferReport
+) -> list:
+    """(picture, prediction) of all that the model takes; the others are noted."""
+    try:
+        predictions = _predict(predictor, [p.image for p in chunk], tiling, batch_size)
+    except UserError as error:
+        if len(chunk) > 1:  # one by one: the others of the chunk are fine
+            return [
+                pair
+                for picture in chunk
+                for pair in _predict_chunk(predictor, [picture], tiling, batch_size, report)
+            ]
+        path = chunk[0].source.path
+        report.failed.setdefault(path, f'{path}: {error}')
+        return []
+    return list(zip(chunk, predictions, strict=True))
 
 
 def _predict(predictor: object, images: list, tiling: object, batch_size: int) -> list:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from cyclemlp_mm.checks import check_device
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
 from .arguments import new_parser
@@ -60,7 +61,6 @@ def web(argv: 'Sequence[str] | None' = None) -> None:
     if not 1 <= args.port <= 65535:
         raise UserError(f'--port must be 1 to 65535, but got {args.port}')
     # Slow to import, and not needed for --help.
-    from cyclemlp_mm.inference.predictor import check_device
     from cyclemlp_mm.web import UploadLimits, Workbench, find_models
 
     workbench = Workbench(find_models(args.work_dirs, args.model), check_device(args.device))

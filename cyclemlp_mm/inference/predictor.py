@@ -5,16 +5,18 @@ from inspect import signature
 from itertools import groupby
 from pathlib import Path
 
+import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from pycocotools import mask as coco_mask
 from torch import nn
 
+from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import class_palette, load_config, require_toolbox
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
 from .predictions import Instances, Prediction, Segments
@@ -28,6 +30,8 @@ class Predictor:
         checkpoint (str | Path): Its weights; every tensor of the model must be in it.
         device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
+        deploy (bool): Fold what can be folded, see :func:`cyclemlp_mm.models.to_deploy`. Defaults
+            to False.
 
     Attributes:
         inferencer (DetInferencer | MMSegInferencer): What predicts.
@@ -39,7 +43,8 @@ class Predictor:
     Raises:
         MissingFileError: Config or checkpoint is not there.
         CheckpointError: The checkpoint does not fit the config.
-        UserError: The config is for another task, or there is no such device.
+        UserError: The config is for another task, its model cannot be built, or there is no such
+            device.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Predictor:
         checkpoint: 'str | Path',
         device: 'str | None' = None,
         cfg_options: 'dict | None' = None,
+        deploy: bool = False,
     ) -> None:
         cfg = load_config(str(config), cfg_options)
         scope = require_toolbox(cfg)
@@ -56,7 +62,10 @@ class Predictor:
             raise MissingFileError(f'checkpoint {checkpoint} does not exist')
         self.is_segmentor = scope == 'mmseg'
         self.device = check_device(device)
-        self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+        with model_errors(config):
+            self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+        if deploy:
+            to_deploy(self.inferencer.model)
         meta = self.inferencer.model.dataset_meta
         self.classes = tuple(meta['classes'])
         self.palette = _palette(meta.get('palette'), len(self.classes))
@@ -76,16 +85,18 @@ class Predictor:
             list[Prediction]: One per image.
 
         Raises:
-            UserError: The model cannot take an image, e.g. as it is too small.
+            UserError: The model cannot take an image, e.g. as it is too small or too narrow.
         """
         predictions = []
         for _, group in groupby(images, key=lambda image: image.shape):
             chunk = list(group)
             try:
                 samples = self._run(chunk, batch_size)
-            except ValueError as error:
-                sizes = ', '.join(f'{i.shape[1]}×{i.shape[0]}' for i in chunk[:3])
-                raise UserError(f'cannot predict images of {sizes} px: {error}') from error
+            except (ValueError, cv2.error) as error:
+                height, width = chunk[0].shape[:2]  # all of a group have one size
+                raise UserError(
+                    f'cannot predict images of {width}×{height} px: {_reason(error)}'
+                ) from error
             predictions += [self._plain(sample) for sample in samples]
         return predictions
 
@@ -117,29 +128,6 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())
 
 
-def check_device(device: 'str | None') -> str:
-    """The device's name, or an error that says what there is.
-
-    Args:
-        device (str, optional): None takes a GPU if there is one.
-
-    Raises:
-        UserError: It is no device of this machine.
-    """
-    has_gpu = torch.cuda.is_available()
-    if device is None:
-        return 'cuda' if has_gpu else 'cpu'
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f'PyTorch knows no device {device!r}: give cpu or cuda') from error
-    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f'device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; give cpu'
-        )
-    return device
-
-
 def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer as Inferencer
@@ -163,6 +151,17 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
     if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has none to show
         quiet = dict(show_progress=False)
     return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, cv2.error):
+        return str(error)
+    if getattr(error, 'func', '') == 'resize':  # to no pixel at all
+        return (
+            'they are so narrow that nothing is left of a side when they are resized as the model '
+            'wants: cut or pad them'
+        )
+    return f'OpenCV cannot process them ({getattr(error, "err", error)})'
 
 
 def _palette(palette: object, num_classes: int) -> 'list[tuple[int, int, int]]':

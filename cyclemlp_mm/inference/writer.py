@@ -1,14 +1,15 @@
 """Predictions on disk: pictures, COCO-style json, masks as PNG, videos."""
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from cyclemlp_mm.engine.atomic_files import write_atomically
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.visualization.overlay import draw_prediction, with_legend
 
@@ -30,6 +31,9 @@ class PredictionWriter:
         score_thr (float): Instances below are not drawn. Defaults to 0.3.
         with_json (bool): Write ``predictions.json`` at the end. Defaults to False.
         with_pictures (bool): Draw. Defaults to True.
+
+    Raises:
+        UserError: The folder or a file cannot be written, by this or any other method.
     """
 
     def __init__(
@@ -95,7 +99,8 @@ class PredictionWriter:
         path = self._path('vis', f'{source.name}{suffix if suffix != ".jpeg" else ".jpg"}', source)
         if suffix not in ('.jpg', '.jpeg', '.webp'):
             path = path.with_name(f'{path.name.removesuffix(suffix)}.png')
-        Image.fromarray(picture).save(path, quality=92)
+        with _writing(path):
+            Image.fromarray(picture).save(path, quality=92)
         self.written.append(path)
 
     def _write_frame(self, source: Input, picture: np.ndarray, fps: float) -> None:
@@ -124,13 +129,15 @@ class PredictionWriter:
             mask.putpalette([c for colour in self.palette for c in colour])
         else:
             mask = Image.fromarray(label_map.astype(np.uint16))
-        mask.save(path)
+        with _writing(path):
+            mask.save(path)
         self.written.append(path)
         return str(path.relative_to(self.out_dir))
 
     def _path(self, folder: str, name: str, source: Input) -> Path:
         path = self.out_dir / folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.resolve() == source.path.resolve():
             raise UserError(f'--out {self.out_dir} would overwrite {source.path}: take another one')
         return path
@@ -163,11 +170,21 @@ class PredictionWriter:
         content = dict(
             images=self._images, annotations=self._annotations, categories=categories
         )
-        # Beside it first, so that an interrupted run leaves no half file.
-        half = path.with_name('predictions.json.part')
-        half.write_text(json.dumps(content), encoding='utf-8')
-        os.replace(half, path)
+        with _writing(path):  # whole or not at all, of an interrupted run too
+            write_atomically(json.dumps(content).encode(), path)
         self.written.append(path)
+
+
+@contextmanager
+def _writing(path: Path) -> 'Iterator[None]':
+    """A full disk's error names no file; here each does."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be written ({error.strerror or error}): make room or make it writable, '
+            'or take another --out'
+        ) from error
 
 
 def coco_annotations(instances: Instances, image_id: int, first_id: int) -> 'list[dict]':

@@ -1,8 +1,10 @@
 """tools/infer.py: what it writes is what the inferencers of mmdet and mmseg say in Python."""
 
+import errno
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from toy_runs import TINY_DETECTOR, run_tool
 
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
+from cyclemlp_mm.inference import Predictor
 
 
 @pytest.fixture(scope='module')
@@ -165,6 +168,71 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(segmentor, imag
     assert sorted(p.name for p in (tmp_path / 'out' / 'masks').iterdir()) == ['0.png', '2.png']
 
 
+@pytest.mark.parametrize('batch_size', [1, 4])
+def test_images_that_the_model_cannot_take_are_named_and_the_others_done(
+    segmentor, detector, images, tmp_path, batch_size
+):
+    folder = shutil.copytree(images, tmp_path / 'images')
+    Image.new('RGB', (31, 31)).save(folder / '1_small.png')
+    with pytest.raises(UserError, match=r'1 of 4 files(?s:.*)1_small\.png: .* 31×31 px: .*32x32'):
+        run(segmentor, folder, '--out', tmp_path / 's', '--json', '--batch-size', batch_size)
+    names = [p.name for p in sorted((tmp_path / 's' / 'masks').iterdir())]
+    assert names == ['0.png', '1.png', '2.png']
+    content = json.loads((tmp_path / 's' / 'predictions.json').read_text())
+    assert [Path(entry['file_name']).name for entry in content['images']] == names
+    Image.new('RGB', (2000, 3)).save(folder / '1_narrow.png')  # resized to no row at all
+    with pytest.raises(UserError, match=r'1 of 5 files(?s:.*)1_narrow\.png: .*so narrow') as caught:
+        run(detector, folder, '--out', tmp_path / 'd', '--json', '--batch-size', batch_size)
+    assert 'OpenCV' not in str(caught.value)
+    content = json.loads((tmp_path / 'd' / 'predictions.json').read_text())
+    assert len(content['images']) == 4
+
+
+def test_a_video_that_the_model_cannot_take_is_named_once(segmentor, tmp_path):
+    path = tmp_path / 'small.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, (24, 16))
+    for _ in range(5):
+        writer.write(np.zeros((16, 24, 3), np.uint8))
+    writer.release()
+    with pytest.raises(UserError, match=r'1 of 1 files') as caught:
+        run(segmentor, path, '--out', tmp_path / 'out', '--batch-size', 2)
+    assert str(caught.value).count('small.avi') == 1
+
+
+def test_deploy_predicts_alike(segmentor, images, tmp_path):
+    """The head's BatchNorms are folded: with statistics that a mistake would show in."""
+    content = torch.load(segmentor[1], weights_only=False)
+    for name, tensor in content['state_dict'].items():
+        if name.endswith(('running_mean', 'running_var')):
+            torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    torch.save(content, tmp_path / 'model.pth')
+    model = segmentor[0], tmp_path / 'model.pth'
+    for name, deploy in (('as_trained', []), ('folded', ['--deploy'])):
+        run(model, images, '--out', tmp_path / name, '--no-vis', *deploy)
+    for i in range(3):
+        one, other = (
+            np.asarray(Image.open(tmp_path / name / f'masks/{i}.png'))
+            for name in ('as_trained', 'folded')
+        )
+        assert len(np.unique(one)) > 1 and (one != other).mean() < 1e-3  # ties
+    folded = Predictor(*model, 'cpu', deploy=True).inferencer.model
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+def test_places_that_cannot_be_written(detector, images, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'--out .*found cannot be written \(Not a directory\)'):
+        run((detector[0], 'gone.pth'), images, '--out', tmp_path / 'file' / 'found')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('cyclemlp_mm.inference.writer.write_atomically', full)
+    with pytest.raises(UserError, match=r'predictions\.json cannot be written \(No space left'):
+        run(detector, images, '--out', tmp_path / 'out', '--json', '--no-vis')
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
 def test_the_original_is_not_overwritten(detector, images, tmp_path):
     folder = shutil.copytree(images, tmp_path / 'vis')
     before = (folder / '0.png').read_bytes()
@@ -179,6 +247,8 @@ def test_errors(detector, images, tmp_path):
         run((config, 'gone.pth'), images)
     with pytest.raises(UserError, match='score-thr must be 0 to 1'):
         run(detector, images, '--score-thr', 3)
+    with pytest.raises(UserError, match=r'toy\.py: the model cannot be built .*test_cfgg'):
+        run(detector, images, '--cfg-options', 'model.test_cfgg.x=1')
     with pytest.raises(UserError, match='give --tile'):
         run(detector, images, '--tile-overlap', 0.3)
     with pytest.raises(UserError, match='knows no device'):

@@ -1,0 +1,101 @@
+"""What a user names, looked at before work is done for it: devices, thresholds, files to write."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from cyclemlp_mm.errors import UserError
+
+
+def check_device(device: 'str | None') -> str:
+    """The device's name, or an error that says what there is.
+
+    Args:
+        device (str, optional): None takes a GPU if there is one.
+
+    Raises:
+        UserError: It is no device of this machine.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        return 'cuda' if has_gpu else 'cpu'
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f'PyTorch knows no device {device!r}: give cpu or cuda') from error
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f'device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; give cpu'
+        )
+    return device
+
+
+def check_score_thr(score_thr: float) -> None:
+    """Refuse a threshold that no score, or every one, would pass by mistake.
+
+    Args:
+        score_thr (float): Of ``--score-thr``.
+
+    Raises:
+        UserError: It is not in 0..1.
+    """
+    if not 0 <= score_thr <= 1:  # nan is not
+        raise UserError(f'--score-thr must be 0 to 1, but got {score_thr:g}')
+
+
+def check_writable(path: 'str | Path', option: str, is_folder: bool = False) -> None:
+    """Refuse a place that cannot be written, before hours of work are to go there.
+
+    Nothing is made and nothing is left behind; that the disk has room for all is not promised.
+
+    Args:
+        path (str | Path): A file, there or not, or a folder.
+        option (str): What named it, for the message.
+        is_folder (bool): Whether it is a folder. Defaults to False.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    path = Path(path)
+    try:
+        if not is_folder and path.is_dir():
+            raise UserError(f'{option} {path} is a folder: name a file in it')
+        if not is_folder and path.exists():
+            with path.open('ab'):  # as it is; the folder alone may be writable
+                pass
+        folder = path if is_folder else path.parent
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b'0')
+    except OSError as error:
+        raise UserError(
+            f'{option} {path} cannot be written ({error.strerror or error}): take another place, '
+            'or mend this one'
+        ) from error
+
+
+@contextmanager
+def model_errors(config: 'str | Path') -> 'Iterator[None]':
+    """Around the building of a model: what its classes say to a wrong setting, as a sentence.
+
+    Args:
+        config (str | Path): Of the model, for the message.
+
+    Raises:
+        UserError: A class does not exist or does not take its settings.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError, ImportError) as error:
+        lines = str(error).strip().splitlines() or ['']
+        raise UserError(
+            f'config {config}: the model cannot be built ({type(error).__name__}: '
+            f'{lines[0][:200]}): look at the settings of the part that is named, those of '
+            '--cfg-options too'
+        ) from error
