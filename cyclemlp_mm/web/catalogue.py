@@ -82,7 +82,7 @@ def find_models(
 def _checkpoints(folder: Path) -> 'tuple[Path, ...]':
     """The last one first, then the best, then the others, newest first."""
     last = folder / 'last_checkpoint'
-    last_name = Path(last.read_text().strip()).name if last.is_file() else ''
+    last_name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
 
     def rank(path: Path) -> tuple:
         number = int((re.findall(r'\d+', path.stem) or ['0'])[-1])
@@ -93,5 +93,9 @@ def _checkpoints(folder: Path) -> 'tuple[Path, ...]':
 
 def _scope(config: Path) -> 'str | None':
     """What a written config says, without running it."""
-    said = re.search(r"^default_scope = '(\w+)'", config.read_text(encoding='utf-8'), re.MULTILINE)
+    try:
+        text = config.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError):  # somebody's own file, no config that a training wrote
+        return None
+    said = re.search(r"^default_scope = '(\w+)'", text, re.MULTILINE)
     return said[1] if said else None

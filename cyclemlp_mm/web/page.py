@@ -2,6 +2,7 @@
 
 import html
 import os
+import traceback
 
 # Before Gradio is imported: it reports its use to its makers otherwise.
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
@@ -75,8 +76,12 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
                     for name, checkpoint in zip(choices[::2], choices[1::2], strict=True)
                 ]
             except UserError as error:
-                said = f'<div class="problem" role="alert">{html.escape(str(error))}</div>'
-                return [*_redraw([None, None], score_thr), [None, None], said]
+                return [*_redraw([None, None], score_thr), [None, None], _problem(str(error))]
+            except Exception as error:  # a defect: for who runs the server, not for the visitor
+                traceback.print_exc()
+                said = f'this image could not be predicted ({type(error).__name__}); the server '
+                said += 'printed more about it'
+                return [*_redraw([None, None], score_thr), [None, None], _problem(said)]
             return [*_redraw(found, score_thr), found, '']
 
         inputs = [upload, slider, *first, *second]
@@ -90,6 +95,10 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
             trigger_mode='always_last', show_progress='hidden', api_visibility='private',
         )  # fmt: skip
     return page
+
+
+def _problem(said: str) -> str:
+    return f'<div class="problem" role="alert">{html.escape(said)}</div>'
 
 
 def _uploaded_path(payload: object) -> 'str | None':

@@ -79,3 +79,9 @@ def test_names_cannot_inject_html(work_dirs, tmp_path):
     answer.prediction.label_map[:] = 0
     said = answer.describe(0.3)
     assert '<script>' not in said and '&lt;script&gt;' in said
+
+
+def test_files_that_are_no_config_are_passed_over(work_dirs):
+    (work_dirs / 'demo' / 'notes.py').write_bytes('# Größe'.encode('latin-1'))
+    (work_dirs / 'demo' / 'last_checkpoint').write_bytes(b'/elsewhere/\xe4.pth')
+    assert [model.name for model in find_models(work_dirs)] == ['demo: toy', 'a_run: toy']

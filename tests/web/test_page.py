@@ -200,6 +200,24 @@ def test_only_known_models_are_loaded(served, images):
     assert 'gradio_api/file' in call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
 
 
+def test_what_goes_wrong_is_said_in_plain_words(served, tmp_path, monkeypatch):
+    url, workbench = served
+    Image.new('RGB', (20000, 40)).save(tmp_path / 'narrow.png')  # resized to no row at all
+    _, body = upload(url, (tmp_path / 'narrow.png').read_bytes(), 'narrow.png')
+    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    inputs = [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+    said = call(url, inputs)
+    assert 'cannot predict images of 20000' in said and 'so narrow' in said
+    assert 'OpenCV' not in said
+
+    def defect(*_):
+        raise RuntimeError('deep inside')
+
+    monkeypatch.setattr(workbench, 'predict', defect)
+    said = call(url, inputs)
+    assert 'this image could not be predicted (RuntimeError)' in said and 'deep' not in said
+
+
 def test_the_tool_serves_until_it_is_stopped(work_dirs):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
