@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import PARTS, ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import onnx_runner, program_runner
 from cyclemlp_mm.export.latency import latencies
@@ -20,7 +21,7 @@ from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .arguments import add_deploy, new_parser
+from .arguments import add_cfg_options, add_deploy, new_parser
 
 EXAMPLES = """\
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
@@ -52,13 +53,7 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     add_deploy(parser)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
@@ -77,6 +72,8 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
     args = parse_export_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     model = _build(cfg)
+    if args.time is not None:
+        _check_time(model, args)
     if args.part == 'backbone':
         init_from_checkpoint(model.backbone, model.backbone.published_format, args.checkpoint)
     else:
@@ -88,6 +85,15 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
     if args.time is not None:
         _print_latencies(model, report, tuple(args.time))
     return report
+
+
+def _check_time(model: nn.Module, args: argparse.Namespace) -> None:
+    part = ExportedPart(model, args.part)
+    if min(args.time) < part.min_side:
+        raise UserError(
+            f'--time {args.time[0]} {args.time[1]}: --part {part.part} is exported for sides of at '
+            f'least {part.min_side} px'
+        )
 
 
 def _print_latencies(model: nn.Module, report: ExportReport, size: 'tuple[int, int]') -> None:
@@ -103,7 +109,8 @@ def _build(cfg: Config) -> nn.Module:
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None  # all weights come from the checkpoint
     cfg.model.pop('pretrained', None)
-    return MODELS.build(cfg.model)
+    with model_errors(cfg.filename):
+        return MODELS.build(cfg.model)
 
 
 def _load_whole(model: nn.Module, checkpoint: str) -> None:

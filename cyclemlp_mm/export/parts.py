@@ -25,6 +25,7 @@ class ExportedPart(nn.Module):
 
     Attributes:
         output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
+        min_side (int): Smallest image side that it is exported for.
 
     Raises:
         UserError: The model does not have the part.
@@ -48,6 +49,8 @@ class ExportedPart(nn.Module):
         self.output_names = ('logits',) if self.part == 'model' else tuple(
             f'level{i}' for i in range(_num_levels(model, self.part))
         )  # fmt: skip
+        # Behind a neck, extra levels reach stride 128. A level of one cell would fix the size.
+        self.min_side = 160 if self.part == 'neck' else 36
         self.eval()
 
     def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':

@@ -1,15 +1,18 @@
 """A model into a file, which appears only once it was checked."""
 
 import importlib
+import io
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
 from .check import (
@@ -77,8 +80,8 @@ def export_model(
         ExportReport: What was written and how it was checked.
 
     Raises:
-        UserError: The suffix is unknown, the file is there, the part is not, or the check failed;
-            nothing is written then.
+        UserError: The suffix is unknown, the file is there, the part is not, the check failed, or
+            the file cannot be written; nothing is written then.
         MissingToolboxError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
@@ -86,11 +89,11 @@ def export_model(
         raise UserError(f'cannot export to {path}: it must end in {" or ".join(SUFFIXES)}')
     if path.exists() and not force:
         raise UserError(f'{path} is there already: choose another name, or --force to replace it')
+    check_writable(path, 'DST')
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
-    # Behind a neck, extra levels reach stride 128. A level of one cell would fix the graph's size.
-    min_side = 160 if module.part == 'neck' else 36
+    min_side = module.min_side
     shapes = ((1, min_side + 60, min_side + 33), (3, min_side + 9, min_side + 76))
     program = _capture(module, min_side)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +104,17 @@ def export_model(
             refuse_custom_operators(draft)
             run = onnx_runner(draft)
         else:
-            torch.export.save(program, draft)
+            content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
+            torch.export.save(program, content)
+            draft.write_bytes(content.getbuffer())
             run = program_runner(draft)
         difference = largest_difference(module, run, shapes)
         os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror or error})') from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the error that led here
+            draft.unlink(missing_ok=True)
     return ExportReport(path, module.part, module.output_names, difference, shapes, min_side)
 
 

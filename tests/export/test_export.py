@@ -1,5 +1,6 @@
 """tools/export.py: one file per model, right at every size, or no file."""
 
+import errno
 import re
 
 import pytest
@@ -118,6 +119,8 @@ def test_a_published_file_through_the_tool(tmp_path, capsys):
         if part == 'model':
             load_checkpoint(model, str(tmp_path / 'published.pth'), strict=True)
         assert largest_difference(module, program_runner(path), SHAPES[:1]) <= 1e-4
+    with pytest.raises(UserError, match=r'--time 20 64: --part model .* at least 36 px'):
+        export([*arguments, str(tmp_path / 'none.pt2'), '--time', '20', '64'])
     with pytest.raises(UserError, match='is there already: choose another name, or --force'):
         export([*arguments, str(path)])
     torch.save({'stem.proj.bias': torch.zeros(8)}, tmp_path / 'half.pth')
@@ -159,3 +162,28 @@ def test_mistakes_are_said(tmp_path):
         export_model(model, tmp_path / 'model.onnx', 'model')
     with pytest.raises(UserError, match='--part must be one of'):
         export_model(model, tmp_path / 'model.onnx', 'head')
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+    model = build('cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True,
+                                             downsample='conv'))  # fmt: skip
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'DST .*cannot be written \(Not a directory\)'):
+        export_model(model, tmp_path / 'file' / 'model.pt2')
+
+    class FullDisk(type(tmp_path)):
+        """Nor can what was begun be taken away: that must not hide the first error."""
+
+        def with_name(self, name):
+            return FullDisk(super().with_name(name))
+
+        def write_bytes(self, content):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        def unlink(self, missing_ok=False):
+            raise OSError(errno.EROFS, 'Read-only file system', str(self))
+
+    monkeypatch.setattr(write_module, 'Path', FullDisk)
+    with pytest.raises(UserError, match=r'model\.pt2 cannot be written \(No space left'):
+        export_model(model, tmp_path / 'model.pt2')
+    assert not (tmp_path / 'model.pt2').exists()
