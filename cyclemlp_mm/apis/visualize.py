@@ -10,11 +10,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 
-from .arguments import new_parser
+from .arguments import add_cfg_options, new_parser
 
 EXAMPLES = """\
   tools/visualize.py staircase 3 5 7 --out staircase.png
@@ -53,6 +54,7 @@ def visualize(argv: 'Sequence[str] | None' = None) -> Path:
     """
     args = parse_visualize_args(argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
+    check_writable(args.out, '--out')
     path = args.draw(args)
     print(f'picture {path}')
     return path
@@ -143,7 +145,8 @@ def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
     """The config's backbone, returning every level up to its last."""
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None
-    backbone = MODELS.build(cfg.model.backbone)
+    with model_errors(cfg.filename):
+        backbone = MODELS.build(cfg.model.backbone)
     if not hasattr(backbone, 'out_strides'):
         raise UserError(f'{cfg.model.backbone.type} is no backbone of cyclemlp_mm')
     cfg.model.backbone.out_indices = tuple(range(backbone.out_indices[-1] + 1))
@@ -214,7 +217,8 @@ def _features(args: argparse.Namespace) -> Path:
 
 def _add_curves(commands: object) -> argparse.ArgumentParser:
     command = commands.add_parser('curves', help='loss, learning rate and metric of trainings')
-    command.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='one or several runs')
+    command.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
+                         help='one or several runs, each with all of its starts')  # fmt: skip
     command.set_defaults(draw=_curves)
     return command
 
@@ -250,6 +254,9 @@ def _gallery(args: argparse.Namespace) -> Path:
 
     if not 1 <= args.number <= 12:
         raise UserError(f'--number must be 1 to 12, but got {args.number}')
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f'--limit must be at least 1, but got {args.limit}')
+    check_score_thr(args.score_thr)
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)
@@ -287,7 +294,10 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
     items = track(islice(labelled, args.limit), 'Gallery', console=Console(stderr=True))
     for item in items:
         image = read_image(item.path)
-        [prediction] = predictor.predict([image])
+        try:
+            [prediction] = predictor.predict([image])
+        except UserError as error:
+            raise UserError(f'{item.path}: {error}') from error
         if predictor.is_segmentor:
             score, said = judge_segments(item.truth, prediction, len(predictor.classes))
         else:
@@ -300,8 +310,5 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    from mmengine.config import DictAction
-
     command.add_argument('config', help='config file, or the name of a shipped config')
-    command.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                         help='override settings of the config')  # fmt: skip
+    add_cfg_options(command)

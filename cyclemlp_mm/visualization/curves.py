@@ -1,6 +1,7 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,10 @@ HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
-    """Scalars of the newest run in a work dir.
+    """Scalars of the run in a work dir: of all its starts, joined.
+
+    Each start writes a folder of its own. A training that was resumed goes on from a checkpoint:
+    what earlier starts logged from there on is left out. One that began anew replaces all.
 
     Args:
         work_dir (str | Path): What was given to ``tools/train.py --work-dir``.
@@ -25,11 +29,51 @@ def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
 
     Raises:
         MissingFileError: No run was logged there.
+        UserError: A file of scalars is damaged, other than at its end.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # names begin with the time
     if not files:
         raise MissingFileError(f'{work_dir} holds no training run (*/vis_data/scalars.json)')
-    return [json.loads(line) for line in files[-1].read_text().splitlines()]
+    joined = []
+    for file in files:
+        lines = _read_lines(file)
+        first = next((line['step'] for line in lines if 'loss' in line), None)
+        if first is not None:
+            kept = 0 if _began_anew(file) else _num_before(joined, first)
+            joined = joined[:kept]
+        joined += lines
+    return joined
+
+
+def _read_lines(file: Path) -> 'list[dict]':
+    texts = file.read_text(encoding='utf-8', errors='replace').splitlines()
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number == len(texts):  # cut: the training was killed, or is writing it now
+                break
+            raise UserError(
+                f'{file}, line {number} is no JSON ({error}): mend the line or take it out'
+            ) from error
+    return lines
+
+
+def _began_anew(file: Path) -> bool:
+    """Whether the config beside it says so, which mmengine writes at every start."""
+    config = file.with_name('config.py')
+    return config.is_file() and bool(
+        re.search(r'^resume = False$', config.read_text(errors='replace'), re.MULTILINE)
+    )
+
+
+def _num_before(lines: 'list[dict]', step: int) -> int:
+    """How many lines there are before the first one of a training at ``step`` or later."""
+    for i, line in enumerate(lines):
+        if 'loss' in line and line['step'] >= step:
+            return i
+    return len(lines)
 
 
 def draw_loss_curve(work_dir: 'str | Path', path: 'str | Path') -> Path:
@@ -67,7 +111,7 @@ def draw_curves(work_dirs: 'Sequence[str | Path]', path: 'str | Path') -> Path:
     """Draw loss, learning rate and metric of several runs over their iterations.
 
     Args:
-        work_dirs (Sequence[str | Path]): See :func:`read_scalars`; the newest run of each.
+        work_dirs (Sequence[str | Path]): See :func:`read_scalars`.
         path (str | Path): The picture to write.
 
     Returns:

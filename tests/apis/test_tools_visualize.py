@@ -76,6 +76,24 @@ def test_a_gallery_of_segments(tmp_path, capsys):
     assert '3 images, mean 0.' in capsys.readouterr().out
 
 
+def test_numbers_of_a_gallery(detector):
+    for arguments, said in (
+        (['--limit', 0], '--limit must be at least 1, but got 0'),
+        (['--score-thr', 7], '--score-thr must be 0 to 1, but got 7'),
+        (['--out', detector[0] / 'g.png'], r'--out .*cannot be written \(Not a directory\)'),
+    ):
+        with pytest.raises(UserError, match=said):
+            draw('gallery', *detector, *arguments)
+
+
+def test_an_image_that_the_model_cannot_take_is_named(detector, tmp_path):
+    data = write_coco(tmp_path / 'shapes', 2, 2, (64, 64))
+    [first, _] = sorted((data / 'val2017').iterdir())
+    Image.new('RGB', (2000, 3)).save(first)
+    with pytest.raises(UserError, match=rf'{first.name}: cannot predict images of 2000×3 px'):
+        draw('gallery', *detector, '--data', data)
+
+
 def test_a_gallery_without_its_data_says_so(detector, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='the data of this config is not there'):
