@@ -13,7 +13,8 @@ from cyclemlp_mm.benchmark.contenders import ARCHS, MPVIT, RIVALS
 from cyclemlp_mm.benchmark.machine import copy_bandwidth, describe, matmul_rate
 from cyclemlp_mm.benchmark.report import add_ratios, table, write
 from cyclemlp_mm.benchmark.workloads import DTYPES
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.checks import check_device, check_writable
+from cyclemlp_mm.engine import find_config
 from cyclemlp_mm.ops import BACKENDS
 
 from .arguments import add_deploy, new_parser
@@ -35,9 +36,10 @@ _IMPOSSIBLE = (('published', 'bfloat16'), ('published', 'float16'))
 def benchmark() -> None:
     """Read the command line, measure, print a table and write csv, json and a plot."""
     args = _parse()
-    device = torch.device(args.device)
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: PyTorch sees no CUDA device here')
+    device = torch.device(check_device(args.device))
+    check_writable(args.out, '--out', is_folder=True)
+    for config in args.config or ():  # a wrong name ends it before the machine is measured
+        find_config(config)
     if args.threads:
         torch.set_num_threads(args.threads)
     rates = {d: matmul_rate(device, DTYPES[d]) for d in args.dtype if d in DTYPES}
@@ -109,6 +111,10 @@ def _parse() -> argparse.Namespace:
         parser.error('--deploy is for --mode infer')
     if args.config and (args.rivals or args.backend != 'auto'):
         parser.error('--rivals and --backend are for backbones, not for --config')
+    if args.repeats < 1:
+        parser.error(f'--repeats must be at least 1, but got {args.repeats}')
+    if args.threads is not None and args.threads < 1:
+        parser.error(f'--threads must be at least 1, but got {args.threads}')
     args.form_dtype = args.form_dtype or args.dtype
     return args
 
@@ -117,4 +123,7 @@ def _size(text: str) -> 'tuple[int, int, int]':
     found = re.fullmatch(r'(\d+)x(\d+)x(\d+)', text)
     if not found:
         raise argparse.ArgumentTypeError(f'expected BATCHxHEIGHTxWIDTH, e.g. 2x512x512: {text!r}')
-    return tuple(map(int, found.groups()))
+    size = tuple(map(int, found.groups()))
+    if size[0] < 1 or min(size[1:]) < 32:
+        raise argparse.ArgumentTypeError(f'must be at least 1x32x32: {text!r}')
+    return size

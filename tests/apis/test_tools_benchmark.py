@@ -2,9 +2,13 @@
 
 import json
 import re
+import sys
 
 import pytest
 from toy_runs import run_tool
+
+from cyclemlp_mm.apis import benchmark
+from cyclemlp_mm.apis.run_tool import run_tool as in_process
 
 ONCE = ['--repeats', '1', '--threads', '1', '--out', 'out']
 
@@ -51,3 +55,30 @@ def test_mistakes_are_said(tmp_path):
         'benchmark.py', '--config', 'x', '--rivals', 'swin_t', cwd=tmp_path, check=False
     )
     assert code == 2 and 'are for backbones, not for --config' in printed
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (['--repeats', '0'], '--repeats must be at least 1, but got 0'),
+        (['--threads', '-1'], '--threads must be at least 1, but got -1'),
+        (['--size', '1x16x16'], "--size: must be at least 1x32x32: '1x16x16'"),
+        (['--size', '0x64x64'], "--size: must be at least 1x32x32: '0x64x64'"),
+        (['--device', 'foo'], "PyTorch knows no device 'foo'"),
+        (['--config', 'nope'], 'config nope is neither a file nor'),
+        (['--out', '{file}/out'], 'cannot be written (Not a directory)'),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(
+    arguments, said, tmp_path, monkeypatch, capsys
+):
+    def measured(*_):
+        raise AssertionError('it was measured')
+
+    monkeypatch.setattr(benchmark, 'matmul_rate', measured)
+    (tmp_path / 'file').write_text('')
+    arguments = [argument.format(file=tmp_path / 'file') for argument in arguments]
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
+    with pytest.raises(SystemExit) as caught:
+        in_process(benchmark.benchmark)
+    assert caught.value.code == 2 and said in capsys.readouterr().err
