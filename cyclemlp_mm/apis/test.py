@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.engine import DeployModel, finish_launch
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
@@ -70,6 +72,8 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         runner.register_hook(DeployModel())
     with progress_bar(runner):
         metrics = runner.test()
+    if args.show_dir is not None and is_main_process():
+        print(f'pictures {args.show_dir}', flush=True)
     finish_launch()
     return metrics
 
@@ -78,19 +82,28 @@ def _draw_into(cfg: Config, folder: str) -> None:
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError('--show-dir needs default_hooks.visualization in the config')
+    check_writable(folder, '--show-dir', is_folder=True)
+    folder = str(Path(folder).absolute())  # mmdet puts a relative one into the work dir
     if cfg.default_scope == 'mmpretrain':
         hook.update(enable=True, interval=1, out_dir=folder)
         return
     hook.update(draw=True, interval=1)
     if cfg.default_scope == 'mmdet':
         hook.test_out_dir = folder
-    else:  # mmseg draws through the visualizer's backends
-        cfg.visualizer.save_dir = folder
+    else:  # mmseg draws through the visualizer's backends; a copy: cfg.vis_backends is the same
+        backends = [dict(backend) for backend in cfg.visualizer.get('vis_backends') or ()]
+        local = [b for b in backends if b['type'] == 'LocalVisBackend']
+        if not local:
+            local = [dict(type='LocalVisBackend')]
+            backends += local
+        local[0]['img_save_dir'] = folder
+        cfg.visualizer.vis_backends = backends
 
 
 def _dump_into(cfg: Config, file: str) -> None:
     if not file.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must end in .pkl or .pickle, but got {file}')
+    check_writable(file, '--out')  # it is written last
     dump = dict(
         type='DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults',
         out_file_path=file,

@@ -46,8 +46,17 @@ def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
     )  # fmt: skip
     with (tmp_path / 'found.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 4
-    assert len(list(tmp_path.rglob('drawn/*.jpg'))) == 4
+    assert len(list((tmp_path / 'drawn').glob('*.jpg'))) == 4
+    assert re.search('^pictures drawn$', printed, re.MULTILINE)
     assert 'Epoch(test) [1/1]' in printed
+    (tmp_path / 'file').write_text('')
+    for arguments in (['--out', 'file/found.pkl'], ['--show-dir', 'file/drawn']):
+        code, printed = run_tool(
+            'test.py', work_dir / f'{DEMO}.py', work_dir / 'epoch_1.pth', *arguments,
+            cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert code == 2 and 'Epoch(test)' not in printed
+        assert f'error: {" ".join(arguments)} cannot be written (Not a directory)' in printed
 
 
 @pytest.mark.parametrize(

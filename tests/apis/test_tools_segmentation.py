@@ -32,7 +32,8 @@ def test_trains_evaluates_and_tests(data, tmp_path):
         '--show-dir', 'drawn', cwd=tmp_path,
     )  # fmt: skip
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
-    assert len(list(tmp_path.rglob('drawn/**/*.png'))) == 2
+    assert len(list((tmp_path / 'drawn').glob('*.png'))) == 2
+    assert re.search('^pictures drawn$', printed, re.MULTILINE)
 
 
 def test_labels_counted_from_zero_with_a_void_class(data, tmp_path):
