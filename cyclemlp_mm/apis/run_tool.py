@@ -1,5 +1,6 @@
 """How every tool ends: an error the user can mend as a sentence, all else with its traceback."""
 
+import errno
 import os
 import re
 import sys
@@ -14,9 +15,14 @@ _PARTNER_GONE = re.compile(
 )  # fmt: skip
 
 
+#: What names no file, but is no defect either: a full disk, or a quota that is used up.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def run_tool(tool: 'Callable[[], object]') -> None:
     """Run a tool's function; on a :class:`UserError`, print its message and exit with 2.
 
+    So does a file or folder that the system refuses: read-only, no permission, a full disk.
     Of several processes, the one that failed says why; the others only that they stopped with it.
     Under torchrun, its traceback also stands in torchrun's summary.
 
@@ -39,12 +45,31 @@ def run_tool(tool: 'Callable[[], object]') -> None:
             )
             sys.stderr.flush()
             os._exit(1)  # waits for no partner
+        refused = _refused_file(error)
+        if refused:
+            _say(f'error: {refused}')
+            sys.exit(2)
         lines = str(error).strip().splitlines() or ['']
         _say(
             f'error: unexpected {type(error).__name__}: {lines[0]}. Where it happened is below; '
             'tools/check.py CONFIG and tools/doctor.py may say more'
         )
         raise
+
+
+def _refused_file(error: Exception) -> str:
+    """A sentence for an ``OSError`` about a file, '' for all else."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return ''
+    if error.errno in _DISK_FULL:
+        where = f' ({error.filename})' if error.filename else ''
+        return f'{os.strerror(error.errno)}{where}: make room, or write to another disk'
+    if not isinstance(error.filename, (str, os.PathLike)):
+        return ''
+    return (
+        f'{error.filename} cannot be read or written ({error.strerror}): mend that, or name '
+        'another place'
+    )
 
 
 def _recorded(tool: 'Callable[[], object]') -> 'Callable[[], object]':

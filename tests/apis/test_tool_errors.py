@@ -4,6 +4,7 @@ In-process, through the same ``run_tool`` that every script ends in; a few real 
 subprocesses are in the tests of each tool.
 """
 
+import errno
 import re
 import runpy
 import sys
@@ -12,10 +13,12 @@ import pytest
 from paths import ROOT
 
 from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.checks import check_writable
+from cyclemlp_mm.errors import UserError
 
 #: A wrong command line of every tool, and what its message has to name.
 WRONG = {
-    'benchmark.py': (['--device', 'cuda', '--repeats', '1'], '--device cuda'),
+    'benchmark.py': (['--device', 'cuda', '--repeats', '1'], 'device cuda'),
     'check.py': (['no_such_config'], 'no_such_config'),
     'convert_weights.py': (['gone.pth', 'new.pth'], r'gone\.pth'),
     'export.py': (['no_such_config', 'gone.pth', 'new.onnx'], 'no_such_config'),
@@ -46,6 +49,60 @@ def test_errors_are_short(tool, tmp_path, monkeypatch, capsys):
     sentences = re.findall(r'[.?!](?=\s+[A-Z]|\s*$)', message)
     assert len(message.splitlines()) == 1 and len(sentences) <= 2 and len(message) < 400, message
     assert list(tmp_path.iterdir()) == []  # and nothing was begun
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['infer.py', 'c', 'c.pth', 'a.jpg'], ['export.py', 'c', 'c.pth', 'c.onnx'],
+        ['get_flops.py', 'c'], ['visualize.py', 'field', 'c'],
+        ['visualize.py', 'gallery', 'c', 'c.pth'],
+    ],
+)  # fmt: skip
+def test_settings_that_are_none(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [*arguments, '--cfg-options', 'foo'])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / 'tools' / arguments[0]), run_name='__main__')
+    assert caught.value.code == 2
+    assert "--cfg-options: ['foo'] are not all KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'error, said',
+    [
+        (OSError(errno.EROFS, 'Read-only file system', 'a/b.pth'), 'error: a/b.pth cannot be'),
+        (PermissionError(errno.EACCES, 'Permission denied', 'a'), 'error: a cannot.*denied'),
+        (OSError(errno.ENOSPC, 'No space left on device'), 'error: No space .*make room'),
+    ],
+)
+def test_files_that_the_system_refuses(error, said, capsys):
+    def tool():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(tool)
+    assert caught.value.code == 2
+    assert re.match(said, capsys.readouterr().err)
+
+
+def test_an_error_without_a_file_keeps_its_traceback():
+    def tool():
+        raise ConnectionResetError(errno.ECONNRESET, 'Connection reset by peer')
+
+    with pytest.raises(ConnectionResetError):
+        run_tool(tool)
+
+
+def test_a_place_is_looked_at_without_a_trace(tmp_path):
+    (tmp_path / 'old.txt').write_text('old')
+    check_writable(tmp_path / 'new' / 'deep' / 'file.txt', '--out')
+    check_writable(tmp_path / 'old.txt', '--out')
+    assert [p.name for p in tmp_path.iterdir()] == ['old.txt']
+    assert (tmp_path / 'old.txt').read_text() == 'old'
+    with pytest.raises(UserError, match='is a folder: name a file in it'):
+        check_writable(tmp_path, '--out')
+    with pytest.raises(UserError, match=r'--out .*deep cannot be written \(Not a directory\)'):
+        check_writable(tmp_path / 'old.txt' / 'deep', '--out', is_folder=True)
 
 
 def test_every_tool_is_here_or_has_its_own_way():
