@@ -1,7 +1,6 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +36,9 @@ def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
     joined = []
     for file in files:
         lines = _read_lines(file)
-        first = next((line['step'] for line in lines if 'loss' in line), None)
-        if first is not None:
-            kept = 0 if _began_anew(file) else _num_before(joined, first)
-            joined = joined[:kept]
+        steps = [line['step'] for line in lines if 'loss' in line]
+        if steps:
+            joined = joined[: 0 if _began_anew(steps) else _num_before(joined, steps[0])]
         joined += lines
     return joined
 
@@ -60,12 +58,9 @@ def _read_lines(file: Path) -> 'list[dict]':
     return lines
 
 
-def _began_anew(file: Path) -> bool:
-    """Whether the config beside it says so, which mmengine writes at every start."""
-    config = file.with_name('config.py')
-    return config.is_file() and bool(
-        re.search(r'^resume = False$', config.read_text(errors='replace'), re.MULTILINE)
-    )
+def _began_anew(steps: 'list[int]') -> bool:
+    """Whether a start logged the first interval of iterations; one that was resumed did not."""
+    return len(steps) > 1 and steps[0] <= steps[1] - steps[0]
 
 
 def _num_before(lines: 'list[dict]', step: int) -> int:

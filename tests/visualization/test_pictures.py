@@ -111,12 +111,10 @@ def write_run(folder, lines):
 
 def test_the_starts_of_a_run_are_joined(tmp_path):
     """A resumed training replaces what was logged behind its checkpoint."""
-    def start(time, lines, tail='', resumed=None):
+    def start(time, lines, tail=''):
         folder = tmp_path / time / 'vis_data'
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + tail)
-        if resumed is not None:
-            (folder / 'config.py').write_text(f'x = 1\nresume = {resumed}\n')
 
     def steps():
         return [(line['step'], line['loss']) for line in curves.read_scalars(tmp_path)
@@ -126,11 +124,12 @@ def test_the_starts_of_a_run_are_joined(tmp_path):
              dict(loss=1.0, step=6)]  # fmt: skip
     start('20260101_000000', first, tail='\n{"loss": 0.9, "st')  # killed while it wrote
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.0)]
-    start('20260101_000001', [dict(loss=1.5, step=6), dict(loss=1.2, step=8)], resumed=True)
+    start('20260101_000001', [dict(loss=1.5, step=6), dict(loss=1.2, step=8)])
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.5), (8, 1.2)]
     assert curves.evaluations(curves.read_scalars(tmp_path)) == ('mIoU', [(4, 40.0)])
-    start('20260101_000002', [dict(loss=9.0, step=5)], resumed=False)  # another training
-    assert steps() == [(5, 9.0)]
+    # Another training, that logs more seldom.
+    start('20260101_000002', [dict(loss=9.0, step=5), dict(loss=8.0, step=10)])
+    assert steps() == [(5, 9.0), (10, 8.0)]
     start('20260101_000003', [], tail='{"loss"\n{"loss": 1, "step": 6}\n')
     with pytest.raises(UserError, match=r'scalars\.json, line 1 is no JSON'):
         steps()
