@@ -1,6 +1,6 @@
 """Loading of images that may be broken or unusual, in the place of ``LoadImageFromFile``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ class LoadCheckedImage:
     """``LoadImageFromFile`` that skips what cannot be read, and notes it.
 
     An image is skipped where the file is missing, empty, truncated or no image, and where its size
-    is neither that of its annotations nor, turned as EXIF says, would be. Everything else becomes
+    is neither that of its annotations nor, turned as EXIF says, would be; also where it is so long
+    that resizing it would leave nothing of its short side. Everything else becomes
     an 8-bit image of three channels: CMYK, 16 bits, alpha, grey, a wrong suffix. EXIF rotation is
     applied, except where annotations were made without.
 
@@ -29,11 +30,15 @@ class LoadCheckedImage:
     Args:
         transform (LoadImageFromFile): The transform to stand for.
         is_evaluation (bool): See above.
+        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
     """
 
-    def __init__(self, transform: object, is_evaluation: bool) -> None:
+    def __init__(
+        self, transform: object, is_evaluation: bool, scales: 'Sequence[tuple[int, int]]' = ()
+    ) -> None:
         self.transform = transform
         self.is_evaluation = is_evaluation
+        self.scales = scales
         self._in_a_row = 0
 
     def __call__(self, results: dict) -> 'dict | None':
@@ -55,13 +60,18 @@ class LoadCheckedImage:
                 ) from error
             if not self.is_evaluation:
                 return None
-            image = np.zeros((*_expected_size(results, (64, 64)), 3), np.uint8)
+            size = _expected_size(results, (64, 64))
+            # Annotations are for this size, but an image of it might break the next step as well.
+            results['ori_shape'] = size
+            small = _too_long(*size, self.scales)
+            image = np.zeros((64, 64, 3) if small else (*size, 3), np.uint8)
         else:
             self._in_a_row = 0
+            results['ori_shape'] = image.shape[:2]
         if self.transform.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
-        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        results['img_shape'] = image.shape[:2]
         return results
 
     def __repr__(self) -> str:
@@ -69,16 +79,18 @@ class LoadCheckedImage:
 
     def _load(self, results: dict, path: str) -> np.ndarray:
         image, unusual = read_image(
-            path, results, self.transform.imdecode_backend, self.transform.backend_args
-        )
+            path, results, self.transform.imdecode_backend, self.transform.backend_args,
+            self.scales,
+        )  # fmt: skip
         if unusual:
             leave_note(path, CONVERTED, ', '.join(unusual))
         return image
 
 
 def read_image(
-    path: str, results: dict, backend: str = 'cv2', backend_args: 'dict | None' = None
-) -> 'tuple[np.ndarray, list[str]]':
+    path: str, results: dict, backend: str = 'cv2', backend_args: 'dict | None' = None,
+    scales: 'Sequence[tuple[int, int]]' = (),
+) -> 'tuple[np.ndarray, list[str]]':  # fmt: skip
     """Read an image, in the orientation that its annotations have.
 
     Args:
@@ -87,17 +99,48 @@ def read_image(
             or ``seg_map_path``.
         backend (str): mmcv's decoder. Defaults to 'cv2'.
         backend_args (dict, optional): mmengine's file backend. Defaults to None.
+        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
 
     Returns:
         tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR; and what had to be converted.
 
     Raises:
-        BadImageError: It cannot be read, or its size is not that of its annotations.
+        BadImageError: It cannot be read, its size is not that of its annotations, or it is too
+            long for one of the scales.
     """
     content = _read(path, backend_args)
     facts = image_facts(content, path)
     flag = _orientation_flag(results, facts, path)
+    scale = _too_long(facts.height, facts.width, scales)
+    if scale:
+        raise BadImageError(
+            f'{path} is too long ({facts.width}×{facts.height}): at the scale '
+            f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
+        )
     return _decode(content, flag, backend, path), facts.unusual
+
+
+def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
+    """The smallest scales that the steps of a pipeline resize images to, keeping their ratio.
+
+    Args:
+        steps (Sequence): Transforms, or their configs. Of random ones, the smallest scale counts.
+    """
+    found = []
+    for step in steps:
+        if isinstance(step, (list, tuple)):  # one branch of a RandomChoice
+            found += resize_scales(step)
+            continue
+        found += resize_scales(_setting(step, 'transforms') or ())
+        inner = _setting(step, 'resize')
+        keeps = _setting(step, 'keep_ratio', _setting(inner, 'keep_ratio'))
+        scales = _setting(step, 'scales') or [_setting(step, 'scale')]
+        if keeps and _are_pairs(scales):
+            least = min(_setting(step, 'ratio_range') or (1,))
+            found.append(tuple(int(min(sides) * least) for sides in zip(*scales)))
+        elif keeps and _are_pairs(scales[0]):  # RandomResize between two scales
+            found.append(tuple(min(sides) for sides in zip(*scales[0])))
+    return found
 
 
 def check_images(dataset: object, is_evaluation: bool) -> int:
@@ -112,9 +155,10 @@ def check_images(dataset: object, is_evaluation: bool) -> int:
     """
     count = 0
     for steps in _pipelines(dataset):
+        scales = resize_scales(steps)
         for i, step in enumerate(steps):
             if type(step).__name__ == 'LoadImageFromFile' and step.color_type == 'color':
-                steps[i] = LoadCheckedImage(step, is_evaluation)
+                steps[i] = LoadCheckedImage(step, is_evaluation, scales)
                 count += 1
     return count
 
@@ -128,6 +172,31 @@ def _pipelines(dataset: object) -> 'Iterator[list]':
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
     if isinstance(steps, list):
         yield steps
+
+
+def _setting(step: object, name: str, otherwise: object = None) -> object:
+    """A setting of a transform, or of its config."""
+    return step.get(name, otherwise) if isinstance(step, dict) else getattr(step, name, otherwise)
+
+
+def _are_pairs(scales: object) -> bool:
+    return isinstance(scales, (list, tuple)) and all(
+        isinstance(scale, (list, tuple)) and len(scale) == 2
+        and all(isinstance(side, (int, float)) for side in scale)
+        for scale in scales
+    )  # fmt: skip
+
+
+def _too_long(
+    height: int, width: int, scales: 'Sequence[tuple[int, int]]'
+) -> 'tuple[int, int] | None':
+    """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
+    short, long = sorted((height, width))
+    for scale in scales:
+        factor = min(max(scale) / long, min(scale) / short)
+        if int(short * factor + 0.5) < 1:
+            return scale
+    return None
 
 
 def _read(path: str, backend_args: 'dict | None') -> bytes:

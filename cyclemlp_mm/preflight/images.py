@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cyclemlp_mm.datasets.image_files import BadImageError
@@ -12,8 +13,9 @@ from .parallel import in_parallel, sample
 
 
 def check_images(
-    report: Report, files: 'Sequence[tuple[str, dict]]', full: bool, max_bad_fraction: float
-) -> None:
+    report: Report, files: 'Sequence[tuple[str, dict]]', full: bool, max_bad_fraction: float,
+    scales: 'Sequence[tuple[int, int]]' = (),
+) -> None:  # fmt: skip
     """Decode images.
 
     Args:
@@ -21,13 +23,16 @@ def check_images(
         files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
         full (bool): All of them, or a sample.
         max_bad_fraction (float): More than this part broken is an error.
+        scales (Sequence[tuple[int, int]]): That the pipeline resizes to, see
+            :func:`cyclemlp_mm.datasets.load_image.resize_scales`. Defaults to ().
     """
     chosen = sample(files, full)
     if not chosen:
         return
     where = Path(chosen[0][0]).parent
     broken, unusual = [], defaultdict(list)
-    for (path, _), outcome in zip(chosen, in_parallel(_look, chosen, f'images in {where.name}')):
+    outcomes = in_parallel(partial(_look, scales=scales), chosen, f'images in {where.name}')
+    for (path, _), outcome in zip(chosen, outcomes):
         if isinstance(outcome, str):
             broken.append(outcome)
         for kind in outcome if isinstance(outcome, list) else ():
@@ -52,9 +57,11 @@ def check_images(
         report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
 
 
-def _look(file: 'tuple[str, dict]') -> 'list[str] | str':
+def _look(
+    file: 'tuple[str, dict]', scales: 'Sequence[tuple[int, int]]'
+) -> 'list[str] | str':
     path, known = file
     try:
-        return read_image(path, known)[1]
+        return read_image(path, known, scales=scales)[1]
     except BadImageError as error:
         return str(error).replace(path, Path(path).name)

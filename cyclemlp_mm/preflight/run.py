@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
+from cyclemlp_mm.datasets.load_image import resize_scales
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.own_data import _datasets as config_datasets
 
@@ -50,7 +51,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, dataset, classes, full)
-        check_images(report, files, full, limit)
+        check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
     check_batch(report, cfg)
     check_strategy(report, cfg)
     model = build_model(report, cfg)

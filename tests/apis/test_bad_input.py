@@ -79,6 +79,15 @@ def each(key, change, number=None):
     return edit(lambda content: [change(entry) for entry in content[key][:number]] and None)
 
 
+def long_image(folder):
+    """Another image, of 20000 x 40 pixels, with a box."""
+    Image.new('RGB', (20000, 40)).save(folder / 'coco/train2017/long.png')
+    edit(lambda c: c['images'].append(dict(id=99, file_name='long.png', width=20000, height=40)))(
+        folder)
+    edit(lambda c: c['annotations'].append(dict(
+        id=999, image_id=99, category_id=1, bbox=[1, 1, 300, 30], area=9000)))(folder)
+
+
 def text(file, content):
     def step(folder):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +287,9 @@ WARNINGS = {
     'one image truncated': (
         lambda f: (f / 'coco/train2017/000000000001.jpg').write_bytes(
             encode(picture())[:-300]), [DET, *COCO], r'1 of 6 images looked at cannot be used'),
+    'an image too long': (
+        long_image, [DET, *COCO],
+        r'1 of 7 images looked at cannot be used: long\.png is too long \(20000×40\)'),
     'classes left out': (
         nothing, [DET, *COCO, '--classes', 'circle', 'square'],
         r'not trained, as the config does not name them: \w+ \(\d+ box'),

@@ -7,7 +7,7 @@ import pytest
 from bad_images import BAD_IMAGES, SIZE, encode, picture
 
 from cyclemlp_mm.datasets.image_notes import take_notes
-from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage
+from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage, resize_scales
 from cyclemlp_mm.errors import UserError
 
 mmcv_transforms = pytest.importorskip('mmcv.transforms')
@@ -48,6 +48,39 @@ def test_odd_sizes_that_are_annotated_so_are_read(size, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(encode(picture(size=size)))
     results, notes = load(tmp_path / 'a.jpg', height=size[1], width=size[0])
     assert results['img'].shape == (size[1], size[0], 3) and not notes
+
+
+def test_an_image_too_long_for_the_pipeline(tmp_path):
+    """Resize would round its short side to 0 pixels and raise, in a worker process."""
+    (tmp_path / 'a.png').write_bytes(encode(picture(size=(20000, 40)), 'PNG'))
+    resize = mmcv_transforms.Resize(scale=(128, 128), keep_ratio=True)
+    scales = resize_scales([resize])
+    info = dict(img_path=str(tmp_path / 'a.png'), height=40, width=20000)
+    take_notes()
+    load = mmcv_transforms.LoadImageFromFile()
+    assert LoadCheckedImage(load, False, scales)(dict(info)) is None
+    assert 'is too long (20000×40)' in take_notes()[0].reason
+    results = LoadCheckedImage(load, True, scales)(dict(info))
+    assert results['ori_shape'] == (40, 20000) and not results['img'].any()  # counts, in its size
+    assert resize(results)['img'].shape == (128, 128, 3)
+
+
+def test_scales_of_a_pipeline():
+    steps = [
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+        dict(type='Resize', scale=(9, 9)),  # keeps no ratio, so that no side can vanish
+        dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type='RandomResize', scale=[(500, 300), (900, 200)], keep_ratio=True),
+        dict(type='RandomChoice', transforms=[[dict(
+            type='RandomChoiceResize', scales=[(480, 1333), (640, 1333)], keep_ratio=True)]]),
+        dict(type='RandomResizedCrop', scale=224), dict(type='ResizeEdge', scale=248),
+    ]  # fmt: skip
+    expected = [(1333, 800), (1024, 256), (500, 200), (480, 1333)]
+    assert resize_scales(steps) == expected
+    built = [mmcv_transforms.RandomResize(
+        scale=(2048, 512), ratio_range=(0.5, 2.0), resize_type=mmcv_transforms.Resize,
+        keep_ratio=True)]  # fmt: skip
+    assert resize_scales(built) == [(1024, 256)]
 
 
 @pytest.mark.parametrize('label_size, fits', [(SIZE, True), ((48, 64), True), ((30, 30), False)])
