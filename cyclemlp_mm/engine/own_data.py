@@ -84,9 +84,8 @@ def _use_coco_layout(
     cfg: Config, root: Path, classes: 'Sequence[str] | None'
 ) -> 'tuple[str, ...]':
     _need(root, [part for split in COCO_SPLITS.values() for part in split], 'COCO 2017')
-    needs_masks = 'mask_head' in json.dumps(cfg.model.to_dict(), default=str)
     found = {
-        split: _read_categories(root / ann_file, needs_masks and split == 'train')
+        split: _read_categories(root / ann_file, needs_masks(cfg, split))
         for split, (ann_file, _) in COCO_SPLITS.items()
     }
     if list(found['train'].items()) != list(found['val'].items()):  # order counts
@@ -112,6 +111,17 @@ def _use_coco_layout(
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
     return names
+
+
+def needs_masks(cfg: Config, split: str) -> bool:
+    """Whether masks of a split ('train' or 'val') are read: learned, loaded, or compared with."""
+    if split == 'train' and 'mask_head' in json.dumps(cfg.model.to_dict(), default=str):
+        return True
+    steps = [step for s, dataset in _datasets(cfg) if s == split for step in dataset.pipeline]
+    metrics = [str(evaluator.get('metric')) for evaluator in evaluators(cfg)]
+    return any(step.get('with_mask') for step in steps if isinstance(step, dict)) or (
+        split == 'val' and any('segm' in metric for metric in metrics)
+    )
 
 
 def _use_ade20k_layout(
@@ -159,19 +169,24 @@ def _read_categories(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
     lacking = [k for k in keys if not isinstance(content, dict) or k not in content]
     if lacking:
         raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')
+    for key in keys:
+        if not isinstance(content[key], list):
+            raise UserError(f'{ann_file}: its "{key}" is no list, but {str(content[key])[:40]}')
     try:
         categories = {category['id']: category['name'] for category in content['categories']}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f'{ann_file}: each of its categories needs an "id" and a "name"'
-        ) from error
+        are_named = all(isinstance(name, str) for name in categories.values())
+    except (KeyError, TypeError):
+        are_named = False
+    if not are_named:
+        raise UserError(f'{ann_file}: each of its categories needs an "id" and a "name" (a text)')
     if not categories:
         raise UserError(f'{ann_file} has no categories')
     if len(set(categories.values())) != len(content['categories']):
         raise UserError(
             f'{ann_file}: category ids or names are double: {content["categories"]}'
         )
-    if needs_masks and not any(ann.get('segmentation') for ann in content['annotations']):
+    masks = (ann.get('segmentation') for ann in content['annotations'] if isinstance(ann, dict))
+    if needs_masks and not any(masks):
         raise UserError(
             f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
             'RetinaNet config'

@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from cyclemlp_mm.datasets.load_image import resize_scales
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.own_data import _datasets as config_datasets
+from cyclemlp_mm.engine.own_data import evaluators, needs_masks
 
 from .coco import check_coco
 from .findings import Report, count
@@ -50,7 +51,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         classes = _classes(dataset)
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
-        files = _check_dataset(report, cfg, dataset, classes, full)
+        files = _check_dataset(report, cfg, split, dataset, classes, full)
         check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
     check_batch(report, cfg)
     check_strategy(report, cfg)
@@ -63,8 +64,9 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
 
 
 def _check_dataset(
-    report: Report, cfg: Config, dataset: ConfigDict, classes: 'Sequence[str]', full: bool
-) -> 'list[tuple[str, dict]]':
+    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: 'Sequence[str]',
+    full: bool,
+) -> 'list[tuple[str, dict]]':  # fmt: skip
     """Check the annotations; returns the image files, each with what is known about it."""
     root = Path(dataset.get('data_root') or '.')
     prefix = dataset.get('data_prefix') or {}
@@ -78,8 +80,11 @@ def _check_dataset(
             report.error(ann_file, 'there is no such file (ann_file of a data set)',
                          'Give --data DIR in the layout of COCO 2017')  # fmt: skip
             return []
-        needs_masks = 'mask_head' in str(cfg.model) and not dataset.get('test_mode')
-        return check_coco(report, ann_file, root / prefix.get('img', ''), classes, needs_masks)
+        is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
+        return check_coco(
+            report, ann_file, root / prefix.get('img', ''), classes, needs_masks(cfg, split),
+            is_evaluated,
+        )  # fmt: skip
     if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
         return _check_segmentation(report, dataset, root, prefix, classes, full)
     folder = root / (prefix if isinstance(prefix, str) else prefix.get('img_path', ''))

@@ -25,6 +25,7 @@ from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_fo
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
 MASKS = 'mask_rcnn_cyclemlp_b1_fpn_6e_small'
 TRAIN_JSON = 'annotations/instances_train2017.json'
+VAL_JSON = 'annotations/instances_val2017.json'
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -74,9 +75,14 @@ def edit(change, file=TRAIN_JSON):
     return step
 
 
-def each(key, change, number=None):
+def each(key, change, number=None, file=TRAIN_JSON):
     """A step that changes entries of an annotation file's list, all or the first few."""
-    return edit(lambda content: [change(entry) for entry in content[key][:number]] and None)
+    return edit(lambda content: [change(entry) for entry in content[key][:number]] and None, file)
+
+
+def masks(value, number=1, file=TRAIN_JSON):
+    """A step that sets the first "segmentation"s."""
+    return each('annotations', lambda ann: ann.update(segmentation=value), number, file)
 
 
 def long_image(folder):
@@ -158,6 +164,40 @@ ERRORS = {
     'no box can be learned': (
         each('annotations', lambda a: a.update(bbox=[1, 1, 0, 0])), [DET, *COCO],
         'none of its .* can be learned'),
+    'images of null': (
+        edit(lambda c: c.update(images=None)), [DET, *COCO], 'its "images" is no list, but None'),
+    'annotations of null': (
+        edit(lambda c: c.update(annotations=None)), [DET, *COCO],
+        'its "annotations" is no list, but None'),
+    'a category of a number': (
+        edit(lambda c: c['categories'][0].update(name=3)), [DET, *COCO], 'a "name" .a text'),
+    'annotations of texts': (
+        edit(lambda c: c['annotations'].extend(['x', 'y'])), [MASKS, *COCO],
+        r'2 of \d+ boxes are malformed \(no object\)'),
+    'an area of null': (
+        each('annotations', lambda a: a.update(area=None), 1), [DET, *COCO],
+        '"area" is no finite number'),
+    'areas of nan': (
+        each('annotations', lambda a: a.update(area=float('nan'))), [DET, *COCO],
+        '"area" is no finite number'),
+    'an annotation id of a list': (
+        each('annotations', lambda a: a.update(id=[1]), 1), [DET, *COCO], 'id is no number'),
+    'a category id of a list': (
+        each('annotations', lambda a: a.update(category_id=[1]), 1), [DET, *COCO],
+        'category_id is no number'),
+    'an image id of a list': (
+        each('images', lambda i: i.update(id=[1]), 1), [DET, *COCO], '1 image lack "id"'),
+    'an image name of a number': (
+        each('images', lambda i: i.update(file_name=5), 1), [DET, *COCO], '1 image lack "id"'),
+    'nothing but crowds': (
+        each('annotations', lambda a: a.update(iscrowd=1)), [DET, *COCO],
+        'none of its .* can be learned'),
+    'a crowd of text': (
+        each('annotations', lambda a: a.update(iscrowd='0'), 1), [DET, *COCO],
+        '"iscrowd" is neither 0 nor 1'),
+    'no word of crowds in validation': (
+        each('annotations', lambda a: a.pop('iscrowd'), file=VAL_JSON), [DET, *COCO],
+        r'boxes have no "iscrowd", which the evaluation reads'),
     'double image ids': (
         each('images', lambda i: i.update(id=1)), [DET, *COCO], '1 image id are used twice: 1'),
     'double annotation ids': (
@@ -173,6 +213,31 @@ ERRORS = {
     'masks without polygons': (
         each('annotations', lambda a: a.pop('segmentation')), [MASKS, *COCO],
         'a mask head needs masks'),
+    'validation without masks': (
+        each('annotations', lambda a: a.pop('segmentation'), file=VAL_JSON), [MASKS, *COCO],
+        r'val2017\.json has boxes but no "segmentation"'),
+    'an annotation without a mask': (
+        masks([]), [MASKS, *COCO], '1 annotation have no "segmentation", and masks are needed'),
+    'a flat polygon': (
+        masks([1, 1, 20, 1, 20, 20]), [MASKS, *COCO], 'no list of polygons .* ids 1'),
+    'a flat polygon in validation': (
+        masks([1, 1, 20, 1, 20, 20], file=VAL_JSON), [MASKS, *COCO], 'no list of polygons'),
+    'a short polygon in validation': (
+        masks([[1, 2, 3, 4]], file=VAL_JSON), [MASKS, *COCO], 'which pycocotools cannot read'),
+    'a mask of text': (masks('abc'), [MASKS, *COCO], 'no list of polygons'),
+    'a polygon of nan': (
+        masks([[float('nan')] * 6]), [MASKS, *COCO], 'something else than finite numbers'),
+    'a run-length code of another size': (
+        masks(dict(size=[64, 48], counts=[0, 9])), [MASKS, *COCO],
+        r'an RLE whose "size" is not \[height, width\]'),
+    'a run-length code without a size': (
+        masks(dict(counts=[0, 9])), [MASKS, *COCO], 'an RLE without "size" and "counts"'),
+    'a run-length code of nonsense': (
+        masks(dict(size=[48, 64], counts='\x00\x01zz')), [MASKS, *COCO],
+        '"counts" cannot be decoded'),
+    'a run-length code of too much': (
+        masks(dict(size=[48, 64], counts=[0, 9999])), [MASKS, *COCO],
+        'more pixels than their image has'),
     'half of the images broken': (
         lambda f: [p.write_bytes(b'') for p in sorted(f.glob('coco/train2017/*'))[:3]],
         [DET, *COCO], r'3 of 6 images looked at cannot be used.*is empty'),
