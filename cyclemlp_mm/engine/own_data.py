@@ -186,7 +186,7 @@ def _read_categories(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
             f'{ann_file}: category ids or names are double: {content["categories"]}'
         )
     masks = (ann.get('segmentation') for ann in content['annotations'] if isinstance(ann, dict))
-    if needs_masks and not any(masks):
+    if needs_masks and content['annotations'] and not any(masks):
         raise UserError(
             f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
             'RetinaNet config'

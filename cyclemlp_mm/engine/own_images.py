@@ -76,6 +76,12 @@ def _find_list(root: Path, split: str) -> str:
 
 def _classes_of_folders(root: Path) -> 'tuple[str, ...]':
     found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in SPLITS}
+    hidden = [f'{s}/{name}' for s in SPLITS for name in found[s] if name.startswith('.')]
+    if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
+        raise UserError(
+            f'{root}: mmpretrain takes every folder for a class, {", ".join(hidden[:5])} as well: '
+            'take it out'
+        )
     for split, names in found.items():
         if not names:
             raise MissingFileError(

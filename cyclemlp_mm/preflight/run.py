@@ -14,6 +14,7 @@ from cyclemlp_mm.engine.own_data import evaluators, needs_masks
 
 from .coco import check_coco
 from .findings import Report, count
+from .folders import check_class_folders, check_list
 from .images import check_images
 from .labels import check_labels
 from .model import (
@@ -44,7 +45,8 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     limit = cfg.get('max_bad_fraction', 0.05)
     looked_at = []
     for split, dataset in config_datasets(cfg):
-        place = (dataset.get('data_root'), dataset.get('ann_file'), str(dataset.get('data_prefix')))
+        keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
+        place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same
             continue
         looked_at.append(place)
@@ -87,14 +89,42 @@ def _check_dataset(
         )  # fmt: skip
     if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
         return _check_segmentation(report, dataset, root, prefix, classes, full)
-    folder = root / (prefix if isinstance(prefix, str) else prefix.get('img_path', ''))
+    prefix = prefix if isinstance(prefix, str) else prefix.get('img_path', '')
+    folder = root / (prefix or dataset.get('split') or '')
     if not folder.is_dir():
         report.error(folder, 'there is no such folder (data_prefix of a data set)')
         return []
+    if cfg.default_scope == 'mmpretrain' and _reads_as_custom(dataset):
+        return _check_classification(report, cfg, dataset, root, folder, classes)
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in _SUFFIXES)
     if not files:
         report.error(folder, f'there is no image ({", ".join(_SUFFIXES)})')
     return [(str(path), {}) for path in files]
+
+
+def _check_classification(
+    report: Report, cfg: Config, dataset: ConfigDict, root: Path, folder: Path,
+    classes: 'Sequence[str]',
+) -> 'list[tuple[str, dict]]':  # fmt: skip
+    with_label = dataset.get('with_label', True) and dataset.get('split') != 'test'
+    ann_file = root / (dataset.get('ann_file') or f'meta/{dataset.get("split")}.txt')  # ImageNet's
+    if dataset.get('ann_file') or ann_file.is_file():
+        limit = cfg.get('max_bad_fraction', 0.05)
+        return check_list(report, ann_file, folder, classes, with_label, limit)
+    suffixes = getattr(_kind(dataset), 'IMG_EXTENSIONS', _setting(dataset, 'extensions', _SUFFIXES))
+    if with_label:
+        return check_class_folders(report, folder, classes, suffixes)
+    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in suffixes)
+    if not files:
+        report.error(folder, f'there is no image ({", ".join(suffixes)})')
+    return [(str(path), {}) for path in files]
+
+
+def _reads_as_custom(dataset: ConfigDict) -> bool:
+    """Whether a data set reads lists and class folders as mmpretrain's ``CustomDataset`` does."""
+    from mmpretrain.datasets import CustomDataset  # not needed by the other toolboxes
+
+    return getattr(_kind(dataset), 'load_data_list', None) is CustomDataset.load_data_list
 
 
 def _check_segmentation(
@@ -124,6 +154,13 @@ def _check_segmentation(
     pairs = [pair for pair in pairs if pair[1].is_file()]
     if pairs and classes:
         steps = [step for step in dataset.get('pipeline', ()) if step['type'] == 'CheckLabels']
+        if len({(step.get('num_classes'), step.get('ignore_label')) for step in steps}) > 1:
+            said = ', then '.join(f'ignore_label={s.get("ignore_label")}' for s in steps)
+            report.error(
+                'pipeline', f'CheckLabels stands in it {len(steps)} times, with different settings '
+                f'({said}): what one leaves out, the other takes for a class or for a stray label',
+                'Leave all but one out of the config',
+            )  # fmt: skip
         check_labels(
             report, pairs, classes, bool(_setting(dataset, 'reduce_zero_label', False)),
             steps[0].get('ignore_label') if steps else None, full,
@@ -134,14 +171,19 @@ def _check_segmentation(
 def _classes(dataset: ConfigDict) -> 'Sequence[str]':
     """Class names of a data set: of the config, or of the class."""
     given = (dataset.get('metainfo') or {}).get('classes')
-    kind = DATASETS.get(dataset.get('type'))
-    return given or getattr(kind, 'METAINFO', {}).get('classes') or ()
+    return given or getattr(_kind(dataset), 'METAINFO', {}).get('classes') or ()
+
+
+def _kind(dataset: ConfigDict) -> 'type | None':
+    """The class of a data set; unlike ``build``, ``get`` alone leaves the toolbox's scope out."""
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(dataset.get('type', ''))
 
 
 def _setting(dataset: ConfigDict, name: str, otherwise: object) -> object:
     """A setting of a data set: of the config, or the class's default."""
     if name in dataset:
         return dataset[name]
-    parameters = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
+    parameters = inspect.signature(_kind(dataset).__init__).parameters
     default = parameters[name].default if name in parameters else otherwise
     return otherwise if default is inspect.Parameter.empty else default

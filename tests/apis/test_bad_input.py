@@ -20,7 +20,12 @@ from PIL import Image
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
+from cyclemlp_mm.datasets.shapes import (
+    write_ade20k,
+    write_coco,
+    write_image_folders,
+    write_image_lists,
+)
 
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
 MASKS = 'mask_rcnn_cyclemlp_b1_fpn_6e_small'
@@ -36,7 +41,8 @@ def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp('originals')
     write_coco(folder / 'coco', 6, 2, (64, 48))
     write_ade20k(folder / 'ade', 4, 2, (64, 48))
-    write_image_folders(folder / 'folders', 4, 4, (64, 64))
+    write_image_folders(folder / 'folders', 16, 16, (64, 64))
+    write_image_lists(folder / 'lists', 16, 16, (64, 64))
     return folder
 
 
@@ -102,6 +108,16 @@ def text(file, content):
     return step
 
 
+def add_lines(lines):
+    """A step that adds lines to a list of images."""
+
+    def step(folder):
+        with (folder / 'lists/train_list.txt').open('a') as file:
+            file.write(lines)
+
+    return step
+
+
 def label(change):
     """A step that changes the first label image."""
 
@@ -130,6 +146,19 @@ def nothing(folder):
 
 DEMO = ROOT / 'configs' / f'{DET}.py'
 COCO, ADE, FOLDERS = ['--data', 'coco'], ['--data', 'ade'], ['--data', 'folders']
+
+
+def own(root, ann_file):
+    """Options for images of one's own, without --data."""
+    return ['--cfg-options', *(
+        f'{phase}_dataloader.dataset.{setting}'
+        for phase, split in (('train', 'train'), ('val', 'val'), ('test', 'val'))
+        for setting in (f'data_root={root}', f'split={split}',
+                        f'ann_file={ann_file.format(split)}', 'metainfo.classes=("a","b","c","d")')
+    )]  # fmt: skip
+
+
+OWN_FOLDERS, OWN_LISTS = own('folders', ''), own('lists', '{}_list.txt')
 
 #: name: (what is done to good data, arguments of tools/train.py, what is said).
 ERRORS = {
@@ -256,6 +285,14 @@ ERRORS = {
         label(lambda a: a[:20]), [SEG, *ADE], 'is 64×20, but its image is 64×48'),
     'no label image': (
         drop('ade/annotations/training/*1.png'), [SEG, *ADE], 'images in .* have no label'),
+    'two checks of labels': (
+        text('c.py', f"""_base_ = '{ROOT}/configs/{SEG}.py'
+steps = [dict(type='LoadAnnotations'), dict(type='CheckLabels', num_classes=5),
+         dict(type='CheckLabels', num_classes=5, ignore_label=5)]
+train_dataloader = dict(dataset=dict(
+    type='BaseSegDataset', data_root='ade', reduce_zero_label=True, pipeline=steps,
+    metainfo=dict(classes=tuple('abcde'))))
+"""), ['c.py'], r'CheckLabels stands in it 2 times.*ignore_label=None, then ignore_label=5'),
     'no class names': (drop('ade/classes.txt'), [SEG, *ADE], 'classes.txt is missing'),
     'one class name too few': (
         text('ade/classes.txt', 'a\nb\nc\n'), [SEG, *ADE], r'labels 4, 5 name no class'),
@@ -268,6 +305,24 @@ ERRORS = {
     'class folders differ': (
         lambda f: next(f.glob('folders/val/*')).rename(f / 'folders/val/zebra'), [CLS, *FOLDERS],
         r'class folders of train and val differ.*zebra'),
+    "Jupyter's folder among the classes": (
+        lambda f: (f / 'folders/train/.ipynb_checkpoints').mkdir(), [CLS, *FOLDERS],
+        r'every folder for a class, train/\.ipynb_checkpoints as well'),
+    'class folders, without --data': (
+        lambda f: (f / 'folders/val/.ipynb_checkpoints').mkdir(), [CLS, *OWN_FOLDERS],
+        r'folders/val: mmpretrain takes every folder for a class, \.ipynb_checkpoints'),
+    'more class folders than classes': (
+        lambda f: (f / 'folders/val/zebra').mkdir(), [CLS, *OWN_FOLDERS],
+        r'folders/val: has 5 class folders .*names 4 classes'),
+    'listed images that are missing': (
+        add_lines('gone1.jpg 0\ngone2.jpg 0\ngone3.jpg 1\n'), [CLS, '--data', 'lists'],
+        r'train_list\.txt: 3 of 19 images are not in .*train: gone1\.jpg, gone2'),
+    'a listed label too high': (
+        add_lines('gone1.jpg 7\n'), [CLS, *OWN_LISTS],
+        'labels 7 name no class; with 4 classes, labels are 0 to 3'),
+    'a line without a label': (
+        add_lines('gone1.jpg\n'), [CLS, *OWN_LISTS],
+        r"1 of 17 lines are no .*line 17 'gone1\.jpg'"),
     'no val folder': (drop('folders/val'), [CLS, *FOLDERS], 'lacks val/'),
     # Configs.
     'config of another language': (
@@ -355,6 +410,11 @@ WARNINGS = {
     'an image too long': (
         long_image, [DET, *COCO],
         r'1 of 7 images looked at cannot be used: long\.png is too long \(20000×40\)'),
+    'an empty class folder': (
+        drop('folders/train/circle/*'), [CLS, *FOLDERS], 'no image of 1 class: circle'),
+    'one listed image missing': (
+        add_lines('gone1.jpg 0\n'), [CLS, '--data', 'lists'],
+        r'1 of 17 images are not in .*train: gone1\.jpg'),
     'classes left out': (
         nothing, [DET, *COCO, '--classes', 'circle', 'square'],
         r'not trained, as the config does not name them: \w+ \(\d+ box'),
@@ -388,7 +448,8 @@ def test_the_check_warns_with_a_count(case, data, capsys):
 
 
 def test_good_data_have_nothing_to_say(data, capsys):
-    for argv in ([DET, *COCO], [SEG, *ADE], [CLS, *FOLDERS]):
+    for argv in ([DET, *COCO], [MASKS, *COCO], [SEG, *ADE], [CLS, *FOLDERS],
+                 [CLS, '--data', 'lists'], [CLS, *OWN_FOLDERS], [CLS, *OWN_LISTS]):  # fmt: skip
         code, printed = outcome_of(check, [*argv, '--full'], capsys)
         assert code == 0 and '0 errors' in printed, printed
         assert not re.search(r'^warning: (?!train_dataloader.batch_size)', printed, re.MULTILINE)

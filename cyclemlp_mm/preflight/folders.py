@@ -1,0 +1,111 @@
+"""Images of classification: listed in a file, or sorted into class folders."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .findings import Report, count, some
+
+
+def check_list(
+    report: Report, ann_file: Path, folder: Path, classes: 'Sequence[str]', with_label: bool,
+    max_bad_fraction: float,
+) -> 'list[tuple[str, dict]]':  # fmt: skip
+    """Look at a list of lines ``NAME LABEL``, as mmpretrain's ``CustomDataset`` reads it.
+
+    Args:
+        report (Report): Gets the findings.
+        ann_file (Path): The list.
+        folder (Path): What its names are relative to.
+        classes (Sequence[str]): Class names of the config; may be empty where it has none.
+        with_label (bool): Whether lines have labels.
+        max_bad_fraction (float): More than this part of the images missing is an error.
+
+    Returns:
+        list[tuple[str, dict]]: Image files that are there, each with an empty dict.
+    """
+    try:
+        lines = ann_file.read_text(encoding='utf-8').splitlines()
+    except (OSError, ValueError) as error:
+        report.error(ann_file, f'cannot be read ({error})', 'Write lines "NAME LABEL"')
+        return []
+    names, labels, wrong = [], [], []
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(' ') if with_label else (line, '', '0')
+        if name and label.isdecimal():
+            names.append(name)
+            labels.append(int(label))
+        else:
+            wrong.append(f'line {number} {line!r}')
+    if wrong:
+        report.error(ann_file, f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL" '
+                               f'with a label from 0: {some(wrong, 3)}')  # fmt: skip
+    high = sorted({label for label in labels if label >= len(classes)})
+    if classes and with_label:
+        if high:
+            report.error(
+                ann_file, f'labels {some(high)} name no class; with {count(len(classes), "class")},'
+                f' labels are 0 to {len(classes) - 1}', 'Name all classes, or mend the labels',
+            )  # fmt: skip
+        _warn_of_empty(report, ann_file, classes, Counter(labels))
+    here = [name for name in names if os.path.isfile(folder / name)]
+    if len(here) < len(names):
+        lacking = sorted(set(names) - set(here))
+        too_many = len(lacking) > max(1, max_bad_fraction * len(names)) or not here
+        add = report.error if too_many else report.warning
+        add(
+            ann_file,
+            f'{len(names) - len(here)} of {count(len(names), "image")} are not in {folder}: '
+            f'{some(lacking)}',
+            f'More than max_bad_fraction={max_bad_fraction}: check data_prefix, copy them, or take '
+            'them out of the list' if too_many else 'They are skipped in training',
+        )  # fmt: skip
+    if not names:
+        report.error(ann_file, 'lists no image', 'Write lines "NAME LABEL"')
+    return [(str(folder / name), {}) for name in here]
+
+
+def check_class_folders(
+    report: Report, folder: Path, classes: 'Sequence[str]', suffixes: 'Sequence[str]'
+) -> 'list[tuple[str, dict]]':
+    """Look at a folder of class folders, as mmpretrain's ``CustomDataset`` reads it.
+
+    Args:
+        report (Report): Gets the findings.
+        folder (Path): It.
+        classes (Sequence[str]): Class names of the config; may be empty where it has none.
+        suffixes (Sequence[str]): That images end in.
+
+    Returns:
+        list[tuple[str, dict]]: Image files, each with an empty dict.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    hidden = [name for name in names if name.startswith('.')]
+    if hidden:
+        report.error(folder, f'mmpretrain takes every folder for a class, {some(hidden)} as well',
+                     'Take it out')  # fmt: skip
+    elif classes and len(classes) != len(names):
+        report.error(
+            folder, f'has {count(len(names), "class folder")} ({some(names)}), but the config '
+            f'names {count(len(classes), "class")}', 'Give --data DIR, which takes their names',
+        )  # fmt: skip
+    found = {
+        name: sorted(p for p in (folder / name).rglob('*') if p.suffix.lower() in suffixes)
+        for name in names if name not in hidden
+    }  # fmt: skip
+    if not any(found.values()):
+        report.error(folder, f'there is no image in a class folder ({", ".join(suffixes)})')
+    else:
+        images = {i: len(files) for i, files in enumerate(found.values())}
+        _warn_of_empty(report, folder, list(found), images)
+    return [(str(path), {}) for files in found.values() for path in files]
+
+
+def _warn_of_empty(
+    report: Report, where: Path, classes: 'Sequence[str]', images: 'dict[int, int]'
+) -> None:
+    empty = [name for i, name in enumerate(classes) if not images.get(i)]
+    if empty:
+        report.warning(where, f'no image of {count(len(empty), "class")}: {some(empty)}',
+                       'They cannot be learned, or not be evaluated')  # fmt: skip
