@@ -37,8 +37,10 @@ class SkipBadImages(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, max_bad_fraction: float = 0.05) -> None:
-        if not 0 <= max_bad_fraction <= 1:
-            raise UserError(f'max_bad_fraction is {max_bad_fraction}; it must be in [0, 1]')
+        if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+            raise UserError(
+                f'max_bad_fraction is {max_bad_fraction!r}; it must be a number in [0, 1]'
+            )
         self.max_bad_fraction = max_bad_fraction
         self._files: dict[str, dict[tuple, set]] = defaultdict(lambda: defaultdict(set))
 

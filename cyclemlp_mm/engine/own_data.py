@@ -115,7 +115,7 @@ def _use_coco_layout(
 
 def needs_masks(cfg: Config, split: str) -> bool:
     """Whether masks of a split ('train' or 'val') are read: learned, loaded, or compared with."""
-    if split == 'train' and 'mask_head' in json.dumps(cfg.model.to_dict(), default=str):
+    if split == 'train' and 'mask_head' in str(cfg.get('model')):
         return True
     steps = [step for s, dataset in _datasets(cfg) if s == split for step in dataset.pipeline]
     metrics = [str(evaluator.get('metric')) for evaluator in evaluators(cfg)]

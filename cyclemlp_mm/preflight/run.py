@@ -25,6 +25,7 @@ from .model import (
     check_weights,
     check_work_dir,
 )
+from .settings import check_settings
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -42,6 +43,9 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     """
     init_default_scope(require_toolbox(cfg))
     report = Report()
+    check_settings(report, cfg)
+    if report.findings:  # what is wrong there is read by all that follows
+        return report
     limit = cfg.get('max_bad_fraction', 0.05)
     looked_at = []
     for split, dataset in config_datasets(cfg):

@@ -364,7 +364,30 @@ train_dataloader = dict(dataset=dict(
     'a work dir that is a file': (
         text('wd2', ''), [DET, *COCO, '--work-dir', 'wd2'], r'wd2.*cannot be written'),
     'a negative fraction': (
-        nothing, [DET, *COCO, '--cfg-options', 'max_bad_fraction=-1'], r'must be in \[0, 1\]'),
+        nothing, [DET, *COCO, '--cfg-options', 'max_bad_fraction=-1'],
+        r'must be a number in \[0, 1\]'),
+    # Settings.
+    **{
+        f'setting {option}': (nothing, [DET, *COCO, '--cfg-options', option], said)
+        for option, said in {
+            'optim_wrapper.optimizer.type=Adamm': r"optimizer\.type: there is no 'Adamm'",
+            'optim_wrapper.optimizer.lr=abc': r"optim_wrapper\.optimizer: AdamW cannot .*'abc'",
+            'optim_wrapper.type=Wrapper': r"optim_wrapper\.type: there is no 'Wrapper'",
+            'train_cfg.max_epochs=abc': r"max_epochs: is 'abc', but must be a whole number from 1",
+            'train_cfg.max_epochs=0': 'max_epochs: is 0, but must be a whole number from 1',
+            'randomness.seed=abc': r"randomness\.seed: is 'abc', but must be a whole number from 0",
+            'max_bad_fraction=abc': "max_bad_fraction: is 'abc', but must be a number in",
+            'max_non_finite=abc': "max_non_finite: is 'abc', but must be a whole number from 1",
+            'train_dataloader.batch_size=0': 'train_dataloader.batch_size: is 0, but must be',
+            'val_dataloader.num_workers=-1': 'val_dataloader.num_workers: is -1, but must be',
+            'train_dataloader.num_workers=0': 'persistent_workers: is True, but num_workers is 0',
+            'param_scheduler=3': 'param_scheduler: is 3, but must be a list of settings',
+            'param_scheduler.0.type=Linear': r"param_scheduler\[0\]\.type: there is no 'Linear'",
+            'val_dataloader=None': 'val_dataloader: is None, but val_cfg and val_evaluator are set',
+            'train_dataloader=None': 'train_dataloader: is None; a training needs it',
+            'model=None': 'model: is None; a training needs it',
+        }.items()
+    },
     # Checkpoints.
     'resume from nowhere': (nothing, [DET, *COCO, '--resume', 'gone.pth'], 'does not exist'),
     'resume from a folder': (nothing, [DET, *COCO, '--resume', 'coco'], 'is not a file'),

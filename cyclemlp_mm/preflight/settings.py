@@ -1,0 +1,130 @@
+"""Settings of a config that would end in a traceback which does not name their key."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, Registry
+from torch import nn
+
+from .coco import _is_number as is_number
+from .findings import Report
+
+_ABSENT = object()
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+#: mmengine wants all of a row, or none.
+_TOGETHER = [(f'{phase}_dataloader', f'{phase}_cfg', f'{phase}_evaluator')
+             for phase in ('val', 'test')]  # fmt: skip
+
+
+class _Rule(NamedTuple):
+    expected: str
+    fits: 'Callable[[object], bool]'
+
+
+def _whole(least: int, most: float = float('inf')) -> _Rule:
+    said = f'a whole number from {least}' + (f' to {most}' if most < float('inf') else '')
+    return _Rule(said, lambda value: type(value) is int and least <= value <= most)
+
+
+# mmengine's loops also take 12.0.
+_LENGTH = _Rule('a whole number from 1', lambda v: is_number(v) and v >= 1 and v == int(v))
+_SETTINGS = _Rule('settings, dict(…)', lambda value: isinstance(value, dict))
+_SEED = _whole(0, 2**32 - 1)
+
+#: Keys that a training cannot do without.
+_NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+#: What is expected of a key where it is set.
+_RULES = {
+    **dict.fromkeys(_NEEDED, _SETTINGS),
+    **{f'{loader}.batch_size': _whole(1) for loader in _LOADERS},
+    **{f'{loader}.num_workers': _whole(0) for loader in _LOADERS},
+    **{f'train_cfg.{key}': _LENGTH for key in ('max_epochs', 'max_iters', 'val_interval')},
+    'optim_wrapper.accumulative_counts': _whole(1),
+    'randomness': _SETTINGS,
+    'randomness.seed': _Rule(
+        f'{_SEED.expected}, or None for a random one', lambda v: v is None or _SEED.fits(v)),
+    'max_bad_fraction': _Rule('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
+    'max_non_finite': _whole(1),
+    'param_scheduler': _Rule(
+        'a list of settings', lambda v: v is None or isinstance(v, dict) or (
+            isinstance(v, (list, tuple)) and all(isinstance(part, dict) for part in v))),
+}  # fmt: skip
+
+
+def check_settings(report: Report, cfg: Config) -> None:
+    """Compare settings with what mmengine takes, and build the optimiser for one number.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): As it goes to the Runner, its toolbox's scope being the default.
+    """
+    for key in _NEEDED:
+        if cfg.get(key) is None:
+            report.error(key, 'is None; a training needs it', f'Expected is {_SETTINGS.expected}')
+    for key, rule in _RULES.items():
+        value = _find(cfg, key)
+        if value is not _ABSENT and not (value is None and key in _NEEDED) and not rule.fits(value):
+            report.error(key, f'is {value!r}, but must be {rule.expected}')
+    for keys in _TOGETHER:
+        absent = [key for key in keys if cfg.get(key) is None]
+        if 0 < len(absent) < len(keys):
+            report.error(
+                absent[0], f'is None, but {" and ".join(k for k in keys if k not in absent)} are '
+                'set', f'Set all of {", ".join(keys)}, or make all None',
+            )  # fmt: skip
+    for loader in _LOADERS:
+        workers = _find(cfg, f'{loader}.num_workers')
+        if workers == 0 and _find(cfg, f'{loader}.persistent_workers') is True:
+            report.error(f'{loader}.persistent_workers', 'is True, but num_workers is 0',
+                         f'Give --cfg-options {loader}.persistent_workers=False')  # fmt: skip
+    _check_optimisers(report, cfg.get('optim_wrapper'))
+    schedulers = cfg.get('param_scheduler')
+    for i, part in enumerate(schedulers if isinstance(schedulers, (list, tuple)) else ()):
+        if isinstance(part, dict):
+            _check_type(report, f'param_scheduler[{i}].type', part, PARAM_SCHEDULERS)
+
+
+def _check_optimisers(report: Report, wrapper: object) -> None:
+    if not isinstance(wrapper, dict):
+        return
+    wrappers = {'optim_wrapper': wrapper}
+    if 'optimizer' not in wrapper:  # several, each with a wrapper of its own
+        wrappers = {f'optim_wrapper.{k}': w for k, w in wrapper.items() if isinstance(w, dict)}
+    for key, settings in wrappers.items():
+        optimizer = settings.get('optimizer')
+        if not isinstance(optimizer, dict):
+            continue
+        _check_type(report, f'{key}.type', settings, OPTIM_WRAPPERS)
+        kind = _check_type(report, f'{key}.optimizer.type', optimizer, OPTIMIZERS)
+        # Others may need all parameters, or several processes.
+        if kind is None or not kind.__module__.startswith('torch.optim'):
+            continue
+        given = {name: value for name, value in optimizer.items() if name != 'type'}
+        try:
+            kind([nn.Parameter(torch.zeros(1))], **given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            report.error(f'{key}.optimizer', f'{kind.__name__} cannot be built with '
+                                             f'{dict(given)} ({error})')  # fmt: skip
+
+
+def _check_type(report: Report, key: str, settings: dict, registry: Registry) -> 'type | None':
+    """The class that a type names; None, and an error, where there is none."""
+    name = settings.get('type')
+    if name is None or not isinstance(name, str):
+        return name
+    with registry.switch_scope_and_registry(None) as scoped:
+        kind = scoped.get(name)
+    if kind is None:
+        report.error(key, f'there is no {name!r}', 'Is it misspelt, or missing in custom_imports?')
+    return kind
+
+
+def _find(cfg: Config, key: str) -> object:
+    node = cfg
+    for name in key.split('.'):
+        if not isinstance(node, (dict, Config)) or name not in node:
+            return _ABSENT
+        node = node[name]
+    return node
