@@ -23,6 +23,9 @@ class CheckLoadedWeights(Hook):
     - ``load_from`` in training: the backbone's must be (its output norms may be new); heads may
       differ, as for another number of classes, and are counted in the log.
 
+    A test on data with other class names, or in another order, is warned of: labels would not mean
+    the same.
+
     A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
     every config.
     """
@@ -53,6 +56,32 @@ class CheckLoadedWeights(Hook):
             check_resumable(checkpoint, source)
         complete = not training or runner._resume
         runner.logger.info(compare(own, in_file, str(source), complete))
+        if not training:
+            _compare_classes(runner, checkpoint, source)
+
+
+def _compare_classes(runner: Runner, checkpoint: dict, source: str) -> None:
+    """Warn where labels mean one class in the data that is tested on and another in the file."""
+    meta = checkpoint.get('meta')
+    learned = _class_names(meta.get('dataset_meta') if isinstance(meta, dict) else None)
+    for loop in (getattr(runner, '_test_loop', None), getattr(runner, '_val_loop', None)):
+        dataset = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
+        tested = _class_names(getattr(dataset, 'metainfo', None))
+        different = [i for i, names in enumerate(zip(learned, tested)) if len(set(names)) > 1]
+        if different:
+            i = different[0]
+            runner.logger.warning(
+                f'{source} was trained with other classes, or in another order, than the data has: '
+                f'{len(different)} of {len(learned)} labels differ, e.g. label {i} is '
+                f'{learned[i]!r} in the file and {tested[i]!r} in the data. Unless these are names '
+                'for the same things, the results below are wrong: use the order of the training '
+                'data (categories in the annotation file, classes.txt, metainfo.classes)'
+            )
+
+
+def _class_names(metainfo: object) -> 'list[str]':
+    names = metainfo.get('classes') if isinstance(metainfo, dict) else None
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
 
 
 def compare(

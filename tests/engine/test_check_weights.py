@@ -51,6 +51,27 @@ def load(model, checkpoint, training=False, resume=False):
     return lines[0]
 
 
+@pytest.mark.parametrize('tested, warned', [
+    (['cat', 'dog', 'cow'], []), (None, []),
+    (['cat', 'cow', 'dog'], ["2 of 3 labels differ, e.g. label 1 is 'dog' in the file and 'cow'"]),
+])  # fmt: skip
+def test_classes_in_another_order_are_warned_of(tested, warned):
+    model, lines = Detector(), []
+    checkpoint = whole(model)
+    checkpoint['meta'] = dict(META, dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    loop = Loop()
+    dataset = SimpleNamespace(metainfo=dict(classes=tested))
+    loop.dataloader = SimpleNamespace(dataset=dataset)
+    logger = logging.Logger('test')
+    logger.warning = lines.append
+    runner = SimpleNamespace(
+        model=model, logger=logger, work_dir='.', _load_from='file.pth', _resume=False,
+        _train_loop={}, _test_loop=loop,
+    )  # fmt: skip
+    HOOKS.build(dict(type='CheckLoadedWeights')).after_load_checkpoint(runner, checkpoint)
+    assert len(lines) == len(warned) and all(said in line for said, line in zip(warned, lines))
+
+
 def whole(model, **kwargs):
     parts = dict(meta=META, message_hub=HUB, optimizer={})
     return {'state_dict': model.state_dict(), **parts, **kwargs}
