@@ -134,7 +134,8 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
         found += resize_scales(_setting(step, 'transforms') or ())
         inner = _setting(step, 'resize')
         keeps = _setting(step, 'keep_ratio', _setting(inner, 'keep_ratio'))
-        scales = _setting(step, 'scales') or [_setting(step, 'scale')]
+        scale = _setting(step, 'scale')
+        scales = _setting(step, 'scales') or [(scale, scale) if isinstance(scale, int) else scale]
         if keeps and _are_pairs(scales):
             least = min(_setting(step, 'ratio_range') or (1,))
             found.append(tuple(int(min(sides) * least) for sides in zip(*scales)))

@@ -73,9 +73,10 @@ def test_scales_of_a_pipeline():
         dict(type='RandomResize', scale=[(500, 300), (900, 200)], keep_ratio=True),
         dict(type='RandomChoice', transforms=[[dict(
             type='RandomChoiceResize', scales=[(480, 1333), (640, 1333)], keep_ratio=True)]]),
+        dict(type='Resize', scale=96, keep_ratio=True),
         dict(type='RandomResizedCrop', scale=224), dict(type='ResizeEdge', scale=248),
     ]  # fmt: skip
-    expected = [(1333, 800), (1024, 256), (500, 200), (480, 1333)]
+    expected = [(1333, 800), (1024, 256), (500, 200), (480, 1333), (96, 96)]
     assert resize_scales(steps) == expected
     built = [mmcv_transforms.RandomResize(
         scale=(2048, 512), ratio_range=(0.5, 2.0), resize_type=mmcv_transforms.Resize,
