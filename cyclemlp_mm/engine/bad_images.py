@@ -130,5 +130,6 @@ def _checked(loader: DataLoader, seed: int) -> DataLoader:
 
 def _kind(reason: str) -> str:
     """A reason without the numbers and names of one file."""
-    return reason.split(' (')[0].split(':')[0].split(', but')[0] if reason[0].isalpha() else \
-        'size differs from its annotations'  # fmt: skip
+    if 'but its annotations are for' in reason:
+        return 'size differs from its annotations'
+    return reason.split(' (')[0].split(':')[0].split(', but')[0]
