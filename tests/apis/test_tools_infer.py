@@ -247,8 +247,10 @@ def test_errors(detector, images, tmp_path):
         run((config, 'gone.pth'), images)
     with pytest.raises(UserError, match='score-thr must be 0 to 1'):
         run(detector, images, '--score-thr', 3)
-    with pytest.raises(UserError, match=r'toy\.py: the model cannot be built .*test_cfgg'):
+    with pytest.raises(UserError, match=r'model\.test_cfgg\.x: .* Did you mean test_cfg\?'):
         run(detector, images, '--cfg-options', 'model.test_cfgg.x=1')
+    with pytest.raises(UserError, match=r'toy\.py: the model cannot be built .*test_cfgg'):
+        run(detector, images, '--cfg-options', 'model.test_cfgg=1')
     with pytest.raises(UserError, match='give --tile'):
         run(detector, images, '--tile-overlap', 0.3)
     with pytest.raises(UserError, match='knows no device'):
