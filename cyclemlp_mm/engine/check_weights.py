@@ -9,9 +9,9 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
 from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.weights.loading import is_counter
 from cyclemlp_mm.weights.unwrap import find_state_dict, first_parts
 
-_NOT_NEEDED = re.compile(r'.*\.num_batches_tracked')
 _OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias|running_mean|running_var)')
 
 
@@ -101,7 +101,7 @@ def compare(
     Raises:
         CheckpointError: What must be there is not.
     """
-    needed = [name for name in own if not _NOT_NEEDED.fullmatch(name)]
+    needed = [name for name in own if not is_counter(name)]
     fitting = {name for name in needed if name in in_file and _fits(in_file[name], own[name])}
     if not fitting:
         raise CheckpointError(

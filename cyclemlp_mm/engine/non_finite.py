@@ -74,7 +74,6 @@ class StopOnNonFiniteLoss(Hook):
             'help; tools/check.py CONFIG --full looks for broken images and labels'
         )
 
-
     def _say_good(self, runner: Runner) -> str:
         newest = _last_saved(runner)
         good = self._good or 'none'

@@ -164,7 +164,7 @@ def load_strictly(
             continue
         if _OUTPUT_NORM.fullmatch(name):
             report.new.setdefault('output norms', []).append(name)
-        elif _is_counter(name):
+        elif is_counter(name):
             report.new.setdefault('counters of batches', []).append(name)
         else:
             missing.append(name)
@@ -177,7 +177,7 @@ def load_strictly(
         else:
             report.left[kind] = report.left.get(kind, 0) + 1
     common = {name: tensor for name, tensor in state_dict.items() if name in own}
-    misshapen = [n for n, t in common.items() if not _fits(t, own[n], _is_counter(n))]
+    misshapen = [n for n, t in common.items() if not _fits(t, own[n], is_counter(n))]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             _misfit(published, source, own, state_dict, missing, unexpected, misshapen)
@@ -275,7 +275,8 @@ def _misfit(
     return ' '.join(parts)
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether it names BatchNorm's counter of batches, which no model here needs."""
     return name.rpartition('.')[2] == 'num_batches_tracked'
 
 
