@@ -28,6 +28,11 @@ def build(family, seed=0):
     return model
 
 
+def assert_same_levels(got, wanted, tolerance=1e-9):
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 def layers(model):
     """Every layer with a ``forward`` of its own that is called once per forward pass, by name."""
     found = dict(model.named_modules())
@@ -41,8 +46,8 @@ def layers(model):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('family', ARCHS)
 def test_every_hook_fires_and_changes_nothing(family, size):
-    model = build(family)
-    image = torch.randn(1, 3, *size)
+    model = build(family).double()
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
         expected = model(image)
         seen = set()
@@ -50,8 +55,7 @@ def test_every_hook_fires_and_changes_nothing(family, size):
             module.register_forward_hook(lambda *_, name=name: seen.add(name))
         hooked = model(image)
     assert seen == set(layers(model))
-    for got, wanted in zip(hooked, expected):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert_same_levels(hooked, expected)
 
 
 class Plus(nn.Linear):
@@ -84,8 +88,7 @@ def test_a_layer_in_anothers_place_is_called(family, size):
                 setattr(parent, name.rpartition('.')[2], layer)
                 outputs.append(model(image))
             setattr(parent, name.rpartition('.')[2], module)
-            for got, wanted in zip(*outputs):
-                torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+            assert_same_levels(*outputs)
 
 
 def test_a_fast_form_cannot_call_layers():
@@ -106,12 +109,11 @@ def test_pruned_weights_train():
 
 @pytest.mark.parametrize('family', ['reweighted', 'summed'])
 def test_loading_into_a_deployed_model(family):
-    first, second = build(family, 0), build(family, 1)
-    image = torch.randn(1, 3, 64, 64)
+    first, second = build(family, 0).double(), build(family, 1).double()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     to_deploy(first).load_state_dict(second.state_dict())
     with torch.no_grad():
-        for got, wanted in zip(first(image), second(image)):
-            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        assert_same_levels(first(image), second(image))
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -126,13 +128,10 @@ def test_no_image_at_all(family, size, training):
 @pytest.mark.parametrize('family', ARCHS)
 def test_traced_by_torchscript(family, size):
     """At the traced size; counters of operations trace, too."""
-    model = build(family)
-    image = torch.randn(1, 3, *size)
+    model = build(family).double()
+    image, other = torch.randn(2, 1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
-        traced = torch.jit.trace(model, image)
-        other = torch.randn(1, 3, *size)
-        for got, wanted in zip(traced(other), model(other)):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        assert_same_levels(torch.jit.trace(model, image)(other), model(other))
 
 
 @pytest.mark.parametrize('family', ARCHS)
