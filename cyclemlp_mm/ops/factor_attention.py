@@ -42,6 +42,7 @@ def factor_attention_reference(
     position = torch.cat(
         [conv(p.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for conv, p in zip(convs, parts)], dim=-1
     )
+    channels = int(channels)  # traced, a size is a tensor, and its root one of float32
     shape = (batch, height * width, heads, channels // heads)
     with without_autocast(x):
         dtype = accumulate_dtype(q.dtype)
