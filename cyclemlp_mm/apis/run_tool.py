@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from cyclemlp_mm.engine import no_teardown_under_gloo
 from cyclemlp_mm.errors import UserError
 
 #: What gloo and NCCL say in a process whose partner is gone.
@@ -29,6 +30,11 @@ def run_tool(tool: 'Callable[[], object]') -> None:
     Args:
         tool (Callable): Takes no argument; reads the command line itself.
     """
+    with no_teardown_under_gloo():
+        _run(tool)
+
+
+def _run(tool: 'Callable[[], object]') -> None:
     try:
         _recorded(tool)()
     except UserError as error:

@@ -10,7 +10,7 @@ from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .config_names import register_config_names
 from .deploy_hook import DeployModel
-from .launch import finish_launch, is_first_process, prepare_launch
+from .launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
 from .non_finite import StopOnNonFiniteLoss
 from .own_data import use_own_data
 from .palette import class_palette
@@ -39,6 +39,7 @@ __all__ = [
     'is_first_process',
     'load_config',
     'make_robust',
+    'no_teardown_under_gloo',
     'prepare_launch',
     'register_config_names',
     'require_toolbox',

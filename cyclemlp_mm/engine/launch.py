@@ -1,12 +1,21 @@
-"""Start of several processes where mmengine's own start needs a GPU."""
+"""Start and end of several processes without a GPU, where mmengine's own start needs one."""
 
+import atexit
 import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
 from cyclemlp_mm.errors import UserError
+
+#: Whether this process has gloo's threads; they outlive ``destroy_process_group``.
+_has_gloo_threads = False
 
 
 def prepare_launch(cfg: Config, launcher: str) -> None:
@@ -38,6 +47,8 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
+        global _has_gloo_threads
+        _has_gloo_threads = True
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
     )
@@ -54,3 +65,45 @@ def finish_launch() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def no_teardown_under_gloo() -> 'Iterator[None]':
+    """End the process with the body, where gloo's threads run; elsewhere, do nothing.
+
+    A thread of gloo's takes the interpreter's lock to give a tensor back. One that comes to it
+    while the interpreter is taken down aborts the process, after all its work was done
+    (https://github.com/pytorch/pytorch/issues/190489). So the interpreter is not taken down:
+    threads are waited for, exit handlers run, streams are flushed, as multiprocessing does at
+    the end of a process that was forked; then the process is gone. It ends with the exit status
+    that the interpreter would have given it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _has_gloo_threads:
+            _leave(_exit_status(error))
+        raise
+    if _has_gloo_threads:
+        _leave(0)
+
+
+def _exit_status(error: BaseException) -> int:
+    """The status of a process that ends with ``error``, which is printed where Python would."""
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(type(error), error, error.__traceback__)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def _leave(status: int) -> None:
+    try:
+        threading._shutdown()  # as the interpreter does, in this order
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

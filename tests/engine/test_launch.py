@@ -1,0 +1,71 @@
+"""How a process ends that shares a run without a GPU: its work done, no abort."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+SCRIPT = """
+import atexit, sys, threading, time
+from mmengine.config import Config
+from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.engine import finish_launch, prepare_launch
+from cyclemlp_mm.errors import UserError
+
+class Kept:
+    def __del__(self):
+        print('interpreter taken down', flush=True)
+
+kept = Kept()
+atexit.register(lambda: print('exit handler ran'))
+
+def late():
+    time.sleep(0.5)
+    print('thread ended')
+
+def tool():
+    prepare_launch(Config(), sys.argv[1])
+    threading.Thread(target=late).start()
+    print('work done')
+    {ending}
+    finish_launch()
+
+run_tool(tool)
+"""
+ENDINGS = {
+    'well': ('pass', 0, ''),
+    'error of the user': ("raise UserError('mend this')", 2, 'error: mend this'),
+    'defect': ('1 / 0', 1, 'ZeroDivisionError: division by zero'),
+    'status': ('sys.exit(75)', 75, ''),
+    'no status': ('sys.exit()', 0, ''),
+    'sentence': ("sys.exit('enough')", 1, 'enough'),
+    'interrupted': ('raise KeyboardInterrupt', 130, 'interrupted'),
+}
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+@pytest.mark.parametrize('launcher', ['pytorch', 'none'])
+def test_exit_status_output_and_handlers(launcher, ending, tmp_path):
+    """The interpreter stays up under gloo, whose threads would abort in one that goes down."""
+    code, status, says = ENDINGS[ending]
+    (tmp_path / 'tool.py').write_text(SCRIPT.replace('{ending}', code))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, 'PYTHONPATH': str(ROOT), 'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1',
+        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'CUDA_VISIBLE_DEVICES': '',
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, 'tool.py', launcher], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout
+    assert says in done.stdout
+    lines = done.stdout.splitlines()
+    ended = [line for line in lines if line in ('work done', 'thread ended', 'exit handler ran')]
+    assert ended == ['work done', 'thread ended', 'exit handler ran']
+    assert ('interpreter taken down' in lines) == (launcher == 'none')
