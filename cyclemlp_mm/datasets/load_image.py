@@ -10,9 +10,12 @@ from cyclemlp_mm.errors import UserError
 
 from .image_files import BadImageError, ImageFacts, image_facts
 from .image_notes import CONVERTED, SKIPPED, leave_note
+from .thin_labels import LoadThinLabels
 
 #: So many images in a row that cannot be read are no accident, but a wrong path or a lost disk.
 MOST_IN_A_ROW = 50
+#: Longest side of a black image that stands for one too long to be resized.
+_STAND_IN = 64
 
 
 class LoadCheckedImage:
@@ -60,11 +63,13 @@ class LoadCheckedImage:
                 ) from error
             if not self.is_evaluation:
                 return None
-            size = _expected_size(results, (64, 64))
+            height, width = _expected_size(results, (_STAND_IN, _STAND_IN))
             # Annotations are for this size, but an image of it might break the next step as well.
-            results['ori_shape'] = size
-            small = _too_long(*size, self.scales)
-            image = np.zeros((64, 64, 3) if small else (*size, 3), np.uint8)
+            # Nothing may be predicted outside of it: masks are pasted into its size.
+            results['ori_shape'] = height, width
+            if _too_long(height, width, self.scales):
+                height, width = min(height, _STAND_IN), min(width, _STAND_IN)
+            image = np.zeros((height, width, 3), np.uint8)
         else:
             self._in_a_row = 0
             results['ori_shape'] = image.shape[:2]
@@ -147,6 +152,8 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
 def check_images(dataset: object, is_evaluation: bool) -> int:
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
+    Labels of segmentation are loaded by :class:`.thin_labels.LoadThinLabels`.
+
     Args:
         dataset (Dataset): Its pipelines are changed in place.
         is_evaluation (bool): See :class:`LoadCheckedImage`.
@@ -161,6 +168,8 @@ def check_images(dataset: object, is_evaluation: bool) -> int:
             if type(step).__name__ == 'LoadImageFromFile' and step.color_type == 'color':
                 steps[i] = LoadCheckedImage(step, is_evaluation, scales)
                 count += 1
+            elif type(step).__module__.startswith('mmseg') and hasattr(step, 'reduce_zero_label'):
+                steps[i] = LoadThinLabels(step)
     return count
 
 

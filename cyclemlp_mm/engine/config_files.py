@@ -9,6 +9,8 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from cyclemlp_mm.errors import MissingFileError, UserError
 
+from .config_sections import check_sections
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: Settings that a config may lack and that are read from it: by our tools, then by mmengine's
 #: runners and the toolboxes, beside the arguments of the runners.
@@ -89,6 +91,7 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
             raise UserError(
                 f'--cfg-options {cfg_options} does not fit the config: {_first_line(error)}'
             ) from error
+    check_sections(cfg)
     return cfg
 
 

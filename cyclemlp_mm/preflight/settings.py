@@ -5,13 +5,28 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, Registry
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOG_PROCESSORS,
+    LOOPS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
+    Registry,
+)
 from torch import nn
+
+from cyclemlp_mm.engine.config_sections import parts
 
 from .coco import _is_number as is_number
 from .findings import Report
 
-_ABSENT = object()
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: mmengine wants all of a row, or none.
 _TOGETHER = [(f'{phase}_dataloader', f'{phase}_cfg', f'{phase}_evaluator')
@@ -30,27 +45,40 @@ def _whole(least: int, most: float = float('inf')) -> _Rule:
 
 # mmengine's loops also take 12.0.
 _LENGTH = _Rule('a whole number from 1', lambda v: is_number(v) and v >= 1 and v == int(v))
-_SETTINGS = _Rule('settings, dict(…)', lambda value: isinstance(value, dict))
 _SEED = _whole(0, 2**32 - 1)
 
 #: Keys that a training cannot do without.
 _NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 #: What is expected of a key where it is set.
 _RULES = {
-    **dict.fromkeys(_NEEDED, _SETTINGS),
     **{f'{loader}.batch_size': _whole(1) for loader in _LOADERS},
     **{f'{loader}.num_workers': _whole(0) for loader in _LOADERS},
     **{f'train_cfg.{key}': _LENGTH for key in ('max_epochs', 'max_iters', 'val_interval')},
+    'default_hooks.checkpoint.interval': _Rule('a whole number', lambda v: type(v) is int),
+    'default_hooks.logger.interval': _whole(1),
     'optim_wrapper.accumulative_counts': _whole(1),
-    'randomness': _SETTINGS,
     'randomness.seed': _Rule(
         f'{_SEED.expected}, or None for a random one', lambda v: v is None or _SEED.fits(v)),
     'max_bad_fraction': _Rule('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
     'max_non_finite': _whole(1),
-    'param_scheduler': _Rule(
-        'a list of settings', lambda v: v is None or isinstance(v, dict) or (
-            isinstance(v, (list, tuple)) and all(isinstance(part, dict) for part in v))),
 }  # fmt: skip
+
+#: The registry of the types at a path; of settings, or of a list of them.
+_TYPES = {
+    'param_scheduler': PARAM_SCHEDULERS,
+    'default_hooks.*': HOOKS,
+    'custom_hooks': HOOKS,
+    **{f'{phase}_cfg': LOOPS for phase in ('train', 'val', 'test')},
+    **{f'{loader}.dataset': DATASETS for loader in _LOADERS},
+    **{f'{loader}.dataset.pipeline': TRANSFORMS for loader in _LOADERS},
+    **{f'{loader}.sampler': DATA_SAMPLERS for loader in _LOADERS},
+    **{f'{loader}.batch_sampler': DATA_SAMPLERS for loader in _LOADERS},
+    'val_evaluator': METRICS,
+    'test_evaluator': METRICS,
+    'visualizer': VISUALIZERS,
+    'visualizer.vis_backends': VISBACKENDS,
+    'log_processor': LOG_PROCESSORS,
+}
 
 
 def check_settings(report: Report, cfg: Config) -> None:
@@ -62,11 +90,11 @@ def check_settings(report: Report, cfg: Config) -> None:
     """
     for key in _NEEDED:
         if cfg.get(key) is None:
-            report.error(key, 'is None; a training needs it', f'Expected is {_SETTINGS.expected}')
-    for key, rule in _RULES.items():
-        value = _find(cfg, key)
-        if value is not _ABSENT and not (value is None and key in _NEEDED) and not rule.fits(value):
-            report.error(key, f'is {value!r}, but must be {rule.expected}')
+            report.error(key, 'is None; a training needs it', 'Expected are settings, dict(…)')
+    for path, rule in _RULES.items():
+        for key, value in parts(cfg, path):
+            if not rule.fits(value):
+                report.error(key, f'is {value!r}, but must be {rule.expected}')
     for keys in _TOGETHER:
         absent = [key for key in keys if cfg.get(key) is None]
         if 0 < len(absent) < len(keys):
@@ -75,15 +103,14 @@ def check_settings(report: Report, cfg: Config) -> None:
                 'set', f'Set all of {", ".join(keys)}, or make all None',
             )  # fmt: skip
     for loader in _LOADERS:
-        workers = _find(cfg, f'{loader}.num_workers')
-        if workers == 0 and _find(cfg, f'{loader}.persistent_workers') is True:
+        settings = cfg.get(loader) or {}
+        if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
             report.error(f'{loader}.persistent_workers', 'is True, but num_workers is 0',
                          f'Give --cfg-options {loader}.persistent_workers=False')  # fmt: skip
     _check_optimisers(report, cfg.get('optim_wrapper'))
-    schedulers = cfg.get('param_scheduler')
-    for i, part in enumerate(schedulers if isinstance(schedulers, (list, tuple)) else ()):
-        if isinstance(part, dict):
-            _check_type(report, f'param_scheduler[{i}].type', part, PARAM_SCHEDULERS)
+    for path, registry in _TYPES.items():
+        for key, value in parts(cfg, path):
+            _check_types(report, key, value, registry)
 
 
 def _check_optimisers(report: Report, wrapper: object) -> None:
@@ -109,6 +136,15 @@ def _check_optimisers(report: Report, wrapper: object) -> None:
                                              f'{dict(given)} ({error})')  # fmt: skip
 
 
+def _check_types(report: Report, key: str, value: object, registry: Registry) -> None:
+    if isinstance(value, dict):
+        if 'metrics' not in value:  # an evaluator, not a metric
+            _check_type(report, f'{key}.type', value, registry)
+        return
+    for i, settings in enumerate(value or ()):
+        _check_type(report, f'{key}[{i}].type', settings, registry)
+
+
 def _check_type(report: Report, key: str, settings: dict, registry: Registry) -> 'type | None':
     """The class that a type names; None, and an error, where there is none."""
     name = settings.get('type')
@@ -119,12 +155,3 @@ def _check_type(report: Report, key: str, settings: dict, registry: Registry) ->
     if kind is None:
         report.error(key, f'there is no {name!r}', 'Is it misspelt, or missing in custom_imports?')
     return kind
-
-
-def _find(cfg: Config, key: str) -> object:
-    node = cfg
-    for name in key.split('.'):
-        if not isinstance(node, (dict, Config)) or name not in node:
-            return _ABSENT
-        node = node[name]
-    return node

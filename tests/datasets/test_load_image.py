@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 from bad_images import BAD_IMAGES, SIZE, encode, picture
+from PIL import Image
 
 from cyclemlp_mm.datasets.image_notes import take_notes
 from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage, resize_scales
+from cyclemlp_mm.datasets.thin_labels import LoadThinLabels
 from cyclemlp_mm.errors import UserError
 
 mmcv_transforms = pytest.importorskip('mmcv.transforms')
@@ -62,7 +64,24 @@ def test_an_image_too_long_for_the_pipeline(tmp_path):
     assert 'is too long (20000×40)' in take_notes()[0].reason
     results = LoadCheckedImage(load, True, scales)(dict(info))
     assert results['ori_shape'] == (40, 20000) and not results['img'].any()  # counts, in its size
-    assert resize(results)['img'].shape == (128, 128, 3)
+    assert results['img'].shape == (40, 64, 3)  # no side longer than those of its annotations
+    assert resize(results)['img'].shape == (80, 128, 3)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (9, 1), (4, 5)])
+def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
+    loading = pytest.importorskip('mmseg.datasets.transforms.loading')
+    labels = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
+    Image.fromarray(labels).save(tmp_path / 'a.png')
+    results = LoadThinLabels(loading.LoadAnnotations())(dict(
+        seg_map_path=str(tmp_path / 'a.png'), ori_shape=size, reduce_zero_label=True,
+        label_map={1: 5}, seg_fields=[],
+    ))  # fmt: skip
+    expected = labels - 1  # 0 becomes 255, ignored
+    expected[expected == 1] = 5
+    assert np.array_equal(results['gt_seg_map'], expected)
+    assert results['seg_map_path'] == str(tmp_path / 'a.png')
+    assert results['seg_fields'] == ['gt_seg_map']
 
 
 def test_scales_of_a_pipeline():

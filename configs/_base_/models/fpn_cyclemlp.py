@@ -10,7 +10,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+        test_cfg=dict(size=(32, 32))),  # pads what is smaller: the backbone's coarsest stride is 32
     backbone=dict(type='CycleMLP', out_indices=(0, 1, 2, 3)),
     neck=dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=4),
     decode_head=dict(

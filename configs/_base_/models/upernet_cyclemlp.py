@@ -10,7 +10,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+        test_cfg=dict(size=(32, 32))),  # pads what is smaller: the backbone's coarsest stride is 32
     backbone=dict(
         type='CycleMLP', out_indices=(0, 1, 2, 3), drop_path_rate=0.3),
     decode_head=dict(
