@@ -1,0 +1,83 @@
+"""Trainings on images of one pixel, thin ones and one too long for the pipeline."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
+
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
+
+pytestmark = pytest.mark.timeout(600)
+#: (width, height); the last one cannot be resized to any scale of ours.
+SIZES = [(1, 1), (40, 1), (3, 300), (20000, 4)]
+
+
+def odd_images(folder):
+    """Writes them; returns their names."""
+    random = np.random.default_rng(0)
+    names = []
+    for width, height in SIZES:
+        names.append(f'zz_{width}x{height}.png')
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / names[-1])
+    return names
+
+
+def test_detector(tmp_path):
+    pytest.importorskip('mmdet')
+    data = write_coco(tmp_path / 'shapes', 8, 4, (64, 64))
+    for split in ('train2017', 'val2017'):
+        path = data / 'annotations' / f'instances_{split}.json'
+        content = json.loads(path.read_text())
+        category = content['categories'][0]['id']
+        for i, name in enumerate(odd_images(data / split), 9000):
+            w, h = SIZES[i - 9000]
+            content['images'].append(dict(id=i, file_name=name, width=w, height=h))
+            content['annotations'].append(dict(
+                id=i, image_id=i, category_id=category, bbox=[0, 0, w, h], area=w * h, iscrowd=0,
+                segmentation=[[0, 0, w, 0, w, h, 0, h]]))  # fmt: skip
+        path.write_text(json.dumps(content))
+    _, printed = run_tool(
+        'train.py', 'retinanet_cyclemlp_demo', '--data', data, '--work-dir', 'wd', '--cfg-options',
+        *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.val_interval=1', cwd=tmp_path,
+    )  # fmt: skip
+    # Four of them are left out of training: filter_cfg of the config has min_size=32.
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\]', printed)
+    assert re.search(r'Epoch\(val\) \[1\]\[1/1\]', printed)
+    assert re.search(r'image skipped: .*val2017/zz_20000x4\.png: is too long', printed)
+
+
+def test_segmentor(tmp_path):
+    pytest.importorskip('mmseg')
+    data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
+    for split in ('training', 'validation'):
+        for name, (width, height) in zip(odd_images(data / 'images' / split), SIZES):
+            labels = np.ones((height, width), np.uint8)
+            Image.fromarray(labels).save(data / 'annotations' / split / name)
+    for path in (data / 'images').glob('*/*.png'):
+        path.rename(path.with_suffix('.jpg'))
+    _, printed = run_tool(
+        'train.py', 'fpn_cyclemlp_b1_256x256_600i_small', '--data', data, '--work-dir', 'wd',
+        '--cfg-options', *TINY_SEGMENTOR, 'train_cfg.max_iters=6', 'train_cfg.val_interval=6',
+        'max_bad_fraction=0.5', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'Iter\(train\) \[6/6\]', printed)
+    assert re.search(r'Iter\(val\) \[6/6\].*mIoU', printed)
+    assert re.search(r'image skipped: .*training/zz_20000x4\.jpg: is too long', printed)
+
+
+def test_classifier(tmp_path):
+    pytest.importorskip('mmpretrain')
+    data = write_image_folders(tmp_path / 'folders', 8, 4, (64, 64))
+    for split in ('train', 'val'):
+        odd_images(data / split / 'circle')
+    _, printed = run_tool(
+        'train.py', 'cyclemlp_demo', '--data', data, '--work-dir', 'wd', '--cfg-options',
+        *NO_WORKERS, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+        'train_dataloader.batch_size=6', 'default_hooks.logger.interval=1', cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)
+    assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)
