@@ -10,7 +10,7 @@ from cyclemlp_mm.errors import UserError
 
 from .image_files import BadImageError, ImageFacts, image_facts
 from .image_notes import CONVERTED, SKIPPED, leave_note
-from .thin_labels import LoadThinLabels
+from .load_labels import UNREADABLE, LoadCheckedLabels
 
 #: So many images in a row that cannot be read are no accident, but a wrong path or a lost disk.
 MOST_IN_A_ROW = 50
@@ -28,7 +28,8 @@ class LoadCheckedImage:
     applied, except where annotations were made without.
 
     In training, a skipped image is replaced by a random other one (what mmengine's data sets do
-    when a transform returns None). In evaluation it must count: it becomes a black image.
+    when a transform returns None). In evaluation it must count: it becomes a black image; where its
+    labels cannot be read, no pixel of it can.
 
     Args:
         transform (LoadImageFromFile): The transform to stand for.
@@ -63,7 +64,11 @@ class LoadCheckedImage:
                 ) from error
             if not self.is_evaluation:
                 return None
-            height, width = _expected_size(results, (_STAND_IN, _STAND_IN))
+            height = width = _STAND_IN
+            try:
+                height, width = _expected_size(results, (height, width))
+            except BadImageError:  # the error above: the image may be good, but not its labels
+                results[UNREADABLE] = True
             # Annotations are for this size, but an image of it might break the next step as well.
             # Nothing may be predicted outside of it: masks are pasted into its size.
             results['ori_shape'] = height, width
@@ -152,7 +157,7 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
 def check_images(dataset: object, is_evaluation: bool) -> int:
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
-    Labels of segmentation are loaded by :class:`.thin_labels.LoadThinLabels`.
+    Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`.
 
     Args:
         dataset (Dataset): Its pipelines are changed in place.
@@ -169,7 +174,7 @@ def check_images(dataset: object, is_evaluation: bool) -> int:
                 steps[i] = LoadCheckedImage(step, is_evaluation, scales)
                 count += 1
             elif type(step).__module__.startswith('mmseg') and hasattr(step, 'reduce_zero_label'):
-                steps[i] = LoadThinLabels(step)
+                steps[i] = LoadCheckedLabels(step)
     return count
 
 

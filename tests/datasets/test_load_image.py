@@ -9,7 +9,7 @@ from PIL import Image
 
 from cyclemlp_mm.datasets.image_notes import take_notes
 from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage, resize_scales
-from cyclemlp_mm.datasets.thin_labels import LoadThinLabels
+from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels
 from cyclemlp_mm.errors import UserError
 
 mmcv_transforms = pytest.importorskip('mmcv.transforms')
@@ -73,7 +73,7 @@ def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
     loading = pytest.importorskip('mmseg.datasets.transforms.loading')
     labels = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
     Image.fromarray(labels).save(tmp_path / 'a.png')
-    results = LoadThinLabels(loading.LoadAnnotations())(dict(
+    results = LoadCheckedLabels(loading.LoadAnnotations())(dict(
         seg_map_path=str(tmp_path / 'a.png'), ori_shape=size, reduce_zero_label=True,
         label_map={1: 5}, seg_fields=[],
     ))  # fmt: skip

@@ -437,13 +437,17 @@ def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
     spoil(data / 'images' / 'training', ['truncated.jpg', 'cmyk.jpg', 'zeros.jpg'])
     labels = sorted((data / 'annotations' / 'training').iterdir())
     labels[4].write_bytes(labels[4].read_bytes()[:-40])
+    labels = sorted((data / 'annotations' / 'validation').iterdir())
+    labels[0].write_bytes(labels[0].read_bytes()[:-40])
     _, printed = run_tool(
         'train.py', SEGMENTOR, '--data', data, '--work-dir', 'wd', '--skip-check', '--cfg-options',
-        *TINY_SEGMENTOR, 'max_bad_fraction=0.5', 'train_cfg.max_iters=8', cwd=tmp_path,
+        *TINY_SEGMENTOR, 'max_bad_fraction=0.5', 'train_cfg.max_iters=8',
+        'train_cfg.val_interval=8', cwd=tmp_path,
     )  # fmt: skip
     assert re.search(r'Iter\(train\) \[8/8\]', printed)
     for part in ('00001.jpg: is truncated', 'converted: .*00002.jpg: CMYK', '00003.jpg: is no im',
-                 r'00005\.jpg: .*00005\.png is truncated'):  # fmt: skip
+                 r'00005\.jpg: .*00005\.png is truncated', r'Iter\(val\) \[2/2\].*mIoU',
+                 r'ADE_val_00000001\.jpg: .*ADE_val_00000001\.png is truncated'):  # fmt: skip
         assert re.search(part, printed), part
 
 

@@ -1,4 +1,4 @@
-"""Label images with a side of one pixel, which mmseg's ``LoadAnnotations`` cannot take."""
+"""Loading of label images that mmseg's ``LoadAnnotations`` cannot take."""
 
 import tempfile
 from pathlib import Path
@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+#: Set in the results of an image whose label image cannot be read.
+UNREADABLE = 'labels_are_unreadable'
+#: mmseg's label of what counts neither in a loss nor in a metric.
+_IGNORED = 255
 
-class LoadThinLabels:
-    """mmseg's ``LoadAnnotations`` that keeps both sides of a label image.
+
+class LoadCheckedLabels:
+    """mmseg's ``LoadAnnotations`` for labels with a side of one pixel, and for none.
 
     mmseg squeezes what it has read: a side of one pixel is gone after it, and a label image of
-    1×1 is no array any more and raises. Such an image is handed to it at twice its size.
+    1×1 is no array any more and raises. Such an image is handed to it at twice its size. Where
+    ``results`` say that the labels cannot be read (:class:`.load_image.LoadCheckedImage` in
+    evaluation), all pixels are ignored.
 
     Args:
         transform (LoadAnnotations): The transform to stand for, mmseg's.
@@ -26,6 +33,10 @@ class LoadThinLabels:
         Args:
             results (dict): Of mmseg; ``ori_shape`` of the image is the size of its label image too.
         """
+        if results.pop(UNREADABLE, False):
+            results['gt_seg_map'] = np.full(results['ori_shape'], _IGNORED, np.uint8)
+            results['seg_fields'].append('gt_seg_map')
+            return results
         if min(results.get('ori_shape', (2,))) > 1:
             return self.transform(results)
         path = results['seg_map_path']
@@ -38,4 +49,4 @@ class LoadThinLabels:
         return results
 
     def __repr__(self) -> str:
-        return f'LoadThinLabels({self.transform})'
+        return f'LoadCheckedLabels({self.transform})'
