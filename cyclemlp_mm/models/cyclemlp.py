@@ -35,6 +35,8 @@ from .layers import (
     Mlp,
     PatchMerging,
     drop_path_rates,
+    is_idle,
+    is_plain_mlp,
     residual_mlp,
 )
 
@@ -107,7 +109,7 @@ class CycleMixer(Foldable, nn.Module):
         return (
             untouched(nn.Linear, self.mlp_c, self.proj)
             and untouched(CycleFC, self.sfc_h, self.sfc_w)
-            and (self.reweight is None or self.reweight.plain)
+            and (self.reweight is None or is_plain_mlp(self.reweight))
         )
 
     def _by_layers(self, x: Tensor) -> Tensor:
@@ -165,10 +167,10 @@ class CycleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         normed = self.norm1(x)
-        if self.drop_path.active:
-            x = x + self.drop_path(self.mixer(normed))
-        else:
+        if is_idle(self.drop_path):
             x = self.mixer(normed, residual=x)
+        else:
+            x = x + self.drop_path(self.mixer(normed))
         del normed  # one map less while the MLP makes another
         return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 

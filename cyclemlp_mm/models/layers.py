@@ -46,6 +46,11 @@ class DropPath(nn.Module):
         return f'{self.drop_prob:.3f}'
 
 
+def is_idle(drop_path: nn.Module) -> bool:
+    """Whether a :class:`DropPath` does nothing now; what stands in its place has to be called."""
+    return untouched(DropPath, drop_path) and not drop_path.active
+
+
 def drop_path_rates(last: float, num_blocks: int) -> 'list[float]':
     """Stochastic depth of each block: linear from 0 to ``last`` over all blocks.
 
@@ -74,19 +79,25 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_channels, channels if out_channels is None else out_channels)
 
-    @property
-    def plain(self) -> bool:
-        """Whether its parameters say all that it does: see :mod:`cyclemlp_mm.ops.untouched`."""
-        return (
-            untouched(Mlp, self)
-            and untouched(nn.Linear, self.fc1, self.fc2)
-            and untouched(nn.GELU, self.act)
-            and self.act.approximate == 'none'
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., out_channels)."""
         return self.fc2(self.act(self.fc1(x)))
+
+
+def is_plain_mlp(mlp: nn.Module) -> bool:
+    """Whether a module's parameters say all that it does: see :mod:`cyclemlp_mm.ops.untouched`.
+
+    Args:
+        mlp (nn.Module): An :class:`Mlp`, or what stands in its place. Its class comes first: one
+            that wraps another module (FSDP, activation checkpointing) answers with that one's
+            attributes.
+    """
+    return (
+        untouched(Mlp, mlp)
+        and untouched(nn.Linear, mlp.fc1, mlp.fc2)
+        and untouched(nn.GELU, mlp.act)
+        and mlp.act.approximate == 'none'
+    )
 
 
 def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -> Tensor:
@@ -102,12 +113,12 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
         Tensor: Same shape.
     """
     # A GPU keeps whole maps busy, and a compiler fuses on its own.
-    plain = untouched(nn.LayerNorm, norm) and mlp.plain
+    plain = untouched(nn.LayerNorm, norm) and is_plain_mlp(mlp)
     if not plain or x.device.type != 'cpu' or is_recording():
         return x + drop_path(mlp(norm(x)))
-    if drop_path.active:
-        return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
-    return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
+    if is_idle(drop_path):
+        return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
+    return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
 
 
 def to_nchw(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from .arch import check_four_ints, resolve_arch
 from .arguments import check_bool, check_positive_int
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
-from .layers import DropPath, Mlp, drop_path_rates, residual_mlp
+from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp
 from .norms import fix_statistics
 
 #: Attention heads everywhere, and how the kernels of the relative position encoding share them.
@@ -67,10 +67,10 @@ class EncoderLayer(nn.Module):
         """
         x = _add_depthwise(x, position)
         attention = (self.norm1, self.qkv, self.proj, relative, HEADS)
-        if self.drop_path.active:
-            x = x + self.drop_path(factor_attention(x, *attention, residual=False))
-        else:
+        if is_idle(self.drop_path):
             x = factor_attention(x, *attention)
+        else:
+            x = x + self.drop_path(factor_attention(x, *attention, residual=False))
         return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 

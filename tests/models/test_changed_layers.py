@@ -142,3 +142,56 @@ def test_second_derivatives_are_refused(family):
     [grad] = torch.autograd.grad(loss, image, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.square().sum().backward()
+
+
+class Around(nn.Module):
+    """Around a layer, whose attributes it answers with, as FSDP and activation checkpointing do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.calls = 0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+    def forward(self, *inputs, **named):
+        self.calls += 1
+        return self.inner(*inputs, **named)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('family', ARCHS)
+def test_what_is_put_around_a_layer_is_called(family, size):
+    """Around whole MLPs and stochastic depth as well, past which the fast forms go."""
+    model = build(family).double()
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(image)
+        inside = [
+            (parent, name, layer) for parent in model.modules()
+            for name, layer in parent.named_children()
+            if type(layer).__name__ in ('Mlp', 'DropPath', 'CycleMixer', 'CycleFC', 'LayerNorm',
+                                        'ConvDownsample', 'PatchMerging', 'ConvNorm')
+        ]  # fmt: skip
+        assert len(inside) > 20
+        for parent, name, layer in inside:
+            around = Around(layer)
+            setattr(parent, name, around)
+            assert_same_levels(model(image), expected)
+            assert around.calls, f'{name} of {type(parent).__name__}'
+            setattr(parent, name, layer)
+
+
+@pytest.mark.parametrize('family', ARCHS)
+def test_other_modules_in_the_place_of_an_mlp(family):
+    """Ones that are no Mlp and no DropPath at all."""
+    model = build(family)
+    blocks = [m for m in model.modules() if hasattr(m, 'mlp') and hasattr(m, 'drop_path')]
+    blocks[0].mlp = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+    blocks[0].drop_path = nn.Identity()
+    with torch.no_grad():
+        assert all(level.isfinite().all() for level in model(torch.randn(1, 3, 64, 64)))
