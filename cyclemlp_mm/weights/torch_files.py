@@ -232,15 +232,41 @@ def _parameter(budget: Budget, data: object, requires_grad: object, hooks: objec
     return torch.nn.Parameter(data.detach(), bool(requires_grad) and data.is_floating_point())
 
 
+def _parameter_with_attributes(
+    budget: Budget, data: object, requires_grad: object, hooks: object, attributes: object
+) -> Tensor:
+    return _parameter(budget, data, requires_grad, hooks)
+
+
+def _tensor_with_attributes(
+    budget: Budget, function: object, kind: object, arguments: object, attributes: object
+) -> Tensor:
+    """A tensor that Python attributes were set on, as FSDP does; they are no weights, and dropped.
+
+    Of another class than ``Tensor``, it is refused by that class's name before it comes here.
+    """
+    if function not in _REBUILD or kind is not _TENSOR or not isinstance(arguments, tuple):
+        raise RefusedContent('it holds a tensor that is to be rebuilt in an unknown way')
+    return function.call(budget, *arguments)
+
+
+#: The class itself, which stands in a file beside the tensors with attributes.
+_TENSOR = Known('torch.Tensor')
+_REBUILD = (
+    Known('torch._utils._rebuild_tensor', _tensor),
+    Known('torch._utils._rebuild_tensor_v2', _tensor),
+    Known('torch._utils._rebuild_tensor_v3', _tensor_v3),
+)
 _ALLOWED: 'dict[str, object]' = {
     **PLAIN_TYPES,
     **{
         known.name: known
         for known in (
-            Known('torch._utils._rebuild_tensor', _tensor),
-            Known('torch._utils._rebuild_tensor_v2', _tensor),
-            Known('torch._utils._rebuild_tensor_v3', _tensor_v3),
+            *_REBUILD,
+            _TENSOR,
+            Known('torch._tensor._rebuild_from_type_v2', _tensor_with_attributes),
             Known('torch._utils._rebuild_parameter', _parameter),
+            Known('torch._utils._rebuild_parameter_with_state', _parameter_with_attributes),
             *(_StorageType(f'torch.{name}', dtype) for name, dtype in _STORAGES.items()),
             *(_StorageType(f'torch.cuda.{name}', dtype) for name, dtype in _STORAGES.items()),
             _StorageType('torch.storage.UntypedStorage', torch.uint8),
