@@ -1,6 +1,8 @@
 """Hooks for tests of several processes; a config imports this module by ``custom_imports``."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -38,3 +40,15 @@ class DieAt(Hook):
         if runner.iter + 1 == self.iteration and get_rank() == 1:
             Path(runner.work_dir, 'died_at').write_text(str(time.time()))
             raise ZeroDivisionError('this process dies on purpose')
+
+
+@HOOKS.register_module()
+class SignalAt(Hook):
+    """SIGTERM to the last process, after an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration and get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -177,10 +177,8 @@ def checked_checkpoints(work_dir):
 def final_state(work_dir):
     """What training leads to, from its last checkpoint."""
     content = read_checkpoint(Path((work_dir / 'last_checkpoint').read_text()))
-    return {
-        key: content[key] for key in ('state_dict', 'ema_state_dict', 'optimizer',
-                                      'param_schedulers')
-    }  # fmt: skip
+    keys = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+    return {key: content[key] for key in keys if key in content}
 
 
 def same(a, b, where=''):

@@ -16,6 +16,7 @@ from .own_data import use_own_data
 from .palette import class_palette
 from .resume import resume_training
 from .robust import make_robust, skip_bad_images
+from .sharded import ShardedStrategy, shard_layers
 from .stop_on_signal import StopOnSignal
 from .toolbox import require_toolbox
 from .train_loops import ResumableEpochLoop, ResumableIterLoop
@@ -29,6 +30,7 @@ __all__ = [
     'DeployModel',
     'ResumableEpochLoop',
     'ResumableIterLoop',
+    'ShardedStrategy',
     'SkipBadImages',
     'StopOnNonFiniteLoss',
     'StopOnSignal',
@@ -44,6 +46,7 @@ __all__ = [
     'register_config_names',
     'require_toolbox',
     'resume_training',
+    'shard_layers',
     'skip_bad_images',
     'tools_dir',
     'use_own_data',

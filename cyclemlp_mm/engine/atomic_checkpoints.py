@@ -3,6 +3,7 @@
 from collections import deque
 from pathlib import Path
 
+from mmengine._strategy import FSDPStrategy, SingleDeviceStrategy
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -10,7 +11,7 @@ from mmengine.runner import Runner
 
 from cyclemlp_mm.errors import UserError
 
-from .atomic_files import remove_partial_files, write_atomically
+from .atomic_files import remove_partial_files, write_atomically, written_beside
 
 _INTERRUPTED = 'interrupted_ckpt'
 #: Key of the message hub: how many figures the last evaluation gave.
@@ -36,10 +37,13 @@ class AtomicCheckpointHook(CheckpointHook):
             kwargs['backend_args'] = dict(backend='atomic')
         super().__init__(**kwargs)
         self.is_local = self.backend_args == dict(backend='atomic')
+        self._steps: dict[str, int] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Also remove what a killed run left half written."""
         super().before_train(runner)
+        if self.is_local:
+            make_strategy_atomic(runner)
         if self.is_local and is_main_process():
             left = remove_partial_files(self.out_dir)
             if left:
@@ -166,18 +170,26 @@ class AtomicCheckpointHook(CheckpointHook):
         else:
             self.best_ckpt_path = path
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The step that :meth:`save_here` was told; FlexibleRunner takes the epoch for complete."""
+        checkpoint['meta'].update(self._steps)
+
     def _write(self, runner: Runner, name: str, meta: dict) -> None:
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        self._steps = {key: meta[key] for key in ('epoch', 'iter') if key in meta}
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        finally:
+            self._steps = {}
 
     def _point_to(self, runner: Runner, path: str) -> None:
         self.last_good = path
@@ -217,6 +229,32 @@ class AtomicCheckpointHook(CheckpointHook):
         if done >= runner.max_iters:
             raise UserError(message)
         runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
+
+
+def make_strategy_atomic(runner: Runner) -> None:
+    """Have a runner's strategy, if it has one, write its files beside and then rename them.
+
+    FlexibleRunner's strategies open a checkpoint by its name, whatever ``backend_args`` say. Left
+    alone are those that write folders.
+
+    Args:
+        runner (Runner): Any; its strategy is changed.
+    """
+    strategy = getattr(runner, 'strategy', None)
+    if not isinstance(strategy, SingleDeviceStrategy) or (
+        isinstance(strategy, FSDPStrategy) and not strategy._is_full_state_dict()
+    ):
+        return
+    save = strategy.save_checkpoint
+
+    def save_atomically(filename: str, **kwargs) -> None:
+        if not is_main_process():  # takes part, and writes nothing
+            save(filename, **kwargs)
+            return
+        with written_beside(filename) as partial:
+            save(str(partial), **kwargs)
+
+    strategy.save_checkpoint = save_atomically
 
 
 class _KeepingOld:

@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, whatever ends the process while they are written."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -23,20 +24,36 @@ def write_atomically(content: bytes, path: 'str | Path') -> None:
     Raises:
         OSError: No space, no permission, …; ``path`` is as it was, and nothing is left beside it.
     """
+    with written_beside(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def written_beside(path: 'str | Path') -> 'Iterator[Path]':
+    """As :func:`write_atomically`, where something else writes.
+
+    Args:
+        path (str | Path): Where the file is to go; the folder is made if needed.
+
+    Yields:
+        Path: The file to write in the block, which gets its name when the block is done.
+
+    Raises:
+        OSError: As :func:`write_atomically`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name}')
     try:
-        with partial.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _sync(partial, os.O_RDWR)
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):
             partial.unlink()
         raise
-    _sync_folder(path.parent)
+    with suppress(OSError):  # not every file system can do that
+        _sync(path.parent, os.O_RDONLY)
 
 
 def remove_partial_files(folder: 'str | Path') -> 'list[str]':
@@ -64,14 +81,13 @@ def _is_being_written(path: Path) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    """The new name to the disk as well; not every file system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: Path, mode: int) -> None:
+    """What was written of a file, or the names of a folder, to the disk."""
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class AtomicLocalBackend(LocalBackend):

@@ -12,6 +12,8 @@ from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.weights.loading import is_counter
 from cyclemlp_mm.weights.unwrap import find_state_dict, first_parts
 
+from .sharded import is_sharded, whole_state_dict
+
 _OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias|running_mean|running_var)')
 
 
@@ -44,7 +46,7 @@ class CheckLoadedWeights(Hook):
                 training checkpoint and was to be resumed.
         """
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
-        own = _unwrapped(runner.model).state_dict()
+        own = _state_dict(runner.model)
         in_file = _add_prefix(find_state_dict(checkpoint, source), own)
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
@@ -140,10 +142,13 @@ def compare(
     return '\n'.join(lines)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _state_dict(model: nn.Module) -> 'dict[str, Tensor]':
+    """The state dict of a model, whole, without the names of what is wrapped around it."""
+    if is_sharded(model):
+        return whole_state_dict(model)
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    return model
+    return model.state_dict()
 
 
 def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict[str, Tensor]':

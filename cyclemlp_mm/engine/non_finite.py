@@ -1,5 +1,6 @@
 """A loss or gradient that is not finite: left out, and after a few in a row the training stops."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.runner import Runner
 from cyclemlp_mm.errors import UserError
 
 from .atomic_checkpoints import AtomicCheckpointHook
+from .sharded import any_process, is_sharded
 
 
 class NonFiniteLossError(UserError):
@@ -42,8 +44,10 @@ class StopOnNonFiniteLoss(Hook):
         """Watch the optimiser's steps."""
         optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', None)
         wrappers = optimizers.values() if optimizers else [runner.optim_wrapper]
+        # Else gradients are the same in all processes.
+        drop = partial(_drop_non_finite, in_parts=is_sharded(runner.model))
         for wrapper in wrappers:
-            wrapper.optimizer.register_step_pre_hook(_drop_non_finite)
+            wrapper.optimizer.register_step_pre_hook(drop)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
@@ -90,13 +94,17 @@ def _last_saved(runner: Runner) -> 'str | None':
     return getattr(hooks[0], 'last_good', None) if hooks else None
 
 
-def _drop_non_finite(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+def _drop_non_finite(
+    optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict, in_parts: bool
+) -> None:
     grads = [p.grad for group in optimizer.param_groups for p in group['params']
              if p.grad is not None and not p.grad.is_sparse]  # fmt: skip
-    if not grads:
-        return
     # Not by a norm: PyTorch 2.1's largest number takes no notice of NaN, and float16 sums overflow.
-    if not torch.stack([torch.isfinite(grad).all() for grad in grads]).all():
+    finite = [torch.isfinite(grad).all() for grad in grads]
+    bad = ~torch.stack(finite).all() if finite else torch.tensor(False)
+    if in_parts:
+        bad = any_process(bad)
+    if bad:
         for group in optimizer.param_groups:
             for parameter in group['params']:
                 parameter.grad = None  # optimisers leave such a parameter alone

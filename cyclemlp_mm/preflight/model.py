@@ -18,10 +18,11 @@ from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .findings import Report
+from .findings import Report, some
 
 _MIB = 1024 * 1024
-_SHARDING = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
+_FSDP = ('ShardedStrategy', 'FSDPStrategy')
+_NEED_GPUS = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
@@ -77,14 +78,39 @@ def check_batch(report: Report, cfg: Config) -> None:
 
 
 def check_strategy(report: Report, cfg: Config) -> None:
-    """A model is dealt out over GPUs only."""
+    """What a strategy that deals a model out needs, and what it cannot do."""
     kind = (cfg.get('strategy') or {}).get('type')
-    if kind in _SHARDING and get_device() == 'cpu':
+    if kind in _NEED_GPUS and get_device() == 'cpu':
         report.error(
             'strategy', f'{kind} deals a model out over GPUs, and PyTorch sees none',
             'Train where there are GPUs (tools/doctor.py says what is missing), or leave the '
             'strategy out of _base_',
         )  # fmt: skip
+    elif kind in _FSDP and cfg.get('launcher', 'none') == 'none':
+        report.error(
+            'strategy', f'{kind} deals a model out over processes, and this is one alone',
+            'Start them with tools/dist_train.sh CONFIG NUM_PROCESSES',
+        )  # fmt: skip
+    averaging = [h['type'] for h in cfg.get('custom_hooks') or [] if h.get('type') == 'EMAHook']
+    if kind in _FSDP and averaging:
+        report.error('custom_hooks', f'EMAHook copies the model, which {kind} deals out in parts',
+                     'Leave it, or the strategy, out')  # fmt: skip
+
+
+def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether what FSDP shall deal out one by one is in the model."""
+    wrapper = (cfg.get('strategy') or {}).get('model_wrapper') or {}
+    policy = wrapper.get('auto_wrap_policy')
+    if not isinstance(policy, dict) or policy.get('type') != 'shard_layers':
+        return
+    layers = list(policy.get('layers') or ())
+    kinds = {type(module).__name__ for module in model.modules()}
+    if not kinds.intersection(layers):
+        report.warning(
+            'strategy.model_wrapper.auto_wrap_policy.layers',
+            f'the model has no layer of a class {some(layers)}: all of it is put together for '
+            'each step, which saves no memory then. Name the class of your backbone\'s blocks',
+        )
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:

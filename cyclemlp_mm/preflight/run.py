@@ -20,6 +20,7 @@ from .labels import check_labels
 from .model import (
     build_model,
     check_batch,
+    check_layers,
     check_num_classes,
     check_strategy,
     check_weights,
@@ -63,6 +64,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     check_strategy(report, cfg)
     model = build_model(report, cfg)
     if model is not None:
+        check_layers(report, cfg, model)
         check_work_dir(report, cfg, model)
         if weights:
             check_weights(report, cfg, model)

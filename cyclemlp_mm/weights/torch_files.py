@@ -245,7 +245,8 @@ def _tensor_with_attributes(
 
     Of another class than ``Tensor``, it is refused by that class's name before it comes here.
     """
-    if function not in _REBUILD or kind is not _TENSOR or not isinstance(arguments, tuple):
+    is_known = any(function is known for known in _REBUILD)
+    if not is_known or kind is not _TENSOR or not isinstance(arguments, tuple):
         raise RefusedContent('it holds a tensor that is to be rebuilt in an unknown way')
     return function.call(budget, *arguments)
 

@@ -145,6 +145,7 @@ def nothing(folder):
 
 
 DEMO = ROOT / 'configs' / f'{DET}.py'
+SHARDED = ROOT / 'configs/_base_/strategies/fsdp.py'
 COCO, ADE, FOLDERS = ['--data', 'coco'], ['--data', 'ade'], ['--data', 'folders']
 
 
@@ -354,8 +355,14 @@ train_dataloader = dict(dataset=dict(
                   'train_dataloader.dataset.metainfo.classes=("a","b","c","d")'],
         r'val_evaluator\.topk: is .1, 5., but the data set has 4 classes'),
     'sharding without a GPU': (
-        text('c.py', f"_base_ = ['{DEMO}', '{DEMO.parent}/_base_/strategies/fsdp.py']"),
+        text('c.py', f"_base_ = ['{DEMO}', '{SHARDED}']\nstrategy = dict(type='FSDPStrategy')"),
         ['c.py', *COCO], r'strategy: FSDPStrategy .* PyTorch sees none'),
+    'sharding in one process': (
+        text('c.py', f"_base_ = ['{DEMO}', '{SHARDED}']"), ['c.py', *COCO],
+        r'strategy: ShardedStrategy deals .* this is one alone.*tools/dist_train\.sh'),
+    'averaged weights of a sharded model': (
+        text('c.py', f"_base_ = ['{DEMO}', '{SHARDED}']\ncustom_hooks = [dict(type='EMAHook')]"),
+        ['c.py', *COCO], 'custom_hooks: EMAHook copies the model'),
     # Arguments.
     'an option without a value': (
         nothing, [DET, *COCO, '--cfg-options', 'resume'], 'are not all KEY=VALUE'),

@@ -1,6 +1,7 @@
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -308,3 +309,44 @@ def test_other_initialisations_still_work():
     model = CycleMLP(TINY, init_cfg=dict(type='Constant', layer='Linear', val=0.5))
     model.init_weights()
     assert torch.all(model.stages[0][0].mlp.fc1.weight == 0.5)
+
+
+def test_tensors_with_attributes(tmp_path):
+    """FSDP sets attributes on the tensors of a state dict; they are no weights."""
+    tensor, parameter = torch.randn(3, 2), torch.nn.Parameter(torch.randn(4))
+    tensor._has_been_cloned = True
+    parameter.note = {'any': [1, 2]}
+    torch.save({'state_dict': {'a': tensor, 'b': parameter}}, tmp_path / 'a.pth')
+    read = read_checkpoint(tmp_path / 'a.pth')['state_dict']
+    assert torch.equal(read['a'], tensor) and torch.equal(read['b'], parameter)
+    assert type(read['a']) is torch.Tensor and type(read['b']) is torch.nn.Parameter
+    assert not hasattr(read['a'], '_has_been_cloned') and not hasattr(read['b'], 'note')
+
+
+class Rebuilt:
+    """Pickled as a tensor with attributes whose parts are lies."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return torch._tensor._rebuild_from_type_v2, self.arguments
+
+
+@pytest.mark.parametrize('arguments', [
+    (np.ones(3), torch.Tensor, (), {}),
+    (torch._tensor._rebuild_from_type_v2, torch.Tensor, (), {}),
+    (OrderedDict, torch.Tensor, (), {}),
+    (torch._utils._rebuild_tensor_v2, torch.Tensor, [1], {}),
+    (torch._utils._rebuild_tensor_v2, torch.Tensor, (), {}),
+    (torch._utils._rebuild_tensor_v2, OrderedDict, (1, 0, (1,), (1,)), {}),
+    (torch._utils._rebuild_tensor_v2, torch.Tensor, (1, 0, (1,), (1,)), {}),
+    (torch._utils._rebuild_tensor_v2, torch.Tensor),
+    (print, torch.Tensor, ('run',), {}),
+    (torch._utils._rebuild_tensor_v2, torch.nn.Linear, (1, 0, (1,), (1,)), {}),
+])  # fmt: skip
+def test_lies_about_tensors_with_attributes(arguments, tmp_path, capsys):
+    torch.save({'a': Rebuilt(*arguments)}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert 'run' not in capsys.readouterr().out

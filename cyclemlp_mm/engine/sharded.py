@@ -1,0 +1,114 @@
+"""Models that FSDP deals out over several processes: in which parts, and whole again."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.dist import all_reduce, get_comm_device
+from mmengine.optim import BaseOptimWrapper
+from mmengine.registry import FUNCTIONS, STRATEGIES
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+
+
+@STRATEGIES.register_module()
+class ShardedStrategy(FSDPStrategy):
+    """mmengine's ``FSDPStrategy``, which also resumes, clips gradients, and runs without GPUs.
+
+    Checkpoints hold the whole state, in one file. ``clip_grad`` of the config means the norm over
+    all parameters, not over those of a process. Without a GPU, the processes talk by gloo, which is
+    of use to try a config out.
+
+    Args:
+        **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`; ``state_dict_cfg`` is set here.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(state_dict_cfg='full', **kwargs)
+        if not torch.cuda.is_available():
+            # Without a GPU, to 'offload' frees the very tensors that are to be kept.
+            self.state_dict_config.offload_to_cpu = False
+            self.optim_state_dict_config.offload_to_cpu = False
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if not torch.cuda.is_available():
+            self.model_wrapper['device_id'] = torch.device('cpu')
+        return super()._wrap_model(model)
+
+    def build_optim_wrapper(
+        self, optim_wrapper: object, model: 'nn.Module | None' = None
+    ) -> BaseOptimWrapper:
+        """As mmengine's; a norm that gradients are clipped by is that of the whole model."""
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        if getattr(built, 'clip_func', None) is torch.nn.utils.clip_grad_norm_:
+            built.clip_func = partial(_clip_whole_norm, self.model)
+        return built
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Take over the optimiser's state, whole, of a checkpoint."""
+        # By name: PyTorch 2.1 changed the order, in which mmengine still gives them.
+        state = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict(state)
+
+
+def _clip_whole_norm(
+    model: FullyShardedDataParallel, parameters: object, max_norm: float, norm_type: float = 2.0
+) -> Tensor:
+    """In the place of ``torch.nn.utils.clip_grad_norm_``, for all parameters of the model."""
+    return model.clip_grad_norm_(max_norm, norm_type)
+
+
+@FUNCTIONS.register_module()
+def shard_layers(
+    module: nn.Module, recurse: bool, nonwrapped_numel: int, layers: 'Sequence[str]' = ()
+) -> bool:
+    """``auto_wrap_policy`` of FSDP: a unit for each layer of some classes, and one for the rest.
+
+    Going by size, as PyTorch's ``size_based_auto_wrap_policy`` does, heads become units as well.
+    But the toolboxes call ``head.loss(…)`` and ``head.predict(…)``, not the ``forward`` in which
+    FSDP puts a unit's parameters together, and would find them in pieces. The rest, with necks and
+    heads, is put together for the whole of a step.
+
+    Args:
+        module (nn.Module): A part of the model that FSDP asks about.
+        recurse (bool): Whether it asks if it shall look at the parts of ``module``.
+        nonwrapped_numel (int): Parameters of ``module`` in no unit yet; no matter here.
+        layers (Sequence[str]): Names of the classes.
+
+    Returns:
+        bool: The answer.
+    """
+    return recurse or type(module).__name__ in layers
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds a part of the model's parameters only."""
+    return isinstance(model, FullyShardedDataParallel)
+
+
+def whole_state_dict(model: nn.Module) -> 'dict[str, Tensor]':
+    """The state dict of a sharded model, whole and on the CPU, in every process.
+
+    Args:
+        model (nn.Module): Of :func:`is_sharded`. All processes have to call this together.
+    """
+    config = FullStateDictConfig(rank0_only=False, offload_to_cpu=torch.cuda.is_available())
+    with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, config):
+        return model.state_dict()
+
+
+def any_process(flag: Tensor) -> Tensor:
+    """Whether a flag is set in at least one process; all have to call this together.
+
+    Args:
+        flag (Tensor): (), bool.
+
+    Returns:
+        Tensor: (), bool, on the same device.
+    """
+    number = flag.to(get_comm_device(), torch.float32)
+    all_reduce(number, 'max')
+    return number.to(flag.device) > 0

@@ -1,0 +1,128 @@
+"""FSDP, by two processes without a GPU: the same numbers as whole models, resumed and tested."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from old_torch import new_torch_only
+from paths import ROOT
+from prove_resume import final_state, same
+from test_distributed import ENV, IMPORTS, TESTS, run
+
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.engine import configs_dir
+from cyclemlp_mm.weights import read_checkpoint
+
+# PyTorch 2.1's gloo lacks what FSDP asks of it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), new_torch_only]
+SHARDED = f"'{configs_dir()}/_base_/strategies/fsdp.py'"
+HEAD = IMPORTS + "custom_hooks = [dict(type='KeepMeanLoss')]\nrandomness = dict(seed=0)\n"
+ARCH = """dict(
+        _delete_=True, depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), mlp_ratios=(2, 2, 2, 2),
+        reweight=True, downsample='conv')"""
+DETECTOR = f"""
+model = dict(
+    backbone=dict(arch={ARCH}, drop_path_rate=0.2),
+    neck=dict(in_channels=[16, 24, 32], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1))
+train_dataloader = dict(batch_size=2, num_workers=1)
+val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=3, val_interval=2)
+optim_wrapper = dict(clip_grad=dict(max_norm=0.5))
+"""
+SEGMENTOR = f"""
+model = dict(
+    backbone=dict(arch={ARCH}),
+    neck=dict(in_channels=[8, 16, 24, 32], out_channels=16),
+    decode_head=dict(in_channels=[16, 16, 16, 16], channels=16, norm_cfg=dict(type='BN')),
+    data_preprocessor=dict(size=(64, 64)))
+train_dataloader = dict(batch_size=2, num_workers=1)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=8, val_interval=8)
+default_hooks = dict(checkpoint=dict(interval=8))
+"""
+
+
+def write_config(folder, name, base, settings, sharded):
+    bases = f"['{configs_dir()}/{base}.py'{', ' + SHARDED if sharded else ''}]"
+    (folder / f'{name}.py').write_text(f'_base_ = {bases}\n{settings}{HEAD}')
+
+
+def train(folder, name, *arguments, check=True, data='shapes'):
+    return run([ROOT / 'tools' / 'dist_train.sh', f'{name}.py', 2, '--data', data, '--work-dir',
+                name, *arguments], folder, check=check)  # fmt: skip
+
+
+def losses(work_dir):
+    return json.loads((work_dir / 'losses.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder with a detector trained sharded, in the work dir 'parts'."""
+    folder = tmp_path_factory.mktemp('sharded')
+    write_coco(folder / 'shapes', 24, 5, (64, 64))
+    write_config(folder, 'parts', 'retinanet_cyclemlp_demo', DETECTOR, sharded=True)
+    printed = train(folder, 'parts').stdout
+    assert 'ShardedStrategy' in printed
+    return folder
+
+
+def test_backbones_give_the_levels_and_gradients_of_whole_ones():
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         TESTS / 'sharded_backbones.py'],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, env=ENV,
+    )  # fmt: skip
+    found = re.findall(r'^(\w+) .*units \d+, held 0\.\d+, levels \S+, gradients', done.stdout, re.M)
+    assert {'CycleMLP', 'MPViT'} <= set(found) and len(found) >= 8, done.stdout[-3000:]
+
+
+def test_a_detectors_losses_are_those_of_a_whole_model(trained):
+    """With gradients clipped in every iteration, by the norm over all parameters."""
+    write_config(trained, 'whole', 'retinanet_cyclemlp_demo', DETECTOR, sharded=False)
+    train(trained, 'whole')
+    parts, whole = losses(trained / 'parts'), losses(trained / 'whole')
+    worst = max(abs(a - b) for a, b in zip(parts, whole, strict=True))
+    print(f'largest difference of the loss over {len(parts)} iterations: {worst:.2g}')
+    assert len(parts) == 18 and worst < 1e-5
+    keys = [read_checkpoint(trained / name / 'epoch_3.pth')['state_dict'].keys()
+            for name in ('parts', 'whole')]  # fmt: skip
+    assert keys[0] == keys[1]
+
+
+def test_it_is_resumed_to_the_bit(trained):
+    write_config(trained, 'again', 'retinanet_cyclemlp_demo', DETECTOR, sharded=True)
+    # A signal in the middle of the second epoch, to one process.
+    with (trained / 'again.py').open('a') as config:
+        config.write("custom_hooks.append(dict(type='SignalAt', iteration=8))\n")
+    stopped = train(trained, 'again', check=False)
+    assert re.search('stopped by .* after iteration 8: saved', stopped.stdout), stopped.stdout
+    [path] = (trained / 'again').glob('*iter_8.pth')
+    assert read_checkpoint(path)['meta']['epoch'] == 1
+    printed = train(trained, 'again', '--resume').stdout
+    assert 'resumed epoch: 1, iter: 8' in printed
+    assert same(final_state(trained / 'parts'), final_state(trained / 'again')) > 200
+    assert not list((trained / 'again').glob('.partial*'))
+
+
+def test_its_checkpoint_is_tested_by_one_process(trained):
+    printed = run([sys.executable, ROOT / 'tools' / 'test.py', 'parts/parts.py',
+                   'parts/epoch_3.pth'], trained).stdout  # fmt: skip
+    assert re.search(r'loaded (\d+) of \1 tensors', printed)
+
+
+def test_a_segmentors_losses_are_those_of_a_whole_model(tmp_path):
+    write_ade20k(tmp_path / 'rooms', 8, 3, (64, 64))
+    found = {}
+    for name in ('parts', 'whole'):
+        write_config(tmp_path, name, 'fpn_cyclemlp_b1_256x256_600i_small', SEGMENTOR,
+                     sharded=name == 'parts')  # fmt: skip
+        printed = train(tmp_path, name, data='rooms').stdout
+        found[name] = losses(tmp_path / name), re.findall(r'mIoU: ([\d.]+) ', printed)[-1]
+    worst = max(abs(a - b) for a, b in zip(*(loss for loss, _ in found.values()), strict=True))
+    assert worst < 1e-4 and found['parts'][1] == found['whole'][1]
