@@ -10,7 +10,7 @@ TEST_FLAGS ?=
 WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo web test lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume \
+.PHONY: help setup demo web test lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
 	soak test-legacy clean
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit 
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 10 --loop iter
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 5 --how TERM
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 3 --processes 2
+
+prove-scale: setup  ## time the check before training, and its memory, on annotations as large as COCO's
+	PYTHONPATH=. .venv/bin/python tests/prove_scale.py
 
 soak: setup  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import Report, run_preflight
 
@@ -40,7 +41,8 @@ def check(argv: 'Sequence[str] | None' = None) -> Report:
         UserError: There are errors.
     """
     args = parse_check_args(argv)
-    report = run_preflight(prepare_config(args), args.full)
+    with annotations_kept():
+        report = run_preflight(prepare_config(args), args.full)
     print(report)
     errors = report.of('error')
     if errors:

@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
@@ -86,6 +87,25 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     """
     args = parse_train_args(argv)
     accept_local_rank(args)
+    with annotations_kept():
+        cfg, start_from, said = _prepare_training(args)
+    with work_dir_lock(cfg.work_dir) if is_first_process() else nullcontext():
+        runner = _build_runner(cfg, start_from)
+        for line in said:
+            runner.logger.info(line)
+        try:
+            with progress_bar(runner):
+                runner.train()
+        except TrainingStopped:  # in all processes alike
+            finish_launch()
+            raise
+        if is_main_process():
+            print(run_summary(runner), flush=True)
+        finish_launch()
+
+
+def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, list[str]]':
+    """The config, ``load_from`` of a start at the beginning, and what the log shall say first."""
     cfg = prepare_config(args)
     if args.amp:
         _use_amp(cfg)
@@ -104,19 +124,7 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         report = run_preflight(cfg, weights=False)  # the training loads them itself
         report.raise_errors()
         said += [str(finding) for finding in report.findings]
-    with work_dir_lock(cfg.work_dir) if is_first_process() else nullcontext():
-        runner = _build_runner(cfg, start_from)
-        for line in said:
-            runner.logger.info(line)
-        try:
-            with progress_bar(runner):
-                runner.train()
-        except TrainingStopped:  # in all processes alike
-            finish_launch()
-            raise
-        if is_main_process():
-            print(run_summary(runner), flush=True)
-        finish_launch()
+    return cfg, start_from, said
 
 
 def _resumed_by_config(cfg: Config) -> str:

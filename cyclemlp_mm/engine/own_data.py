@@ -4,14 +4,15 @@ From a folder in COCO 2017's or ADE20K's layout, or of images sorted by class, f
 of every loader and evaluator, the class names and the ``num_classes`` of every head.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
+from cyclemlp_mm.datasets.coco_file import category_names
 from cyclemlp_mm.errors import MissingFileError, UserError
 
+from .config_data import data_sets, evaluators, needs_masks
 from .own_images import use_image_folders
 from .palette import class_palette
 
@@ -85,7 +86,7 @@ def _use_coco_layout(
 ) -> 'tuple[str, ...]':
     _need(root, [part for split in COCO_SPLITS.values() for part in split], 'COCO 2017')
     found = {
-        split: _read_categories(root / ann_file, needs_masks(cfg, split))
+        split: category_names(root / ann_file, needs_masks(cfg, split))
         for split, (ann_file, _) in COCO_SPLITS.items()
     }
     if list(found['train'].items()) != list(found['val'].items()):  # order counts
@@ -101,7 +102,7 @@ def _use_coco_layout(
             raise UserError(f'--classes {unknown} are not in {root}; it has {list(names)}')
         names = tuple(name for name in names if name in set(classes))  # the file's order
     metainfo = dict(classes=names, palette=class_palette(len(names)))
-    for split, dataset in _datasets(cfg):
+    for split, dataset in data_sets(cfg):
         ann_file, images = COCO_SPLITS[split]
         dataset.update(
             type='CocoDataset', data_root=str(root), ann_file=ann_file,
@@ -111,17 +112,6 @@ def _use_coco_layout(
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
     return names
-
-
-def needs_masks(cfg: Config, split: str) -> bool:
-    """Whether masks of a split ('train' or 'val') are read: learned, loaded, or compared with."""
-    if split == 'train' and 'mask_head' in str(cfg.get('model')):
-        return True
-    steps = [step for s, dataset in _datasets(cfg) if s == split for step in dataset.pipeline]
-    metrics = [str(evaluator.get('metric')) for evaluator in evaluators(cfg)]
-    return any(step.get('with_mask') for step in steps if isinstance(step, dict)) or (
-        split == 'val' and any('segm' in metric for metric in metrics)
-    )
 
 
 def _use_ade20k_layout(
@@ -136,7 +126,7 @@ def _use_ade20k_layout(
             'classes count from 1, leave --ignore-label out'
         )
     metainfo = dict(classes=names, palette=class_palette(len(names)))
-    for split, dataset in _datasets(cfg):
+    for split, dataset in data_sets(cfg):
         images, labels = ADE20K_SPLITS[split]
         dataset.update(
             # ADE20KDataset would map our class names to its own.
@@ -158,40 +148,6 @@ def _need(root: Path, parts: 'Sequence[str]', layout: str) -> None:
         raise MissingFileError(
             f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}'
         )
-
-
-def _read_categories(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
-    try:
-        content = json.loads(ann_file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UserError(f'{ann_file} is no JSON: {error}') from error
-    keys = ('images', 'annotations', 'categories')
-    lacking = [k for k in keys if not isinstance(content, dict) or k not in content]
-    if lacking:
-        raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')
-    for key in keys:
-        if not isinstance(content[key], list):
-            raise UserError(f'{ann_file}: its "{key}" is no list, but {str(content[key])[:40]}')
-    try:
-        categories = {category['id']: category['name'] for category in content['categories']}
-        are_named = all(isinstance(name, str) for name in categories.values())
-    except (KeyError, TypeError):
-        are_named = False
-    if not are_named:
-        raise UserError(f'{ann_file}: each of its categories needs an "id" and a "name" (a text)')
-    if not categories:
-        raise UserError(f'{ann_file} has no categories')
-    if len(set(categories.values())) != len(content['categories']):
-        raise UserError(
-            f'{ann_file}: category ids or names are double: {content["categories"]}'
-        )
-    masks = (ann.get('segmentation') for ann in content['annotations'] if isinstance(ann, dict))
-    if needs_masks and content['annotations'] and not any(masks):
-        raise UserError(
-            f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
-            'RetinaNet config'
-        )
-    return categories
 
 
 def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple[str, ...]':
@@ -246,31 +202,6 @@ def _with_label_check(
         for step in steps
         for part in ([step, check] if step['type'] == 'LoadAnnotations' else [step])
     ]
-
-
-def _datasets(cfg: Config) -> 'Iterator[tuple[str, ConfigDict]]':
-    """Every data set of a config with its split, wrappers (repeat, concat, …) opened."""
-
-    def open_wrappers(dataset: ConfigDict) -> 'Iterator[ConfigDict]':
-        inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-        if not inner:
-            yield dataset
-        for one in inner:
-            yield from open_wrappers(one)
-
-    for phase, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
-        loader = cfg.get(f'{phase}_dataloader')
-        if loader is not None:
-            for dataset in open_wrappers(loader.dataset):
-                yield split, dataset
-
-
-def evaluators(cfg: Config) -> 'Iterator[ConfigDict]':
-    """Every evaluator of a config, of validation and test."""
-    for phase in ('val', 'test'):
-        evaluator = cfg.get(f'{phase}_evaluator')
-        if evaluator is not None:
-            yield from evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
 
 
 def _set_num_classes(node: object, num_classes: int) -> None:

@@ -1,16 +1,15 @@
 """COCO annotation files: what mmdet drops silently, or fails on deep inside."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclemlp_mm.engine.own_data import _read_categories as read_categories
+from cyclemlp_mm.datasets.coco_file import category_names, read_coco
 from cyclemlp_mm.errors import UserError
 
 from .findings import Report, count, some
-from .json_files import read_json
+from .values import is_number
 
 # Ends of sentences that are told apart.
 _UNKNOWN = 'have an unknown category id; mmdet drops them'
@@ -40,8 +39,8 @@ def check_coco(
         list[tuple[str, dict]]: Image files that are there, each with its ``height`` and ``width``.
     """
     try:
-        categories = read_categories(ann_file, needs_masks)
-        content = read_json(ann_file)
+        categories = category_names(ann_file, needs_masks)
+        content = read_coco(ann_file)
     except (UserError, OSError) as error:
         report.error(ann_file, _without(str(error), ann_file), 'Write a COCO annotation file')
         return []
@@ -159,7 +158,7 @@ def _trouble(ann: object, categories: dict, sizes: dict) -> 'str | None':
     if not isinstance(ann, dict):
         return 'are malformed (no object)'
     box = ann.get('bbox')
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return 'are malformed: "bbox" is not four finite numbers [x, y, width, height]'
     missing = [key for key in ('id', 'image_id', 'category_id', 'area') if key not in ann]
     if missing:
@@ -167,7 +166,7 @@ def _trouble(ann: object, categories: dict, sizes: dict) -> 'str | None':
     strange = [key for key in ('id', 'image_id', 'category_id') if not _is_id(ann[key])]
     if strange:
         return f'are malformed: {", ".join(strange)} is no number'
-    if not _is_number(ann['area']):
+    if not is_number(ann['area']):
         return 'are malformed: "area" is no finite number'
     if ann.get('iscrowd') not in (None, 0, 1):
         return 'are malformed: "iscrowd" is neither 0 nor 1'
@@ -212,7 +211,7 @@ def _mask_trouble(mask: object, size: 'tuple[int, int]', is_evaluated: bool) -> 
         return _rle_trouble(mask, size)
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
         return 'have a "segmentation" that is no list of polygons (lists of numbers) and no RLE'
-    if not all(_is_number(value) for polygon in mask for value in polygon):
+    if not all(is_number(value) for polygon in mask for value in polygon):
         return 'have polygons of something else than finite numbers'
     if is_evaluated and len(mask[0]) <= 4:
         return 'begin with a polygon of less than three points, which pycocotools cannot read'
@@ -274,20 +273,16 @@ def _files(report: Report, folder: Path, images: 'list[dict]') -> 'list[tuple[st
 
 
 def _has_size(image: dict) -> bool:
-    return all(_is_number(image.get(side)) and image[side] > 0 for side in ('width', 'height'))
+    return all(is_number(image.get(side)) and image[side] > 0 for side in ('width', 'height'))
 
 
 def _is_id(value: object) -> bool:
     """What counts as an id: ones that are texts work as well."""
-    return isinstance(value, str) or _is_number(value)
+    return isinstance(value, str) or is_number(value)
 
 
 def _name(ann: object, number: int) -> object:
     return ann.get('id', f'number {number}') if isinstance(ann, dict) else number
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _without(message: str, path: Path) -> str:

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.engine.check_weights import compare
-from cyclemlp_mm.engine.own_data import evaluators
+from cyclemlp_mm.engine.config_data import evaluators
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict

@@ -7,10 +7,10 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
+from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.datasets.load_image import resize_scales
 from cyclemlp_mm.engine import require_toolbox
-from cyclemlp_mm.engine.own_data import _datasets as config_datasets
-from cyclemlp_mm.engine.own_data import evaluators, needs_masks
+from cyclemlp_mm.engine.config_data import data_sets, evaluators, needs_masks
 
 from .coco import check_coco
 from .findings import Report, count
@@ -31,6 +31,7 @@ from .settings import check_settings
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
+@annotations_kept()
 def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Report:
     """Check data, config and machine.
 
@@ -49,7 +50,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         return report
     limit = cfg.get('max_bad_fraction', 0.05)
     looked_at = []
-    for split, dataset in config_datasets(cfg):
+    for split, dataset in data_sets(cfg):
         keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
         place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same

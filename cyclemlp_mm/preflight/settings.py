@@ -24,8 +24,8 @@ from torch import nn
 
 from cyclemlp_mm.engine.config_sections import parts
 
-from .coco import _is_number as is_number
 from .findings import Report
+from .values import is_number
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: mmengine wants all of a row, or none.
