@@ -16,8 +16,9 @@ from .atomic_checkpoints import AtomicCheckpointHook
 #: sysexits.h, 'try again later'. For a cluster: put the job into the queue again.
 EXIT_STOPPED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Key of the message hub, and so of checkpoints: whether a validation was broken off.
-_VALIDATION_DUE = 'validation_due'
+#: Key of the message hub, and so of checkpoints: whether a validation was broken off. One that
+#: began with 'val' would stand among the figures of every validation in the log.
+_VALIDATION_DUE = 'due_validation'
 
 
 class TrainingStopped(SystemExit):

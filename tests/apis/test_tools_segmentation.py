@@ -27,6 +27,9 @@ def test_trains_evaluates_and_tests(data, tmp_path):
     assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', printed)
     assert 'star' in printed  # the class-wise table
     training = re.search(r'mIoU: ([\d.]+)', printed)[1]
+    # Nothing but figures: mmengine shows all of a run's notes whose names begin with 'val'.
+    [figures] = re.findall(r'Iter\(val\) \[2/2\]\s+(aAcc.*)', printed)
+    assert set(re.findall(r'(\w+):', figures)) == {'aAcc', 'mIoU', 'mAcc', 'data_time', 'time'}
     _, printed = run_tool(
         'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth',
         '--show-dir', 'drawn', cwd=tmp_path,

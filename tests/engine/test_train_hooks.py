@@ -209,7 +209,7 @@ def test_a_validation_that_was_stopped_is_made_up_for(tmp_path, by_epoch, last, 
     info = [read_checkpoint(tmp_path / name / files(name)[-1])['message_hub']['runtime_info']
             for name in ('whole', 'parts')]  # fmt: skip
     assert [one['best_score'] for one in info] == [0.9, 0.9]
-    assert not info[1]['validation_due'] and not info[1].get('interrupted_ckpt')
+    assert not info[1]['due_validation'] and not info[1].get('interrupted_ckpt')
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
