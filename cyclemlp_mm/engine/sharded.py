@@ -24,7 +24,7 @@ class ShardedStrategy(FSDPStrategy):
         **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`; ``state_dict_cfg`` is set here.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(state_dict_cfg='full', **kwargs)
         if not torch.cuda.is_available():
             # Without a GPU, to 'offload' frees the very tensors that are to be kept.
@@ -46,12 +46,35 @@ class ShardedStrategy(FSDPStrategy):
         return built
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Take over the optimiser's state, whole, of a checkpoint."""
-        # By name: PyTorch 2.1 changed the order, in which mmengine still gives them.
+        """Take over the optimiser's state, whole, of a checkpoint; also of a model that was not
+        sharded."""
+        optimizer = self.optim_wrapper.optimizer
+        # By keyword: PyTorch 2.1 changed the order, in which mmengine still gives them.
         state = FullyShardedDataParallel.optim_state_dict_to_load(
-            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
-        )
+            model=self.model, optim=optimizer,
+            optim_state_dict=_by_name(state_dict, self.model, optimizer),
+        )  # fmt: skip
         self.optim_wrapper.load_state_dict(state)
+
+
+def _by_name(state_dict: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """An optimiser's state dict with names for parameters, as FSDP has it, not their numbers."""
+    if not all(isinstance(key, int) for key in state_dict['state']):
+        return state_dict
+    names = {
+        id(parameter): name.replace('_fsdp_wrapped_module.', '')
+        for name, parameter in model.named_parameters()
+    }
+    # Numbers count the parameters of all groups, one group after another.
+    ordered = [names[id(p)] for group in optimizer.param_groups for p in group['params']]
+    return dict(
+        state_dict,
+        state={ordered[number]: state for number, state in state_dict['state'].items()},
+        param_groups=[
+            dict(group, params=[ordered[number] for number in group['params']])
+            for group in state_dict['param_groups']
+        ],
+    )
 
 
 def _clip_whole_norm(

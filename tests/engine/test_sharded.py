@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from old_torch import new_torch_only
 from paths import ROOT
 from prove_resume import final_state, same
@@ -63,12 +64,12 @@ def losses(work_dir):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A folder with a detector trained sharded, in the work dir 'parts'."""
+    """A folder with a detector trained sharded and whole, in the work dirs 'parts' and 'whole'."""
     folder = tmp_path_factory.mktemp('sharded')
     write_coco(folder / 'shapes', 24, 5, (64, 64))
-    write_config(folder, 'parts', 'retinanet_cyclemlp_demo', DETECTOR, sharded=True)
-    printed = train(folder, 'parts').stdout
-    assert 'ShardedStrategy' in printed
+    for name in ('parts', 'whole'):
+        write_config(folder, name, 'retinanet_cyclemlp_demo', DETECTOR, sharded=name == 'parts')
+        assert ('ShardedStrategy' in train(folder, name).stdout) == (name == 'parts')
     return folder
 
 
@@ -84,8 +85,6 @@ def test_backbones_give_the_levels_and_gradients_of_whole_ones():
 
 def test_a_detectors_losses_are_those_of_a_whole_model(trained):
     """With gradients clipped in every iteration, by the norm over all parameters."""
-    write_config(trained, 'whole', 'retinanet_cyclemlp_demo', DETECTOR, sharded=False)
-    train(trained, 'whole')
     parts, whole = losses(trained / 'parts'), losses(trained / 'whole')
     worst = max(abs(a - b) for a, b in zip(parts, whole, strict=True))
     print(f'largest difference of the loss over {len(parts)} iterations: {worst:.2g}')
@@ -108,6 +107,18 @@ def test_it_is_resumed_to_the_bit(trained):
     assert 'resumed epoch: 1, iter: 8' in printed
     assert same(final_state(trained / 'parts'), final_state(trained / 'again')) > 200
     assert not list((trained / 'again').glob('.partial*'))
+
+
+@pytest.mark.parametrize(('source', 'goes_on'), [('parts', 'whole'), ('whole', 'parts')])
+def test_whole_and_sharded_trainings_go_on_from_each_other(source, goes_on, trained):
+    work_dir = f'{goes_on}_from_{source}'
+    train(trained, goes_on, '--work-dir', work_dir, '--resume', f'{source}/epoch_2.pth')
+    resumed, expected = losses(trained / work_dir), losses(trained / 'whole')[12:]
+    assert max(abs(a - b) for a, b in zip(resumed, expected, strict=True)) < 1e-5
+    one, other = (read_checkpoint(trained / folder / 'epoch_3.pth')['state_dict']
+                  for folder in (work_dir, 'whole'))  # fmt: skip
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
 
 
 def test_its_checkpoint_is_tested_by_one_process(trained):
