@@ -1,5 +1,6 @@
 """Signals, full disks, bad images and bad losses in the middle of a small training."""
 
+import errno
 import os
 import re
 import shlex
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ from toy_runs import TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
 
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import make_robust
+from cyclemlp_mm.engine.atomic_checkpoints import make_strategy_atomic
 from cyclemlp_mm.engine.atomic_files import PARTIAL
 from cyclemlp_mm.engine.non_finite import NonFiniteLossError
 from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED, TrainingStopped
@@ -487,3 +491,31 @@ def test_signals_to_the_whole_job(tmp_path, number):
     path = re.search(rf'stopped by {name} after iteration \d+: saved (\S+);', printed)[1]
     read_checkpoint(tmp_path / path)
     assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize('full', [False, True])
+def test_a_strategys_checkpoints_are_whole_or_absent(full, tmp_path):
+    """FlexibleRunner's strategies write a file by its name; a disk may fill in the middle."""
+    from mmengine._strategy import SingleDeviceStrategy
+
+    class Strategy(SingleDeviceStrategy):
+        def __init__(self):
+            pass
+
+        def save_checkpoint(self, filename, **kwargs):
+            Path(filename).write_bytes(b'half')
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
+            assert not (tmp_path / 'epoch_1.pth').exists()
+            Path(filename).write_bytes(b'whole')
+
+    runner = SimpleNamespace(strategy=Strategy())
+    make_strategy_atomic(runner)
+    if full:
+        with pytest.raises(OSError, match='No space'):
+            runner.strategy.save_checkpoint(filename=str(tmp_path / 'epoch_1.pth'))
+        assert not list(tmp_path.iterdir())
+    else:
+        runner.strategy.save_checkpoint(filename=str(tmp_path / 'epoch_1.pth'))
+        assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
+        assert (tmp_path / 'epoch_1.pth').read_bytes() == b'whole'
