@@ -47,7 +47,7 @@ prove-wheel: setup  ## install the wheel into an empty environment, from scratch
 prove-mpvit: setup  ## time MPViT and its memory against a plain transcription (minutes, quiet machine)
 	PYTHONPATH=. .venv/bin/python tests/prove_mpvit.py
 
-prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit (about 15 minutes)
+prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit (about 4 minutes)
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 30
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 10 --loop iter
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 5 --how TERM
