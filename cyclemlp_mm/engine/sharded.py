@@ -1,5 +1,6 @@
 """Models that FSDP deals out over several processes: in which parts, and whole again."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,6 +26,8 @@ class ShardedStrategy(FSDPStrategy):
     """
 
     def __init__(self, **kwargs: object) -> None:
+        # mmengine's calls, about which a user can do nothing.
+        warnings.filterwarnings('ignore', r'FSDP\.(set_)?state_dict_type\(\)', FutureWarning)
         super().__init__(state_dict_cfg='full', **kwargs)
         if not torch.cuda.is_available():
             # Without a GPU, to 'offload' frees the very tensors that are to be kept.
@@ -44,6 +47,18 @@ class ShardedStrategy(FSDPStrategy):
         if getattr(built, 'clip_func', None) is torch.nn.utils.clip_grad_norm_:
             built.clip_func = partial(_clip_whole_norm, self.model)
         return built
+
+    def load_model_state_dict(
+        self, state_dict: 'dict[str, Tensor]', *, strict: bool = False, **kwargs: object
+    ) -> None:
+        """Take over weights; unless ``strict``, those of another shape are left out, as ever."""
+        if not strict:
+            own = whole_state_dict(self.model)
+            state_dict = {
+                name: tensor for name, tensor in state_dict.items()
+                if name not in own or own[name].shape == tensor.shape
+            }  # fmt: skip
+        super().load_model_state_dict(state_dict, strict=strict, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Take over the optimiser's state, whole, of a checkpoint; also of a model that was not
