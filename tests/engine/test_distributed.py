@@ -134,7 +134,7 @@ def test_a_port_that_is_in_use(tmp_path):
 
 
 def test_the_sharded_config_is_one_that_mmengine_knows():
-    """Sharding itself needs GPUs: not run here."""
+    """Also where PyTorch is too old for test_sharded.py."""
     from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, RUNNERS, STRATEGIES
 
     cfg = load_config('upernet_cyclemlp_b5_512x512_160k_ade20k_fsdp')
