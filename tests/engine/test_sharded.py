@@ -124,15 +124,16 @@ def test_whole_and_sharded_trainings_go_on_from_each_other(source, goes_on, trai
 def test_it_starts_from_weights_for_other_classes(trained):
     names = ['circle', 'square']
     done = train(trained, 'parts', '--work-dir', 'fewer', '--classes', *names, '--cfg-options',
-                 'load_from=whole/epoch_3.pth', 'train_cfg.max_epochs=1')  # fmt: skip
+                 'load_from=whole/epoch_3.pth', 'train_cfg.max_epochs=1',
+                 'randomness.seed=1')  # fmt: skip
     assert re.search(r'bbox_head: (\d+) of (?!\1)\d+, the others are new', done.stdout)
     assert 'FutureWarning: FSDP' not in done.stdout
     saved = read_checkpoint(trained / 'fewer' / 'epoch_1.pth')['state_dict']
     assert saved['bbox_head.retina_cls.weight'].shape[0] % len(names) == 0
-    # A learning rate that is warmed up moves nothing far in six iterations.
+    # Six steps of a rate below 2e-4 move nothing far; another seed's first weights are far off.
     source = read_checkpoint(trained / 'whole' / 'epoch_3.pth')['state_dict']
     name = 'backbone.stem.proj.weight'
-    torch.testing.assert_close(saved[name], source[name], rtol=0.1, atol=0.01)
+    torch.testing.assert_close(saved[name], source[name], rtol=0, atol=1e-3)
 
 
 def test_its_checkpoint_is_tested_by_one_process(trained):
