@@ -36,7 +36,8 @@ class ShardedStrategy(FSDPStrategy):
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not torch.cuda.is_available():
-            self.model_wrapper['device_id'] = torch.device('cpu')
+            wrapper = self.model_wrapper or dict(type='MMFullyShardedDataParallel')
+            self.model_wrapper = dict(wrapper, device_id=torch.device('cpu'))
         return super()._wrap_model(model)
 
     def build_optim_wrapper(

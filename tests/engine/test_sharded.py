@@ -136,6 +136,15 @@ def test_it_starts_from_weights_for_other_classes(trained):
     torch.testing.assert_close(saved[name], source[name], rtol=0, atol=1e-3)
 
 
+def test_a_strategy_without_settings_deals_out_the_model_as_one_unit(trained):
+    write_config(trained, 'bare', 'retinanet_cyclemlp_demo', DETECTOR, sharded=True)
+    with (trained / 'bare.py').open('a') as config:
+        config.write("strategy = dict(_delete_=True, type='ShardedStrategy')\n")
+    train(trained, 'bare', '--cfg-options', 'train_cfg.max_epochs=1')
+    worst = max(abs(a - b) for a, b in zip(losses(trained / 'bare'), losses(trained / 'whole')))
+    assert worst < 1e-5
+
+
 def test_its_checkpoint_is_tested_by_one_process(trained):
     printed = run([sys.executable, ROOT / 'tools' / 'test.py', 'parts/parts.py',
                    'parts/epoch_3.pth'], trained).stdout  # fmt: skip
