@@ -78,7 +78,7 @@ def test_gpu_accepted(driver_sees, torch_sees, torch_cuda, nvcc, release):
     [
         (True, '13.0', None, None, 'no nvcc', 'CUDA toolkit 13'),
         (True, '13.0', 'nvcc', '12.4', r'CUDA 12\.4, but torch .* CUDA 13\.0', 'CUDA toolkit 13'),
-        (True, '13.0', 'nvcc', None, 'does not tell its version', 'CUDA toolkit 13'),
+        (True, '13.0', 'nvcc', None, 'does not print its version', 'CUDA toolkit 13'),
         (True, None, 'nvcc', '13.0', 'CPU-only build', 'index'),
         (False, '13.0', 'nvcc', '13.0', 'cannot use it', 'driver for CUDA 13'),
     ],
@@ -200,41 +200,77 @@ def test_import_check_names_every_broken_module(home, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    'states, outputs, built, commands',
+    'kept, states, commands',
     [
-        (['cpu'], [''], True, ['install']),
-        # An install that lost its ops is renewed from the kept wheel,
-        (['none', 'cpu'], ['', ''], True, ['install', 'reinstall']),
-        # and a kept wheel that does not fit is dropped and compiled anew.
-        (
-            ['none', 'none', 'cpu'],
-            ['', '', 'Building wheel for onedl-mmcv'],
-            True,
-            ['install', 'reinstall', 'drop', 'reinstall'],
-        ),
-        # What was just compiled and does not load is not compiled twice.
-        (['none'], ['Building wheel for onedl-mmcv'], False, ['install']),
+        (0, ['none', 'cpu'], ['compile', 'install']),
+        (1, ['none', 'cpu'], ['install']),
+        # A kept wheel whose ops do not load is compiled again,
+        (1, ['none', 'none', 'cpu'], ['install', 'compile', 'install']),
+        # and ops that load are not touched.
+        (1, ['cpu'], []),
     ],
 )
-def test_build_mmcv(home, monkeypatch, states, outputs, built, commands):
-    done = []
+def test_install_mmcv(home, monkeypatch, kept, states, commands):
+    folder, done = home / 'kept', []
+    folder.mkdir()
+    for _ in range(kept):
+        (folder / 'old.whl').touch()
 
-    class Steps:
-        def pip(self, *arguments, what, env):
-            done.append('reinstall' if '--force-reinstall' in arguments else 'install')
-            assert env['CUDA_VISIBLE_DEVICES'] == ''
-            return outputs.pop(0)
+    def compile_mmcv(steps, where, gpu):
+        assert where == folder and not gpu
+        (where / 'old.whl').unlink(missing_ok=True)
+        (where / 'new.whl').touch()
+        done.append('compile')
 
-    def ask(command, timeout=None):
-        if 'cache' in command:
-            assert command[-1] == 'onedl_mmcv-2.3.6-cp312'
-            done.append('drop')
-        return 0, '3 12'
+    def install_wheel(steps, wheel):
+        assert wheel.is_file()
+        done.append('install')
+        return states.pop(0)
 
-    monkeypatch.setattr(setup_env, 'ask', ask)
+    monkeypatch.setattr(setup_env, 'wheel_folder', lambda gpu: folder)
+    monkeypatch.setattr(setup_env, 'check_gpu', lambda: False)
     monkeypatch.setattr(setup_env, 'ops_state', lambda: states.pop(0))
-    assert setup_env.build_mmcv(Steps(), gpu=False, wanted=('cpu', 'cuda')) is built
-    assert done == commands
+    monkeypatch.setattr(setup_env, 'compile_mmcv', compile_mmcv)
+    monkeypatch.setattr(setup_env, 'install_wheel', install_wheel)
+    setup_env.install_mmcv(setup_env.Steps(total=1), cpu_ops=False)
+    assert done == commands and not states
+
+
+def test_a_wheel_without_ops_is_not_kept(home, monkeypatch):
+    folder = home / 'kept'
+
+    def compile_mmcv(steps, where, gpu):
+        where.mkdir()
+        (where / 'new.whl').touch()
+
+    monkeypatch.setattr(setup_env, 'wheel_folder', lambda gpu: folder)
+    monkeypatch.setattr(setup_env, 'check_gpu', lambda: False)
+    monkeypatch.setattr(setup_env, 'ops_state', lambda: 'none')
+    monkeypatch.setattr(setup_env, 'install_wheel', lambda steps, wheel: 'none')
+    monkeypatch.setattr(setup_env, 'compile_mmcv', compile_mmcv)
+    with pytest.raises(setup_env.SetupError, match='ops that load'):
+        setup_env.install_mmcv(setup_env.Steps(total=1), cpu_ops=False)
+    assert not folder.exists()
+
+
+def test_a_wheel_is_kept_by_all_that_it_depends_on(home, monkeypatch):
+    monkeypatch.setattr(setup_env, 'venv_version', lambda: ['3', '12'])
+    monkeypatch.setattr(setup_env, 'torch_state', lambda: ('2.11.0+cu130', '13.0', True))
+    assert setup_env.wheel_folder(gpu=True).name == 'mmcv2.3.6-cp312-torch2.11.0+cu130-cuda13.0'
+    assert setup_env.wheel_folder(gpu=False).name == 'mmcv2.3.6-cp312-torch2.11.0+cu130-cpu'
+
+
+def test_merge_sources(tmp_path):
+    """Each file is compiled once, as it was, and those of the CPU stay apart."""
+    folder = tmp_path / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    (folder / 'cpu').mkdir(parents=True)
+    for name in ('nms.cpp', 'roi_align.cpp', 'cpu/nms.cpp'):
+        (folder / name).write_text(f'// {name}')
+    setup_env.merge_sources(tmp_path)
+    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.cpp'))
+    assert found == ['all_ops.cpp', 'cpu/nms.cpp']
+    included = re.findall(r'#include "(.*)"', (folder / 'all_ops.cpp').read_text())
+    assert [(folder / path).read_text() for path in included] == ['// nms.cpp', '// roi_align.cpp']
 
 
 def test_pin(home):

@@ -6,8 +6,8 @@ Run by the system's Python, so it uses the standard library only::
     python3 tools/setup_env.py [--cpu-ops]
 
 Versions come from ``constraints.txt``, dependencies from ``setup.py``. The full output of every
-step is kept in ``.venv/setup.log``. Exit code 0: the environment is ready; 1: a step broke, and the
-last lines say which, why, and what to do.
+step is kept in ``.venv/setup.log``. Exit code 0: the environment is ready; 1: a step failed, and
+the last lines say which, why, and what to do.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +31,8 @@ LOG = VENV / 'setup.log'
 STAMP = VENV / 'setup.stamp'
 # Remembers that CPU-only ops were asked for on a machine with a GPU.
 CPU_OPS = VENV / 'cpu-ops'
+# Compiled wheels of mmcv, by what they depend on: a second checkout does not compile again.
+WHEELS = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cyclemlp_mm' / 'wheels'
 
 # The Python versions for which every pin has wheels (mmcv and the toolboxes are source packages).
 OLDEST, NEWEST = (3, 10), (3, 13)
@@ -80,7 +84,7 @@ HINTS = (
 
 
 class SetupError(Exception):
-    """A step that broke: what, and what to do about it."""
+    """A step that failed: what, and what to do about it."""
 
     def __init__(self, what, fix=''):
         super().__init__(what)
@@ -91,12 +95,7 @@ class SetupError(Exception):
 
 
 def python_problem(version, has_venv=True):
-    """Says why this Python cannot make the environment, or None.
-
-    Args:
-        version (tuple[int]): Major and minor version.
-        has_venv (bool): Whether the venv and ensurepip modules are there. Defaults to True.
-    """
+    """Why this Python (major, minor) cannot make the environment, as a SetupError, or None."""
     name = '.'.join(map(str, version[:2]))
     if not OLDEST <= version[:2] <= NEWEST:
         span = f'{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}'
@@ -113,7 +112,7 @@ def python_problem(version, has_venv=True):
 
 
 def compile_problem(compiler, headers):
-    """Says what is missing to compile mmcv's ops, or None.
+    """What is missing to compile mmcv's ops, as a SetupError, or None.
 
     Args:
         compiler (str | None): The C++ compiler's path.
@@ -133,11 +132,11 @@ def compile_problem(compiler, headers):
 
 
 def gpu_problem(driver_sees, torch_sees, torch_cuda, nvcc, nvcc_release):
-    """Says why ops for this machine's GPU cannot be compiled, or None (also without a GPU).
+    """Why ops for this machine's GPU cannot be compiled, or None (also without a GPU).
 
     Args:
         driver_sees (bool): Whether nvidia-smi lists a GPU.
-        torch_sees (bool): What ``torch.cuda.is_available()`` says; mmcv's build goes by it.
+        torch_sees (bool): ``torch.cuda.is_available()``, which mmcv's build goes by.
         torch_cuda (str | None): ``torch.version.cuda``.
         nvcc (str | None): nvcc's path.
         nvcc_release (str | None): Its version, such as '13.0'.
@@ -158,7 +157,7 @@ def gpu_problem(driver_sees, torch_sees, torch_cuda, nvcc, nvcc_release):
     if not nvcc:
         return SetupError("there is a GPU, but no nvcc to compile mmcv's CUDA ops with", install)
     if nvcc_release is None:
-        return SetupError(f'{nvcc} does not tell its version (nvcc --version)', install)
+        return SetupError(f'{nvcc} --version does not print its version', install)
     if nvcc_release.split('.')[0] != major:
         return SetupError(
             f'{nvcc} is CUDA {nvcc_release}, but torch is built for CUDA {torch_cuda}', install
@@ -193,8 +192,28 @@ def fingerprint(parts):
 
 
 def tail(text, lines=15):
-    """The last lines of a text that say something."""
+    """The last lines of a text that are not blank."""
     return '\n'.join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def merge_sources(source):
+    """Make one translation unit of mmcv's 58 files that bind its ops to PyTorch.
+
+    Each of them reads all of PyTorch's headers, 7 s of CPU before its first own line; read once,
+    they compile in a sixth of the time. Their contents are unchanged. The files of
+    ``pytorch/cpu`` define the same names, so they stay apart.
+
+    Args:
+        source (Path): mmcv's unpacked source package.
+    """
+    folder = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    names = sorted(path.name for path in folder.glob('*.cpp'))
+    parts = folder / 'parts'
+    parts.mkdir()
+    for name in names:
+        (folder / name).rename(parts / f'{name}.inc')
+    includes = ''.join(f'#include "parts/{name}.inc"\n' for name in names)
+    (folder / 'all_ops.cpp').write_text(includes)
 
 
 # Looking at the machine and the environment.
@@ -206,26 +225,15 @@ def environment():
     env.update(PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1', PIP_USER='0')
     # ninja and others come from the environment; the rest of PATH follows.
     env['PATH'] = f'{PYTHON.parent}{os.pathsep}{env.get("PATH", os.defpath)}'
-    env.setdefault('MAX_JOBS', str(compile_jobs()))
+    # One compiler per core, but no more than memory serves (2 GB each).
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    jobs = max(1, min(len(os.sched_getaffinity(0)), memory // 2**31))
+    env.setdefault('MAX_JOBS', str(jobs))
     return env
 
 
-def compile_jobs():
-    """How many compilers at once: one per core, but no more than memory serves (2 GB each)."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31))
-
-
 def ask(command, timeout=None):
-    """Runs a command quietly.
-
-    Args:
-        command (list): The command.
-        timeout (float, optional): Seconds after which it counts as failed. Defaults to None.
-
-    Returns:
-        tuple[int, str]: Its exit code (127 where it cannot be started), and its output.
-    """
+    """Run a command quietly; returns its exit code (127: cannot be started) and its output."""
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -270,23 +278,20 @@ def find_compiler():
 
 
 def torch_state():
-    """What the environment's torch says.
-
-    Returns:
-        tuple[str | None, bool]: The CUDA version it is built for, and whether it can use a GPU.
-    """
-    code = 'import torch; print(torch.version.cuda, torch.cuda.is_available())'
+    """The environment's torch: its version, the CUDA version it is built for or None, and whether
+    it can use a GPU."""
+    code = 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())'
     failed, out = ask([PYTHON, '-W', 'ignore', '-c', code])
     if failed:
         raise SetupError(f'torch does not import:\n{tail(out)}', hint_for(out))
-    cuda, sees = out.split()[-2:]
-    return (None if cuda == 'None' else cuda), sees == 'True'
+    version, cuda, sees = out.split()[-3:]
+    return version, (None if cuda == 'None' else cuda), sees == 'True'
 
 
 def check_gpu():
     """Whether there is a GPU to compile mmcv's ops for; raises where that cannot be done."""
     code, listed = ask(['nvidia-smi', '-L'], timeout=60)
-    cuda, torch_sees = torch_state()
+    _, cuda, torch_sees = torch_state()
     nvcc = find_nvcc()
     release = nvcc_release(ask([nvcc, '--version'])[1]) if nvcc else None
     problem = gpu_problem(code == 0 and 'GPU' in listed, torch_sees, cuda, nvcc, release)
@@ -304,56 +309,54 @@ def ops_state():
     return 'cpu' if out.split()[-2:] == ['not', 'available'] else 'cuda'
 
 
+def pin(name):
+    """The version of a distribution in constraints.txt."""
+    text = (ROOT / 'constraints.txt').read_text()
+    return re.search(rf'^{re.escape(name)}==(\S+)', text, re.MULTILINE).group(1)
+
+
+def venv_version():
+    """Major and minor version of the environment's Python, as texts; zeros where it is broken."""
+    failed, out = ask([PYTHON, '-c', 'import sys; print(*sys.version_info[:2])'])
+    return ['0', '0'] if failed else out.split()
+
+
 # Steps.
 
 
 class Steps:
-    """Runs the steps one by one, and tells on the screen what is going on and for how long."""
+    """Runs the steps one by one, and prints what is going on and for how long."""
 
     def __init__(self, total):
         self.total, self.number = total, 0
-        # In a terminal, what goes back to the line's begin, over the seconds written last.
-        self.back = '\r' if sys.stdout.isatty() else ''
 
     def start(self, title):
-        """Begins a step: its line on the screen."""
+        """Begin a step: its line on the screen."""
         self.number += 1
-        self.begun, self.said = time.time(), 60
+        self.begun = time.time()
         print(f'[{self.number}/{self.total}] {title} ...', flush=True)
 
     def done(self, word='done in'):
-        """Ends the step with the time it took."""
-        taken = f'{word} {time.time() - self.begun:.0f} s'
-        print(f'{self.back}[{self.number}/{self.total}] {taken}', flush=True)
+        """End the step with the time it took."""
+        print(f'      {word} {time.time() - self.begun:.0f} s', flush=True)
 
-    def tick(self):
-        """While a step runs: the seconds in a terminal, elsewhere a sign of life every minute."""
-        elapsed = time.time() - self.begun
-        if self.back:
-            print(f'{self.back}      {elapsed:.0f} s', end='', flush=True)
-        elif elapsed >= self.said:
-            print(f'      still running after {elapsed:.0f} s', flush=True)
-            self.said += 60
-
-    def run(self, command, what, env=None):
-        """Runs a command with its output in the log.
+    def run(self, command, what, env=None, folder=None):
+        """Run a command with its output in the log.
 
         Args:
             command (list): The command.
             what (str): What it does, for the error message.
             env (dict, optional): More variables. Defaults to None.
-
-        Returns:
-            str: Its output.
+            folder (Path, optional): Where it runs. Defaults to ``.venv``.
         """
         command = [str(part) for part in command]
         with LOG.open('a+', encoding='utf-8', errors='replace') as log:
             log.write(f'\n$ {" ".join(command)}\n')
             log.flush()
-            begin = log.tell()
+            begin, announced = log.tell(), time.time()
             process = subprocess.Popen(
                 command,
-                cwd=VENV,
+                cwd=folder or VENV,
                 env={**environment(), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -362,7 +365,10 @@ class Steps:
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
-                    self.tick()
+                    if time.time() - announced > 60:
+                        announced = time.time()
+                        elapsed = announced - self.begun
+                        print(f'      still running after {elapsed:.0f} s', flush=True)
             finally:
                 if process.poll() is None:  # interrupted: no compiler stays behind
                     process.terminate()
@@ -374,16 +380,15 @@ class Steps:
                 f'{what} failed (exit code {process.returncode}):\n{tail(output)}',
                 hint_for(output),
             )
-        return output
 
-    def pip(self, *arguments, what, env=None):
-        """Runs the environment's ``pip install`` under the constraints; returns its output."""
-        command = [PYTHON, '-m', 'pip', 'install', '-c', ROOT / 'constraints.txt', *arguments]
-        return self.run(command, what, env)
+    def pip(self, *arguments, what, command='install', **options):
+        """Run the environment's pip under the constraints."""
+        pip = [PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt']
+        self.run([*pip, *arguments], what, **options)
 
 
 def make_venv(steps):
-    """Creates ``.venv``, anew where its Python does not run or is one the pins do not serve."""
+    """Create ``.venv``; again where its Python does not run or is one the pins do not serve."""
     steps.start('make .venv')
     if PYTHON.exists() and python_problem(tuple(map(int, venv_version()))) is None:
         return steps.done('kept, after')
@@ -431,51 +436,68 @@ def install_opencv(steps):
 
 
 def install_mmcv(steps, cpu_ops):
-    """mmcv with its ops; compiled only where they are missing, do not load, or lack the GPU.
+    """mmcv with its ops, from the kept wheel of an earlier compilation where there is one.
 
-    pip keeps a wheel of what it compiled, and would take it again for an environment that it does
-    not fit (compiled without torch, for another torch, or without a GPU). So what counts is what
-    can be imported; where that is wrong, the kept wheel goes and it is compiled anew.
+    What counts is what can be imported: a wheel whose ops do not load is compiled again.
     """
-    jobs = environment()['MAX_JOBS']
-    steps.start(
-        f"install mmcv and compile its ops (7 minutes on 2 cores, using {jobs} now; "
-        'once: pip keeps the wheel)'
-    )
+    steps.start('install mmcv and compile its ops (about 2 minutes on 2 cores, once)')
     state = ops_state()
     gpu = state != 'cuda' and not cpu_ops and check_gpu()
     wanted = ('cuda',) if gpu else ('cpu', 'cuda')
     if state in wanted:
         return steps.done('already there, after')
-    if not build_mmcv(steps, gpu, wanted):
+    kept = wheel_folder(gpu)
+    for wheel in kept.glob('*.whl'):
+        if install_wheel(steps, wheel) in wanted:
+            return steps.done('from the wheel of an earlier set-up, after')
+    compile_mmcv(steps, kept, gpu)
+    if install_wheel(steps, next(kept.glob('*.whl'))) not in wanted:
+        shutil.rmtree(kept)
         _, out = ask([PYTHON, '-c', 'import mmcv.ops'])
         raise SetupError(
-            f"mmcv was built, but not with {'CUDA ' if gpu else ''}ops that load:\n{tail(out)}",
+            f'mmcv was built, but not with {"CUDA " if gpu else ""}ops that load:\n{tail(out)}',
             hint_for(out),
         )
     steps.done()
 
 
-def build_mmcv(steps, gpu, wanted):
-    """Installs mmcv by ever stronger means, until its ops are as wanted.
+def wheel_folder(gpu):
+    """Where mmcv's wheel is kept for this Python, torch and kind of ops."""
+    python, (torch, cuda, _) = ''.join(venv_version()), torch_state()
+    kind = f'cuda{cuda}' if gpu else 'cpu'
+    return WHEELS / f'mmcv{pin("onedl-mmcv")}-cp{python}-torch{torch}-{kind}'
 
-    Returns:
-        bool: Whether they are in the end.
-    """
-    # mmcv compiles CUDA ops when torch sees a GPU: hide it where they are not wanted.
-    env = {} if gpu else {'CUDA_VISIBLE_DEVICES': '', 'FORCE_CUDA': '0'}
-    build = ['--no-build-isolation', '--no-binary', 'onedl-mmcv', 'onedl-mmcv']
-    again = ['--force-reinstall', '--no-deps', *build]
-    tag = f'onedl_mmcv-{pin("onedl-mmcv")}-cp{"".join(venv_version())}'
-    for arguments, drop_kept_wheel in ((build, False), (again, False), (again, True)):
-        if drop_kept_wheel:
-            ask([PYTHON, '-m', 'pip', 'cache', 'remove', tag])
-        output = steps.pip(*arguments, what="compiling mmcv's ops", env=env)
-        if ops_state() in wanted:
-            return True
-        if 'Building wheel for onedl-mmcv' in output:
-            return False  # just compiled: the same once more would not help
-    return False
+
+def install_wheel(steps, wheel):
+    """Install mmcv from a wheel; returns :func:`ops_state` after it."""
+    steps.pip('--force-reinstall', '--no-deps', wheel, what='installing mmcv')
+    steps.pip(wheel, what='installing what mmcv needs')
+    return ops_state()
+
+
+def compile_mmcv(steps, kept, gpu):
+    """Compile mmcv's source package into a wheel, and put it into ``kept``."""
+    name = 'onedl-mmcv'
+    # Without debug symbols (-g of Python's own flags) the library is a fortieth of the size.
+    env = {flags: f'{os.environ.get(flags, "")} -g0'.strip() for flags in ('CFLAGS', 'CXXFLAGS')}
+    if not gpu:  # mmcv compiles CUDA ops when torch sees a GPU: hide it where they are not wanted
+        env.update(CUDA_VISIBLE_DEVICES='', FORCE_CUDA='0')
+    options = dict(what="compiling mmcv's ops", env=env)
+    build = ('--no-deps', '--no-build-isolation')
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        steps.pip(*build, '--no-binary', name, '-d', folder, name, command='download', **options)
+        with tarfile.open(next(folder.glob('*.tar.gz'))) as package:
+            package.extractall(folder / 'source')
+        [source] = (folder / 'source').iterdir()
+        if not gpu:
+            merge_sources(source)
+        steps.pip(*build, '-w', folder / 'wheel', source, command='wheel', **options)
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        for wheel in (folder / 'wheel').glob('*.whl'):
+            shutil.copy(wheel, kept / f'{wheel.name}.part')
+            (kept / f'{wheel.name}.part').rename(kept / wheel.name)
 
 
 def install_project(steps):
@@ -487,7 +509,7 @@ def install_project(steps):
 
 
 def check_imports(steps):
-    """Imports every part in a process of its own, so that one failure hides no other."""
+    """Import every part in a process of its own, so that one failure hides no other."""
     steps.start('import check')
     broken = []
     for module in MODULES:
@@ -505,20 +527,8 @@ def check_imports(steps):
     steps.done()
 
 
-def pin(name):
-    """The version of a distribution in constraints.txt."""
-    text = (ROOT / 'constraints.txt').read_text()
-    return re.search(rf'^{re.escape(name)}==(\S+)', text, re.MULTILINE).group(1)
-
-
-def venv_version():
-    """Major and minor version of the environment's Python, as texts; zeros where it is broken."""
-    failed, out = ask([PYTHON, '-c', 'import sys; print(*sys.version_info[:2])'])
-    return ['0', '0'] if failed else out.split()
-
-
 def check_machine():
-    """Raises at once for what would stop the set-up only after the downloads."""
+    """Raise at once for what would stop the set-up only after the downloads."""
     if ops_state() != 'none':
         return
     headers = Path(sysconfig.get_path('include'), 'Python.h').is_file()
@@ -528,9 +538,8 @@ def check_machine():
 
 
 def set_up(cpu_ops):
-    """Runs all the steps, and leaves the stamp when every one of them worked."""
-    if STAMP.is_file():
-        STAMP.unlink()
+    """Run all the steps, and leave the stamp when every one of them worked."""
+    STAMP.unlink(missing_ok=True)
     steps = Steps(total=7)
     make_venv(steps)
     LOG.write_text('')
@@ -573,7 +582,7 @@ def main(arguments=None):
             print(f'Full log: {LOG.relative_to(ROOT)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\nSet-up interrupted; make setup goes on from here.', file=sys.stderr)
+        print('\nSet-up interrupted; make setup continues from here.', file=sys.stderr)
         return 130
     print(f'environment ready ({time.time() - begun:.1f} s)')
     return 0
