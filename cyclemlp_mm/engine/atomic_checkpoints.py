@@ -1,5 +1,8 @@
 """Checkpoints that survive a kill at any moment and a full disk."""
 
+import math
+import os
+import re
 from collections import deque
 from pathlib import Path
 
@@ -7,13 +10,19 @@ from mmengine._strategy import FSDPStrategy, SingleDeviceStrategy
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
 from cyclemlp_mm.errors import UserError
 
 from .atomic_files import remove_partial_files, write_atomically, written_beside
+from .train_loops import validation_follows
 
 _INTERRUPTED = 'interrupted_ckpt'
+#: Keys of the message hub that name checkpoints.
+_NAMING = re.compile(rf'last_ckpt|keep_ckpt_ids|{_INTERRUPTED}|best_(score|ckpt)(_.*)?')
+#: Key of the message hub, and so of checkpoints: whether the validation of the saved step is still
+#: to come. One that began with 'val' would stand among the figures of every validation in the log.
+VALIDATION_DUE = 'due_validation'
 #: Key of the message hub: how many figures the last evaluation gave.
 NUM_FIGURES = 'evaluation_figures'
 
@@ -25,7 +34,9 @@ class AtomicCheckpointHook(CheckpointHook):
     Against mmengine's: files are written beside and then renamed; ``last_checkpoint`` names a file
     only once it is complete; an old checkpoint goes only when the new one is there; a save that
     fails (a full disk) is reported, and training goes on with the next one due, except at the end,
-    where it stops with an error.
+    where it stops with an error. After the validation of its step, a checkpoint is saved again;
+    until then it says that the validation is due. Only files of the run's own folder, with a name
+    that the run itself writes, are removed, whatever a resumed checkpoint names.
 
     Args:
         **kwargs: As for :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` of one's own, for
@@ -38,10 +49,17 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(**kwargs)
         self.is_local = self.backend_args == dict(backend='atomic')
         self._steps: dict[str, int] = {}
+        self._saves = 0
+        self._folders: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Also remove what a killed run left half written."""
+        # mmengine removes what is named here, and the names may come from a checkpoint.
+        info = runner.message_hub.runtime_info
+        named = {key: info.pop(key) for key in list(info) if _NAMING.fullmatch(key)}
         super().before_train(runner)
+        if getattr(runner, '_resume', False):
+            self._take_over(runner, named)
         if self.is_local:
             make_strategy_atomic(runner)
         if self.is_local and is_main_process():
@@ -49,11 +67,66 @@ class AtomicCheckpointHook(CheckpointHook):
             if left:
                 runner.logger.info(f'removed what an interrupted save left behind: {left}')
 
+    def _take_over(self, runner: Runner, named: 'dict[str, object]') -> None:
+        """Keep what a resumed checkpoint says of other checkpoints, if these are this run's."""
+        source = str(runner._load_from or find_latest_checkpoint(runner.work_dir))
+        own = self._found(source)
+        if own is None or (self.is_local and not os.path.samefile(source, own)):
+            named = {}
+            runner.logger.info(
+                f'{source} is not of the folder {self.out_dir}: checkpoints that it names are not '
+                'touched, and the best one is found again'
+            )
+        hub = runner.message_hub
+        interrupted = self._found(named.get(_INTERRUPTED))
+        hub.update_info(_INTERRUPTED, interrupted)
+        if self.max_keep_ckpts > 0:
+            ids = named.get('keep_ckpt_ids')
+            ids = [i for i in ids if type(i) is int] if isinstance(ids, (list, tuple)) else []
+            for step in ids[: -self.max_keep_ckpts]:
+                self._drop(self.filename_tmpl.format(step))
+            self.keep_ckpt_ids = deque(ids, self.max_keep_ckpts)
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        for end in self._best(runner):
+            score, path = named.get(f'best_score{end}'), named.get(f'best_ckpt{end}')
+            found = self._found(path)
+            if type(score) in (int, float) and not math.isnan(score) and found:
+                self._put_back_best(runner, end, score, found)
+            elif path is not None:
+                runner.logger.warning(
+                    f'the best checkpoint so far is not in {self.out_dir} (the resumed one names '
+                    f'{path!r:.200}): it is found again from the next validation on'
+                )
+        last = self._found(named.get('last_ckpt'))
+        hub.update_info('last_ckpt', last)
+        self.last_ckpt = last
+        if own is not None and named:
+            self._point_to(runner, own)
+
+    def _found(self, path: object) -> 'str | None':
+        """The file of this run's folder with that path's name, if it is there and the run's own."""
+        name = os.path.basename(path) if isinstance(path, str) else ''
+        own = self.file_backend.join_path(self.out_dir, name)
+        return own if self._is_own_name(name) and self._backend().exists(own) else None
+
+    def _is_own_name(self, name: str) -> bool:
+        """Whether this hook gives that name to a checkpoint."""
+        regular = {self.filename_tmpl.format(int(n)) for n in re.findall(r'\d+', name)}
+        best = name.startswith('best_') and any(name.endswith(f'_{end}') for end in regular)
+        interrupted = self.by_epoch and re.sub(r'_iter_\d+(?=\.\w+$)', '', name) in regular
+        return name in regular or best or interrupted
+
+    def _backend(self) -> object:
+        return getattr(self.file_backend, 'real', self.file_backend)
+
     def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
-        """Also note whether the evaluation gave a figure, for the summary."""
+        """Also note whether the evaluation gave a figure, for the summary, and save this step."""
         metrics = metrics or {}
         runner.message_hub.update_info(NUM_FIGURES, len(metrics))
+        saves = self._saves
         super().after_val_epoch(runner, metrics)
+        if self._saves == saves and isinstance(runner._train_loop, BaseLoop):
+            self._save_again(runner)
 
     def save_here(self, runner: Runner, epoch: int, iteration: int) -> str:
         """Save between regular checkpoints, for an interruption; the next regular one removes it.
@@ -71,7 +144,11 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         name = self.filename_tmpl.format(iteration)
         if self.by_epoch:
-            name = self.filename_tmpl.format(f'{epoch}_iter_{iteration}')
+            stem, suffix = os.path.splitext(self.filename_tmpl.format(epoch))
+            name = f'{stem}_iter_{iteration}{suffix}'
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            due = validation_follows(runner, iteration)
+            runner.message_hub.update_info(VALIDATION_DUE, due)
         path = self.file_backend.join_path(self.out_dir, name)
         regular = path == runner.message_hub.get_info('last_ckpt')
         if not regular:
@@ -83,8 +160,15 @@ class AtomicCheckpointHook(CheckpointHook):
         self._point_to(runner, path)
         return path
 
-    def save_again(self, runner: Runner) -> None:
-        """Write this step's regular checkpoint again, if there is one; it knows more by now.
+    def _save_checkpoint(self, runner: Runner) -> None:
+        """mmengine's regular save; the file also says whether a validation is to follow."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) == self.by_epoch:
+            done = (runner.epoch if self.by_epoch else runner.iter) + 1
+            runner.message_hub.update_info(VALIDATION_DUE, validation_follows(runner, done))
+        super()._save_checkpoint(runner)
+
+    def _save_again(self, runner: Runner) -> None:
+        """Write this step's regular checkpoint, if there is one, with what a validation changed.
 
         One that :meth:`save_here` wrote goes.
         """
@@ -96,6 +180,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """mmengine's one place for regular checkpoints; new file, then pointer, then removal."""
+        self._saves += 1
         kept = deque(getattr(self, 'keep_ckpt_ids', ()))
         new = not kept or kept[-1] != step
         outdated = kept[0] if new and self.max_keep_ckpts > 0 and len(kept) >= self.max_keep_ckpts \
@@ -112,13 +197,12 @@ class AtomicCheckpointHook(CheckpointHook):
             self._write(runner, name, meta)
         except OSError as error:
             self._take_back(runner, kept, interrupted)
-            self._report(runner, self._say_failed(path, error))
+            self._report(runner, self._say_failed(path, error), again=path == self.last_ckpt)
             return
         self.last_ckpt = path
         self._point_to(runner, path)
         if outdated is not None:
-            self._drop(self.file_backend.join_path(
-                self.out_dir, self.filename_tmpl.format(outdated)))  # fmt: skip
+            self._drop(self.filename_tmpl.format(outdated))
         if interrupted not in (None, path):
             self._drop(interrupted)
 
@@ -190,11 +274,22 @@ class AtomicCheckpointHook(CheckpointHook):
             )
         finally:
             self._steps = {}
+        path = self.file_backend.join_path(self.out_dir, name)
+        if self._backend().isdir(path):
+            self._folders.add(path)
 
     def _point_to(self, runner: Runner, path: str) -> None:
         self.last_good = path
-        if is_main_process():
-            write_atomically(path.encode(), Path(runner.work_dir) / 'last_checkpoint')
+        pointer = Path(runner.work_dir) / 'last_checkpoint'
+        if not is_main_process():
+            return
+        try:
+            write_atomically(path.encode(), pointer)
+        except OSError as error:
+            runner.logger.error(
+                f'{pointer} could not be written ({error.strerror or error}) and does not name '
+                f'{path}; --resume finds that file without it'
+            )
 
     def _take_back(self, runner: Runner, kept: 'deque[int]', interrupted: 'str | None') -> None:
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -204,13 +299,15 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
 
     def _drop(self, path: str) -> bool:
-        """Remove a checkpoint; whether there was one."""
-        if not is_main_process():
+        """Remove a checkpoint of this run from its folder; whether there was one."""
+        name = os.path.basename(path)
+        path = self.file_backend.join_path(self.out_dir, name)
+        if not is_main_process() or not self._is_own_name(name):
             return False
-        backend = getattr(self.file_backend, 'real', self.file_backend)
-        if backend.isfile(path):
+        backend = self._backend()
+        if backend.isfile(path) and not os.path.islink(path):
             backend.remove(path)
-        elif backend.isdir(path):  # DeepSpeed's checkpoints are folders
+        elif path in self._folders and backend.isdir(path):  # DeepSpeed's, of this process
             backend.rmtree(path)
         else:
             return False
@@ -224,11 +321,14 @@ class AtomicCheckpointHook(CheckpointHook):
             'space, or lower default_hooks.checkpoint.max_keep_ckpts'
         )
 
-    def _report(self, runner: Runner, message: str) -> None:
+    def _report(self, runner: Runner, message: str, again: bool = False) -> None:
         done = runner.iter if self.by_epoch else runner.iter + 1  # as the hooks are called
-        if done >= runner.max_iters:
+        if again:
+            runner.logger.error(f'{message}. That file is as it was before the validation')
+        elif done >= runner.max_iters:
             raise UserError(message)
-        runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
+        else:
+            runner.logger.error(f'{message}. Training goes on, and tries again at the next one due')
 
 
 def make_strategy_atomic(runner: Runner) -> None:

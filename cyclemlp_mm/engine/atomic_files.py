@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever ends the process while they are written."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from mmengine.fileio import LocalBackend, register_backend
 
 #: Beginning of the names of files that are being written; what a kill left behind has it too.
 PARTIAL = '.partial-'
+_OWN_NAME = re.compile(rf'{re.escape(PARTIAL)}\d+-.+', re.DOTALL)
 
 
 def write_atomically(content: bytes, path: 'str | Path') -> None:
@@ -61,7 +63,10 @@ def remove_partial_files(folder: 'str | Path') -> 'list[str]':
 
     Files of other processes that run on this machine are left to them.
     """
-    left = [path for path in Path(folder).glob(f'{PARTIAL}*') if not _is_being_written(path)]
+    left = [
+        path for path in Path(folder).glob(f'{PARTIAL}*')
+        if _OWN_NAME.fullmatch(path.name) and path.is_file() and not _is_being_written(path)
+    ]  # fmt: skip
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]

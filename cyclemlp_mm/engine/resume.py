@@ -1,17 +1,29 @@
 """``--resume auto``: the newest checkpoint of a work dir that can be read."""
 
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
 
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
 
 from .check_weights import check_resumable
 
-_STEP = re.compile(r'(epoch|iter)_(\d+)(?:_iter_(\d+))?\.pth')
+
+def _entry(key: str, value: bytes) -> re.Pattern:
+    """A key of a dict with its value, as pickle's protocols 2 to 5 write them."""
+    length = len(key)
+    name = rb'(?:X%c\0\0\0|\x8c%c)%b(?:q.|r....|\x94)?' % (length, length, key.encode())
+    return re.compile(name + value, re.DOTALL)
+
+
+_NUMBER = rb'(?:K(.)|M(..)|J(....))'
+_ITERATION, _EPOCH = _entry('iter', _NUMBER), _entry('epoch', _NUMBER)
+_TIME = _entry('time', rb'(?:X\x0f\0\0\0|\x8c\x0f)(\d{8}_\d{6})')
+_OPTIMIZER = _entry('optimizer', b'')
 
 
 class FoundCheckpoint(NamedTuple):
@@ -19,12 +31,12 @@ class FoundCheckpoint(NamedTuple):
 
     Attributes:
         path (Path | None): The checkpoint; None where training has not got to its first one.
-        passed_over (list[str]): Newer files that cannot be read, each with the reason.
+        notes (list[str]): Files that cannot be read, each with the reason, and the like.
         content (dict | None): What the checkpoint holds.
     """
 
     path: 'Path | None'
-    passed_over: 'list[str]'
+    notes: 'list[str]'
     content: 'dict | None' = None
 
 
@@ -39,15 +51,17 @@ def resume_training(cfg: Config, source: str) -> 'list[str]':
         list[str]: What the user should know.
 
     Raises:
-        CheckpointError: 'auto', and there are checkpoints, but none can be read.
+        CheckpointError: 'auto', and there are checkpoints, but none can be read, or the seed in the
+            file is not one.
         MissingFileError: The named checkpoint is not there.
     """
     said = []
     if source == 'auto':
-        found = find_newest(cfg.work_dir)
-        said = [f'passed over a broken checkpoint: {broken}' for broken in found.passed_over]
+        folder = checkpoint_folder(cfg)
+        found = find_newest(folder, Path(cfg.work_dir) / 'last_checkpoint')
+        said = found.notes
         if found.path is None:
-            said.append(f'{cfg.work_dir} has no checkpoint yet: training starts at the beginning')
+            said.append(f'{folder} has no checkpoint yet: training starts at the beginning')
             return said
         said.append(f'resuming from {found.path}')
         path, content = str(found.path), found.content
@@ -58,64 +72,118 @@ def resume_training(cfg: Config, source: str) -> 'list[str]':
     return [*said, *_take_seed(cfg, content, path)]
 
 
-def find_newest(work_dir: 'str | Path') -> FoundCheckpoint:
-    """The newest readable checkpoint of a work dir.
+def checkpoint_folder(cfg: Config) -> Path:
+    """Where a training's checkpoint hook saves.
 
-    ``last_checkpoint`` says which one is newest, except for files that were completed after it was
-    written. Should these not be readable, earlier ones of the same training follow. Files of an
-    earlier training in the same folder, with higher numbers, do not count. Every byte of the file
-    is read and checked before it is trusted.
+    Raises:
+        UserError: Not on a local disk.
+    """
+    work_dir = str(cfg.work_dir)
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    out_dir = str(hook.get('out_dir') or work_dir)
+    if '://' in out_dir:
+        raise UserError(
+            f'--resume without a file cannot look into {out_dir} of '
+            'default_hooks.checkpoint.out_dir: give --resume FILE'
+        )
+    return Path(work_dir) if out_dir == work_dir else Path(out_dir) / Path(work_dir).name
+
+
+def find_newest(folder: 'str | Path', pointer: 'Path | None' = None) -> FoundCheckpoint:
+    """The checkpoint of a folder that is furthest in its training, of those that can be read.
+
+    How far one is, the file says, not its name or date. ``last_checkpoint`` is a hint: files that
+    are further than the one it names, but were saved before that, are of an earlier training in
+    the same folder and come last. Every byte of the file is read and checked before it is trusted.
+
+    Args:
+        folder (str | Path): Where the checkpoints are.
+        pointer (Path, optional): The file ``last_checkpoint``. Defaults to the one in ``folder``.
 
     Raises:
         CheckpointError: There are some, but none can be read.
     """
-    passed_over = []
-    for path in _candidates(Path(work_dir)):
+    folder, broken, states = Path(folder), [], {}
+    for path in sorted(folder.glob('*.pth')):
+        if path.name.startswith(('.', 'best_')):  # half written; weights without a state
+            continue
+        try:
+            states[path] = _progress(path)
+        except CheckpointError as error:
+            broken.append(str(error))
+    notes = []
+    order = sorted((p for p in states if states[p] is not None), key=states.get, reverse=True)
+    name = _pointed_name(pointer or folder / 'last_checkpoint')
+    named = next((path for path in order if path.name == name), None)
+    if named is not None:
+        order.sort(key=lambda path: states[path].is_of_before(states[named]))
+    elif order and name is not None:
+        notes.append(f'last_checkpoint names no checkpoint of {folder}: it is not used')
+    for path in order:
         try:
             content = read_checkpoint(path)
-            if not isinstance(content, dict):
-                raise CheckpointError(f'checkpoint {path} holds no training state')
             check_resumable(content, str(path))
         except CheckpointError as error:
-            passed_over.append(str(error))
+            broken.append(str(error))
             continue
-        return FoundCheckpoint(path, passed_over, content)
-    if passed_over:
+        notes += [f'passed over a broken checkpoint: {error}' for error in broken]
+        return FoundCheckpoint(path, notes, content)
+    if broken:
         raise CheckpointError(
-            f'--resume auto: none of the {len(passed_over)} checkpoints in {work_dir} can be read; '
-            f'the newest: {passed_over[0]}. To start anew, take another --work-dir, or move them '
-            'away'
+            f'--resume: none of the {len(broken)} checkpoints in {folder} can be read; '
+            f'the last one: {broken[-1]}. '
+            'To start again, use another --work-dir, or move them away'
         )
     return FoundCheckpoint(None, [])
 
 
-def _candidates(work_dir: Path) -> 'list[Path]':
-    """Checkpoints from the newest to the oldest; best_* lack the optimiser's state."""
-    files = [path for path in work_dir.glob('*.pth') if _STEP.fullmatch(path.name)]
-    by_time = sorted(files, key=_written, reverse=True)
-    pointer = work_dir / 'last_checkpoint'
-    if not pointer.is_file():
-        return by_time
-    text = pointer.read_text(encoding='utf-8', errors='replace').strip()
-    if not text:
-        return by_time
-    # The pointer holds a path from where training ran; the folder may have been moved since.
-    named = work_dir / Path(text).name
-    if not named.is_file() and Path(text).is_file():
-        named = Path(text)
-    after = [path for path in by_time if _written(path)[0] > pointer.stat().st_mtime_ns]
-    before = sorted((p for p in files if _step(p) < _step(named)), key=_step, reverse=True)
-    ordered = [*after, *([named] if named.is_file() else []), *before]
-    return list(dict.fromkeys(ordered))
+class _Progress(NamedTuple):
+    iteration: int
+    epoch: int
+    time: str  # %Y%m%d_%H%M%S, when it was saved
+
+    def is_of_before(self, named: '_Progress') -> bool:
+        """Whether this is further than ``named``, and was saved earlier."""
+        return self.iteration > named.iteration and self.time < named.time
 
 
-def _written(path: Path) -> 'tuple[int, tuple]':
-    return path.stat().st_mtime_ns, _step(path)
+def _progress(path: Path) -> '_Progress | None':
+    """How far a checkpoint is, without reading its tensors; None for weights alone.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            [record] = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+            pickled = archive.read(record)
+    except Exception:  # no zip file, or a damaged one: the reader says which
+        pickled = b''
+    iteration, epoch = _ITERATION.search(pickled), _EPOCH.search(pickled)
+    if iteration and epoch:
+        if not _OPTIMIZER.search(pickled):
+            return None
+        time = _TIME.search(pickled)
+        counts = (int.from_bytes(found[found.lastindex], 'little') for found in (iteration, epoch))
+        return _Progress(*counts, time[1].decode() if time else '')
+    content = read_checkpoint(path)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if not isinstance(meta, dict) or 'optimizer' not in content:
+        return None
+    iteration, epoch = (n if type(n) is int else -1 for n in map(meta.get, ('iter', 'epoch')))
+    return _Progress(iteration, epoch, str(meta.get('time', '')))
 
 
-def _step(path: Path) -> 'tuple[int, int]':
-    match = _STEP.fullmatch(path.name)
-    return (int(match[2]), int(match[3] or 0)) if match else (-1, 0)
+def _pointed_name(pointer: Path) -> 'str | None':
+    """The file name in ``last_checkpoint``; its folder is where training ran, maybe elsewhere."""
+    try:
+        if not pointer.is_file():  # a pipe would hang
+            return None
+        with pointer.open('rb') as file:
+            text = file.read(5000).decode(errors='replace')
+    except OSError:
+        return None
+    return re.split(r'[/\\]', text.strip('\ufeff\0 \t\r\n'))[-1]
 
 
 def _take_seed(cfg: Config, content: object, path: str) -> 'list[str]':
@@ -124,6 +192,10 @@ def _take_seed(cfg: Config, content: object, path: str) -> 'list[str]':
     trained_with = meta.get('seed') if isinstance(meta, dict) else None
     if type(trained_with) is not int:
         return []
+    if not 0 <= trained_with < 2**32:
+        raise CheckpointError(
+            f'checkpoint {path}: meta.seed is {trained_with!r:.50}, but must be 0 to 4294967295'
+        )
     randomness = dict(cfg.get('randomness') or {})
     asked = randomness.get('seed')
     cfg.randomness = dict(randomness, seed=trained_with)

@@ -10,15 +10,13 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from .atomic_checkpoints import AtomicCheckpointHook
+from .atomic_checkpoints import VALIDATION_DUE, AtomicCheckpointHook
+from .train_loops import ResumableEpochLoop, validation_follows
 
 #: Exit code of a training that was stopped by a signal, with all its state saved: EX_TEMPFAIL of
 #: sysexits.h, 'try again later'. For a cluster: put the job into the queue again.
 EXIT_STOPPED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Key of the message hub, and so of checkpoints: whether a validation was broken off. One that
-#: began with 'val' would stand among the figures of every validation in the log.
-_VALIDATION_DUE = 'due_validation'
 
 
 class TrainingStopped(SystemExit):
@@ -49,15 +47,13 @@ class StopOnSignal(Hook):
         """Take the signals over, which only a process's main thread can; validate what is due."""
         if not self._handlers and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        if runner.message_hub.get_info(_VALIDATION_DUE) and runner.val_loop is not None:
-            runner.logger.info('the validation that was broken off comes first')
+        if runner.val_loop is not None and _is_due(runner):
+            runner.logger.info('the validation of the saved step was not completed: it comes first')
             runner.val_loop.run()
-            for hook in _checkpoint_hooks(runner):
-                hook.save_again(runner)
 
     def before_val(self, runner: Runner) -> None:
         """The validation is no longer due, unless this one is broken off as well."""
-        runner.message_hub.update_info(_VALIDATION_DUE, False)
+        runner.message_hub.update_info(VALIDATION_DUE, False)
 
     def after_run(self, runner: Runner) -> None:
         """Give the signals back."""
@@ -90,7 +86,7 @@ class StopOnSignal(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):  # it swapped the weights for the validation
                     hook.after_val_epoch(runner)
-            runner.message_hub.update_info(_VALIDATION_DUE, True)
+            runner.message_hub.update_info(VALIDATION_DUE, True)
             self._save_and_leave(runner, runner.epoch, runner.iter)
 
     def _note(self, number: int, frame: object) -> None:
@@ -120,6 +116,18 @@ class StopOnSignal(Hook):
         runner.logger.warning(f'{message} (exit code {EXIT_STOPPED})')
         self.give_back()
         raise TrainingStopped(message)
+
+
+def _is_due(runner: Runner) -> bool:
+    """Whether the checkpoint that was resumed lacks the validation of its step."""
+    due = runner.message_hub.get_info(VALIDATION_DUE)
+    if due is not None or not getattr(runner, '_resume', False):
+        return bool(due)
+    # Written by mmengine or an older version. Nothing else would come after a complete training.
+    is_epochs = isinstance(runner.train_loop, ResumableEpochLoop)
+    done = runner.epoch if is_epochs else runner.iter
+    end = runner.max_epochs if is_epochs else runner.max_iters
+    return done >= end and validation_follows(runner, done)
 
 
 def _checkpoint_hooks(runner: Runner) -> 'list[AtomicCheckpointHook]':

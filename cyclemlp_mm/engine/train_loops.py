@@ -5,6 +5,7 @@ Against mmengine's: every iteration and every sample has random states of its ow
 next batch, where mmengine begins it anew.
 """
 
+from bisect import bisect
 from collections.abc import Iterator
 
 from mmengine.dist import get_rank
@@ -135,6 +136,21 @@ class _Stream:
             sampler.set_epoch(self.epoch)
         self.loader.start_at(self.epoch, left_to_skip)
         self.iterator = iter(self.loader)
+
+
+def validation_follows(runner: Runner, done: int) -> bool:
+    """Whether one of this module's loops validates after so many epochs, or iterations.
+
+    Args:
+        runner (Runner): During training.
+        done (int): Epochs of :class:`ResumableEpochLoop`, iterations of :class:`ResumableIterLoop`.
+    """
+    loop = runner.train_loop
+    if runner.val_loop is None or not isinstance(loop, (ResumableEpochLoop, ResumableIterLoop)):
+        return False
+    end = loop.max_epochs if isinstance(loop, ResumableEpochLoop) else loop.max_iters
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
+    return done >= loop.val_begin and (done % interval == 0 or done == end)
 
 
 def _note_length(runner: Runner, loader: DataLoader) -> None:

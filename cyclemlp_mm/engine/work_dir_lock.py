@@ -31,7 +31,8 @@ def work_dir_lock(work_dir: 'str | Path') -> 'Iterator[None]':
         work_dir (str | Path): Made if needed.
 
     Raises:
-        UserError: Another training has it; says which process, where, since when.
+        UserError: Another training has it; says which process, where, since when. Or the file is a
+            link or a folder.
     """
     path = Path(work_dir) / LOCK
     descriptor = None if fcntl is None else _take(path)
@@ -49,13 +50,18 @@ def _take(path: Path) -> 'int | None':
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError:
+            if os.path.lexists(path):
+                _check_regular(path)
             return None  # the training itself says that it cannot write here
         try:
             # Not flock: that one's children hold it too, and outlive a killed training by seconds.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_file(descriptor, path):
+            _check_regular(path)
+            if os.fstat(descriptor).st_nlink > 1:  # `cp -l`: what is written would appear elsewhere
+                path.unlink()
+            elif _is_file(descriptor, path):
                 _sign(descriptor)
                 return descriptor
         except OSError as error:
@@ -69,6 +75,14 @@ def _take(path: Path) -> 'int | None':
                 'checkpoints. Wait for it, end it, or take another --work-dir'
             ) from error
         os.close(descriptor)  # the one that had it has just ended and removed it
+
+
+def _check_regular(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(
+            f'{path} is a link, a folder or a pipe, and must be a file of the training itself: '
+            'remove it, or take another --work-dir'
+        )
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

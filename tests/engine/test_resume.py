@@ -24,12 +24,13 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
 
-def save(folder, name, age=0, seed=3, broken=False):
+def save(folder, name, age=0, seed=3, broken=False, **meta):
     """Write a checkpoint as training does, ``age`` seconds ago."""
     path = folder / name
+    numbers = [int(number) for number in re.findall(r'\d+', name)]
+    meta = dict(epoch=numbers[0], iter=numbers[-1], seed=seed) | meta
     content = dict(
-        state_dict={'w': torch.ones(1)}, meta=dict(epoch=1, iter=2, seed=seed), message_hub=HUB,
-        optimizer={},
+        meta=meta, state_dict={'w': torch.ones(1)}, message_hub=HUB, optimizer={},
     )  # fmt: skip
     torch.save(content, path)
     if broken:
@@ -47,26 +48,28 @@ def point(folder, name, age=0):
     touch(folder / 'last_checkpoint', age)
 
 
-def test_last_checkpoint_says_which(tmp_path):
-    """Copying a folder mixes the times up; a higher number may be an earlier training's."""
-    save(tmp_path, 'epoch_2.pth', age=10)
-    save(tmp_path, 'epoch_12.pth', age=9)
+def test_an_earlier_training_in_the_same_folder(tmp_path):
+    """It got further than the one that last_checkpoint names; the dates are those of a copy."""
+    save(tmp_path, 'epoch_2.pth', age=10, time='20261102_100000')
+    save(tmp_path, 'epoch_12.pth', age=9, time='20261101_235959')
     save(tmp_path, 'best_coco_epoch_3.pth', age=0)
     point(tmp_path, 'epoch_2.pth', age=5)
     found = find_newest(tmp_path)
-    assert found.path.name == 'epoch_2.pth' and not found.passed_over
+    assert found.path.name == 'epoch_2.pth' and not found.notes
 
 
-def test_a_checkpoint_that_was_complete_but_not_yet_named(tmp_path):
-    save(tmp_path, 'epoch_2.pth', age=10)
-    save(tmp_path, 'epoch_3.pth', age=1)
-    point(tmp_path, 'epoch_2.pth', age=9)
+@pytest.mark.parametrize('time', [{}, dict(time='20261102_100000')])
+def test_a_checkpoint_that_was_complete_but_not_yet_named(tmp_path, time):
+    """Also where a copy has mixed the dates up."""
+    save(tmp_path, 'epoch_2.pth', age=1, **time)
+    save(tmp_path, 'epoch_3.pth', age=10, **time)
+    point(tmp_path, 'epoch_2.pth', age=0)
     assert find_newest(tmp_path).path.name == 'epoch_3.pth'
 
 
 def test_one_in_the_middle_of_an_epoch(tmp_path):
-    save(tmp_path, 'epoch_2.pth', age=10)
-    save(tmp_path, 'epoch_2_iter_9.pth', age=2)
+    save(tmp_path, 'epoch_2.pth', age=2, iter=8)
+    save(tmp_path, 'epoch_2_iter_9.pth', age=10)
     point(tmp_path, 'epoch_2_iter_9.pth', age=1)
     assert find_newest(tmp_path).path.name == 'epoch_2_iter_9.pth'
 
@@ -75,7 +78,6 @@ def test_a_broken_one_is_passed_over_and_said(tmp_path):
     save(tmp_path, 'epoch_9.pth', age=30)
     save(tmp_path, 'epoch_10.pth', age=30)
     save(tmp_path, 'epoch_11.pth', broken=True)
-    save(tmp_path, 'epoch_40.pth', age=99)  # of an earlier training
     point(tmp_path, 'epoch_11.pth')
     cfg = Config(dict(work_dir=str(tmp_path)))
     said = '\n'.join(resume_training(cfg, 'auto'))
@@ -83,14 +85,75 @@ def test_a_broken_one_is_passed_over_and_said(tmp_path):
     assert cfg.load_from.endswith('epoch_10.pth') and cfg.resume
 
 
-@pytest.mark.parametrize('pointer', [None, '', '\0\0'])
-def test_without_a_usable_pointer_the_newest_file_counts(tmp_path, pointer):
-    save(tmp_path, 'iter_20.pth', age=20)
-    save(tmp_path, 'iter_100.pth', age=2)
+@pytest.mark.parametrize(
+    'pointer',
+    [
+        None, b'', b'\0' * 5000, b'\xef\xbb\xbfiter_20.pth\r\n', b'best_mIoU_iter_120.pth',
+        b'/elsewhere/iter_300.pth', b'elsewhere/iter_300.pth', b'C:\\runs\\iter_20.pth', b'..',
+        'iter_20.pth'.encode('utf-16'), b'~nobody/iter_20.pth', b'a\0b', b'x' * 9999,
+    ],
+    ids=lambda pointer: repr(pointer)[:30],
+)  # fmt: skip
+@pytest.mark.parametrize('template', ['iter_{}.pth', 'run-{:06d}.pth', '{}_of_my_runs.pth'])
+def test_a_spoiled_pointer_is_a_hint_at_most(tmp_path, monkeypatch, pointer, template):
+    """What the files hold counts; the dates are as a copy leaves them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    save(tmp_path / 'elsewhere', 'iter_300.pth')
+    save(tmp_path, template.format(20), age=2, iter=20)
+    save(tmp_path, template.format(100), age=20, iter=100)
+    save(tmp_path, 'best_mIoU_iter_120.pth')
+    torch.save(dict(meta=dict(epoch=0, iter=500), state_dict={}), tmp_path / 'published.pth')
     if pointer is not None:
-        (tmp_path / 'last_checkpoint').write_text(pointer)
-        touch(tmp_path / 'last_checkpoint', 30)
-    assert find_newest(tmp_path).path.name == 'iter_100.pth'
+        (tmp_path / 'last_checkpoint').write_bytes(pointer)
+    assert find_newest(tmp_path).path.name == template.format(100)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    said = '\n'.join(resume_training(cfg, 'auto'))
+    assert cfg.load_from == str(tmp_path / template.format(100))
+    if pointer is not None and b'iter_20' not in pointer:
+        assert 'last_checkpoint names no checkpoint of' in said
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe'])
+def test_a_pointer_that_is_no_file(tmp_path, kind):
+    save(tmp_path, 'epoch_1.pth')
+    (os.mkdir if kind == 'folder' else os.mkfifo)(tmp_path / 'last_checkpoint')
+    assert find_newest(tmp_path).path.name == 'epoch_1.pth'
+
+
+def test_the_file_is_asked_not_its_name(tmp_path):
+    """Also one of the old format, which is no zip file, and one written with another protocol."""
+    save(tmp_path, 'epoch_9.pth', iter=90)
+    content = torch.load(save(tmp_path, 'epoch_1.pth'), weights_only=False)
+    for name, iteration, options in (
+        ('epoch_4.pth', 70000, dict(pickle_protocol=4)),
+        ('epoch_3.pth', 300, dict(_use_new_zipfile_serialization=False)),
+    ):
+        content['meta'].update(iter=iteration)
+        torch.save(content, tmp_path / name, **options)
+        if iteration == 300:
+            assert find_newest(tmp_path).path.name == 'epoch_4.pth'
+            (tmp_path / 'epoch_4.pth').unlink()
+    assert find_newest(tmp_path).path.name == 'epoch_3.pth'
+
+
+def test_checkpoints_of_an_out_dir(tmp_path):
+    (tmp_path / 'big' / 'run').mkdir(parents=True)
+    save(tmp_path / 'big' / 'run', 'epoch_1.pth')
+    hook = dict(type='AtomicCheckpointHook', out_dir=str(tmp_path / 'big'))
+    cfg = Config(dict(work_dir=str(tmp_path / 'run'), default_hooks=dict(checkpoint=hook)))
+    resume_training(cfg, 'auto')
+    assert cfg.load_from == str(tmp_path / 'big' / 'run' / 'epoch_1.pth')
+    cfg.default_hooks.checkpoint.out_dir = 's3://bucket'
+    with pytest.raises(UserError, match=r'cannot look into s3://bucket .*--resume FILE'):
+        resume_training(cfg, 'auto')
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32])
+def test_a_seed_that_is_none(tmp_path, seed):
+    path = save(tmp_path, 'epoch_1.pth', seed=seed)
+    with pytest.raises(CheckpointError, match=rf'meta\.seed is {seed}'):
+        resume_training(Config(dict(work_dir=str(tmp_path))), str(path))
 
 
 def test_nothing_yet_is_a_start_and_only_broken_ones_are_an_error(tmp_path):
@@ -178,6 +241,29 @@ def test_a_work_dir_is_for_one_training(tmp_path):
     with work_dir_lock(tmp_path / 'wd'):
         pass
     assert list((tmp_path / 'wd').iterdir()) == []
+
+
+@pytest.mark.parametrize('kind', ['link', 'link to nothing', 'folder', 'pipe', 'hard link'])
+def test_a_lock_that_is_no_file_of_the_training(tmp_path, kind):
+    precious = tmp_path / 'precious'
+    precious.write_text('precious')
+    lock = tmp_path / 'wd' / LOCK
+    lock.parent.mkdir()
+    if kind == 'hard link':
+        lock.hardlink_to(precious)
+        with work_dir_lock(lock.parent):
+            assert f'process {os.getpid()}' in lock.read_text()
+        assert precious.read_text() == 'precious'
+        return
+    if kind.startswith('link'):
+        lock.symlink_to(precious if kind == 'link' else tmp_path / 'new')
+    else:
+        (os.mkdir if kind == 'folder' else os.mkfifo)(lock)
+    message = rf'{LOCK} is a link, a folder or a pipe.*remove it, or take another --work-dir'
+    with pytest.raises(UserError, match=message), work_dir_lock(lock.parent):
+        pass
+    assert precious.read_text() == 'precious' and not (tmp_path / 'new').exists()
+    assert os.path.lexists(lock)
 
 
 def test_a_training_in_the_work_dir_of_another_one(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,197 @@ def test_a_validation_that_was_stopped_is_made_up_for(tmp_path, by_epoch, last, 
             for name in ('whole', 'parts')]  # fmt: skip
     assert [one['best_score'] for one in info] == [0.9, 0.9]
     assert not info[1]['due_validation'] and not info[1].get('interrupted_ckpt')
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches this."""
+
+
+@HOOKS.register_module()
+class DieBefore(Hook):
+    """Ends the process, as it were, before a validation."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_val(self, runner):
+        if self.at in (runner.epoch, runner.iter):
+            raise Killed
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('interval', [1, 2], ids=['saved', 'not-saved'])
+def test_killed_between_the_last_save_and_its_validation(tmp_path, by_epoch, interval):
+    """The resumed run has the evaluation and the best_* file of the unbroken one, and no more."""
+    at = 4 if by_epoch else 20
+
+    def run(name, **more):
+        hooks = [dict(type='DieBefore', at=at)] if name == 'first' else []
+        more.update(evaluated(0.5, 0.9), custom_hooks=hooks)
+        cfg = config(tmp_path / 'parts', by_epoch, **more)
+        cfg.train_cfg.update(val_interval=2 if by_epoch else 10)
+        cfg.default_hooks.checkpoint.update(
+            save_best='score', rule='greater', interval=interval if by_epoch else 10 * interval)
+        if name == 'second':
+            Given.values = [dict(score=0.9)]
+        return train(cfg)
+
+    with pytest.raises(Killed):
+        run('first')
+    names = {path.name for path in (tmp_path / 'parts').glob('*.pth')}
+    stem = 'epoch' if by_epoch else 'iter'
+    assert f'{stem}_{at}.pth' in names and f'best_score_{stem}_{at}.pth' not in names
+    for name in ('second', 'third'):  # the third has nothing to do
+        run(name, resume=True)
+        assert Given.values == ([] if name == 'second' else [dict(score=0.5), dict(score=0.9)])
+        names = sorted(path.name for path in (tmp_path / 'parts').glob('*.pth'))
+        assert names == [f'best_score_{stem}_{at}.pth', f'{stem}_{at}.pth']
+
+
+def test_a_validation_that_improved_nothing_is_not_repeated(tmp_path):
+    """Its figures, and what a schedule that follows them has learned, are in the checkpoint."""
+    plateau = dict(type='ReduceOnPlateauLR', monitor='score', rule='greater', patience=0)
+    settings = dict(param_scheduler=[plateau], **evaluated(0.9, 0.5, 0.4, 0.3))
+
+    def rates(name):
+        content = read_checkpoint(tmp_path / name / 'epoch_4.pth')
+        return [group['lr'] for group in content['optimizer']['param_groups']]
+
+    train(config(tmp_path / 'whole', **settings))
+    Given.values = [dict(score=value) for value in (0.9, 0.5, 0.4, 0.3)]
+    with pytest.raises(Killed):
+        train(config(tmp_path / 'parts', custom_hooks=[dict(type='DieBefore', at=3)], **settings))
+    train(config(tmp_path / 'parts', resume=True, **settings))
+    assert rates('parts') == rates('whole') and not Given.values
+    assert read_checkpoint(tmp_path / 'parts' / 'epoch_4.pth')['message_hub']['runtime_info'][
+        'due_validation'] is False  # fmt: skip
+
+
+def test_the_pointer_follows_the_file_that_was_resumed(tmp_path, monkeypatch):
+    """Killed between the two, and with nothing left to save."""
+    train(config(tmp_path))
+    pointer = tmp_path / 'last_checkpoint'
+    pointer.write_text(str(tmp_path / 'epoch_3.pth'))
+    train(config(tmp_path, resume=True, load_from=str(tmp_path / 'epoch_4.pth')))
+    assert pointer.read_text() == str(tmp_path / 'epoch_4.pth')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The work dir of a training with one regular checkpoint and one best one."""
+    folder = tmp_path_factory.mktemp('trained')
+    cfg = config(folder, **evaluated(0.9, 0.5))
+    cfg.train_cfg.max_epochs = 2
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    train(cfg)
+    return folder
+
+
+def resumed(folder, file, better=True, **more):
+    """Two more epochs, the first of which is better than all before."""
+    score = 0.99 if better else 0.6
+    cfg = config(folder, resume=True, load_from=str(file), **evaluated(score, 0.5, 0.5), **more)
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    train(cfg)
+
+
+def names_of(folder):
+    return sorted(path.name for path in folder.rglob('*.pth'))
+
+
+@pytest.mark.parametrize('how', ['file', 'copied folder', 'moved folder'])
+def test_a_resumed_training_leaves_the_other_ones_files(trained, tmp_path, how):
+    other = tmp_path / 'a'
+    shutil.copytree(trained, other)
+    content = torch.load(other / 'epoch_2.pth', weights_only=False)
+    content['message_hub']['runtime_info'].update(
+        best_ckpt=f'{other}/best_score_epoch_1.pth', last_ckpt=f'{other}/epoch_2.pth')  # fmt: skip
+    torch.save(content, other / 'epoch_2.pth')
+    before = names_of(tmp_path / 'a')
+    assert before == ['best_score_epoch_1.pth', 'epoch_2.pth']
+    folder = tmp_path / 'b'
+    if how != 'file':
+        shutil.copytree(tmp_path / 'a', folder)
+    if how == 'moved folder':
+        shutil.rmtree(tmp_path / 'a')
+    resumed(folder, (tmp_path / 'a' if how == 'file' else folder) / 'epoch_2.pth')
+    assert how == 'moved folder' or names_of(tmp_path / 'a') == before
+    assert names_of(folder) == ['best_score_epoch_3.pth', 'epoch_4.pth']
+
+
+def test_the_best_one_stays_where_the_folder_was_copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / 'b')
+    resumed(tmp_path / 'b', tmp_path / 'b' / 'epoch_2.pth', better=False)
+    assert names_of(tmp_path / 'b') == ['best_score_epoch_1.pth', 'epoch_4.pth']
+    info = read_checkpoint(tmp_path / 'b' / 'epoch_4.pth')['message_hub']['runtime_info']
+    assert info['best_ckpt'] == str(tmp_path / 'b' / 'best_score_epoch_1.pth')
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('interrupted_ckpt', '{victim}'), ('best_ckpt', '{victim}'), ('best_ckpt', '{wd}/sub'),
+        ('interrupted_ckpt', '{wd}'), ('best_ckpt', '{victim}/x.pth'),
+        ('interrupted_ckpt', '{wd}/epoch_7.pth'), ('interrupted_ckpt', '{wd}/epoch_8.pth'),
+        ('interrupted_ckpt', '{wd}/notes.pth'), ('best_ckpt', '{wd}/sub/best_score_epoch_1.pth'),
+        ('keep_ckpt_ids', ['../../victim/x', 1]), ('keep_ckpt_ids', [8, 7, 1, 2]),
+        ('keep_ckpt_ids', '{victim}'), ('interrupted_ckpt', '{wd}/../victim/epoch_5.pth'),
+        ('best_ckpt', 7), ('best_ckpt', ['{victim}']), ('last_ckpt', '{victim}/x.pth'),
+        ('best_score', 'high'), ('best_score', None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_crafted_checkpoint_names_is_not_removed(trained, tmp_path, key, value):
+    """Folders, links and other files, here and elsewhere; epoch_7.pth is a link, 8 a folder."""
+    folder, victim = tmp_path / 'wd', tmp_path / 'victim'
+    shutil.copytree(trained, folder)
+    content = torch.load(folder / 'epoch_2.pth', weights_only=False)
+    for part in (victim, folder / 'sub', folder / 'epoch_8.pth'):
+        part.mkdir()
+        for name in ('x.pth', 'epoch_5.pth', 'best_score_epoch_1.pth'):
+            (part / name).write_text('precious')
+    (folder / 'epoch_7.pth').symlink_to(victim / 'x.pth')
+    (folder / 'notes.pth').write_text('mine')
+
+    def fill(value):
+        if isinstance(value, str):
+            return value.format(victim=victim, wd=folder)
+        return [fill(part) for part in value] if isinstance(value, list) else value
+
+    kept = names_of(victim), names_of(folder / 'sub'), names_of(folder / 'epoch_8.pth')
+    content['message_hub']['runtime_info'][key] = fill(value)
+    content['message_hub']['resumed_keys'][key] = True
+    torch.save(content, folder / 'epoch_2.pth')
+    resumed(folder, folder / 'epoch_2.pth')
+    assert (names_of(victim), names_of(folder / 'sub'), names_of(folder / 'epoch_8.pth')) == kept
+    assert (folder / 'epoch_7.pth').is_symlink() and (folder / 'notes.pth').is_file()
+    assert (folder / 'epoch_4.pth').is_file() and (folder / 'best_score_epoch_3.pth').is_file()
+
+
+def test_partial_files_of_others_are_left(tmp_path):
+    """Only what a killed run of this kind leaves; a folder or a note of that name is none."""
+    tmp_path.joinpath(f'{PARTIAL}notes').write_text('mine')
+    tmp_path.joinpath(f'{PARTIAL}1-folder').mkdir()
+    tmp_path.joinpath(f'{PARTIAL}0-epoch_1.pth').write_text('left')
+    train(config(tmp_path))
+    assert sorted(p.name for p in tmp_path.glob(f'{PARTIAL}*')) == [
+        f'{PARTIAL}1-folder', f'{PARTIAL}notes']  # fmt: skip
+
+
+def test_a_template_with_a_number_format(tmp_path):
+    """Stopped in mid-epoch, resumed, and both kinds of files removed in time."""
+    for more in (terminate_at(7), dict(resume=True)):
+        cfg = config(tmp_path, **more)
+        cfg.default_hooks.checkpoint.filename_tmpl = 'run{:03d}.pth'
+        if 'resume' in more:
+            train(cfg)
+        else:
+            with pytest.raises(TrainingStopped, match='75'):
+                train(cfg)
+            assert names_of(tmp_path) == ['run001.pth', 'run001_iter_7.pth']
+    assert names_of(tmp_path) == ['run004.pth']
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
