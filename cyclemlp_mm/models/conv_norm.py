@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.ops.autocast import compute_dtype
 from cyclemlp_mm.ops.cpu_linear import add_linear
-from cyclemlp_mm.ops.recording import is_recording
+from cyclemlp_mm.ops.recording import standard_operators_only
 from cyclemlp_mm.ops.untouched import listened_to, untouched
 
 from .foldable import Foldable
+from .layers import seen_as_nchw
 from .norms import build_norm, folded
 
 
@@ -91,11 +92,8 @@ class ConvNorm(Foldable, nn.Module):
     def _convolve(self, x: Tensor, weight: Tensor, bias: 'Tensor | None') -> Tensor:
         if self._is_linear:
             return F.linear(x, weight.flatten(1), bias)
-        # A channels-last map is an NCHW tensor in torch.channels_last format, seen from the other
-        # side: the permutes move no data, and the convolution keeps the format.
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         conv = self.conv
-        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+        x = F.conv2d(seen_as_nchw(x), weight, bias, conv.stride, conv.padding, groups=conv.groups)
         return x.permute(0, 2, 3, 1).contiguous()
 
     def _finish(self, y: Tensor) -> Tensor:
@@ -152,10 +150,11 @@ def _hardswish(y: Tensor, act: bool) -> Tensor:
 def _plain(x: Tensor, *others: 'Tensor | None') -> bool:
     """Whether all are there and of the dtype that products are made in, autocast or not.
 
-    Never where a graph is recorded, which is to hold standard operators.
+    Never where only standard operators may be used.
     """
     dtype = compute_dtype(x)
-    return not is_recording() and all(t is not None and t.dtype == dtype for t in (x, *others))
+    same = all(t is not None and t.dtype == dtype for t in (x, *others))
+    return same and not standard_operators_only(x, *others)
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import chunked_mlp
-from cyclemlp_mm.ops.recording import is_recording
+from cyclemlp_mm.ops.recording import is_transformed, standard_operators_only
 from cyclemlp_mm.ops.untouched import untouched
 
 #: Channels-last maps become NCHW by this many bytes at a time on a CPU: each channel is gathered
@@ -112,18 +112,32 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     Returns:
         Tensor: Same shape.
     """
-    # A GPU keeps whole maps busy, and a compiler fuses on its own.
-    plain = untouched(nn.LayerNorm, norm) and is_plain_mlp(mlp)
-    if not plain or x.device.type != 'cpu' or is_recording():
+    if not (untouched(nn.LayerNorm, norm) and is_plain_mlp(mlp)):
         return x + drop_path(mlp(norm(x)))
     if is_idle(drop_path):
         return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
     return x + drop_path(chunked_mlp(x, norm, mlp.fc1, mlp.fc2, residual=False))
 
 
+def seen_as_nchw(x: Tensor) -> Tensor:
+    """A channels-last map, (B, H, W, C), as (B, C, H, W) in torch.channels_last format.
+
+    That is the same numbers in the same order, so no data are moved. Transforms of ``torch.func``
+    do not support the format: there, it is a contiguous copy.
+    """
+    x = x.permute(0, 3, 1, 2)
+    if is_transformed():
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def to_nchw(x: Tensor) -> Tensor:
     """A channels-last map, (B, H, W, C), as a contiguous (B, C, H, W) tensor."""
-    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled() and not is_recording()
+    in_parts = (
+        x.device.type == 'cpu'
+        and not torch.is_grad_enabled()
+        and not standard_operators_only(x)
+    )
     image_bytes = x.element_size() * x[:1].numel()
     nchw = x.permute(0, 3, 1, 2)
     if not in_parts or image_bytes <= NCHW_PART_BYTES:
@@ -157,22 +171,21 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) to (B, H', W', out_channels)."""
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format(x))
-        x = self.proj(x).permute(0, 2, 3, 1)
-        return x.contiguous()
+        # Only an image is copied by this, which is cheaper than its 64 channels afterwards.
+        x = x.permute(0, 3, 1, 2).contiguous() if self._is_small(x) else seen_as_nchw(x)
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
-    def _memory_format(self, x: Tensor) -> torch.memory_format:
-        """The layout to convolve in.
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether to convolve in the weight's layout.
 
-        A channels-last map is an NCHW tensor in torch.channels_last format, seen from the other
-        side: the permutes move no data, and the convolution keeps the format. Only an image is
-        copied into it, which is cheaper than its 64 channels afterwards. But the convolution copies
-        its weight into the map's format at every call: next to a small map, that is the larger one.
+        The convolution copies its weight into the map's format at every call: next to a small map,
+        that is the larger one.
         """
-        if x.device.type != 'cpu' or is_recording():
-            return torch.channels_last
-        small = SMALL_MAP_TIMES * x.numel() <= self.proj.weight.numel()
-        return torch.contiguous_format if small else torch.channels_last
+        weight = getattr(self.proj, 'weight', None)
+        if x.device.type != 'cpu' or not isinstance(weight, Tensor):
+            return False  # a quantised convolution's weight is a method
+        small = SMALL_MAP_TIMES * x.numel() <= weight.numel()
+        return small and not standard_operators_only(x, weight)
 
 
 class PatchMerging(nn.Module):

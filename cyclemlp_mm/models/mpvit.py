@@ -8,7 +8,6 @@ was not looked at, and the published weights come under their own terms.
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from .arch import check_four_ints, resolve_arch
 from .arguments import check_bool, check_positive_int
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
-from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp
+from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp, seen_as_nchw
 from .norms import fix_statistics
 
 #: Attention heads everywhere, and how the kernels of the relative position encoding share them.
@@ -291,7 +290,7 @@ class MPViT(DenseBackbone):
 
 def _depthwise(x: Tensor, conv: nn.Module, weight: 'Tensor | None' = None) -> Tensor:
     """A convolution of a channels-last map, with another weight than its own if one is given."""
-    x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    x = seen_as_nchw(x)
     if weight is None:
         x = conv(x)
     else:

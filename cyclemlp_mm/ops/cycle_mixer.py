@@ -45,7 +45,7 @@ def cycle_mixer(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run on this tensor or machine.
     """
-    form = resolve_backend(backend, x, compute_dtype(x), weights.reweight is not None)
+    form = resolve_backend(backend, x, compute_dtype(x), weights)
     if form == 'reference':
         y = reference_mixer(x, weights)
         return y if residual is None else residual + y

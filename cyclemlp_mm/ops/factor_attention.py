@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from .autocast import accumulate_dtype, compute_dtype, without_autocast
 from .cpu_linear import linear_add
 from .mlp_chunks import add_product
-from .recording import is_recording
+from .recording import standard_operators_only
 from .untouched import untouched
 
 #: Bytes of q, k and v made at a time on a CPU.
@@ -82,12 +82,14 @@ def factor_attention(
         and untouched(nn.Linear, qkv, proj)
         and untouched(nn.Conv2d, *convs)
     )
-    if called or x.device.type not in ('cpu', 'cuda') or is_recording():
+    params = []
+    if not called:
+        params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
+        for conv in convs:
+            params += [conv.weight, conv.bias]
+    if called or standard_operators_only(x, *params):
         y = factor_attention_reference(x, norm, qkv, proj, convs, heads)
         return x + y if residual else y
-    params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
-    for conv in convs:
-        params += [conv.weight, conv.bias]
     dtype = compute_dtype(x)
     needs_grad = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in params)

@@ -13,6 +13,7 @@ one image, or of all images where the branches are not reweighted.
 
 A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
 asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
+Where only standard operators may be used, every backend is 'reference'.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from .mixer_weights import MixerWeights
+from .recording import standard_operators_only
 
 #: Every form, plain to fast; 'auto' takes one of the first three.
 BACKENDS = ('reference', 'shift', 'folded', 'triton')
@@ -50,8 +54,6 @@ def choose_backend(
         dtype (torch.dtype): Of the product.
         reweight (bool): Whether every image has a matrix of its own.
     """
-    if torch.jit.is_tracing():  # sizes are tensors, and counters know standard operators
-        return 'reference'
     batch, height, width, channels = shape
     tokens = height * width if reweight else batch * height * width
     if device.type not in ('cpu', 'cuda') or tokens * channels <= FOLD_MIN_NUMEL:
@@ -80,22 +82,26 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> 'str | None':
     return None
 
 
-def resolve_backend(backend: str, x: Tensor, dtype: torch.dtype, reweight: bool) -> str:
+def resolve_backend(backend: str, x: Tensor, dtype: torch.dtype, weights: MixerWeights) -> str:
     """The form to run.
 
     Args:
         backend (str): One of :data:`BACKENDS`, or 'auto'.
         x (Tensor): (B, H, W, C).
         dtype (torch.dtype): Of the product.
-        reweight (bool): Whether every image has a matrix of its own.
+        weights (MixerWeights): Parameters.
 
     Raises:
         ValueError: No such backend.
         RuntimeError: The backend cannot run here; the message says why.
     """
+    check_backend(backend)
+    *tensors, reweight = weights
+    if standard_operators_only(x, *tensors, *(reweight or ())):
+        return 'reference'
     if backend == 'auto':
-        return choose_backend(x.shape, x.device, dtype, reweight)
-    if check_backend(backend) == 'triton':
+        return choose_backend(x.shape, x.device, dtype, reweight is not None)
+    if backend == 'triton':
         reason = why_not_triton(x.device, dtype)
         if reason is not None:
             raise RuntimeError(

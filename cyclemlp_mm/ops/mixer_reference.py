@@ -8,6 +8,7 @@ from .autocast import accumulate_dtype
 from .cycle_fc import cycle_fc
 from .map_sums import sum_over_space
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, branch_weights
+from .recording import is_transformed
 
 
 def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
@@ -29,7 +30,10 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
         sums = [sum_over_space(branch, accumulate_dtype(c.dtype)) for branch in (h, w, c)]
         mean = (sum(sums) / (c.shape[1] * c.shape[2])).to(c.dtype)
         a_h, a_w, a_c = (a[:, None, None, :] for a in branch_weights(mean, weights.reweight))
-        # In place where no gradient needs h: on small maps, memory costs more than multiplying.
-        mixed = h * a_h if torch.is_grad_enabled() else h.mul_(a_h)
-        mixed.addcmul_(w, a_w).addcmul_(c, a_c)
+        if is_transformed():  # vmap supports neither addcmul nor writing into a shared map
+            mixed = h * a_h + w * a_w + c * a_c
+        else:
+            # In place where no gradient needs h: on small maps, memory costs more than multiplying.
+            mixed = h * a_h if torch.is_grad_enabled() else h.mul_(a_h)
+            mixed.addcmul_(w, a_w).addcmul_(c, a_c)
     return F.linear(mixed, weights.weight_proj, weights.bias_proj)

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from .autocast import accumulate_dtype, compute_dtype
 from .cpu_linear import linear_add, linear_gelu, pack_weight
+from .recording import standard_operators_only
 
 #: Bytes of hidden map made at a time, and the tokens that are made at a time in any case.
 HIDDEN_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 1024
@@ -154,6 +155,11 @@ def add_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
         total += grad.mT @ tokens
 
 
+def _is_small(x: Tensor, fc1: nn.Linear) -> bool:
+    hidden_bytes = x.numel() // x.shape[-1] * fc1.out_features * compute_dtype(x).itemsize
+    return hidden_bytes <= PLAIN_MAX_BYTES
+
+
 def chunked_mlp(
     x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, residual: bool = True
 ) -> Tensor:
@@ -169,11 +175,12 @@ def chunked_mlp(
     Returns:
         Tensor: (..., C); under autocast in the dtype that the sum of x and a Linear would have.
     """
-    dtype = compute_dtype(x)
-    if x.numel() // x.shape[-1] * fc1.out_features * dtype.itemsize <= PLAIN_MAX_BYTES:
+    params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    # A GPU keeps whole maps busy.
+    if x.device.type != 'cpu' or standard_operators_only(x, *params) or _is_small(x, fc1):
         y = fc2(F.gelu(fc1(norm(x))))
         return x + y if residual else y
-    params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    dtype = compute_dtype(x)
     needs_grad = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in params)
     )

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_linear import linear_add, pack_weight
-from .recording import is_recording
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
 #: Bytes of operand made at a time on a CPU.
@@ -54,8 +53,7 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
     """
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
-    # A compiler would unroll the loop.
-    if x.device.type != 'cpu' or is_recording():
+    if x.device.type != 'cpu':
         return [Chunk(slice(0, batch), 0, height)], batch * height * per_row
     rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
     if rows < height or not shared:

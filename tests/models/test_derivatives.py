@@ -1,0 +1,113 @@
+"""Derivatives by every route of PyTorch: the right value, on small maps and on large ones."""
+
+import sys
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vjp, vmap
+
+from cyclemlp_mm.models import CycleMLP, MPViT
+
+WIDTHS = dict(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
+CYCLE = dict(**WIDTHS, mlp_ratios=(2, 2, 2, 2), reweight=True, downsample='conv')
+SUMMED = dict(CYCLE, reweight=False, downsample='patch_merging')
+
+
+def repmlp():
+    pytest.importorskip('mmpretrain')
+    from cyclemlp_mm.models.repmlp import RepMLPNet
+
+    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
+    return RepMLPNet(arch, 64)
+
+
+FAMILIES = {
+    'reweighted': lambda: CycleMLP(CYCLE),
+    'folded': lambda: CycleMLP(CYCLE, mixer_backend='folded'),
+    'summed': lambda: CycleMLP(SUMMED),
+    'mpvit': lambda: MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=2)),
+    'repmlp': repmlp,
+}
+#: Limits between the plain forms and the fast ones, set so that small maps take the fast ones.
+FAST = {
+    'ops.mixer_backend': dict(FOLD_MIN_NUMEL=0),
+    'ops.mlp_chunks': dict(PLAIN_MAX_BYTES=0, HIDDEN_CHUNK_BYTES=1, MIN_CHUNK_TOKENS=8),
+    'ops.shifted_product': dict(CPU_CHUNK_BYTES=1),
+    'ops.factor_attention': dict(CHUNK_BYTES=1),
+    'models.layers': dict(NCHW_PART_BYTES=1),
+}
+
+
+@pytest.fixture(params=['small map', 'large map'], autouse=True)
+def form(request, monkeypatch):
+    for module, limits in FAST.items() if request.param == 'large map' else ():
+        for name, value in limits.items():
+            monkeypatch.setattr(sys.modules[f'cyclemlp_mm.{module}'], name, value)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    torch.manual_seed(0)
+    model = FAMILIES[request.param]().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def images(batch=1):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, batch, 3, 32, 32, dtype=torch.float64, generator=generator)
+
+
+def cost(levels):
+    """A number that weighs all outputs differently."""
+    return sum(torch.sin(level * (i + 1)).sum() for i, level in enumerate(levels))
+
+
+def assert_close(got, wanted, tolerance=1e-9):
+    assert float((got - wanted).norm() / wanted.norm()) < tolerance
+
+
+def test_forward_mode_agrees_with_backward(model):
+    image, direction = images()
+    image.requires_grad_(True)
+    wanted = (torch.autograd.grad(cost(model(image)), image)[0] * direction).sum()
+    model.requires_grad_(False)
+    image = image.detach()
+    assert_close(jvp(lambda x: cost(model(x)), (image,), (direction,))[1], wanted)
+    with forward_ad.dual_level():
+        value = cost(model(forward_ad.make_dual(image, direction)))
+        assert_close(forward_ad.unpack_dual(value).tangent, wanted)
+
+
+def test_functional_gradients_agree_with_backward(model):
+    image, _ = images()
+    parameters = dict(model.named_parameters())
+    wanted = torch.autograd.grad(cost(model(image)), parameters.values())
+    plain = {name: p.detach() for name, p in parameters.items()}
+
+    def of_parameters(parameters):
+        return cost(functional_call(model, parameters, (image,)))
+
+    by_vjp = vjp(of_parameters, plain)[1](torch.ones((), dtype=torch.float64))[0]
+    for got in (grad(of_parameters)(plain), by_vjp):
+        for name, expected in zip(parameters, wanted):
+            assert_close(got[name], expected)
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')
+def test_vmap_over_images_and_over_models(model):
+    image, _ = images(batch=2)
+    plain = {name: p.detach() for name, p in model.named_parameters()}
+    other = {name: p + 0.01 for name, p in plain.items()}
+    with torch.no_grad():
+        levels = vmap(lambda one: model(one[None]))(image)
+        for got, wanted in zip(levels, model(image)):
+            assert_close(got[:, 0], wanted)
+        both = {name: torch.stack([plain[name], other[name]]) for name in plain}
+        levels = vmap(lambda p: functional_call(model, p, (image,)))(both)
+        for i, parameters in enumerate((plain, other)):
+            for got, wanted in zip(levels, functional_call(model, parameters, (image,))):
+                assert_close(got[i], wanted)
