@@ -12,6 +12,7 @@ from torch import nn
 
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import PARTS, ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import onnx_runner, program_runner
@@ -118,13 +119,12 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
     content = for_mmengine(read_checkpoint(checkpoint), checkpoint)
     state_dict = find_state_dict(content, checkpoint)
     try:
-        model.load_state_dict(state_dict, strict=True)
-    except RuntimeError as error:  # what PyTorch raises for any misfit
-        first = '; '.join(line.strip() for line in str(error).splitlines()[1:3])
+        print(compare(model, state_dict, checkpoint, complete=True))
+    except CheckpointError as error:
         raise CheckpointError(
-            f'checkpoint {checkpoint} does not fit the config ({first[:300]}): give the config '
-            'that it was trained with, or --part backbone'
+            f'{error}. Give the config that it was trained with, or --part backbone'
         ) from error
+    model.load_state_dict(state_dict, strict=False)
 
 
 def _metadata(cfg: Config, args: argparse.Namespace) -> 'dict[str, str]':

@@ -1,7 +1,5 @@
 """Weights of a whole model: completely where it is tested or resumed, else said part by part."""
 
-import re
-
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -9,12 +7,18 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
 from cyclemlp_mm.errors import CheckpointError
-from cyclemlp_mm.weights.loading import is_counter
-from cyclemlp_mm.weights.unwrap import find_state_dict, first_parts
+from cyclemlp_mm.models.strict_init import StrictInit
+from cyclemlp_mm.weights.loading import fits, is_counter
+from cyclemlp_mm.weights.unwrap import (
+    BACKBONE,
+    find_state_dict,
+    first_parts,
+    part_of,
+    plain_name,
+    with_prefix,
+)
 
 from .sharded import is_sharded, whole_state_dict
-
-_OUTPUT_NORM = re.compile(r'backbone\.norm\d\.(weight|bias|running_mean|running_var)')
 
 
 @HOOKS.register_module()
@@ -57,7 +61,7 @@ class CheckLoadedWeights(Hook):
         if training and runner._resume:
             check_resumable(checkpoint, source)
         complete = not training or runner._resume
-        runner.logger.info(compare(own, in_file, str(source), complete))
+        runner.logger.info(compare(runner.model, in_file, str(source), complete, own))
         if not training:
             _compare_classes(runner, checkpoint, source)
 
@@ -87,33 +91,50 @@ def _class_names(metainfo: object) -> 'list[str]':
 
 
 def compare(
-    own: 'dict[str, Tensor]', in_file: 'dict[str, Tensor]', source: str, complete: bool
+    model: nn.Module,
+    in_file: 'dict[str, Tensor]',
+    source: str,
+    complete: bool,
+    own: 'dict[str, Tensor] | None' = None,
 ) -> str:
     """Say what of a model a file holds.
 
     Args:
-        own (dict[str, Tensor]): The model's state dict.
+        model (nn.Module): Detector, segmentor or classifier, wrapped or not.
         in_file (dict[str, Tensor]): The file's.
         source (str): The file.
         complete (bool): Whether all of the model must be there, or the backbone only.
+        own (dict[str, Tensor], optional): The model's state dict, where it is known. Defaults to
+            None: asked.
 
     Returns:
         str: Counts, in all and of each part of the model.
 
     Raises:
-        CheckpointError: What must be there is not.
+        CheckpointError: What must be there is not, or a backbone of ours has no place for some of
+            the file's tensors, as where the file is of a larger one.
     """
+    own = _state_dict(model) if own is None else own
     needed = [name for name in own if not is_counter(name)]
-    fitting = {name for name in needed if name in in_file and _fits(in_file[name], own[name])}
+    fitting = {name for name in needed if name in in_file and fits(name, in_file[name], own[name])}
     if not fitting:
         raise CheckpointError(
             f'checkpoint {source} does not fit the model: none of its {len(in_file)} tensors does. '
             f'Its names begin with {first_parts(in_file)}; the model has {first_parts(own)}'
         )
+    strict = _strict_backbones(model)
+    lines, judged = [], set()
+    for prefix, backbone in strict.items():
+        inner = part_of(in_file, prefix)
+        report = backbone.check_fit(inner, source, part_of(own, prefix), complete, prefix)
+        judged.update(prefix + name for name in inner)
+        lines += [f'  {prefix[:-1]}: in the file, not used: {kind} ({count})'
+                  for kind, count in report.left.items()]  # fmt: skip
     absent = [
         name for name in needed
         if name not in fitting
-        and (complete or (name.startswith('backbone.') and not _OUTPUT_NORM.fullmatch(name)))
+        and (complete or name.startswith(BACKBONE))
+        and not name.startswith(tuple(strict))
     ]  # fmt: skip
     if absent:
         missing = [name for name in absent if name not in in_file]
@@ -130,16 +151,32 @@ def compare(
             f'checkpoint {source} does not fit the model; nothing was loaded. Of {len(needed)} '
             f'{which}, {"; ".join(said)}. Is it the config that the file was trained with?'
         )
-    lines = [f'loaded {len(fitting)} of {len(needed)} tensors from {source}']
+    lines.insert(0, f'loaded {len(fitting)} of {len(needed)} tensors from {source}')
     for part in dict.fromkeys(name.split('.')[0] for name in needed):
         names = [name for name in needed if name.split('.')[0] == part]
         found = sum(name in fitting for name in names)
         if found < len(names):
             lines.append(f'  {part}: {found} of {len(names)}, the others are new')
-    left = [name for name in in_file if name not in own]
+    left = [name for name in in_file if name not in own and name not in judged]
     if left:
         lines.append(f'  in the file, not used: {len(left)} ({first_parts(dict.fromkeys(left))})')
     return '\n'.join(lines)
+
+
+def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict[str, Tensor]':
+    """A backbone's own file under the names of a whole model; any other as it is."""
+    prefixed = with_prefix(in_file)
+    if not any(n in own for n in in_file) and any(n in own for n in prefixed):
+        return prefixed
+    return in_file
+
+
+def _strict_backbones(model: nn.Module) -> 'dict[str, StrictInit]':
+    """The backbones of ours in a model, by what their names in its state dict begin with."""
+    return {
+        plain_name(f'{name}.') if name else '': module
+        for name, module in model.named_modules() if isinstance(module, StrictInit)
+    }  # fmt: skip
 
 
 def _state_dict(model: nn.Module) -> 'dict[str, Tensor]':
@@ -149,17 +186,6 @@ def _state_dict(model: nn.Module) -> 'dict[str, Tensor]':
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model.state_dict()
-
-
-def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict[str, Tensor]':
-    prefixed = {f'backbone.{name}': tensor for name, tensor in in_file.items()}
-    if not any(n in own for n in in_file) and any(n in own for n in prefixed):
-        return prefixed
-    return in_file
-
-
-def _fits(tensor: Tensor, own: Tensor) -> bool:
-    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
 
 
 def check_resumable(checkpoint: dict, source: str) -> None:

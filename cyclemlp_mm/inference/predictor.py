@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
+from mmengine.logging import print_log
 from pycocotools import mask as coco_mask
 from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import class_palette, load_config, require_toolbox
 from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.engine.config_data import class_names, heads_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights.unwrap import find_state_dict
@@ -140,17 +142,42 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
         )
 
     class CheckedInferencer(Inferencer):
-        """Raises where mmengine would warn of missing weights and predict noise."""
+        """Raises where mmengine would warn of missing weights and predict noise, and takes the
+        config's class names where the checkpoint has none: not COCO's or those of Cityscapes."""
 
         def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
             in_file = find_state_dict(content, checkpoint)
-            compare(model.state_dict(), in_file, checkpoint, complete=True)
-            super()._load_weights_to_model(model, content, cfg)
+            compare(model, in_file, checkpoint, complete=True)
+            super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
 
     quiet = {}
     if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has none to show
         quiet = dict(show_progress=False)
     return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
+
+
+def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
+    """The checkpoint, with the config's class names where it has none of its own."""
+    meta = content.get('meta') or {}
+    if 'CLASSES' in meta or (meta.get('dataset_meta') or {}).get('classes'):
+        return content
+    names = class_names(cfg)
+    if names is None:
+        raise UserError(
+            f'checkpoint {checkpoint} has no class names, and neither has the config: set '
+            "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
+        )
+    for key, number in heads_classes(cfg.model):
+        if number != len(names['classes']):
+            raise UserError(
+                f'checkpoint {checkpoint} has no class names, and the config has '
+                f'{len(names["classes"])} for {number} classes ({key}): set '
+                "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
+            )
+    listed = ', '.join(map(str, names['classes'][:5])) + ', …' * (len(names['classes']) > 5)
+    print_log(f'checkpoint {checkpoint} has no class names; those of the config are used: {listed}',
+              'current')  # fmt: skip
+    return {**content, 'meta': {**meta, 'dataset_meta': names}}
 
 
 def _reason(error: Exception) -> str:

@@ -258,6 +258,7 @@ class CycleMLP(DenseBackbone):
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
+        self.depths = depths
         num_built = self.out_indices[-1] + 1
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvDownsample(in_channels, widths[0], kernel_size=7, stride=4, padding=2)

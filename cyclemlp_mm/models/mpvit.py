@@ -254,6 +254,7 @@ class MPViT(DenseBackbone):
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
+        self.depths = depths
         self.norm_eval = check_bool('norm_eval', norm_eval)
         rates = drop_path_rates(drop_path_rate, sum(depths))
         level_widths = (*widths[1:], widths[-1])

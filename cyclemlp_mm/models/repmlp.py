@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
 
-from cyclemlp_mm.weights import PublishedFormat, split_pretrained
+from cyclemlp_mm.weights import split_pretrained
+from cyclemlp_mm.weights.repmlp import REPMLP_FORMAT
 
 from .arch import resolve_arch
 from .arguments import check_bool, check_positive_int
@@ -23,15 +24,6 @@ from .levels import check_frozen_stages, resolve_out_indices
 from .norms import SyncBNOrBN, build_norm, fix_statistics, folded
 from .strict_init import StrictInit
 
-REPMLP_FORMAT = PublishedFormat(
-    family='RepMLPNet',
-    example='patch_embed.projection.weight',
-    extras={
-        'classifier': r'head\.(fc\.)?(weight|bias)',
-        'output norms': r'final_norm\..+',
-        'stages behind the last returned level': r'downsample_layers\.\d+\..+',
-    },
-)
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
 _FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrBN: 'SyncBNOrBN'}
 

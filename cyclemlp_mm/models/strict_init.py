@@ -1,25 +1,93 @@
-"""Initialisation from ``init_cfg`` in which a checkpoint fits completely or raises."""
+"""Initialisation and loading in which a checkpoint fits completely or raises."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from mmengine.model import BaseModule, update_init_info
+from torch import Tensor
 
-from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint
+from cyclemlp_mm.weights import LoadReport, PublishedFormat, check_fit, init_from_checkpoint
+from cyclemlp_mm.weights.loading import BLOCK
+from cyclemlp_mm.weights.unwrap import BACKBONE, part_of, with_prefix
 
 
 class StrictInit(BaseModule):
-    """Loads what :func:`~cyclemlp_mm.weights.split_pretrained` put into ``_pretrained_cfgs``."""
+    """Loads what :func:`~cyclemlp_mm.weights.split_pretrained` put into ``_pretrained_cfgs``, and
+    refuses every other file that does not fit, whoever loads it."""
 
     #: How the family's published files name what we have.
     published_format: ClassVar[PublishedFormat]
-    _pretrained_cfgs: 'list[dict]'
+    #: Blocks of each stage of the arch, those that ``out_indices`` leaves out included.
+    depths: Sequence[int] = ()
+    _pretrained_cfgs: list[dict]
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+    def check_fit(
+        self,
+        state_dict: Mapping[str, Tensor],
+        source: str,
+        own: Mapping[str, Tensor] | None = None,
+        complete: bool = False,
+        prefix: str = '',
+    ) -> LoadReport:
+        """See :func:`cyclemlp_mm.weights.loading.check_fit`."""
+        return check_fit(self, self.published_format, state_dict, source, own, complete, prefix)
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args: object
+    ) -> None:
         # A backbone by itself takes a whole model's names, as our loaders hand all files out.
         if not prefix and not any(name in state_dict for name in self.state_dict()):
-            for name in [name for name in state_dict if name.startswith('backbone.')]:
-                state_dict[name.removeprefix('backbone.')] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            inner = part_of(state_dict, BACKBONE)
+            for name in with_prefix(inner):
+                del state_dict[name]
+            state_dict.update(inner)
+        # From a file, through mmengine's load_checkpoint, which only warns of a misfit; the
+        # inference APIs of the toolboxes call it. In memory, PyTorch's strict decides.
+        if 'file' in local_metadata:
+            self._check_file(part_of(state_dict, prefix), local_metadata['file'], prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _check_file(self, state_dict: dict[str, Tensor], file: str, prefix: str) -> None:
+        own = self.state_dict()
+        if state_dict and all('lora_' in name for name in state_dict):
+            own = {name: tensor for name, tensor in own.items() if 'lora_' in name}
+        self.check_fit(state_dict, file, own, prefix=prefix)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for learning rates that decay from layer to layer.
+
+        As mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it: the stem is 0, a
+        block follows the one before it, what leads into a stage counts with the block before, and
+        norms of the outputs, like all that is not the backbone's, are the last.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): What the backbone's names begin with. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The depth, and the number of depths.
+        """
+        depths = [
+            self.depths[i] if i < len(self.depths) else len(stage)
+            for i, stage in enumerate(self.stages)
+        ]
+        number = sum(depths) + 2
+        name = param_name[len(prefix) :]
+        part, _, rest = name.partition('.')
+        if not param_name.startswith(prefix) or part.startswith(('norm', 'final_norm')):
+            return number - 1, number
+        if part in ('stages', 'downsamples', 'downsample_layers'):
+            stage = int(rest.partition('.')[0]) + (part == 'downsample_layers')
+            before = sum(depths[:stage])
+            if block := BLOCK.match(name):
+                return before + int(block[2]) + 1, number
+            if part == 'stages' and '.embeds.' not in name:  # shared by the blocks of a stage
+                last = '.aggregate.' in name
+                return before + (depths[stage] if last else 1), number
+            return before, number
+        return 0, number  # the stem
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.engine.check_weights import compare
-from cyclemlp_mm.engine.config_data import evaluators
+from cyclemlp_mm.engine.config_data import evaluators, heads_classes
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
@@ -27,7 +26,7 @@ _NEED_GPUS = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
     """Every head must have as many classes as the data, and top-k accuracies need k of them."""
-    for key, value in _num_classes(cfg.model, 'model'):
+    for key, value in heads_classes(cfg.model):
         if value != num_classes:
             report.error(
                 key, f'is {value}, but the data set has {num_classes} classes',
@@ -41,18 +40,6 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
                 'Give --data DIR, which limits it, or leave the larger numbers out',
             )  # fmt: skip
             break  # test and validation mostly share one
-
-
-def _num_classes(node: object, key: str) -> 'Iterator[tuple[str, int]]':
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if name == 'num_classes' and isinstance(value, int):
-                yield f'{key}.num_classes', value
-            elif name not in ('backbone', 'teacher', 'rpn_head'):
-                yield from _num_classes(value, f'{key}.{name}')
-    elif isinstance(node, (list, tuple)):
-        for i, value in enumerate(node):
-            yield from _num_classes(value, f'{key}[{i}]')
 
 
 def check_batch(report: Report, cfg: Config) -> None:
@@ -129,7 +116,7 @@ def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
         try:
             content = for_mmengine(read_checkpoint(load_from), load_from)
             in_file = find_state_dict(content, load_from)
-            report.note('load_from', compare(model.state_dict(), in_file, load_from, False))
+            report.note('load_from', compare(model, in_file, load_from, False))
         except UserError as error:
             report.error('load_from', str(error))
 

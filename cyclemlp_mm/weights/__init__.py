@@ -7,7 +7,13 @@ from cyclemlp_mm.errors import CheckpointError
 
 from .cyclemlp import CYCLEMLP_FORMAT
 from .files import allow_unsafe_loading, read_checkpoint, unsafe_loading
-from .loading import LoadReport, init_from_checkpoint, load_strictly, split_pretrained
+from .loading import (
+    LoadReport,
+    check_fit,
+    init_from_checkpoint,
+    load_strictly,
+    split_pretrained,
+)
 from .mmengine_loader import register_safe_loaders
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
@@ -21,6 +27,7 @@ __all__ = [
     'LoadReport',
     'PublishedFormat',
     'allow_unsafe_loading',
+    'check_fit',
     'init_from_checkpoint',
     'load_strictly',
     'read_checkpoint',

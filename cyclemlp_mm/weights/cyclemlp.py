@@ -222,4 +222,5 @@ CYCLEMLP_FORMAT = PublishedFormat(
     from_paddle=from_paddle,
     extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
     is_certain=is_certainly_published,
+    is_ours=is_ours,
 )

@@ -5,7 +5,7 @@ expected difference, by name, raises before anything is copied.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from mmengine.logging import print_log
@@ -21,8 +21,10 @@ from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
 
 _OUTPUT_NORM = re.compile(
-    r'norm(\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+    r'(norm\d+|final_norm)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
 )
+#: Stage and block that a tensor belongs to; an MPViT counts the layers of its parallel paths.
+BLOCK = re.compile(r'stages\.(\d+)\.(?:paths\.\d+\.layers\.)?(\d+)\.')
 
 
 @dataclass
@@ -111,9 +113,11 @@ def init_from_checkpoint(
 ) -> LoadReport:
     """Load a backbone and log what was loaded.
 
-    Takes published files as they are (bare or under ``model``/``state_dict``, with ``module.`` or
-    ``backbone.`` prefixes), Paddle's, our own checkpoints, and those of a whole detector or
-    segmentor; as ``.pth``, ``.pdparams`` or ``.safetensors``.
+    Takes published files as they are (bare or under ``model``/``state_dict``), Paddle's, our own
+    checkpoints, and those of a whole detector or segmentor; as ``.pth``, ``.pdparams`` or
+    ``.safetensors``. Prefixes of usual wrappers are found: PyTorch's (``module.``,
+    ``_orig_mod.``), Lightning's (``model.``), those of averaged models (``ema_model.``), and
+    ``backbone.``.
 
     Args:
         model (nn.Module): The backbone.
@@ -131,7 +135,10 @@ def init_from_checkpoint(
     """
     content = read_checkpoint(checkpoint, map_location)
     state_dict, others = select_backbone(
-        find_state_dict(content, checkpoint), prefix, checkpoint
+        find_state_dict(content, checkpoint),
+        prefix,
+        (published.example, next(iter(model.state_dict()))),
+        checkpoint,
     )
     state_dict = to_our_names(published, state_dict, find_paddle(content), checkpoint)
     report = load_strictly(model, published, state_dict, checkpoint)
@@ -147,42 +154,76 @@ def load_strictly(
     state_dict: 'Mapping[str, Tensor]',
     source: str,
 ) -> LoadReport:
-    """Copy ``state_dict``, under our names, into ``model``, if it fits but for named kinds.
+    """Copy ``state_dict``, under our names, into ``model``, if it fits, see :func:`check_fit`.
+
+    Raises:
+        CheckpointError: It does not; the model is left as it was.
+    """
+    own = model.state_dict()
+    report = check_fit(model, published, state_dict, source, own)
+    common = {name: tensor for name, tensor in state_dict.items() if name in own}
+    model.load_state_dict(common, strict=False)  # strictness was checked above, kind by kind
+    return report
+
+
+def check_fit(
+    model: nn.Module,
+    published: PublishedFormat,
+    state_dict: 'Mapping[str, Tensor]',
+    source: str,
+    own: 'Mapping[str, Tensor] | None' = None,
+    complete: bool = False,
+    prefix: str = '',
+) -> LoadReport:
+    """Compare a backbone with a state dict: what every way to load one asks.
 
     Expected differences: the family's extras (a classifier), output norms that only one side has,
-    stages behind the last level that the model returns, and BatchNorm's counters of batches, which
-    some tools leave out or store as floats and nothing here reads.
+    stages of the same arch after the last level that the model returns, and BatchNorm's counters of
+    batches, which some tools leave out or store as floats and nothing here reads.
+
+    Args:
+        model (nn.Module): The backbone.
+        published (PublishedFormat): Its family's published names.
+        state_dict (Mapping[str, Tensor]): Under our names, without a prefix.
+        source (str): The file, for messages.
+        own (Mapping[str, Tensor], optional): The backbone's state dict, where it cannot be asked,
+            as its parameters are sharded. Defaults to None: asked.
+        complete (bool): Output norms must be in the file, too. Defaults to False.
+        prefix (str): What names have in the file, for messages. Defaults to ''.
+
+    Returns:
+        LoadReport: What is loaded, new and left out.
 
     Raises:
         CheckpointError: Anything else differs.
     """
-    own = model.state_dict()
+    own = model.state_dict() if own is None else own
     report = LoadReport(source, total=len(own))
     missing, unexpected = [], []
     for name in own:
         if name in state_dict:
             continue
-        if _OUTPUT_NORM.fullmatch(name):
-            report.new.setdefault('output norms', []).append(name)
-        elif is_counter(name):
+        if is_counter(name):
             report.new.setdefault('counters of batches', []).append(name)
+        elif _OUTPUT_NORM.fullmatch(name) and not complete:
+            report.new.setdefault('output norms', []).append(name)
         else:
             missing.append(name)
+    left_out = _stages_left_out(model, state_dict)
     for name in state_dict:
         if name in own:
             continue
-        kind = _kind_of_extra(name, model, published)
+        kind = _kind_of_extra(name, published, left_out)
         if kind is None:
             unexpected.append(name)
         else:
             report.left[kind] = report.left.get(kind, 0) + 1
-    common = {name: tensor for name, tensor in state_dict.items() if name in own}
-    misshapen = [n for n, t in common.items() if not _fits(t, own[n], is_counter(n))]
+    common = [name for name in state_dict if name in own]
+    misshapen = [n for n in common if not fits(n, state_dict[n], own[n])]
     if missing or unexpected or misshapen:
         raise CheckpointError(
-            _misfit(published, source, own, state_dict, missing, unexpected, misshapen)
+            _misfit(published, source, own, state_dict, missing, unexpected, misshapen, prefix)
         )
-    model.load_state_dict(common, strict=False)  # strictness was checked above, kind by kind
     report.loaded = len(common)
     return report
 
@@ -225,16 +266,33 @@ def _check_pretrained_cfg(cfg: dict) -> dict:
     return {key: value for key, value in cfg.items() if key != 'type'}
 
 
-def _kind_of_extra(name: str, model: nn.Module, published: PublishedFormat) -> 'str | None':
+def _kind_of_extra(
+    name: str, published: PublishedFormat, left_out: 'Collection[int]'
+) -> 'str | None':
     for kind, pattern in published.extras.items():
         if re.fullmatch(pattern, name):
             return kind
     if _OUTPUT_NORM.fullmatch(name):
         return 'output norms'
-    match = re.match(r'(stages|downsamples)\.(\d+)\.', name)
-    if match and int(match[2]) >= len(model.stages):
-        return 'stages behind the last returned level'
-    return None
+    match = re.match(r'(stages|downsamples|downsample_layers)\.(\d+)\.', name)
+    # RepMLP counts the downsamplings themselves: 0 is the one into stage 1.
+    if match and int(match[2]) + (match[1] == 'downsample_layers') in left_out:
+        return 'stages after the last returned level'
+    return 'counters of batches' if is_counter(name) else None
+
+
+def _stages_left_out(model: nn.Module, state_dict: 'Mapping[str, Tensor]') -> 'Collection[int]':
+    """Stages of the model's arch that it does not build; none, if the file's have other depths."""
+    depths = getattr(model, 'depths', ())
+    built = len(getattr(model, 'stages', ()))
+    in_file = [0] * len(depths)
+    for name in state_dict:
+        match = BLOCK.match(name)
+        if match and int(match[1]) < len(depths):
+            in_file[int(match[1])] = max(in_file[int(match[1])], int(match[2]) + 1)
+    # The file of a model that was cut, too, has fewer.
+    same = all(there in (0, depth) for there, depth in zip(in_file, depths))
+    return range(built, len(depths)) if same else ()
 
 
 def _misfit(
@@ -245,15 +303,17 @@ def _misfit(
     missing: 'list[str]',
     unexpected: 'list[str]',
     misshapen: 'list[str]',
+    prefix: str,
 ) -> str:
     """The message of a file that does not fit: what, how much, and what to do."""
     head = f'checkpoint {source} does not fit the model; nothing was loaded.'
     matched = sum(name in own for name in state_dict)
     if not matched:
+        where = f' after {prefix!r}' if prefix else ''
         return (
-            f'{head} None of its {len(state_dict)} names is known: they begin with '
-            f'{first_parts(state_dict)}; expected e.g. {published.example!r} (published) or '
-            f"{next(iter(own))!r} (ours). If the backbone sits under a prefix, say "
+            f'{head} None of its {len(state_dict)} names{where} is known: they begin with '
+            f'{first_parts(state_dict) or "nothing"}; expected e.g. {published.example!r} '
+            f'(published) or {next(iter(own))!r} (ours). If the backbone sits under a prefix, say '
             "init_cfg=dict(type='Pretrained', checkpoint=…, prefix='THAT.')"
         )
     parts = [head]
@@ -263,15 +323,19 @@ def _misfit(
             f'The file holds {in_file}; the model has {in_model}: is it the right arch?'
         )
     if missing:
-        parts.append(f'{len(missing)} of {len(own)} tensors are missing, e.g. {missing[:3]}.')
+        which = "of the backbone's tensors" if prefix else 'tensors'
+        parts.append(f'{len(missing)} of {len(own)} {which} are missing, e.g. '
+                     f'{[prefix + name for name in missing[:3]]}.')  # fmt: skip
     if misshapen:
         name = misshapen[0]
         parts.append(
-            f'{len(misshapen)} have another shape or type, e.g. {name}: '
+            f'{len(misshapen)} have another shape or type, e.g. {prefix}{name}: '
             f'{_say(state_dict[name])} in the file, {_say(own[name])} in the model.'
         )
     if unexpected:
-        parts.append(f'{len(unexpected)} are unknown, e.g. {shorten(unexpected[:3], 240)}.')
+        listed = shorten([prefix + name for name in unexpected[:3]], 240)
+        parts.append(f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for '
+                     'them.')  # fmt: skip
     return ' '.join(parts)
 
 
@@ -280,9 +344,9 @@ def is_counter(name: str) -> bool:
     return name.rpartition('.')[2] == 'num_batches_tracked'
 
 
-def _fits(tensor: Tensor, own: Tensor, counter: bool) -> bool:
+def fits(name: str, tensor: Tensor, own: Tensor) -> bool:
     """Same shape; ints are no weights, though copying them into floats would work."""
-    same_kind = counter or tensor.is_floating_point() == own.is_floating_point()
+    same_kind = is_counter(name) or tensor.is_floating_point() == own.is_floating_point()
     return tensor.shape == own.shape and same_kind
 
 

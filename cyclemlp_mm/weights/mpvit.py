@@ -118,4 +118,5 @@ MPVIT_FORMAT = PublishedFormat(
     describe=describe,
     extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
     is_certain=is_published,
+    is_ours=is_ours,
 )

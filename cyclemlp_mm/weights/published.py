@@ -44,6 +44,7 @@ class PublishedFormat:
             to a regular expression on our names.
         is_certain (Callable): Whether names are this family's published ones and no relative's, so
             that a whole model's file can be told by them.
+        is_ours (Callable): Whether names, without a prefix, are those of our backbone.
     """
 
     family: str
@@ -54,3 +55,4 @@ class PublishedFormat:
     from_paddle: Callable[[StateDict], 'dict[str, Tensor]'] = _no_paddle
     extras: 'Mapping[str, str]' = field(default_factory=dict)
     is_certain: Callable[[StateDict], bool] = _never
+    is_ours: Callable[[StateDict], bool] = _never

@@ -1,6 +1,9 @@
-"""From what a checkpoint file holds to the backbone's own tensors."""
+"""From what a checkpoint file holds to named tensors, and to those of the backbone."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -10,64 +13,153 @@ from .limits import shorten
 
 #: Keys under which files in the wild keep the state dict.
 WRAPPERS = ('state_dict', 'model')
+#: The backbone's name in the models of the toolboxes.
+BACKBONE = 'backbone.'
+#: Parts of names that PyTorch's own wrappers put in (compile, FSDP, activation checkpointing).
+_TORCH_PARTS = re.compile(
+    r'(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
+#: Names that others give to what they wrap a model in: Lightning, timm, DeiT, EMA, plain loops.
+_OUTER_PARTS = {
+    'module', 'model', 'net', 'network', 'backbone', 'ema', 'ema_model', 'model_ema',
+    'state_dict_ema', 'ema_state_dict', 'model_state_dict',
+}  # fmt: skip
 
 
-def find_state_dict(content: object, source: str) -> 'dict[str, Tensor]':
-    """The state dict in a checkpoint: bare, or under ``state_dict`` or ``model``.
+def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: bare, or under ``state_dict``, ``model`` or one other key.
+
+    Numbers, texts and None beside the tensors are left out: they are no weights.
 
     Args:
         content (object): What the file holds.
         source (str): The file, for messages.
 
     Returns:
-        dict[str, Tensor]: Names to tensors, ``module.`` prefixes removed.
+        dict[str, Tensor]: Names to tensors, without what PyTorch's wrappers put into names, see
+        :func:`plain_name`. Where a file has several parts under other keys than ``WRAPPERS``, such
+        as a teacher and a student, names begin with their keys.
 
     Raises:
-        CheckpointError: No dict of tensors is found.
+        CheckpointError: No dict of tensors is found, or two tensors have one name.
     """
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-    if not isinstance(content, Mapping) or not content:
+    found = mapping_in(content)
+    if not found:
         raise CheckpointError(
             f'checkpoint {source} holds no state dict: expected names and tensors, bare or under '
             f'{" or ".join(map(repr, WRAPPERS))}, but got {_say(content)}'
         )
-    wrong = [str(k) for k, v in content.items() if not (isinstance(k, str) and _is_tensor(v))]
-    if wrong:
+    wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    tensors = {k: v for k, v in found.items() if k not in wrong} if wrong else found
+    if not tensors or not all(is_metadata(k, found[k]) for k in wrong):
         raise CheckpointError(
-            f'checkpoint {source} is no state dict: {len(wrong)} of {len(content)} entries are '
-            f'not tensors under a name, e.g. {shorten(wrong[:3], 240)}'
+            f'checkpoint {source} is no state dict: {len(wrong)} of {len(found)} entries are '
+            f'not tensors under a name, e.g. {shorten([str(k) for k in wrong[:3]], 240)}'
         )
-    return {_strip_module(name): tensor for name, tensor in content.items()}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = plain_name(name)
+        if short in plain:
+            raise CheckpointError(
+                f'checkpoint {source} has two tensors for {shorten(short)}, of a model and of the '
+                'same one wrapped: save one of them only'
+            )
+        plain[short] = tensor
+    return plain
+
+
+def mapping_in(content: object) -> Mapping:
+    """What may be the state dict in a checkpoint: of several parts, all, with keys in names."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return content[key]
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    parts = {k: v for k, v in content.items() if isinstance(k, str) and _is_state_dict(v)}
+    if not parts:
+        return content
+    return {f'{key}.{name}': tensor for key, part in parts.items() for name, tensor in part.items()}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what torch.compile, FSDP and DistributedDataParallel add to it."""
+    name = _TORCH_PARTS.sub('', name)
+    while name.startswith('module.'):
+        name = name[len('module.') :]
+    return name
+
+
+def is_metadata(name: object, value: object) -> bool:
+    """Whether an entry of a state dict is there legitimately without being a tensor."""
+    is_extra = isinstance(name, str) and name.endswith('_extra_state')
+    return is_extra or (
+        isinstance(name, str) and (value is None or isinstance(value, (bool, int, float, str)))
+    )
+
+
+def find_prefix(names: Iterable[str], anchors: Iterable[str]) -> tuple[str | None, list[str]]:
+    """What a backbone's names begin with in a state dict.
+
+    Args:
+        names (Iterable[str]): Of the state dict, plain.
+        anchors (Iterable[str]): Names of tensors that the backbone always has, published or ours.
+
+    Returns:
+        tuple[str | None, list[str]]: The prefix, if it is ``''``, ``'backbone.'`` or the only one
+        of names in common use for wrappers, else None; and all prefixes that are possible.
+    """
+    anchors = tuple(anchors)
+    possible = list(
+        dict.fromkeys(
+            name.removesuffix(anchor)
+            for name in names
+            for anchor in anchors
+            if name == anchor or name.endswith(f'.{anchor}')
+        )
+    )
+    for prefix in (BACKBONE, ''):
+        if prefix in possible:
+            return prefix, possible
+    known = [prefix for prefix in possible if _OUTER_PARTS.issuperset(prefix.split('.')[:-1])]
+    return (known[0] if len(known) == 1 else None), possible
 
 
 def select_backbone(
-    state_dict: 'Mapping[str, Tensor]', prefix: 'str | None', source: str
-) -> 'tuple[dict[str, Tensor], int]':
+    state_dict: Mapping[str, Tensor], prefix: str | None, anchors: Iterable[str], source: str
+) -> tuple[dict[str, Tensor], int]:
     """The tensors of the backbone, prefix removed, and how many others the file has.
 
     Args:
-        state_dict (Mapping[str, Tensor]): A backbone's, classifier's, detector's or segmentor's.
-        prefix (str, optional): What the backbone's names begin with, with the file's ``module.`` or
-            without. None takes those that begin with ``backbone.``, or all where none does.
+        state_dict (Mapping[str, Tensor]): From :func:`find_state_dict`: a backbone's, classifier's,
+            detector's or segmentor's.
+        prefix (str, optional): What the backbone's names begin with, as it is in the file, or
+            without what PyTorch's wrappers add. None finds it, see :func:`find_prefix`.
+        anchors (Iterable[str]): Names of tensors that the backbone always has.
         source (str): The file, for messages.
 
     Returns:
         tuple[dict[str, Tensor], int]: The backbone's tensors and the number left.
 
     Raises:
-        CheckpointError: Nothing begins with ``prefix``.
+        CheckpointError: Nothing begins with ``prefix``, or it is None and cannot be known.
     """
     if prefix is None:
-        prefix = 'backbone.' if any(n.startswith('backbone.') for n in state_dict) else ''
+        prefix, possible = find_prefix(state_dict, anchors)
+        if prefix is None and possible:
+            options = ' or '.join(f'prefix={p!r}' for p in possible[:4])
+            raise CheckpointError(
+                f'checkpoint {source} does not fit the model. None of its {len(state_dict)} names '
+                f"is one of the backbone's: they begin with {first_parts(state_dict)}. If the "
+                f"backbone is there, set init_cfg=dict(type='Pretrained', checkpoint=…, …) with "
+                f'{options}'
+            )
+        if prefix is None:
+            prefix = BACKBONE if any(n.startswith(BACKBONE) for n in state_dict) else ''
     else:
-        if prefix and not prefix.endswith('.'):
-            prefix += '.'
-        prefix = _strip_module(prefix)  # as find_state_dict did with the names
-    chosen = {n[len(prefix):]: t for n, t in state_dict.items() if n.startswith(prefix)}
+        prefix = plain_name(prefix if not prefix or prefix.endswith('.') else f'{prefix}.')
+    chosen = part_of(state_dict, prefix)
     if not chosen:
         raise CheckpointError(
             f'checkpoint {source} has no name that begins with prefix={prefix!r}; its names begin '
@@ -76,20 +168,47 @@ def select_backbone(
     return chosen, len(state_dict) - len(chosen)
 
 
-def first_parts(names: 'Mapping[str, Tensor]', most: int = 5) -> str:
+def split_names(
+    state_dict: Mapping[str, Tensor], anchors: Iterable[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A whole model's tensors: the backbone's, without a prefix, and the rest (neck, heads).
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Plain names. Where no backbone is found and none begins
+            with ``backbone.``, all are taken for one.
+        anchors (Iterable[str]): Names of tensors that the backbone always has.
+    """
+    prefix = find_prefix(state_dict, anchors)[0]
+    if prefix is None:
+        prefix = BACKBONE if any(name.startswith(BACKBONE) for name in state_dict) else ''
+    others = {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
+    outer, found, _ = f'.{prefix}'.partition(f'.{BACKBONE}')
+    outer = f'{outer}.'.lstrip('.') if found else ''
+    return part_of(state_dict, prefix), {n.removeprefix(outer): t for n, t in others.items()}
+
+
+def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+
+
+def with_prefix(state_dict: Mapping[str, Tensor], prefix: str = BACKBONE) -> dict[str, Tensor]:
+    """The same tensors, their names after ``prefix``."""
+    return {f'{prefix}{name}': tensor for name, tensor in state_dict.items()}
+
+
+def first_parts(names: Iterable[str], most: int = 5) -> str:
     """The distinct first parts of dotted names, for messages."""
     parts = list(dict.fromkeys(name.split('.')[0] for name in names))
     return ', '.join(map(shorten, parts[:most])) + (', …' if len(parts) > most else '')
 
 
-def _strip_module(name: str) -> str:
-    while name.startswith('module.'):
-        name = name[len('module.'):]
-    return name
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+def _is_state_dict(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+    )
 
 
 def _say(content: object) -> str:

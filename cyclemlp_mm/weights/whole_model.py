@@ -1,23 +1,32 @@
 """Checkpoints as mmengine loads them, into a whole detector, segmentor or classifier."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
-from . import mpvit
-from .cyclemlp import CYCLEMLP_FORMAT, is_ours
+from .cyclemlp import CYCLEMLP_FORMAT
 from .limits import shorten
 from .loading import find_paddle, to_our_names
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
-from .unwrap import WRAPPERS, find_state_dict
+from .repmlp import REPMLP_FORMAT
+from .unwrap import (
+    find_state_dict,
+    is_metadata,
+    mapping_in,
+    plain_name,
+    split_names,
+    with_prefix,
+)
 
-#: Families whose published files are taken for whole models, told by their names.
-FAMILIES = (CYCLEMLP_FORMAT, MPVIT_FORMAT)
-_BACKBONE = 'backbone.'
+#: Families whose files are taken for whole models, recognised by their names.
+FAMILIES = (CYCLEMLP_FORMAT, MPVIT_FORMAT, REPMLP_FORMAT)
+_OURS = ('stem.proj.weight', 'stem.0.conv.weight')
+_ANCHORS = (*(family.example for family in FAMILIES), *_OURS)
 _CLASSIFIER = re.compile(r'head\.(?:fc\.)?(weight|bias)')
 
 
@@ -26,7 +35,8 @@ def for_mmengine(content: object, source: str) -> object:
 
     Published and Paddle files become ``{'state_dict': {'backbone.…': …, 'head.fc.…': …}}``, so that
     ``load_from``, ``tools/test.py`` and the inference APIs take them as they are; so does the file
-    of a backbone alone, under our names. What is not of our families is left alone.
+    of a backbone alone, under our names, and one with prefixes of usual wrappers. Content that is
+    not of our families is unchanged.
 
     Args:
         content (object): What :func:`read_checkpoint` returned.
@@ -45,29 +55,21 @@ def for_mmengine(content: object, source: str) -> object:
     if isinstance(meta, dict):
         # Resuming, mmengine would run this text as Python; what it writes itself is 'cfg'.
         meta.pop('config', None)
-    names = _first_mapping(content)
-    backbone = {_without(n, 'module.'): t for n, t in names.items() if isinstance(n, str)}
-    prefixed = any(name.startswith(_BACKBONE) for name in backbone)
-    bare = {_without(n, _BACKBONE): t for n, t in backbone.items()} if prefixed else backbone
+    named = {n: t for n, t in mapping_in(content).items() if isinstance(n, str)}
+    bare, _ = split_names({plain_name(n): t for n, t in named.items()}, _ANCHORS)
     for family in FAMILIES:
-        if family.is_certain(bare):
-            return _published(content, source, family)
+        if family.is_certain(bare) or (family.is_ours(bare) and not find_paddle(content)):
+            return _renamed(content, source, family)
     if find_paddle(content):
         raise CheckpointError(
             f'checkpoint {source} is a Paddle file, but not of a CycleMLP: which of its weights '
             'are transposed is not known'
         )
-    ours = is_ours(bare) or mpvit.is_ours(bare)
     if 'state_dict' in content:
         _check_state_dict(content['state_dict'], source)
-        content = dict(content)
-    elif ours:
-        content = {'state_dict': names}
-    if ours:
-        content.setdefault('meta', {})  # mmseg's init_model looks for it
-    if ours and not prefixed:  # a backbone's own file: it finds its names itself, a detector not
-        content['state_dict'] = {f'{_BACKBONE}{name}': t for name, t in backbone.items()}
-    return content
+        state_dict = content['state_dict']
+        return {**content, 'state_dict': _with_file(state_dict, state_dict, source)}
+    return _with_file(content, content, source)
 
 
 def split_whole(
@@ -92,13 +94,7 @@ def split_whole(
     Raises:
         CheckpointError: A constant of the architecture differs.
     """
-    prefixed = any(name.startswith(_BACKBONE) for name in state_dict)
-    inner, rest = {}, {}
-    for name, tensor in state_dict.items():
-        if not prefixed or name.startswith(_BACKBONE):
-            inner[_without(name, _BACKBONE)] = tensor
-        else:
-            rest[name] = tensor
+    inner, rest = split_names(state_dict, (*_OURS, family.example))
     ours = to_our_names(family, inner, paddle, source)
     classifier = {}
     for part in (ours, rest):
@@ -114,22 +110,30 @@ def join_whole(
     rest: 'Mapping[str, Tensor]',
 ) -> 'dict[str, Tensor]':
     """The inverse of :func:`split_whole`: the names of our models' checkpoints."""
-    whole = {f'{_BACKBONE}{name}': tensor for name, tensor in backbone.items()}
-    return whole | {f'head.fc.{name}': tensor for name, tensor in classifier.items()} | dict(rest)
+    named = with_prefix(classifier, 'head.fc.')
+    return with_prefix(backbone) | named | dict(rest)
 
 
-def _published(content: dict, source: str, family: PublishedFormat) -> dict:
+def _renamed(content: dict, source: str, family: PublishedFormat) -> dict:
+    """A file of one of our families, under the names of our models' checkpoints."""
     state_dict = find_state_dict(content, source)
     parts = split_whole(state_dict, find_paddle(content), source, family)
-    meta = content.get('meta')
-    return {'state_dict': join_whole(*parts), 'meta': meta if isinstance(meta, dict) else {}}
+    whole = _with_file(join_whole(*parts), mapping_in(content), source)
+    kept = content if 'state_dict' in content else {}
+    meta = content.get('meta')  # mmseg's init_model looks for it
+    return {**kept, 'state_dict': whole, 'meta': meta if isinstance(meta, dict) else {}}
 
 
-def _first_mapping(content: dict) -> Mapping:
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return content[key]
-    return content
+def _with_file(names: Mapping, old: Mapping, source: str) -> OrderedDict:
+    """A state dict that tells a backbone of ours, alone or in a model, which file it is from.
+
+    What stands in ``_metadata`` for a module is handed to it when it is loaded; its version, too.
+    """
+    named = OrderedDict(names)
+    named._metadata = dict(getattr(old, '_metadata', {}))
+    for part in ('', 'backbone'):
+        named._metadata[part] = {**named._metadata.get(part, {}), 'file': source}
+    return named
 
 
 def _check_state_dict(state_dict: object, source: str) -> None:
@@ -138,17 +142,10 @@ def _check_state_dict(state_dict: object, source: str) -> None:
             f'checkpoint {source} has a {type(state_dict).__name__} for a state dict'
         )
     for name, value in state_dict.items():
-        # _extra_state is where modules may keep something that is no tensor
         if not isinstance(name, str) or not (
-            isinstance(value, Tensor) or name.endswith('_extra_state')
+            isinstance(value, Tensor) or is_metadata(name, value)
         ):
             raise CheckpointError(
                 f'checkpoint {source} is no state dict: its entry {shorten(name)} is a '
                 f'{type(value).__name__}, not a tensor under a name'
             )
-
-
-def _without(name: str, prefix: str) -> str:
-    while name.startswith(prefix):
-        name = name[len(prefix):]
-    return name

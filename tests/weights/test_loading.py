@@ -73,7 +73,7 @@ def test_levels_left_out_leave_their_norms_and_stages(tmp_path, log_lines):
     assert_same(load(tmp_path / 'file.pth', out_indices=(1, 2)), model)
     said = '\n'.join(log_lines)
     assert 'output norms (4)' in said
-    assert 'stages behind the last returned level' in said
+    assert 'stages after the last returned level' in said
 
 
 def test_our_own_and_whole_detectors_checkpoints_load(tmp_path, log_lines):

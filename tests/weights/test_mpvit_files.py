@@ -44,7 +44,7 @@ def test_loads_completely_and_says_so(wrap, tmp_path, log_lines):
 
 def test_fewer_stages(tmp_path, log_lines):
     load(published(), tmp_path, out_indices=(0, 1))
-    assert any('stages behind the last returned level' in line for line in log_lines)
+    assert any('stages after the last returned level' in line for line in log_lines)
 
 
 def test_our_own_file(tmp_path):

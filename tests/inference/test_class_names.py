@@ -1,0 +1,74 @@
+"""Names of a checkpoint that has none: the config's, never COCO's or those of Cityscapes."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from toy_models import save_detector, save_segmentor
+
+from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.datasets.shapes import CLASSES
+from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.inference import Predictor
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    return save_detector(tmp_path_factory.mktemp('detector'))
+
+
+def bare(model, folder, wrapped=True, **content):
+    config, checkpoint = model
+    state_dict = torch.load(checkpoint, weights_only=False)['state_dict']
+    torch.save(
+        {'state_dict': state_dict, **content} if wrapped else state_dict, folder / 'bare.pth'
+    )
+    return str(config), str(folder / 'bare.pth')
+
+
+def changed(config, folder, metainfo):
+    cfg = load_config(config)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        if metainfo is None:
+            loader.dataset.pop('metainfo')
+        else:
+            loader.dataset.metainfo = metainfo
+    cfg.dump(folder / 'changed.py')
+    return str(folder / 'changed.py')
+
+
+@pytest.mark.parametrize(
+    'content',
+    [{}, dict(wrapped=False), dict(meta={}), dict(meta=dict(dataset_meta={}))],
+)
+def test_a_detectors_config_names_them(content, detector, tmp_path, log_lines):
+    predictor = Predictor(*bare(detector, tmp_path, **content), device='cpu')
+    assert predictor.classes == tuple(CLASSES)
+    assert any('bare.pth has no class names; those of the config' in line for line in log_lines)
+
+
+def test_a_segmentors_config_names_them(tmp_path):
+    config, checkpoint = bare(save_segmentor(tmp_path / 'model'), tmp_path)
+    names = dict(classes=('sky', 'road', 'tree'), palette=[[0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    predictor = Predictor(changed(config, tmp_path, names), checkpoint, device='cpu')
+    assert predictor.classes == ('sky', 'road', 'tree')
+    assert predictor.palette == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    with pytest.raises(UserError, match=r'150 for 3 classes \(model\.decode_head\.num_classes\)'):
+        Predictor(config, checkpoint, device='cpu')  # ADE20K's
+
+
+def test_names_for_another_number_of_classes(detector, tmp_path):
+    config, checkpoint = bare(detector, tmp_path)
+    for metainfo, found in ((None, '80'), (dict(classes=('a', 'b')), '2')):
+        with pytest.raises(UserError, match=rf'no class names.*{found} for 4 classes.*metainfo'):
+            Predictor(changed(config, tmp_path, metainfo), checkpoint, device='cpu')
+
+
+def test_the_tool_writes_them(detector, tmp_path):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'x.png')
+    out = ['--out', str(tmp_path / 'out'), '--json', '--no-vis', '--device', 'cpu']
+    infer([*bare(detector, tmp_path), str(tmp_path / 'x.png'), *out])
+    content = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [category['name'] for category in content['categories']] == list(CLASSES)

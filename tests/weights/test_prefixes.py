@@ -1,0 +1,113 @@
+"""Prefixes of wrappers are found, or the message names them; no file is read in part."""
+
+import pytest
+import torch
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.models import CycleMLP, MPViT
+from cyclemlp_mm.weights import init_from_checkpoint
+from cyclemlp_mm.weights.whole_model import for_mmengine
+
+BUILD = {
+    'cyclemlp': lambda: CycleMLP(
+        dict(
+            depths=(1, 1, 1, 1),
+            widths=(8, 12, 16, 20),
+            mlp_ratios=(1, 1, 1, 1),
+            reweight=True,
+            downsample='conv',
+        )
+    ),
+    'mpvit': lambda: MPViT(
+        dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), paths=(2, 2, 2, 2), mlp_ratio=1)
+    ),
+}
+KNOWN = [
+    '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'backbone._orig_mod.',
+    '_orig_mod.backbone.', 'model.', 'module.model.', 'model.backbone.', 'net.backbone.',
+    'ema_model.module.', 'model._orig_mod.backbone._orig_mod.', '_fsdp_wrapped_module.backbone.',
+]  # fmt: skip
+
+
+class Detector(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(2, 2)
+
+
+def source(family):
+    model = BUILD[family]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def load(family, path, **kwargs):
+    model = BUILD[family]()
+    init_from_checkpoint(model, model.published_format, str(path), **kwargs)
+    return model
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize('family', BUILD)
+@pytest.mark.parametrize('prefix', KNOWN)
+def test_known_wrappers(prefix, family, tmp_path):
+    model = source(family)
+    names = {f'{prefix}{name}': tensor for name, tensor in model.state_dict().items()}
+    outer = prefix.partition('backbone.')[0] if 'backbone' in prefix else ''
+    names[f'{outer}head.weight'], names[f'{outer}head.bias'] = torch.ones(2, 2), torch.ones(2)
+    torch.save({'state_dict': names, 'epoch': 3}, tmp_path / 'x.pth')
+    assert same(load(family, tmp_path / 'x.pth'), model)
+    assert same(load(family, tmp_path / 'x.pth', prefix=prefix), model)
+    whole = Detector(BUILD[family]())  # as load_from, tools/test.py and the inference APIs do
+    load_checkpoint(whole, str(tmp_path / 'x.pth'))
+    assert same(whole.backbone, model)
+
+
+def test_the_rest_of_the_model_loses_the_outer_prefix():
+    names = {f'model.backbone.{n}': t for n, t in source('cyclemlp').state_dict().items()}
+    names['model.neck.convs.0.weight'] = torch.ones(1)
+    assert 'neck.convs.0.weight' in for_mmengine({'state_dict': names}, 'x')['state_dict']
+
+
+@pytest.mark.parametrize('key', ['model_ema', 'state_dict_ema', 'net', 'module'])
+def test_under_another_key(key, tmp_path):
+    model = source('cyclemlp')
+    torch.save(
+        {key: model.state_dict(), 'epoch': 3, 'optimizer': {'state': {}}}, tmp_path / 'x.pth'
+    )
+    assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
+
+
+def test_unknown_ones_are_named_with_what_to_set(tmp_path):
+    model = source('cyclemlp')
+    for prefix in ('encoder.', 'student.0.'):
+        torch.save({f'{prefix}{n}': t for n, t in model.state_dict().items()}, tmp_path / 'x.pth')
+        with pytest.raises(CheckpointError, match=rf"x\.pth.*prefix='{prefix}'"):
+            load('cyclemlp', tmp_path / 'x.pth')
+        assert same(load('cyclemlp', tmp_path / 'x.pth', prefix=prefix), model)
+    two = {'teacher': model.state_dict(), 'student': source('cyclemlp').state_dict()}
+    torch.save(two, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r"prefix='teacher\.' or prefix='student\.'"):
+        load('cyclemlp', tmp_path / 'x.pth')
+    assert same(load('cyclemlp', tmp_path / 'x.pth', prefix='teacher'), model)
+
+
+def test_one_tensor_under_two_names(tmp_path):
+    names = source('cyclemlp').state_dict()
+    names['_orig_mod.stem.proj.bias'] = torch.ones(8)
+    torch.save(names, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'two tensors for stem\.proj\.bias'):
+        load('cyclemlp', tmp_path / 'x.pth')
+
+
+def test_numbers_beside_the_tensors(tmp_path):
+    model = source('cyclemlp')
+    torch.save({**model.state_dict(), 'num_updates': 7, 'note': 'text'}, tmp_path / 'x.pth')
+    assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
