@@ -122,7 +122,8 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
         print(compare(model, state_dict, checkpoint, complete=True))
     except CheckpointError as error:
         raise CheckpointError(
-            f'{error}. Give the config that it was trained with, or --part backbone'
+            f'{checkpoint} does not fit the config: give the one that it was trained with, or '
+            f'--part backbone ({error})'
         ) from error
     model.load_state_dict(state_dict, strict=False)
 
