@@ -10,15 +10,15 @@ and again backward; sums over tokens are kept in float32 (float64 for float64), 
 sizes a softmax over 60 000 tokens is below what float16 can hold.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .autocast import accumulate_dtype, compute_dtype, without_autocast
 from .cpu_linear import linear_add
+from .derivatives import differentiated_again, gradients
 from .mlp_chunks import add_product
 from .recording import standard_operators_only
 from .untouched import untouched
@@ -36,9 +36,22 @@ def factor_attention_reference(
     heads: int,
 ) -> Tensor:
     """As :func:`factor_attention` without the residual, plainly: every step on whole maps."""
+    return _by_steps(x, norm, qkv, proj, convs, [conv.out_channels for conv in convs], heads)
+
+
+def _by_steps(
+    x: Tensor,
+    norm: Callable[[Tensor], Tensor],
+    qkv: Callable[[Tensor], Tensor],
+    proj: Callable[[Tensor], Tensor],
+    convs: 'Sequence[Callable[[Tensor], Tensor]]',
+    widths: 'Sequence[int]',
+    heads: int,
+) -> Tensor:
+    """The reference with functions in the place of layers; ``widths`` are those of ``convs``."""
     batch, height, width, channels = x.shape
     q, k, v = qkv(norm(x)).chunk(3, dim=-1)
-    parts = v.split([conv.out_channels for conv in convs], dim=-1)
+    parts = v.split(widths, dim=-1)
     position = torch.cat(
         [conv(p.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for conv, p in zip(convs, parts)], dim=-1
     )
@@ -249,6 +262,20 @@ def _forward(
     return y.view(x.shape), v, position, softmax
 
 
+def _plain(x: Tensor, eps: float, heads: int, residual: bool, *params: Tensor) -> Tensor:
+    norm, qkv, proj, *convs = zip(params[::2], params[1::2], strict=True)
+    y = _by_steps(
+        x,
+        lambda t: F.layer_norm(t, t.shape[-1:], *norm, eps),
+        lambda t: F.linear(t, *qkv),
+        lambda t: F.linear(t, *proj),
+        [lambda t, p=p: F.conv2d(t, *p, padding='same', groups=len(p[0])) for p in convs],
+        [len(weight) for weight, _ in convs],
+        heads,
+    )
+    return x + y if residual else y
+
+
 class _FactorAttention(torch.autograd.Function):
     """Saves x, v, conv(v) and sums over tokens; makes q, k and the softmax again."""
 
@@ -261,10 +288,12 @@ class _FactorAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
         x, *saved = ctx.saved_tensors
         num_groups = (len(saved) - 6) // 4
+        if differentiated_again(grad_y):
+            inputs = (x, ctx.eps, ctx.heads, ctx.residual, *saved[2 * num_groups :])
+            return gradients(_plain, inputs, grad_y)
         v, position = saved[:num_groups], saved[num_groups: 2 * num_groups]
         p = _Params(saved[2 * num_groups:], ctx.heads)
         back = _Backward(x, p, ctx.eps, ctx.softmax)

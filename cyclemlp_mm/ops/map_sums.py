@@ -7,7 +7,6 @@ to the left never the last: its sum is the map's less a border column (or row).
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,14 +38,16 @@ def _sums(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _MapSums(torch.autograd.Function):
-    """Hands the map on beside its sums, so that backward adds both gradients in one pass."""
+    """Hands the map on beside its sums, so that backward adds both gradients in one pass.
+
+    Its backward is made of differentiable operators.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
         return x.view_as(x), _sums(x, dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> 'tuple[Tensor, None]':
         grad = grad_sums.to(grad_x.dtype)
         total = grad.sum(dim=1)

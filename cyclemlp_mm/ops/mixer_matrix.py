@@ -10,8 +10,8 @@ are added to the map's own, and the last column is the constant.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .derivatives import differentiated_again, gradients
 from .mixer_weights import MixerWeights
 from .shifted_operand import operand_shifts, operand_width
 
@@ -42,24 +42,29 @@ def _unstack(grad: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
     return grad_h, grad_w, grad_c
 
 
+def _plain(a: Tensor, *params: 'Tensor | None') -> Tensor:
+    *branches, proj, bias = (p if p is None else p.to(a.dtype) for p in params)
+    stacked = _stack(a, *branches)
+    if proj is None:
+        return stacked
+    matrix = torch.matmul(proj, stacked)
+    matrix[..., -1] += bias
+    return matrix
+
+
 class _MixerMatrix(torch.autograd.Function):
     """Saves parameters and branch weights only: the (B, C, 7C/3) matrices are made again."""
 
     @staticmethod
     def forward(ctx, a: Tensor, *params: 'Tensor | None') -> Tensor:
         ctx.save_for_backward(a, *params)
-        *branches, proj, bias = (p if p is None else p.detach().to(a.dtype) for p in params)
-        stacked = _stack(a, *branches)
-        if proj is None:
-            return stacked
-        matrix = torch.matmul(proj, stacked)
-        matrix[..., -1] += bias
-        return matrix
+        return _plain(a, *params)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> 'tuple[Tensor | None, ...]':
         a, *params = ctx.saved_tensors
+        if differentiated_again(grad):
+            return gradients(_plain, (a, *params), grad)
         *branches, proj, _ = (p if p is None else p.to(a.dtype) for p in params)
         w_h, b_h, w_w, b_w, w_c = branches
         grad_proj = grad_bias = None

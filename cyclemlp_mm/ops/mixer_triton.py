@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .derivatives import differentiated_again, gradients
 from .shifted_operand import operand_shifts
+from .shifted_product import plain_product
 
 #: Most parts into which the sum over tokens of the matrix's gradient is split.
 MAX_SPLITS = 16
@@ -234,9 +235,10 @@ class _TritonProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, Tensor | None]':
         x, matrix = ctx.saved_tensors
+        if differentiated_again(grad_y):
+            return gradients(plain_product, (x, matrix), grad_y)
         grad_y = grad_y.contiguous()
         grad_x = _grad_x(x, matrix, grad_y) if ctx.needs_input_grad[0] else None
         grad_matrix = _grad_matrix(x, matrix, grad_y) if ctx.needs_input_grad[1] else None

@@ -12,10 +12,10 @@ modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .autocast import accumulate_dtype, compute_dtype
 from .cpu_linear import linear_add, linear_gelu, pack_weight
+from .derivatives import differentiated_again, gradients
 from .recording import standard_operators_only
 
 #: Bytes of hidden map made at a time, and the tokens that are made at a time in any case.
@@ -69,6 +69,13 @@ def _forward(
     return y
 
 
+def _plain(x: Tensor, eps: float, residual: bool, *params: Tensor) -> Tensor:
+    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
+    normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
+    y = F.linear(F.gelu(F.linear(normed, weight1, bias1)), weight2, bias2)
+    return x + y if residual else y
+
+
 class _ChunkedMlp(torch.autograd.Function):
     """Saves the tokens, and what enters the GELU unless that is to be made again."""
 
@@ -85,9 +92,10 @@ class _ChunkedMlp(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
         x, kept, *params = ctx.saved_tensors
+        if differentiated_again(grad_y):
+            return gradients(_plain, (x, ctx.eps, ctx.residual, *params), grad_y)
         norm_weight, norm_bias, weight1, bias1, weight2, _ = params
         grad_y = grad_y.contiguous()
         needs_params = any(ctx.needs_input_grad[3:])

@@ -7,9 +7,9 @@ anew in the backward pass rather than kept.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .cpu_linear import linear_add, pack_weight
+from .derivatives import differentiated_again, gradients
 from .shifted_operand import add_operand_grad, fill_operand, operand_width
 
 #: Bytes of operand made at a time on a CPU.
@@ -98,6 +98,13 @@ def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Ten
     return y
 
 
+def plain_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """:func:`shifted_product` of operators that can be differentiated, with the whole operand."""
+    operand = x.new_empty(*x.shape[:3], operand_width(x.shape[-1]))
+    fill_operand(operand, x, 0, x.shape[1])
+    return torch.matmul(operand.flatten(1, 2), matrix.mT).unflatten(1, x.shape[1:3])
+
+
 def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
     """(B, N, K) by (B or 1, K, C) into ``out``: one product where the matrix is shared."""
     if right.shape[0] == 1:
@@ -115,9 +122,10 @@ class _ShiftedProduct(torch.autograd.Function):
         return multiply(x, matrix)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor, Tensor]':
         x, matrix = ctx.saved_tensors
+        if differentiated_again(grad_y):
+            return gradients(plain_product, (x, matrix), grad_y)
         grad_y = grad_y.contiguous()
         shared = matrix.shape[0] == 1
         grad_x = torch.zeros_like(x)

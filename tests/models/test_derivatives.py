@@ -1,11 +1,12 @@
 """Derivatives by every route of PyTorch: the right value, on small maps and on large ones."""
 
+import copy
 import sys
 
 import pytest
 import torch
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.autograd import forward_ad, functional
+from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 from cyclemlp_mm.models import CycleMLP, MPViT
 
@@ -67,7 +68,7 @@ def cost(levels):
 
 
 def assert_close(got, wanted, tolerance=1e-9):
-    assert float((got - wanted).norm() / wanted.norm()) < tolerance
+    assert float(((got - wanted).norm() / wanted.norm()).detach()) < tolerance
 
 
 def test_forward_mode_agrees_with_backward(model):
@@ -111,3 +112,69 @@ def test_vmap_over_images_and_over_models(model):
         for i, parameters in enumerate((plain, other)):
             for got, wanted in zip(levels, functional_call(model, parameters, (image,))):
                 assert_close(got[i], wanted)
+
+
+def by_layers(model):
+    """The same model with hooks everywhere, so that every layer is called: PyTorch alone."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: None)
+        if hasattr(module, 'backend'):
+            module.backend = 'auto'  # the others cannot call layers
+    return model
+
+
+def test_products_with_the_hessian(model):
+    image, direction = images()
+    plain = by_layers(model)
+
+    def of(model):
+        return lambda x: cost(model(x))
+
+    wanted = functional.hvp(of(plain), image, direction)[1]
+    assert_close(functional.hvp(of(model), image, direction)[1], wanted)
+    assert_close(functional.vhp(of(model), image, direction)[1], wanted)
+    assert_close(jvp(grad(of(model)), (image,), (direction,))[1], wanted)
+    image.requires_grad_(True)
+    [first] = torch.autograd.grad(cost(model(image)), image, create_graph=True)
+    [once] = torch.autograd.grad(cost(model(image)), image)
+    assert_close(first.detach(), once, 1e-12)
+    assert_close(torch.autograd.grad(first, image, direction)[0], wanted)
+
+
+def test_a_penalty_on_the_gradient_trains_every_parameter(model):
+    image, _ = images(batch=2)
+    image.requires_grad_(True)
+    grads = []
+    for one in (model.train(), by_layers(model).train()):
+        [first] = torch.autograd.grad(cost(one(image)), image, create_graph=True)
+        first.square().sum().backward()
+        grads.append([p.grad for p in one.parameters()])
+    largest = max(wanted.norm() for wanted in grads[1] if wanted is not None)
+    for got, wanted in zip(*grads, strict=True):
+        assert (got is None) == (wanted is None)
+        assert got is None or (got - wanted).norm() < 1e-11 * largest
+
+
+@pytest.mark.parametrize('vectorize', [False, True])
+def test_rows_of_the_jacobian_and_the_hessian(model, vectorize):
+    """Of a few pixels: the whole matrices have millions of entries."""
+    image, _ = images()
+    few = image[0, 0, 5, 7:10].clone()
+
+    def of(model):
+        def cost_of(few):
+            changed = image.clone()
+            changed[0, 0, 5, 7:10] = few
+            return cost(model(changed))
+
+        return cost_of
+
+    plain = of(by_layers(model))
+    wanted = functional.jacobian(plain, few), functional.hessian(plain, few)
+    assert_close(functional.jacobian(of(model), few, vectorize=vectorize), wanted[0])
+    assert_close(functional.hessian(of(model), few, vectorize=vectorize), wanted[1])
+    if vectorize:
+        assert_close(hessian(of(model))(few), wanted[1])
+        forward = functional.jacobian(of(model), few, vectorize=True, strategy='forward-mode')
+        assert_close(forward, wanted[0])

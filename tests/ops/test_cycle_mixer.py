@@ -105,11 +105,12 @@ def test_any_memory_layout_and_a_residual(form, grad):
     weights = random_weights(12, True, torch.float64)
     x = torch.randn(2, 12, 9, 7, dtype=torch.float64).permute(0, 2, 3, 1)  # strided like NCHW
     residual = torch.randn(2, 9, 7, 24, dtype=torch.float64)[..., ::2]
+    before = x.clone(), residual.clone()
     with torch.set_grad_enabled(grad):
         y = cycle_mixer(x, weights, form, residual=residual)
         expected = residual + published_mixer(x, weights)
     assert worst(y.detach(), expected.detach()) < 1e-12
-    assert torch.equal(residual, residual.clone())
+    assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
 
 
 @pytest.mark.parametrize('frozen', ['weights', 'map', 'some weights'])

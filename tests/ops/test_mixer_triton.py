@@ -67,3 +67,29 @@ def test_half_precision_is_as_close_as_the_reference(dtype):
     for name, grad in grads.items():
         limit = 2 * distance(plain_grads[name], exact_grads[name])
         assert distance(grad, exact_grads[name]) <= limit, name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
+@pytest.mark.parametrize('reweight', [True, False])
+def test_second_derivatives(reweight):
+    weights = random_weights(8, reweight, torch.float32)
+    x, direction = torch.randn(2, 2, 7, 5, 8)
+    products = [
+        torch.autograd.functional.hvp(
+            lambda x, form=form: cycle_mixer(x, weights, form).sin().sum(), x, direction
+        )[1]
+        for form in ('triton', 'reference')
+    ]
+    assert worst(*products) < 1e-5
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
+def test_forward_mode():
+    weights = cast(random_weights(8, True, torch.float32), torch.float32)
+    x, direction = torch.randn(2, 2, 7, 5, 8)
+    tangents = [
+        torch.func.jvp(lambda x, form=form: cycle_mixer(x, weights, form), (x,), (direction,))[1]
+        for form in ('triton', 'reference')
+    ]
+    assert tangents[1].abs().max() > 0.1
+    assert worst(*(t.detach() for t in tangents)) < 1e-5
