@@ -8,13 +8,7 @@ _base_ = [
     '_base_/schedules/imagenet_300e.py',
     '_base_/runtime/mmpretrain.py',
 ]
-custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.models.repmlp'], allow_failed_imports=False)
-checkpoint = (
-    'https://download.openmmlab.com/mmclassification/v0/repmlp/'
-    'repmlp-base_3rdparty_8xb64_in1k_20220330-1cb1f11b.pth')
-model = dict(
-    backbone=dict(arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='b'))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(256, 256), backend='pillow'),

@@ -5,8 +5,6 @@ _base_ = [
     '_base_/schedules/coco_1x.py',
     '_base_/runtime/mmdet.py',
 ]
-custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.models.repmlp'], allow_failed_imports=False)
 checkpoint = (
     'https://download.openmmlab.com/mmclassification/v0/repmlp/'
     'repmlp-base_3rdparty_8xb64_in1k_20220330-1cb1f11b.pth')

@@ -1,7 +1,7 @@
 """RepMLPNet for dense prediction: mmpretrain's blocks and weights, any image size, four levels.
 
 Papers: RepMLP, arXiv 2105.01883; RepMLPNet, arXiv 2112.11081. The blocks are mmpretrain's
-(Apache-2.0), which must be installed: configs name this module in ``custom_imports``.
+(Apache-2.0), which must be installed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,14 +77,16 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         return answers.reshape(cells, -1).t(), conv_bias.repeat_interleave(cells)
 
 
-@MODELS.register_module(name=['RepMLPNet', 'DenseRepMLPNet'])
-class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
+@MODELS.register_module(name=['DenseRepMLPNet', 'RepMLPNet'], force=True)  # see __init__.py
+class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 
     An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
     level cropped to ceil(size / stride). At ``img_size`` it computes what mmpretrain's does, with
-    the same weights. From other toolboxes' scopes it is found as 'RepMLPNet'; in mmpretrain's,
-    where that name is mmpretrain's own class, as 'DenseRepMLPNet'.
+    the same weights. From other toolboxes' scopes it is found as 'RepMLPNet', too; in mmpretrain's,
+    that name is mmpretrain's own class, which is 'mmpretrain.RepMLPNet' from everywhere. Of its
+    arguments this class has no ``patch_size`` (it is 4), ``conv_cfg``, ``patch_cfg`` and
+    ``final_norm`` (``out_norms`` is for all levels).
 
     Args:
         arch (str | dict): 'base', 'b', or a dict with exactly the keys ``channels``, ``depths`` and
@@ -97,7 +99,8 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
             the downsampling; negative ones count from the last. Stages behind the last one are not
             built. Defaults to (0, 1, 2, 3).
         reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron,
-            each once; None has none. Defaults to (3,).
+            each once; None has none. The published weights have (1, 3). Defaults to (3,), as
+            mmpretrain's.
         globalperceptron_ratio (int): Squeeze ratio of the global perceptron. Defaults to 4.
         norm_cfg (dict, optional): Norm of every part; of the BatchNorm kind, with weight, bias and
             statistics, since others cannot be folded. Defaults to None: BN.
@@ -141,7 +144,14 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         deploy: bool = False,
         init_cfg: 'dict | list[dict] | None' = None,
         pretrained: 'str | None' = None,
+        **others: object,
     ) -> None:
+        if others:
+            raise TypeError(
+                f'DenseRepMLPNet has no argument {", ".join(others)}. It is the RepMLPNet of '
+                "cyclemlp_mm, for dense prediction; mmpretrain's own, with other arguments, is "
+                "type='mmpretrain.RepMLPNet'. In the place of final_norm this one has out_norms"
+            )
         arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -241,7 +251,7 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
             conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
             self.patch_embed.norm = None
 
-    def train(self, mode: bool = True) -> 'RepMLPNet':
+    def train(self, mode: bool = True) -> 'DenseRepMLPNet':
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
         super().train(mode)
         self._freeze()
@@ -279,6 +289,10 @@ class RepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+
+
+#: Its name before it was told apart from mmpretrain's.
+RepMLPNet = DenseRepMLPNet
 
 
 def _check_arch(settings: dict) -> dict:

@@ -1,12 +1,19 @@
 """MPViT's and RepMLP's configs: sizes and settings; steps are in test_all_configs."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.benchmark.whole_model import build_on_meta
+from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
+from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import MPViT
+from cyclemlp_mm.weights.unwrap import part_of
 
 SIZES = ('tiny', 'xsmall', 'small', 'base')
 
@@ -70,6 +77,41 @@ def test_the_sizes_quoted_of_tiny_are_those_of_ratio_4(name):
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_mpvit_classifiers_have_the_published_sizes(name):
     assert parameters(name) == CLASSIFIERS[name]
+
+
+def mmpretrains(name):
+    """A published RepMLPNet, as mmpretrain's own config builds it, without numbers."""
+    mmpretrain = pytest.importorskip('mmpretrain')
+    configs = Path(mmpretrain.__file__).parent / '.mim/configs/repmlp'
+    cfg = Config.fromfile(configs / f'{name}.py')
+    init_default_scope('mmpretrain')
+    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('name', REPMLP)
+def test_repmlps_take_the_zoos_file(name):
+    file = mmpretrains('repmlp-base_8xb64_in1k').state_dict()
+    model = build_on_meta(load_config(name))
+    report = model.backbone.check_fit(part_of(file, 'backbone.'), 'zoo.pth')
+    assert not report.left and set(report.new) <= {'output norms', 'counters of batches'}
+    if name == 'repmlp_b_in1k':
+        assert compare(model, file, 'zoo.pth', complete=True).startswith('loaded')
+        assert sum(p.numel() for p in model.parameters()) == 68_242_712  # the zoo's
+
+
+def test_repmlp_for_256_px():
+    file = mmpretrains('repmlp-base_8xb64_in1k-256px').state_dict()
+    cfg = load_config('repmlp_b_in1k', {'model.backbone.img_size': 256})
+    compare(build_on_meta(cfg), file, 'zoo.pth', complete=True)
+    with pytest.raises(CheckpointError, match='another shape'):
+        compare(build_on_meta(load_config('repmlp_b_in1k')), file, 'zoo.pth', complete=True)
+
+
+@pytest.mark.parametrize('name', [p.stem for p in configs_dir().glob('*_in1k.py')])
+def test_a_training_on_imagenet_does_not_start_from_its_own_result(name):
+    cfg = load_config(name)
+    assert not cfg.model.backbone.get('init_cfg') and cfg.load_from is None
 
 
 @pytest.mark.parametrize('name', REPMLP)

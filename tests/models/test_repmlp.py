@@ -215,3 +215,12 @@ def test_is_in_the_root_registry():
     with DefaultScope.overwrite_default_scope('mmengine'):
         for name in ('RepMLPNet', 'DenseRepMLPNet'):
             assert type(MODELS.build(dict(type=name, arch=TINY, img_size=64))) is RepMLPNet
+
+
+def test_arguments_of_mmpretrains_class_name_it():
+    for name in ('final_norm', 'patch_size', 'conv_cfg', 'patch_cfg'):
+        cfg = {'type': 'DenseRepMLPNet', 'arch': TINY, name: True}
+        with pytest.raises(TypeError, match=rf"no argument {name}.*type='mmpretrain\.RepMLPNet'"):
+            MODELS.build(cfg)
+    theirs = MODELS.build(dict(type='mmpretrain.RepMLPNet', arch='b', final_norm=False))
+    assert type(theirs) is mmpretrain_repmlp.RepMLPNet

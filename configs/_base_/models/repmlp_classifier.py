@@ -7,8 +7,8 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         to_rgb=True),
-    # 'RepMLPNet' is mmpretrain's own here.
-    backbone=dict(type='DenseRepMLPNet', out_indices=(3,)),
+    # 'RepMLPNet' is mmpretrain's own here. The published weights have kernels of 1 and 3.
+    backbone=dict(type='DenseRepMLPNet', out_indices=(3,), reparam_conv_kernels=(1, 3)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
