@@ -18,3 +18,7 @@ class MissingToolboxError(UserError, ImportError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be read or does not fit the model."""
+
+
+class CodeError(UserError):
+    """Code of a config's module or of a model failed; the tools print its cause's traceback."""

@@ -1,7 +1,9 @@
 """Command-line arguments that several tools share, with OpenMMLab's names."""
 
 import argparse
+import ast
 import os
+import re
 
 from mmengine.config import DictAction
 
@@ -16,14 +18,56 @@ def new_parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 
 class SettingsAction(DictAction):
-    """mmengine's ``DictAction`` whose errors say which argument is wrong."""
+    """mmengine's ``DictAction``, which also reads what a config's Python would hold.
+
+    ``dict(type='X')``, dicts in braces, and texts with spaces or commas in quotes, in lists too.
+    Its errors say which argument is wrong.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Parse KEY=VALUE pairs."""
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for pair in values:
+            key, equals, text = pair.partition('=')
+            if not key or not equals:
+                parser.error(f'{option_string}: {values} are not all KEY=VALUE')
+            try:
+                options[key] = _value(text.strip())
+            except (ValueError, AssertionError, IndexError, RecursionError) as error:
+                parser.error(f'{option_string} {key}: {text} cannot be read ({error})')
+        setattr(namespace, self.dest, options)
+
+
+def _value(text: str) -> object:
+    """A setting as typed: a Python literal or dict(…), or in mmengine's short form, [a,b] or a,b.
+
+    Raises:
+        ValueError: It begins like a dict, but is none of literals.
+    """
+    is_dict = re.match(r'dict\s*\(|\{', text)
+    if is_dict or text[:1] in ('(', '[') or re.fullmatch(r'(["\'])[^[(].*\1', text):
         try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, IndexError) as error:
-            parser.error(f'{option_string}: {values} are not all KEY=VALUE ({error})')
+            value = _literal(ast.parse(text, mode='eval').body)
+            # (64) is a tuple to mmengine.
+            return (value,) if text[0] == '(' and not isinstance(value, tuple) else value
+        except (SyntaxError, ValueError) as error:
+            if is_dict or 'dict(' in text:
+                raise ValueError(f'{error}; a shell needs quotes around all of it, e.g. '
+                                 '"KEY=dict(type=\'Pretrained\')"') from error  # fmt: skip
+    if ',' not in text and text[:1] not in ('(', '['):
+        return DictAction._parse_int_float_bool(text.strip('\'"'))
+    return DictAction._parse_iterable(text)
+
+
+def _literal(node: ast.expr) -> object:
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
+        return {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict) and all(node.keys):
+        return {ast.literal_eval(k): _literal(v) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        parts = [_literal(part) for part in node.elts]
+        return parts if isinstance(node, ast.List) else tuple(parts)
+    return ast.literal_eval(node)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +85,8 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str = '') -> None:
         nargs='+',
         action=SettingsAction,
         metavar='KEY=VALUE',
-        help=f'override settings of the config{example}',
+        help='override settings of the config, also those that --data sets; values as in a config, '
+        f'in quotes where they have brackets or spaces{example}',
     )
 
 

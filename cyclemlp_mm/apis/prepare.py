@@ -6,12 +6,13 @@ from pathlib import Path
 from mmengine.config import Config
 
 from cyclemlp_mm.engine import load_config, prepare_launch, require_toolbox, use_own_data
+from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
-    """Read the config, apply ``--cfg-options`` and ``--data``, settle work dir and launcher.
+    """Read the config, apply ``--data`` and ``--cfg-options``, settle work dir and launcher.
 
     Args:
         args (argparse.Namespace): What :mod:`cyclemlp_mm.apis.arguments` adds.
@@ -19,10 +20,16 @@ def prepare_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: With what is wrong and how to mend it.
     """
-    cfg = load_config(args.config, args.cfg_options)
+    options = args.cfg_options or {}
+    if 'launcher' in options:
+        raise UserError(f'--cfg-options launcher: give --launcher {options["launcher"]}')
+    cfg = load_config(args.config, options)
     require_toolbox(cfg)
     if args.data is not None:
         use_own_data(cfg, args.data, args.classes, args.ignore_label)
+        # What was typed wins over what follows from the folder. Steps of pipelines are counted as
+        # in the config file: --data adds one, and changes no other.
+        merge_options(cfg, {k: v for k, v in options.items() if '.pipeline' not in k})
     elif args.classes is not None or args.ignore_label is not None:
         raise UserError('--classes and --ignore-label describe the folder of --data: give it too')
     if args.work_dir is not None:

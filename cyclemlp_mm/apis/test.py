@@ -6,12 +6,15 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.engine import DeployModel, finish_launch
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.preflight import Report
+from cyclemlp_mm.preflight.signatures import check_signatures
 
 from .arguments import (
     accept_local_rank,
@@ -59,6 +62,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     args = parse_test_args(argv)
     accept_local_rank(args)
     cfg = prepare_config(args)
+    _check_settings(cfg)
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = args.checkpoint
@@ -76,6 +80,14 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         print(f'pictures {args.show_dir}', flush=True)
     finish_launch()
     return metrics
+
+
+def _check_settings(cfg: Config) -> None:
+    init_default_scope(cfg.default_scope)
+    report = Report()
+    read = ('test_', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'env_cfg')
+    check_signatures(report, cfg, read)
+    report.raise_errors('the evaluation')
 
 
 def _draw_into(cfg: Config, folder: str) -> None:

@@ -122,7 +122,9 @@ def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, li
         said += resume_training(cfg, source)
     if not args.skip_check and is_first_process():
         report = run_preflight(cfg, weights=False)  # the training loads them itself
-        report.raise_errors()
+        report.raise_errors(
+            more='tools/check.py CONFIG checks more; --skip-check trains anyway'
+        )
         said += [str(finding) for finding in report.findings]
     return cfg, start_from, said
 

@@ -1,13 +1,17 @@
 """Where configs and tools are found: by path, or by the name of one that ships with us."""
 
+import copy
 import difflib
 import inspect
+import re
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
-from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.errors import CodeError, MissingFileError, UserError
 
 from .config_sections import check_sections
 
@@ -19,6 +23,10 @@ _MORE_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
     'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
+#: Where mmengine reads a config; its functions call the config's path ``filename``.
+_MMENGINE = inspect.getfile(Config)
+#: Packages whose code reads no keys of a config but those above.
+_NOT_OWN = {'cyclemlp_mm', 'mmdet', 'mmseg', 'mmpretrain'}
 
 
 def configs_dir() -> Path:
@@ -82,37 +90,84 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything may go wrong in it
-        raise UserError(f'config {path} cannot be read: {_first_line(error)}') from error
-    if cfg_options:
-        _check_keys(cfg, cfg_options)
+        raise _config_error(path, error) from error
+    merge_options(cfg, cfg_options)
+    return cfg
+
+
+def merge_options(cfg: Config, options: 'dict | None') -> None:
+    """Merge ``--cfg-options`` into a config, then check its sections.
+
+    Args:
+        cfg (Config): Changed in place.
+        options (dict, optional): Dotted keys to values.
+
+    Raises:
+        UserError: An option does not fit the config, or nothing would read it.
+    """
+    if options:
+        _check_keys(cfg, options)
         try:
-            cfg.merge_from_dict(cfg_options)
+            cfg.merge_from_dict(copy.deepcopy(options))  # mmengine takes _delete_ out of them
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
-                f'--cfg-options {cfg_options} does not fit the config: {_first_line(error)}'
+                f'--cfg-options {options} does not fit the config: {_first_line(error)}'
             ) from error
     check_sections(cfg)
-    return cfg
+
+
+def _config_error(path: Path, error: Exception) -> UserError:
+    """What went wrong in a config or in one that it builds on, with file and line.
+
+    Returns:
+        UserError: A ``CodeError`` where the code that failed is in a module that the config
+        imports: its traceback is needed to fix it.
+    """
+    frames = [
+        (frame.f_locals.get('filename', ''), frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith('<')
+    ]
+    read = [Path(name).absolute() for name, code, _ in frames if code == _MMENGINE and name]
+    lines = [line for _, code, line in frames if Path(code).absolute() in read]
+    read = [file for file in read if file.is_file()]  # not a base that is missing
+    file = read[-1] if read and read[-1] != path.absolute() else path
+    line = lines[-1] if lines else getattr(error, 'lineno', None)
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__
+    code = traceback.extract_tb(cause.__traceback__)
+    failed = next((f for f in reversed(code) if f.name == '<module>'), None)
+    if isinstance(error, ImportError) and not lines and failed is not None:
+        return CodeError(
+            f'config {path}: a module of custom_imports fails in {failed.filename}, line '
+            f'{failed.lineno}: {_first_line(cause)}'
+        )
+    where = f' (line {line})' if line else ''
+    return UserError(f'config {file} cannot be read: {_first_line(cause)}{where}')
 
 
 def _check_keys(cfg: Config, options: 'dict') -> None:
     """Refuse dotted keys that mmengine would merge into the config, where nothing reads them.
 
-    Those whose first part neither the config nor a runner knows, and those with a part, but the
-    last, that is nearly a name in its place. All else may be new.
+    Those whose first part neither the config nor a runner knows, or which is a variable of the
+    config whose value was already used, and those with a part, but the last, that is nearly a name
+    in its place. All else may be new.
 
     Raises:
-        UserError: With the names that are near.
+        UserError: With the names that are near, or the keys that hold the variable's value.
     """
-    known = set(cfg) | _MORE_KEYS
+    known = set(_MORE_KEYS)
     for runner in (Runner, FlexibleRunner):
         known |= set(inspect.signature(runner).parameters)
     for key in options:
         parts = key.split('.')
-        near = difflib.get_close_matches(parts[0], known, n=3)
-        if parts[0] not in known:
+        near = difflib.get_close_matches(parts[0], known | set(cfg), n=3)
+        if parts[0] not in known and parts[0] not in cfg:
             lacking = 'neither the config nor mmengine has'
             raise UserError(_unknown_key(key, parts[0], near, lacking))
+        if parts[0] not in known - {'data_preprocessor'} and _is_variable(cfg, parts[0]):
+            raise UserError(_unread_variable(cfg, key))
         node = cfg.get(parts[0])
         for part in parts[1:-1]:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
@@ -124,6 +179,50 @@ def _check_keys(cfg: Config, options: 'dict') -> None:
             if part not in node and near:
                 raise UserError(_unknown_key(key, part, near, 'there, the config does not have'))
             node = node.get(part)
+
+
+def _is_variable(cfg: Config, name: str) -> bool:
+    """Whether a config's own text has used up a key, or no code of the user's could read it.
+
+    A hook or model of the user may read ``runner.cfg`` for keys that mmengine does not have.
+    """
+    if name == 'data_preprocessor':  # a runner's argument, where the model has none of its own
+        return name in cfg.get('model', {})
+    lines = (line for line in cfg.text.splitlines() if not line.startswith('/'))  # files' names
+    code = '\n'.join(line.split('#')[0] for line in lines)
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    own = [imports] if isinstance(imports, str) else imports
+    own = [module for module in own if module.split('.')[0] not in _NOT_OWN]
+    used = re.search(rf'(?:\b_base_\.|(?<![\w.\'"])){re.escape(name)}\b(?!\s*=[^=])', code)
+    return used is not None or not own
+
+
+def _unread_variable(cfg: Config, key: str) -> str:
+    name, _, rest = key.partition('.')
+    places = [
+        place for top in cfg if top != name for place in _places(cfg[top], cfg[name], top)
+    ]  # fmt: skip
+    # Those of the same name first: a small number stands for many things.
+    places.sort(key=lambda place: name not in place)
+    keys = [f'{place}.{rest}' if rest else place for place in places[:4]]
+    hint = f'Its value is at {", ".join(keys)}: set what you mean there' if keys else \
+        'Change the config file itself'  # fmt: skip
+    return (
+        f'--cfg-options {key}: {name!r} is a variable of the config, which was used when the '
+        f'config was read, so that it would change nothing now. {hint}'
+    )
+
+
+def _places(node: object, value: object, key: str) -> 'Iterator[str]':
+    """Keys below ``node`` that hold ``value``, or a text that begins with it."""
+    begins = isinstance(value, str) and value and isinstance(node, str) and node.startswith(value)
+    if begins or (type(node) is type(value) and node == value):
+        yield key
+        return
+    items = node.items() if isinstance(node, dict) else \
+        enumerate(node) if isinstance(node, (list, tuple)) else ()  # fmt: skip
+    for name, part in items:
+        yield from _places(part, value, f'{key}.{name}')
 
 
 def _unknown_key(key: str, part: str, near: 'list[str]', lacking: str) -> str:

@@ -49,14 +49,23 @@ class Report:
         """The findings of a level."""
         return [finding for finding in self.findings if finding.level == level]
 
-    def raise_errors(self) -> None:
-        """Raise a UserError with all errors, if there are any."""
+    def has(self, where: str) -> bool:
+        """Whether there is a finding about a key or a part of it."""
+        return any(finding.where.startswith(where) for finding in self.findings)
+
+    def raise_errors(self, before: str = 'training', more: str = '') -> None:
+        """Raise a UserError with all errors, if there are any.
+
+        Args:
+            before (str): What they are in the way of. Defaults to 'training'.
+            more (str): A last line. Defaults to ''.
+        """
         errors = self.of(ERROR)
         if errors:
             said = '\n  '.join(str(e).removeprefix('error: ') for e in errors)
             raise UserError(
-                f'the check before training found {count(len(errors), "error")}:\n  {said}\n'
-                'tools/check.py CONFIG looks at more; --skip-check trains all the same'
+                f'the check before {before} found {count(len(errors), "error")}:\n  {said}'
+                + (f'\n{more}' if more else '')
             )
 
     def __str__(self) -> str:

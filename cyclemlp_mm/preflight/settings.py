@@ -1,30 +1,18 @@
 """Settings of a config that would end in a traceback which does not name their key."""
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    HOOKS,
-    LOG_PROCESSORS,
-    LOOPS,
-    METRICS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    PARAM_SCHEDULERS,
-    TRANSFORMS,
-    VISBACKENDS,
-    VISUALIZERS,
-    Registry,
-)
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from cyclemlp_mm.engine.config_sections import parts
 
 from .findings import Report
+from .signatures import check_signatures, check_types, check_watched, find_kind
 from .values import is_number
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -63,23 +51,6 @@ _RULES = {
     'max_non_finite': _whole(1),
 }  # fmt: skip
 
-#: The registry of the types at a path; of settings, or of a list of them.
-_TYPES = {
-    'param_scheduler': PARAM_SCHEDULERS,
-    'default_hooks.*': HOOKS,
-    'custom_hooks': HOOKS,
-    **{f'{phase}_cfg': LOOPS for phase in ('train', 'val', 'test')},
-    **{f'{loader}.dataset': DATASETS for loader in _LOADERS},
-    **{f'{loader}.dataset.pipeline': TRANSFORMS for loader in _LOADERS},
-    **{f'{loader}.sampler': DATA_SAMPLERS for loader in _LOADERS},
-    **{f'{loader}.batch_sampler': DATA_SAMPLERS for loader in _LOADERS},
-    'val_evaluator': METRICS,
-    'test_evaluator': METRICS,
-    'visualizer': VISUALIZERS,
-    'visualizer.vis_backends': VISBACKENDS,
-    'log_processor': LOG_PROCESSORS,
-}
-
 
 def check_settings(report: Report, cfg: Config) -> None:
     """Compare settings with what mmengine takes, and build the optimiser for one number.
@@ -108,9 +79,11 @@ def check_settings(report: Report, cfg: Config) -> None:
             report.error(f'{loader}.persistent_workers', 'is True, but num_workers is 0',
                          f'Give --cfg-options {loader}.persistent_workers=False')  # fmt: skip
     _check_optimisers(report, cfg.get('optim_wrapper'))
-    for path, registry in _TYPES.items():
-        for key, value in parts(cfg, path):
-            _check_types(report, key, value, registry)
+    if 'strategy' in cfg and 'runner_type' not in cfg:
+        report.error('strategy', 'is read by runner_type="FlexibleRunner" only',
+                     'Set it, or leave the strategy out')  # fmt: skip
+    check_signatures(report, cfg)
+    check_watched(report, cfg)
 
 
 def _check_optimisers(report: Report, wrapper: object) -> None:
@@ -120,13 +93,13 @@ def _check_optimisers(report: Report, wrapper: object) -> None:
     if 'optimizer' not in wrapper:  # several, each with a wrapper of its own
         wrappers = {f'optim_wrapper.{k}': w for k, w in wrapper.items() if isinstance(w, dict)}
     for key, settings in wrappers.items():
+        check_types(report, key, settings, OPTIM_WRAPPERS)
         optimizer = settings.get('optimizer')
-        if not isinstance(optimizer, dict):
+        if not isinstance(optimizer, dict) or report.has(f'{key}.optimizer'):
             continue
-        _check_type(report, f'{key}.type', settings, OPTIM_WRAPPERS)
-        kind = _check_type(report, f'{key}.optimizer.type', optimizer, OPTIMIZERS)
+        kind = find_kind(optimizer, OPTIMIZERS)
         # Others may need all parameters, or several processes.
-        if kind is None or not kind.__module__.startswith('torch.optim'):
+        if not inspect.isclass(kind) or not kind.__module__.startswith('torch.optim'):
             continue
         given = {name: value for name, value in optimizer.items() if name != 'type'}
         try:
@@ -134,24 +107,3 @@ def _check_optimisers(report: Report, wrapper: object) -> None:
         except (TypeError, ValueError, RuntimeError) as error:
             report.error(f'{key}.optimizer', f'{kind.__name__} cannot be built with '
                                              f'{dict(given)} ({error})')  # fmt: skip
-
-
-def _check_types(report: Report, key: str, value: object, registry: Registry) -> None:
-    if isinstance(value, dict):
-        if 'metrics' not in value:  # an evaluator, not a metric
-            _check_type(report, f'{key}.type', value, registry)
-        return
-    for i, settings in enumerate(value or ()):
-        _check_type(report, f'{key}[{i}].type', settings, registry)
-
-
-def _check_type(report: Report, key: str, settings: dict, registry: Registry) -> 'type | None':
-    """The class that a type names; None, and an error, where there is none."""
-    name = settings.get('type')
-    if name is None or not isinstance(name, str):
-        return name
-    with registry.switch_scope_and_registry(None) as scoped:
-        kind = scoped.get(name)
-    if kind is None:
-        report.error(key, f'there is no {name!r}', 'Is it misspelt, or missing in custom_imports?')
-    return kind

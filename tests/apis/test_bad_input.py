@@ -367,7 +367,8 @@ train_dataloader = dict(dataset=dict(
     'an option without a value': (
         nothing, [DET, *COCO, '--cfg-options', 'resume'], 'are not all KEY=VALUE'),
     'an option that does not fit': (
-        nothing, [DET, *COCO, '--cfg-options', 'max_epochs.x=1'], r'--cfg-options .* does not fit'),
+        nothing, [DET, *COCO, '--cfg-options', 'train_cfg.max_epochs.x=1'],
+        r'--cfg-options .* does not fit'),
     'a work dir that is a file': (
         text('wd2', ''), [DET, *COCO, '--work-dir', 'wd2'], r'wd2.*cannot be written'),
     'a negative fraction': (

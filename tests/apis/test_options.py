@@ -1,0 +1,158 @@
+"""``--cfg-options``: what is typed wins over --data, or is refused with the reason."""
+
+import pytest
+
+from cyclemlp_mm import apis
+from cyclemlp_mm.apis.arguments import add_cfg_options, new_parser
+from cyclemlp_mm.apis.check import parse_check_args
+from cyclemlp_mm.apis.prepare import prepare_config
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.errors import UserError
+
+DET, SEG = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
+
+
+def parsed(*values):
+    parser = new_parser('', '')
+    add_cfg_options(parser)
+    return parser.parse_args(['--cfg-options', *values]).cfg_options
+
+
+@pytest.mark.parametrize(
+    'text, value',
+    [
+        ("dict(type='X')", dict(type='X')),
+        ("dict(type='X',checkpoint='a b.pth')", dict(type='X', checkpoint='a b.pth')),
+        ("[dict(type='A',n=(1,-2)),dict(b=dict(c=None))]",
+         [dict(type='A', n=(1, -2)), dict(b=dict(c=None))]),
+        ("{'a': True, 'b': [1.5]}", dict(a=True, b=[1.5])),
+        ("('traffic light','car')", ('traffic light', 'car')),
+        ('/data/my images/x.pth', '/data/my images/x.pth'),
+        ("'a, b'", 'a, b'),
+        # As mmengine reads them.
+        ('(64,64)', (64, 64)), ('(64)', (64,)), ('[a,b]', ['a', 'b']), ('a,b', ['a', 'b']),
+        ('1e-3', 1e-3), ('true', True), ('None', None), ('[(a,1),(b,2)]', [('a', 1), ('b', 2)]),
+        ('x=y', 'x=y'), ('', ''),
+    ],
+)  # fmt: skip
+def test_values(text, value):
+    found = parsed(f'a.b={text}')['a.b']
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    'text', ['dict(type=X)', "dict(type='X'", 'dict(**x)', '[dict(a=b)]', 'f(1,2)', '(1,2']
+)
+def test_values_that_cannot_be_read(text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parsed(f'a.b={text}')
+    assert caught.value.code == 2
+    assert f'--cfg-options a.b: {text} cannot be read' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    write_coco(folder / 'coco', 4, 2, (64, 64))
+    write_ade20k(folder / 'ade', 4, 2, (64, 64))
+    return folder
+
+
+def prepared(config, folder, *options):
+    return prepare_config(
+        parse_check_args([config, '--data', str(folder), '--cfg-options', *options])
+    )
+
+
+def test_what_is_typed_wins_over_data(data):
+    pytest.importorskip('mmdet')
+    cfg = prepared(
+        DET, data / 'coco', 'val_dataloader.dataset.ann_file=annotations/other.json',
+        'val_evaluator.ann_file=other.json', 'model.bbox_head.num_classes=7',
+        'train_dataloader.dataset.metainfo.classes=("a","b")', 'test_evaluator.topk=9',
+    )  # fmt: skip
+    assert cfg.val_dataloader.dataset.ann_file == 'annotations/other.json'
+    assert cfg.val_evaluator.ann_file == 'other.json'
+    assert cfg.model.bbox_head.num_classes == 7
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('a', 'b')
+    # And what was not typed follows from the folder.
+    assert cfg.train_dataloader.dataset.data_root == str(data / 'coco')
+    assert cfg.test_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
+
+
+def test_what_is_typed_wins_over_data_in_segmentation(data):
+    """--data adds a step to the pipeline: options count its steps as the config file does."""
+    pytest.importorskip('mmseg')
+    before = load_config(SEG).train_dataloader.dataset.pipeline
+    cfg = prepared(
+        SEG, data / 'ade', 'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
+        'model.decode_head.num_classes=9', 'val_dataloader.dataset.img_suffix=.tif',
+        'train_dataloader.dataset.reduce_zero_label=False',
+    )  # fmt: skip
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps[before[3].type].crop_size == (32, 32) and 'CheckLabels' in steps
+    assert sum('crop_size' in step for step in steps.values()) == 1
+    assert cfg.model.decode_head.num_classes == 9
+    assert cfg.val_dataloader.dataset.img_suffix == '.tif'
+    assert cfg.train_dataloader.dataset.reduce_zero_label is False
+    assert cfg.val_dataloader.dataset.reduce_zero_label is True
+
+
+def test_an_evaluation_names_a_misspelt_setting(data):
+    pytest.importorskip('mmdet')
+    for option, right in (('test_dataloader.batchsize=1', 'batch_size'),
+                          ('test_evaluator.metrics_items=1', 'metric_items')):  # fmt: skip
+        with pytest.raises(UserError, match=rf'before the evaluation found 1 error:\s.*{right}'):
+            apis.test([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
+
+
+def test_the_launcher_has_an_argument_of_its_own():
+    with pytest.raises(UserError, match='--cfg-options launcher: give --launcher pytorch'):
+        prepare_config(parse_check_args([DET, '--cfg-options', 'launcher=pytorch']))
+
+
+@pytest.mark.parametrize(
+    'config, option, place',
+    [
+        (DET, 'max_epochs', 'train_cfg.max_epochs'),
+        (DET, 'train_pipeline.2.scale', 'train_dataloader.dataset.pipeline.2.scale'),
+        (DET, 'norm_cfg.num_groups', 'model.bbox_head.norm_cfg.num_groups'),
+        (DET, 'data_root', 'train_dataloader.dataset.data_root'),
+        (DET, 'vis_backends.0.type', 'visualizer.vis_backends.0.type'),
+        (SEG, 'crop_size', 'train_dataloader.dataset.pipeline'),
+        ('cyclemlp_b1_distill_in1k', 'teacher.type', 'model.teacher.type'),
+        ('retinanet_cyclemlp_b2_fpn_1x_coco', 'checkpoint', 'model.backbone.init_cfg.checkpoint'),
+    ],
+)
+def test_a_variable_that_was_used_up_is_refused(config, option, place, tmp_path):
+    """In the shipped config, and in one that mmengine wrote, which has no other text."""
+    cfg = load_config(config)
+    cfg.dump(tmp_path / 'dumped.py')
+    for name in (config, str(tmp_path / 'dumped.py')):
+        with pytest.raises(UserError, match=f'^--cfg-options {option}: .* change nothing') as said:
+            load_config(name, {option: 3})
+        assert place in str(said.value)
+
+
+OWN = """
+_base_ = '{base}'
+custom_imports = dict(imports=['{module}'], allow_failed_imports=True)
+base_lr = 0.1
+my_limit = 3
+optim_wrapper = dict(optimizer=dict(lr=base_lr * 2))
+data_preprocessor = dict(bgr_to_rgb=False)
+"""
+
+
+def test_a_key_that_code_of_the_user_may_read(tmp_path):
+    base = load_config(DET).filename
+    file = tmp_path / 'own.py'
+    file.write_text(OWN.format(base=base, module='my_hooks'))
+    assert load_config(str(file), {'my_limit': 5}).my_limit == 5
+    for key in ('base_lr', 'data_preprocessor.bgr_to_rgb', 'max_epochs'):
+        with pytest.raises(UserError, match='variable of the config'):
+            load_config(str(file), {key: 1})
+    file.write_text(OWN.format(base=base, module='cyclemlp_mm'))
+    with pytest.raises(UserError, match=r'my_limit.* would change nothing'):
+        load_config(str(file), {'my_limit': 5})
