@@ -49,7 +49,8 @@ def check_score_thr(score_thr: float) -> None:
 def check_writable(path: 'str | Path', option: str, is_folder: bool = False) -> None:
     """Refuse a place that cannot be written, before hours of work are to go there.
 
-    Nothing is made and nothing is left behind; that the disk has room for all is not promised.
+    Nothing is made and nothing is left behind. There must be room for 1 MB; that the disk has room
+    for all is not promised.
 
     Args:
         path (str | Path): A file, there or not, or a folder.
@@ -70,7 +71,8 @@ def check_writable(path: 'str | Path', option: str, is_folder: bool = False) -> 
         while not folder.exists():
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b'0')
+            file.write(bytes(2**20))  # a full disk takes a byte
+            file.flush()
     except OSError as error:
         raise UserError(
             f'{option} {path} cannot be written ({error.strerror or error}): take another place, '

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from cyclemlp_mm.engine import no_teardown_under_gloo
 from cyclemlp_mm.errors import UserError
 
+from .screen import guard_screen
+
 #: What gloo and NCCL say in a process whose partner is gone.
 _PARTNER_GONE = re.compile(
     r'Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|'
@@ -30,6 +32,7 @@ def run_tool(tool: 'Callable[[], object]') -> None:
     Args:
         tool (Callable): Takes no argument; reads the command line itself.
     """
+    guard_screen()
     with no_teardown_under_gloo():
         _run(tool)
 

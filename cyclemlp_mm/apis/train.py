@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
 from cyclemlp_mm.engine.progress_bar import progress_bar
@@ -89,6 +90,7 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
     accept_local_rank(args)
     with annotations_kept():
         cfg, start_from, said = _prepare_training(args)
+    check_writable(cfg.work_dir, '--work-dir', is_folder=True)
     with work_dir_lock(cfg.work_dir) if is_first_process() else nullcontext():
         runner = _build_runner(cfg, start_from)
         for line in said:

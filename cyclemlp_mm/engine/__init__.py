@@ -14,6 +14,7 @@ from .launch import finish_launch, is_first_process, no_teardown_under_gloo, pre
 from .non_finite import StopOnNonFiniteLoss
 from .own_data import use_own_data
 from .palette import class_palette
+from .patient_logger import PatientLoggerHook
 from .resume import resume_training
 from .robust import make_robust, skip_bad_images
 from .sharded import ShardedStrategy, shard_layers
@@ -28,6 +29,7 @@ __all__ = [
     'CheckLoadedWeights',
     'CpuAmpOptimWrapper',
     'DeployModel',
+    'PatientLoggerHook',
     'ResumableEpochLoop',
     'ResumableIterLoop',
     'ShardedStrategy',

@@ -48,7 +48,7 @@ class ProgressBar(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self, console: 'Console | None' = None) -> None:
-        self.console = console or Console(file=sys.stdout)
+        self.console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
         self.shown = self.console.is_terminal and is_main_process()
         self._progress: Progress | None = None
         self._tasks: dict[str, int] = {}

@@ -8,7 +8,7 @@ LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochLoop', 'IterBasedTrainLoop': 'Res
 def make_robust(cfg: Config) -> None:
     """Make a config's training resumable, stoppable, and patient with bad images and losses.
 
-    Only mmengine's own loops and checkpoint hook are replaced; of others, users know more than we.
+    Only mmengine's own loops, checkpoint and logger hooks are replaced; custom ones are unchanged.
     ``max_bad_fraction`` and ``max_non_finite`` of the config are the hooks' limits.
 
     Args:
@@ -24,6 +24,9 @@ def make_robust(cfg: Config) -> None:
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint is not None and checkpoint.get('type') == 'CheckpointHook':
         hooks['checkpoint'] = dict(checkpoint, type='AtomicCheckpointHook')
+    logger = hooks.get('logger', dict(type='LoggerHook'))
+    if logger is not None and logger.get('type') == 'LoggerHook':
+        hooks['logger'] = dict(logger, type='PatientLoggerHook')
     add_hook(cfg, dict(type='StopOnSignal'))
     add_hook(cfg, dict(type='StopOnNonFiniteLoss', max_in_a_row=cfg.get('max_non_finite', 10)))
     skip_bad_images(cfg)

@@ -1,6 +1,7 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,6 @@ def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
 
     Raises:
         MissingFileError: No run was logged there.
-        UserError: A file of scalars is damaged, other than at its end.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # names begin with the time
     if not files:
@@ -45,16 +45,18 @@ def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
 
 def _read_lines(file: Path) -> 'list[dict]':
     texts = file.read_text(encoding='utf-8', errors='replace').splitlines()
-    lines = []
+    lines, damaged = [], []
     for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if number == len(texts):  # cut: the training was killed, or is writing it now
-                break
-            raise UserError(
-                f'{file}, line {number} is no JSON ({error}): mend the line or take it out'
-            ) from error
+        except json.JSONDecodeError:
+            damaged.append(number)
+    # The last one is cut where the training was killed, or is writing it now.
+    if damaged and damaged != [len(texts)]:
+        warnings.warn(
+            f'{file}: lines {damaged[:5]} are no JSON, as after a full disk, and are left out '
+            f'({len(damaged)} of {len(texts)})', stacklevel=2,
+        )  # fmt: skip
     return lines
 
 

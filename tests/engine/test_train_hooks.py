@@ -506,6 +506,82 @@ def test_a_full_disk_leaves_the_best_checkpoint(tmp_path, monkeypatch, log_lines
     assert removed == [f'best_{metric}_epoch_1.pth' for metric in metrics]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(folder)]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no right to mount a file system here')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    """Fills a disk from one iteration to another."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, file, iterations):
+        self.file, self.iterations = Path(file), iterations
+
+    def before_train_iter(self, runner, **kwargs):
+        if runner.iter == self.iterations[0]:
+            with self.file.open('wb', buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+        elif runner.iter == self.iterations[1]:
+            self.file.unlink()
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('tensorboard', [False, True], ids=['json', 'tensorboard'])
+def test_every_write_of_a_run_survives_a_full_disk(small_disk, by_epoch, tensorboard, capsys):
+    """Lines, figures, checkpoints, best ones and the pointer; what fits later is there."""
+    if tensorboard:
+        pytest.importorskip('tensorboard')
+    backend = 'TensorboardVisBackend' if tensorboard else 'LocalVisBackend'
+    cfg = config(
+        small_disk / 'wd', by_epoch, **evaluated(0.1, 0.2, 0.3, 0.4),
+        custom_hooks=[dict(type='FillDisk', file=f'{small_disk}/filler', iterations=[6, 13])],
+        visualizer=dict(type='Visualizer', name=str(small_disk), vis_backends=[dict(type=backend)]),
+    )  # fmt: skip
+    cfg.log_level = 'INFO'
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    cfg.train_cfg.val_interval = 1 if by_epoch else 5
+    train(cfg)
+    last, best = ('epoch_4', 'epoch_4') if by_epoch else ('iter_20', 'iter_20')
+    assert names_of(small_disk) == [f'best_score_{best}.pth', f'{last}.pth']
+    assert (small_disk / 'wd' / 'last_checkpoint').read_text().endswith(f'{last}.pth')
+    read_checkpoint(small_disk / 'wd' / f'{last}.pth')
+    printed = ''.join(capsys.readouterr())
+    assert tensorboard or 'Traceback' not in printed  # its writer is a thread that ends
+    assert 'Logging error' not in printed
+    assert re.search('could not be written: .*No space left on device.*Training goes on', printed)
+    assert re.search(r'[1-9]\d* entries of the log or its figures in .* are missing', printed)
+    assert printed.count('Training goes on; make room') == 1
+
+
+def test_a_pointer_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """The file is there, and --resume finds it."""
+    from cyclemlp_mm.engine import atomic_checkpoints
+
+    def full(content, path):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(atomic_checkpoints, 'write_atomically', full)
+    train(config(tmp_path))
+    assert names_of(tmp_path) == ['epoch_4.pth']
+    assert re.search(r'last_checkpoint could not be written \(Disk quota exceeded\) and does not '
+                     r'name \S*epoch_4\.pth; --resume finds', capsys.readouterr().out)  # fmt: skip
+
+
 def test_a_full_file_system(tmp_path):
     """A tmpfs of 40 MB: the first checkpoint fits, the one beside it does not."""
     script = (
