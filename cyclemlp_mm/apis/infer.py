@@ -40,12 +40,14 @@ class InferReport:
         num_images (int): Images and frames that were predicted.
         written (list[Path]): The files.
         failed (dict[Path, str]): For each file that could not be read or predicted, why.
+        converted (dict[str, list]): For each kind of conversion the files, with what was done.
     """
 
     out_dir: Path
     num_images: int = 0
     written: 'list[Path]' = field(default_factory=list)
     failed: 'dict[Path, str]' = field(default_factory=dict)
+    converted: 'dict[str, list[tuple[Path, str]]]' = field(default_factory=dict)
 
 
 def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
@@ -85,6 +87,12 @@ def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         action='store_true',
         help="write predictions.json in COCO's format: boxes, masks as run-length codes, scores; "
         'for segments, the PNG and the areas of each image',
+    )
+    parser.add_argument(
+        '--as-stored',
+        action='store_true',
+        help='do not turn images as their EXIF orientation says: for results that are compared '
+        'with annotations of the images as stored',
     )
     parser.add_argument('--no-vis', action='store_true', help='draw no pictures')
     parser.add_argument(
@@ -127,10 +135,12 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     tiling = None
     if args.tile is not None:
         tiling = Tiling(args.tile, 0.2 if args.tile_overlap is None else args.tile_overlap)
-    inputs = find_inputs(args.inputs)
+    passed_over = []
+    inputs = find_inputs(args.inputs, passed_over)
     if args.unsafe_load:
         allow_unsafe_loading()
-    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy)
+    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy,
+                          args.as_stored)  # fmt: skip
     writer = PredictionWriter(
         args.out, predictor.classes, predictor.palette, args.score_thr, args.json, not args.no_vis
     )
@@ -138,7 +148,7 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     start = time.perf_counter()
     with _progress() as progress:
         task = progress.add_task('Inference', total=_count(inputs))
-        for chunk in _chunks(_pictures(inputs, report), args.batch_size):
+        for chunk in _chunks(_pictures(inputs, predictor, report), args.batch_size):
             done = _predict_chunk(predictor, chunk, tiling, args.batch_size, report)
             for picture, prediction in done:
                 writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
@@ -147,6 +157,7 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
         progress.update(task, total=report.num_images, completed=report.num_images)
     writer.finish()
     _print_report(report, predictor.device, time.perf_counter() - start)
+    _print_oddities(report, passed_over)
     if report.failed:
         raise UserError(
             f'{len(report.failed)} of {len(inputs)} files could not be read or predicted, the '
@@ -172,9 +183,11 @@ def _check(args: argparse.Namespace) -> None:
     check_writable(args.out, '--out', is_folder=True)
 
 
-def _pictures(inputs: 'Sequence', report: InferReport) -> 'Iterator[_Picture]':
+def _pictures(
+    inputs: 'Sequence', predictor: object, report: InferReport
+) -> 'Iterator[_Picture]':
     """Images and frames of all files; a file that cannot be read is noted, and the rest goes on."""
-    from cyclemlp_mm.inference import read_image
+    from cyclemlp_mm.datasets.image_notes import kind_of
     from cyclemlp_mm.inference.video import Video
 
     for source in inputs:
@@ -186,7 +199,10 @@ def _pictures(inputs: 'Sequence', report: InferReport) -> 'Iterator[_Picture]':
                         break
                     yield _Picture(source, frame, number, video.fps)
             else:
-                yield _Picture(source, read_image(source.path))
+                image, unusual = predictor.read(source.path)
+                for said in unusual:
+                    report.converted.setdefault(kind_of(said), []).append((source.path, said))
+                yield _Picture(source, image)
         except UserError as error:
             report.failed[source.path] = str(error)
 
@@ -264,3 +280,14 @@ def _print_report(report: InferReport, device: str, seconds: float) -> None:
             print(f'{what:<9} {len(files)} in {report.out_dir / folder}')
     if (report.out_dir / 'predictions.json') in report.written:
         print(f'json      {report.out_dir / "predictions.json"}')
+
+
+def _print_oddities(report: InferReport, passed_over: 'list[Path]') -> None:
+    """What was converted before it was predicted, and what was left out."""
+    for files in report.converted.values():
+        path, said = files[0]
+        print(f'converted {len(files)} of {report.num_images} images, e.g. {path}: {said}')
+    if passed_over:
+        names = ', '.join(sorted({path.suffix.lower() or path.name for path in passed_over}))
+        print(f'left out  {len(passed_over)} files that are neither images nor videos ({names}), '
+              f'e.g. {passed_over[0]}')  # fmt: skip

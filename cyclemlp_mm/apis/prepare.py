@@ -5,7 +5,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from cyclemlp_mm.engine import load_config, prepare_launch, require_toolbox, use_own_data
+from cyclemlp_mm.engine import (
+    load_config,
+    prepare_launch,
+    require_toolbox,
+    skip_bad_images,
+    use_own_data,
+)
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading
@@ -41,6 +47,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     if args.unsafe_load or cfg.get('unsafe_load'):
         allow_unsafe_loading()
     _check_weights(cfg)
+    skip_bad_images(cfg)  # also in evaluation: every tool loads images alike
     return cfg
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.engine import DeployModel, finish_launch
+from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report
@@ -68,12 +68,14 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
-        _draw_into(cfg, args.show_dir)
+        check_writable(args.show_dir, '--show-dir', is_folder=True)
     if args.out is not None:
         _dump_into(cfg, args.out)
     runner = Runner.from_cfg(cfg)
     if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
         runner.register_hook(DeployModel())
+    if args.show_dir is not None:
+        runner.register_hook(_drawing_hook(cfg, args.show_dir))
     with progress_bar(runner):
         metrics = runner.test()
     if args.show_dir is not None and is_main_process():
@@ -90,26 +92,9 @@ def _check_settings(cfg: Config) -> None:
     report.raise_errors('the evaluation')
 
 
-def _draw_into(cfg: Config, folder: str) -> None:
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise UserError('--show-dir needs default_hooks.visualization in the config')
-    check_writable(folder, '--show-dir', is_folder=True)
-    folder = str(Path(folder).absolute())  # mmdet puts a relative one into the work dir
-    if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, interval=1, out_dir=folder)
-        return
-    hook.update(draw=True, interval=1)
-    if cfg.default_scope == 'mmdet':
-        hook.test_out_dir = folder
-    else:  # mmseg draws through the visualizer's backends; a copy: cfg.vis_backends is the same
-        backends = [dict(backend) for backend in cfg.visualizer.get('vis_backends') or ()]
-        local = [b for b in backends if b['type'] == 'LocalVisBackend']
-        if not local:
-            local = [dict(type='LocalVisBackend')]
-            backends += local
-        local[0]['img_save_dir'] = folder
-        cfg.visualizer.vis_backends = backends
+def _drawing_hook(cfg: Config, folder: str) -> DrawResults:
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    return DrawResults(str(Path(folder).absolute()), hook.get('score_thr', 0.3))
 
 
 def _dump_into(cfg: Config, file: str) -> None:

@@ -11,8 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
+from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 
 from .arguments import add_cfg_options, new_parser
@@ -160,15 +161,17 @@ def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
 
 
 def _normalised_images(cfg: Config, items: 'list[str]', size: int, number: int) -> torch.Tensor:
-    from cyclemlp_mm.inference import find_inputs, read_image
+    from cyclemlp_mm.inference import find_inputs, image_reader
 
+    read = image_reader(cfg)
     norm = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    if 'mean' not in norm:
+    if norm.get('mean') is None:
         raise UserError('the config has no data_preprocessor with mean and std')
     mean, std = (np.array(norm[part], np.float32) for part in ('mean', 'std'))
     images = []
     for source in [s for s in find_inputs(items) if not s.is_video][:number]:
-        image = read_image(source.path)[..., ::-1]
+        image, _ = read(source.path)
+        image = image[..., ::-1] if image.ndim == 3 else image[..., None]
         top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
         cut = image[top : top + size, left : left + size]
         if cut.shape[:2] != (size, size):
@@ -191,7 +194,8 @@ def _add_features(commands: object) -> argparse.ArgumentParser:
 
 
 def _features(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.inference import Predictor, read_image
+    from cyclemlp_mm.datasets.load_image import as_picture
+    from cyclemlp_mm.inference import Predictor
     from cyclemlp_mm.visualization.feature_maps import draw_feature_maps
 
     if args.number < 1:
@@ -205,12 +209,15 @@ def _features(args: argparse.Namespace) -> Path:
 
     handle = backbone.register_forward_hook(keep)
     try:
-        predictor.predict([read_image(args.image)])
+        predictor.predict([predictor.read(args.image)[0]])
     finally:
         handle.remove()
     norm = model.data_preprocessor
-    seen = kept['image'][0] * norm.std + norm.mean
-    picture = seen.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    seen = kept['image'][0]
+    if getattr(norm, 'mean', None) is not None:
+        seen = (seen * norm.std + norm.mean).clamp(0, 255).round().byte()
+    seen = seen.permute(1, 2, 0).cpu().numpy()
+    picture = as_picture(seen[..., ::-1] if seen.shape[2] == 3 else seen)  # the model sees RGB
     levels = [level[0].float().cpu().numpy() for level in kept['levels']]
     return draw_feature_maps(picture, levels, backbone.out_strides, args.out, args.number)
 
@@ -282,7 +289,7 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
     from rich.console import Console
     from rich.progress import track
 
-    from cyclemlp_mm.inference import read_image
+    from cyclemlp_mm.datasets.load_image import as_picture
     from cyclemlp_mm.visualization.gallery import (
         Judged,
         judge_instances,
@@ -290,10 +297,14 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
         worst_first,
     )
 
-    judged = []
+    judged, left_out = [], []
     items = track(islice(labelled, args.limit), 'Gallery', console=Console(stderr=True))
     for item in items:
-        image = read_image(item.path)
+        try:
+            image, _ = predictor.read(item.path, item.known)
+        except (BadImageError, MissingFileError) as error:
+            left_out.append(str(error))
+            continue
         try:
             [prediction] = predictor.predict([image])
         except UserError as error:
@@ -303,9 +314,11 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
         else:
             score, said = judge_instances(item.truth, prediction, args.score_thr, item.ignored)
         name = item.path.name
-        judged.append(Judged(name, image[..., ::-1], item.truth, prediction, score, said))
+        judged.append(Judged(name, as_picture(image), item.truth, prediction, score, said))
         for one in worst_first([j for j in judged if j.image is not None])[args.number :]:
             one.image = one.truth = one.prediction = None
+    if left_out:
+        print(f'{len(left_out)} images are left out, since they cannot be used, e.g. {left_out[0]}')
     return judged
 
 

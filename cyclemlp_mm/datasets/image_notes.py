@@ -24,6 +24,13 @@ class ImageNote(NamedTuple):
     reason: str
 
 
+def kind_of(reason: str) -> str:
+    """A reason without the numbers and names of one file."""
+    if 'but its annotations are for' in reason:
+        return 'size differs from its annotations'
+    return reason.split(' (')[0].split(':')[0].split(', but')[0]
+
+
 def leave_note(path: str, outcome: str, reason: str) -> None:
     """Leave a note about an image that this process is loading."""
     _notes.append(ImageNote(path, outcome, reason))

@@ -1,59 +1,75 @@
-"""Loading of images that may be broken or unusual, in the place of ``LoadImageFromFile``."""
+"""Loading of images that may be broken or unusual, in the place of a pipeline's first step."""
 
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.fileio import get
 
 from cyclemlp_mm.errors import UserError
 
-from .image_files import BadImageError, ImageFacts, image_facts
+from .image_files import BadImageError, ImageFacts, check_regular, image_facts, read_file
 from .image_notes import CONVERTED, SKIPPED, leave_note
-from .load_labels import UNREADABLE, LoadCheckedLabels
+from .load_labels import UNREADABLE, LoadCheckedLabels, loads_label_images
 
 #: So many images in a row that cannot be read are no accident, but a wrong path or a lost disk.
 MOST_IN_A_ROW = 50
 #: Longest side of a black image that stands for one too long to be resized.
 _STAND_IN = 64
+#: An image of more than 8 bits whose 8-bit form ends here or below is reported as too dark.
+DARK = 63
+#: mmcv's ``color_type`` of the images that are decoded here.
+_COLOUR_TYPES = ('color', 'grayscale')
 
 
 class LoadCheckedImage:
-    """``LoadImageFromFile`` that skips what cannot be read, and notes it.
+    """Stands for a pipeline's loading step: skips what cannot be read, and notes it.
 
-    An image is skipped where the file is missing, empty, truncated or no image, and where its size
-    is neither that of its annotations nor, turned as EXIF says, would be; also where it is so long
-    that resizing it would leave nothing of its short side. Everything else becomes
-    an 8-bit image of three channels: CMYK, 16 bits, alpha, grey, a wrong suffix. EXIF rotation is
-    applied, except where annotations were made without.
+    An image is skipped where the file is missing, empty, truncated, not an image or not a regular
+    file, and where its size is neither that of its annotations nor, turned as EXIF says, would be;
+    also where it is so long that resizing it would leave nothing of its short side. Of mmcv's
+    ``LoadImageFromFile``, everything else becomes an 8-bit image of three channels (or one, with
+    ``color_type='grayscale'``): CMYK, 16 bits, alpha, grey, a wrong suffix. EXIF rotation is
+    applied, except where annotations were made without. Other loading steps (``.npy``, tifffile,
+    ``color_type='unchanged'``) decode as they do, and only what they cannot read is handled here.
 
     In training, a skipped image is replaced by a random other one (what mmengine's data sets do
     when a transform returns None). In evaluation it must count: it becomes a black image; where its
     labels cannot be read, no pixel of it can.
 
     Args:
-        transform (LoadImageFromFile): The transform to stand for.
+        transform (BaseTransform): The transform to stand for.
         is_evaluation (bool): See above.
         scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
+        max_value (float, optional): Value of images of more than 8 bits that becomes 255, see
+            :func:`read_image`. Defaults to None.
+        labels_are_images (bool): Whether ``seg_map_path`` names an image, whose size must be that
+            of the image. Defaults to True.
     """
 
     def __init__(
-        self, transform: object, is_evaluation: bool, scales: 'Sequence[tuple[int, int]]' = ()
-    ) -> None:
+        self, transform: object, is_evaluation: bool, scales: 'Sequence[tuple[int, int]]' = (),
+        max_value: 'float | None' = None, labels_are_images: bool = True,
+    ) -> None:  # fmt: skip
         self.transform = transform
         self.is_evaluation = is_evaluation
         self.scales = scales
+        self.max_value = max_value
+        self.labels_are_images = labels_are_images
+        self.limit_pixels = True
         self._in_a_row = 0
 
     def __call__(self, results: dict) -> 'dict | None':
-        """Load ``results['img_path']`` into ``img``, uint8 (H, W, 3), BGR.
+        """Load ``results['img_path']`` into ``img``, uint8 (H, W, 3), BGR; other loaders: theirs.
 
         Raises:
-            UserError: Many images in a row could not be read.
+            UserError: Many images in a row could not be read, or one that no black image can stand
+                for, since the loading step decides how many channels it has.
         """
         path = str(results['img_path'])
         try:
-            image = self._load(results, path)
+            image, unusual = self.read(results)
         except BadImageError as error:
             leave_note(path, SKIPPED, _without_path(str(error), path))
             self._in_a_row += 1
@@ -64,42 +80,82 @@ class LoadCheckedImage:
                 ) from error
             if not self.is_evaluation:
                 return None
-            height = width = _STAND_IN
-            try:
-                height, width = _expected_size(results, (height, width))
-            except BadImageError:  # the error above: the image may be good, but not its labels
-                results[UNREADABLE] = True
-            # Annotations are for this size, but an image of it might break the next step as well.
-            # Nothing may be predicted outside of it: masks are pasted into its size.
-            results['ori_shape'] = height, width
-            if _too_long(height, width, self.scales):
-                height, width = min(height, _STAND_IN), min(width, _STAND_IN)
-            image = np.zeros((height, width, 3), np.uint8)
+            image = self._black(results, error)
         else:
             self._in_a_row = 0
             results['ori_shape'] = image.shape[:2]
-        if self.transform.to_float32:
+            if unusual:
+                leave_note(path, CONVERTED, ', '.join(unusual))
+        if getattr(self.transform, 'to_float32', False):
             image = image.astype(np.float32)
         results['img'] = image
         results['img_shape'] = image.shape[:2]
         return results
 
+    def read(self, results: dict) -> 'tuple[np.ndarray, list[str]]':
+        """The image of ``results['img_path']``, and what had to be converted.
+
+        Raises:
+            BadImageError: It cannot be used; says why.
+        """
+        known = dict(results)
+        if not self.labels_are_images:
+            known.pop('seg_map_path', None)
+        step = self.transform
+        if is_decoded_here(step):
+            return read_image(
+                str(results['img_path']), known, step.imdecode_backend, step.backend_args,
+                self.scales, step.color_type, self.max_value, self.limit_pixels,
+            )  # fmt: skip
+        return self._read_by_step(known), []
+
+    def _read_by_step(self, known: dict) -> np.ndarray:
+        paths = known['img_path']
+        for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+            check_regular(path)
+        try:
+            image = self.transform(known)['img']
+        except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadImageError(f'{paths} cannot be read by {self._name} ({reason})') from error
+        if not isinstance(image, np.ndarray):
+            raise BadImageError(f'{paths}: {self._name} returned {type(image).__name__}')
+        expected = _expected_size(known, image.shape[:2])
+        if expected != image.shape[:2]:
+            raise _wrong_size(paths, image.shape[:2], expected)
+        return image
+
+    @property
+    def _name(self) -> str:
+        return type(self.transform).__name__
+
+    def _black(self, results: dict, error: BadImageError) -> np.ndarray:
+        """A black image in the place of one that cannot be read."""
+        if not is_decoded_here(self.transform):
+            raise UserError(
+                f'{error}. An evaluation needs all of its images: replace this one, or take it out'
+            ) from error
+        height = width = _STAND_IN
+        try:
+            height, width = _expected_size(results, (height, width))
+        except BadImageError:  # the error above: the image may be good, but not its labels
+            results[UNREADABLE] = True
+        # Annotations are for this size, but an image of it might break the next step as well.
+        # Nothing may be predicted outside of it: masks are pasted into its size.
+        results['ori_shape'] = height, width
+        if _too_long(height, width, self.scales):
+            height, width = min(height, _STAND_IN), min(width, _STAND_IN)
+        channels = (3,) if self.transform.color_type == 'color' else ()
+        return np.zeros((height, width, *channels), np.uint8)
+
     def __repr__(self) -> str:
         return f'LoadCheckedImage({self.transform}, is_evaluation={self.is_evaluation})'
-
-    def _load(self, results: dict, path: str) -> np.ndarray:
-        image, unusual = read_image(
-            path, results, self.transform.imdecode_backend, self.transform.backend_args,
-            self.scales,
-        )  # fmt: skip
-        if unusual:
-            leave_note(path, CONVERTED, ', '.join(unusual))
-        return image
 
 
 def read_image(
     path: str, results: dict, backend: str = 'cv2', backend_args: 'dict | None' = None,
-    scales: 'Sequence[tuple[int, int]]' = (),
+    scales: 'Sequence[tuple[int, int]]' = (), color_type: str = 'color',
+    max_value: 'float | None' = None, limit_pixels: bool = True,
 ) -> 'tuple[np.ndarray, list[str]]':  # fmt: skip
     """Read an image, in the orientation that its annotations have.
 
@@ -110,24 +166,56 @@ def read_image(
         backend (str): mmcv's decoder. Defaults to 'cv2'.
         backend_args (dict, optional): mmengine's file backend. Defaults to None.
         scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
+        color_type (str): 'color' or 'grayscale'. Defaults to 'color'.
+        max_value (float, optional): Of images of more than 8 bits: the value that becomes 255.
+            Defaults to None: the largest that 16 bits can hold, 65535.
+        limit_pixels (bool): Whether Pillow's limit against decompression bombs holds. Defaults to
+            True.
 
     Returns:
-        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR; and what had to be converted.
+        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) where grey is asked for;
+        and what had to be converted.
 
     Raises:
         BadImageError: It cannot be read, its size is not that of its annotations, or it is too
             long for one of the scales.
     """
-    content = _read(path, backend_args)
-    facts = image_facts(content, path)
-    flag = _orientation_flag(results, facts, path)
+    content = read_file(path, backend_args)
+    facts = image_facts(content, path, limit_pixels)
+    flag = color_type + _orientation_suffix(results, facts, path)
     scale = _too_long(facts.height, facts.width, scales)
     if scale:
         raise BadImageError(
             f'{path} is too long ({facts.width}×{facts.height}): at the scale '
             f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
         )
-    return _decode(content, flag, backend, path), facts.unusual
+    unusual = [u for u in facts.unusual if (u, color_type) != ('grey', 'grayscale')]
+    if not facts.is_deep:
+        return _decode(content, flag, backend, path), unusual
+    values = _deep_values(content, flag)
+    if max_value is not None and values is not None:
+        image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
+    else:
+        image = _decode(content, flag, backend, path)
+    if values is not None and image.max() <= DARK:
+        unusual[unusual.index('more than 8 bits')] = (
+            f'more than 8 bits become nearly black ({values.min():g} to {values.max():g} are '
+            f'{image.min()} to {image.max()} of 255; image_max_value sets what becomes 255)'
+        )
+    return image, unusual
+
+
+def _deep_values(content: bytes, flag: str) -> 'np.ndarray | None':
+    """Pixels as stored, with more than 8 bits; None where OpenCV cannot decode them."""
+    import cv2  # not needed by the bare package
+
+    code = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_COLOR if flag.startswith('color') else 0)
+    if flag.endswith('ignore_orientation'):
+        code |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), code)
+    except cv2.error:
+        return None
 
 
 def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
@@ -154,7 +242,7 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
     return found
 
 
-def check_images(dataset: object, is_evaluation: bool) -> int:
+def check_images(dataset: object, is_evaluation: bool, max_value: 'float | None' = None) -> int:
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
     Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`.
@@ -162,20 +250,73 @@ def check_images(dataset: object, is_evaluation: bool) -> int:
     Args:
         dataset (Dataset): Its pipelines are changed in place.
         is_evaluation (bool): See :class:`LoadCheckedImage`.
+        max_value (float, optional): See :class:`LoadCheckedImage`. Defaults to None.
 
     Returns:
-        int: How many transforms were replaced; those with settings that we do not know stay.
+        int: How many loading steps of images were replaced.
     """
     count = 0
     for steps in _pipelines(dataset):
-        scales = resize_scales(steps)
-        for i, step in enumerate(steps):
-            if type(step).__name__ == 'LoadImageFromFile' and step.color_type == 'color':
-                steps[i] = LoadCheckedImage(step, is_evaluation, scales)
-                count += 1
-            elif type(step).__module__.startswith('mmseg') and hasattr(step, 'reduce_zero_label'):
-                steps[i] = LoadCheckedLabels(step)
+        count += check_steps(steps, is_evaluation, max_value)
     return count
+
+
+def image_loader(dataset: object) -> 'LoadCheckedImage | None':
+    """What loads a data set's images, once :func:`check_images` went over it; None for others."""
+    steps = (step for part in _pipelines(dataset) for step in part)
+    return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) to be looked at, of an image as a pipeline loads it.
+
+    Args:
+        image (numpy.ndarray): (H, W) or (H, W, C); with three channels or more, the first three
+            are taken for BGR. Other types than uint8 are stretched from their least to their
+            largest value, except where all are in 0..255 and some are above 1.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 255 or high <= 1:
+            image = (image.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
+        image = image.round().astype(np.uint8)
+    return image[..., ::-1]
+
+
+def check_steps(steps: list, is_evaluation: bool, max_value: 'float | None' = None) -> int:
+    """As :func:`check_images`, for a list of built transforms, changed in place."""
+    scales = resize_scales(steps)
+    lists = list(_step_lists(steps))
+    labels_are_images = any(loads_label_images(step) for part in lists for step in part)
+    count = 0
+    for part in lists:
+        for i, step in enumerate(part):
+            if loads_images(step):
+                part[i] = LoadCheckedImage(
+                    step, is_evaluation, scales, max_value, labels_are_images
+                )
+                count += 1
+            elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
+                part[i] = LoadCheckedLabels(step)
+    return count
+
+
+def loads_images(step: object) -> bool:
+    """Whether a transform reads ``img_path``, by the names that the toolboxes give such steps."""
+    name = type(step).__name__
+    return bool(re.match(r'Load.*Image', name)) and not (
+        isinstance(step, LoadCheckedImage) or 'NDArray' in name
+    )
+
+
+def is_decoded_here(step: object) -> bool:
+    """Whether a loading step is mmcv's own, for 8-bit images: :func:`read_image` is as it."""
+    return (
+        type(step).__name__ == 'LoadImageFromFile' and step.color_type in _COLOUR_TYPES
+        and step.imdecode_backend != 'tifffile'  # returns what is stored, of any depth
+    )  # fmt: skip
 
 
 def _pipelines(dataset: object) -> 'Iterator[list]':
@@ -187,6 +328,19 @@ def _pipelines(dataset: object) -> 'Iterator[list]':
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
     if isinstance(steps, list):
         yield steps
+
+
+def _step_lists(steps: list) -> 'Iterator[list]':
+    """A list of steps, and those inside of wrapping steps (TestTimeAug, RandomChoice, …)."""
+    yield steps
+    for step in steps:
+        for name in ('transforms', 'subroutines'):
+            inner = getattr(step, name, None)
+            inner = inner if isinstance(inner, list) else [inner]
+            for part in inner:
+                part = getattr(part, 'transforms', part)  # of a Compose
+                if isinstance(part, list):
+                    yield from _step_lists(part)
 
 
 def _setting(step: object, name: str, otherwise: object = None) -> object:
@@ -214,13 +368,6 @@ def _too_long(
     return None
 
 
-def _read(path: str, backend_args: 'dict | None') -> bytes:
-    try:
-        return get(path, backend_args=backend_args)
-    except OSError as error:
-        raise BadImageError(f'{path} cannot be opened ({error.strerror or error})') from error
-
-
 def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
     import cv2
     import mmcv  # not needed by the bare package
@@ -237,17 +384,23 @@ def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
     raise BadImageError(f'{path} cannot be decoded ({reason})')
 
 
-def _orientation_flag(results: dict, facts: ImageFacts, path: str) -> str:
-    """mmcv's flag under which the image has its annotations' size."""
+def _orientation_suffix(results: dict, facts: ImageFacts, path: str) -> str:
+    """End of mmcv's flag under which the image has its annotations' size."""
     stored = (facts.height, facts.width)
     shown = stored[::-1] if facts.is_transposed else stored
     expected = _expected_size(results, shown)
     if expected == shown:
-        return 'color'
+        return ''
     if expected == stored:
-        return 'color_ignore_orientation'
-    raise BadImageError(
-        f'{path} is {shown[1]}×{shown[0]}, but its annotations are for {expected[1]}×{expected[0]}'
+        return '_ignore_orientation'
+    raise _wrong_size(path, shown, expected)
+
+
+def _wrong_size(
+    path: str, size: 'tuple[int, int]', expected: 'tuple[int, int]'
+) -> BadImageError:
+    return BadImageError(
+        f'{path} is {size[1]}×{size[0]}, but its annotations are for {expected[1]}×{expected[0]}'
     )
 
 
@@ -255,7 +408,7 @@ def _expected_size(results: dict, otherwise: 'tuple[int, int]') -> 'tuple[int, i
     """(height, width) that the annotations are for, of boxes or of a label image."""
     if results.get('seg_map_path') and not results.get('instances'):
         label_path = str(results['seg_map_path'])
-        facts = image_facts(_read(label_path, None), label_path)
+        facts = image_facts(read_file(label_path), label_path)
         return facts.height, facts.width
     height, width = results.get('height'), results.get('width')
     return (int(height), int(width)) if height and width else otherwise

@@ -10,6 +10,7 @@ from .check_weights import CheckLoadedWeights
 from .config_files import configs_dir, find_config, load_config, tools_dir
 from .config_names import register_config_names
 from .deploy_hook import DeployModel
+from .draw_results import DrawResults
 from .launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
 from .non_finite import StopOnNonFiniteLoss
 from .own_data import use_own_data
@@ -29,6 +30,7 @@ __all__ = [
     'CheckLoadedWeights',
     'CpuAmpOptimWrapper',
     'DeployModel',
+    'DrawResults',
     'PatientLoggerHook',
     'ResumableEpochLoop',
     'ResumableIterLoop',

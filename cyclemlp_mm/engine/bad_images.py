@@ -2,13 +2,14 @@
 
 from collections import Counter, defaultdict
 
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from cyclemlp_mm.datasets.image_notes import SKIPPED
+from cyclemlp_mm.datasets.image_notes import SKIPPED, kind_of
 from cyclemlp_mm.datasets.load_image import check_images
 from cyclemlp_mm.datasets.training_loader import TrainingLoader, training_loader
 from cyclemlp_mm.errors import UserError
@@ -29,32 +30,44 @@ class SkipBadImages(Hook):
     every epoch and validation. See :class:`cyclemlp_mm.datasets.load_image.LoadCheckedImage` for
     what is skipped and what is converted.
 
+    Shipped configs name it, so that every tool, the toolboxes' own ones too, loads images alike.
+
     Args:
         max_bad_fraction (float): The training stops when more than this part of a data set's images
-            were skipped (but always allows one), in [0, 1]. Defaults to 0.05.
+            were skipped (but always allows one), in [0, 1]. ``max_bad_fraction`` of the config wins
+            over it, if it is there. Defaults to 0.05.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self, max_bad_fraction: float = 0.05) -> None:
+        self._set_limit(max_bad_fraction)
+        self.max_value: float | None = None
+        self._files: dict[str, dict[tuple, set]] = defaultdict(lambda: defaultdict(set))
+
+    def _set_limit(self, max_bad_fraction: float) -> None:
         if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
             raise UserError(
                 f'max_bad_fraction is {max_bad_fraction!r}; it must be a number in [0, 1]'
             )
         self.max_bad_fraction = max_bad_fraction
-        self._files: dict[str, dict[tuple, set]] = defaultdict(lambda: defaultdict(set))
+
+    def before_run(self, runner: Runner) -> None:
+        """Read the config's ``max_bad_fraction`` and ``image_max_value``."""
+        self._set_limit(runner.cfg.get('max_bad_fraction', self.max_bad_fraction))
+        self.max_value = check_max_value(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
         """Check images of the training data."""
-        check_images(runner.train_dataloader.dataset, is_evaluation=False)
+        check_images(runner.train_dataloader.dataset, False, self.max_value)
 
     def before_val(self, runner: Runner) -> None:
         """Check images of the validation data."""
-        runner.val_loop.dataloader = _checked(runner.val_loop.dataloader, runner.seed)
+        runner.val_loop.dataloader = self._checked(runner.val_loop.dataloader, runner.seed)
 
     def before_test(self, runner: Runner) -> None:
         """Check images of the test data."""
-        runner.test_loop.dataloader = _checked(runner.test_loop.dataloader, runner.seed)
+        runner.test_loop.dataloader = self._checked(runner.test_loop.dataloader, runner.seed)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
@@ -96,7 +109,7 @@ class SkipBadImages(Hook):
         notes, loader.notes = loader.notes, []
         found = self._files[phase]
         for note in notes:
-            files = found[note.outcome, _kind(note.reason)]
+            files = found[note.outcome, kind_of(note.reason)]
             if note.path in files:
                 continue
             files.add(note.path)
@@ -122,14 +135,20 @@ class SkipBadImages(Hook):
             said = '; '.join(f'{n} {what} ({why})' for (what, why), n in sorted(counts.items()))
             runner.logger.warning(f'images of the {phase} data so far: {said}')
 
+    def _checked(self, loader: DataLoader, seed: int) -> DataLoader:
+        check_images(loader.dataset, True, self.max_value)
+        return training_loader(loader, seed, place_samples=False)
 
-def _checked(loader: DataLoader, seed: int) -> DataLoader:
-    check_images(loader.dataset, is_evaluation=True)
-    return training_loader(loader, seed, place_samples=False)
 
+def check_max_value(cfg: Config) -> 'float | None':
+    """``image_max_value`` of a config: what becomes 255 in images of more than 8 bits.
 
-def _kind(reason: str) -> str:
-    """A reason without the numbers and names of one file."""
-    if 'but its annotations are for' in reason:
-        return 'size differs from its annotations'
-    return reason.split(' (')[0].split(':')[0].split(', but')[0]
+    Raises:
+        UserError: It is not a number above 0.
+    """
+    value = cfg.get('image_max_value')
+    if value is not None and not (
+        isinstance(value, (int, float)) and 0 < value < float('inf')
+    ):
+        raise UserError(f'image_max_value is {value!r}; it must be a number above 0, such as 4095')
+    return value

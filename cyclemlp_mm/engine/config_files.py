@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 #: Settings that a config may lack and that are read from it: by our tools, then by mmengine's
 #: runners and the toolboxes, beside the arguments of the runners.
 _MORE_KEYS = {
-    'max_bad_fraction', 'max_non_finite', 'unsafe_load', 'runner_type',
+    'image_max_value', 'max_bad_fraction', 'max_non_finite', 'unsafe_load', 'runner_type',
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
     'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip

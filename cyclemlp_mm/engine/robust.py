@@ -33,9 +33,11 @@ def make_robust(cfg: Config) -> None:
 
 
 def skip_bad_images(cfg: Config) -> None:
-    """Add :class:`.bad_images.SkipBadImages`, for training and evaluation."""
-    limit = cfg.get('max_bad_fraction', 0.05)
-    add_hook(cfg, dict(type='SkipBadImages', max_bad_fraction=limit))
+    """Add :class:`.bad_images.SkipBadImages` for training and evaluation, if it is not there."""
+    hook = dict(type='SkipBadImages')
+    hooks = [*cfg.setdefault('default_hooks', {}).values(), *(cfg.get('custom_hooks') or [])]
+    if not any(h and h.get('type') == hook['type'] for h in hooks):
+        add_hook(cfg, hook)
 
 
 def add_hook(cfg: Config, hook: dict) -> None:

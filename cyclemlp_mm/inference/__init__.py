@@ -1,6 +1,6 @@
 """From images, folders and videos to predictions on disk, through OpenMMLab's inferencers."""
 
-from .inputs import Input, find_inputs, read_image
+from .inputs import Input, find_inputs, image_reader, read_image
 from .predictions import Instances, Prediction, Segments
 from .predictor import Predictor
 from .tiling import Tiling, predict_tiled
@@ -15,6 +15,7 @@ __all__ = [
     'Segments',
     'Tiling',
     'find_inputs',
+    'image_reader',
     'predict_tiled',
     'read_image',
 ]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from PIL import Image
 from pycocotools import mask as coco_mask
 
+from cyclemlp_mm.datasets.load_labels import label_reader
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.errors import MissingFileError, UserError
 
@@ -23,11 +23,13 @@ class Labelled:
     Attributes:
         path (Path): The image.
         truth (Prediction): What is in it; of instances, all scores are 1.
+        known (dict): What the data set knows about the image: the size that annotations are for.
         ignored (np.ndarray, optional): bool, (N,), of instances: need not be found.
     """
 
     path: Path
     truth: Prediction
+    known: dict
     ignored: 'np.ndarray | None' = None
 
 
@@ -55,6 +57,7 @@ def read_ground_truth(cfg: Config) -> 'Iterator[Labelled]':
         raise UserError('the config has no val_dataloader, so there is no ground truth to show')
     init_default_scope(scope)
     settings = {**cfg.val_dataloader.dataset, 'pipeline': []}
+    read_labels = label_reader(cfg.val_dataloader.dataset) if scope == 'mmseg' else None
     try:
         data = DATASETS.build(settings)
     except FileNotFoundError as error:
@@ -65,18 +68,15 @@ def read_ground_truth(cfg: Config) -> 'Iterator[Labelled]':
     for i in range(len(data)):
         info = data.get_data_info(i)
         if scope == 'mmseg':
-            yield Labelled(Path(info['img_path']), _segments(info))
+            if not info.get('seg_map_path'):
+                raise UserError('the validation set of this config has no labels to compare with')
+            truth = Segments(read_labels(info).astype(np.int32))
+            yield Labelled(Path(info['img_path']), truth, dict(height=truth.label_map.shape[0],
+                                                               width=truth.label_map.shape[1]))
         else:
-            yield Labelled(Path(info['img_path']), *_instances(info))
-
-
-def _segments(info: dict) -> Segments:
-    labels = np.asarray(Image.open(info['seg_map_path'])).astype(np.int32)
-    if info.get('reduce_zero_label'):
-        labels = np.where(labels == 0, 255, labels - 1)
-    for old, new in (info.get('label_map') or {}).items():
-        labels = np.where(labels == old, new, labels)
-    return Segments(labels)
+            known = {key: info[key] for key in ('height', 'width') if key in info}
+            truth, ignored = _instances(info)
+            yield Labelled(Path(info['img_path']), truth, known, ignored)
 
 
 def _instances(info: dict) -> 'tuple[Instances, np.ndarray]':

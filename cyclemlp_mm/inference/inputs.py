@@ -2,20 +2,31 @@
 
 import glob
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import mmcv
 import numpy as np
-from PIL import Image
+from mmengine.config import Config
+from PIL import Image, UnidentifiedImageError
 
 from cyclemlp_mm.datasets import load_image
-from cyclemlp_mm.engine.own_data import IMAGE_SUFFIXES
+from cyclemlp_mm.datasets.image_files import (
+    IMAGE_SUFFIXES,
+    BadImageError,
+    check_regular,
+    image_facts,
+    read_file,
+    split_images,
+)
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
+from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
+VIDEO_SUFFIXES = (
+    '.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp',
+    '.ogv', '.ts', '.mts',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,23 +48,25 @@ class Input:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_inputs(items: 'Sequence[str]') -> 'list[Input]':
+def find_inputs(items: 'Sequence[str]', passed_over: 'list[Path] | None' = None) -> 'list[Input]':
     """All files that are meant.
 
     Args:
         items (Sequence[str]): Files, folders (their images and videos, not those of folders in
             them) and globs (``**`` goes through folders).
+        passed_over (list[Path], optional): Gets the files of folders and globs that are neither
+            images nor videos by their suffix; hidden files are not among them.
 
     Returns:
         list[Input]: In the order of ``items``, sorted within each; each file once.
 
     Raises:
         MissingFileError: An item is not there, or holds nothing to predict.
-        UserError: A file is neither an image nor a video by its suffix.
+        UserError: A file is neither an image nor a video by its suffix, or not a regular file.
     """
     paths = {}  # path: its name
     for item in items:
-        for path, name in _expand(item):
+        for path, name in _expand(item, [] if passed_over is None else passed_over):
             paths.setdefault(path.resolve(), (path, name))
     taken, found = set(), []
     for path, name in paths.values():
@@ -66,8 +79,48 @@ def find_inputs(items: 'Sequence[str]') -> 'list[Input]':
     return found
 
 
+def image_reader(
+    cfg: Config, as_stored: bool = False
+) -> 'Callable[[str, dict], tuple[np.ndarray, list[str]]]':
+    """What reads images as the test pipeline of a config does.
+
+    Args:
+        cfg (Config): Of a model; its toolbox's scope must be the default.
+        as_stored (bool): Whether EXIF rotation is left out. Defaults to False.
+
+    Returns:
+        Callable: Takes a path and, optionally, what annotations say about the image (``height``
+        and ``width``, or ``seg_map_path``); returns the image, BGR uint8 (H, W, 3) unless the
+        config's loading step says otherwise, and what had to be converted. Raises a UserError
+        where the image cannot be used.
+    """
+    from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
+
+    steps = [TRANSFORMS.build(step) for step in loading_steps(cfg)]
+    check_steps(steps, True, check_max_value(cfg))
+    loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+
+    if loader is not None:
+        loader.limit_pixels = False
+
+    def read(path: 'str | Path', known: 'dict | None' = None) -> 'tuple[np.ndarray, list[str]]':
+        path, known = str(path), dict(known or {})
+        check_regular(path)
+        if loader is not None and not is_decoded_here(loader.transform):
+            return loader.read(dict(known, img_path=path))
+        _check_whole(Path(path))
+        if not known and as_stored:
+            facts = image_facts(read_file(path), path, limit_pixels=False)
+            known = dict(height=facts.height, width=facts.width)
+        if loader is None:
+            return load_image.read_image(path, known, limit_pixels=False)
+        return loader.read(dict(known, img_path=path))
+
+    return read
+
+
 def read_image(path: 'str | Path') -> np.ndarray:
-    """Decode an image as OpenMMLab's pipelines do.
+    """Decode an image as a pipeline with mmcv's ``LoadImageFromFile`` does.
 
     Args:
         path (str | Path): The file.
@@ -78,38 +131,41 @@ def read_image(path: 'str | Path') -> np.ndarray:
     Raises:
         UserError: It is no image, ends too early, or cannot be decoded; says why.
     """
+    check_regular(path)
     _check_whole(Path(path))
-    try:
-        image = mmcv.imread(str(path), flag='color')
-    except cv2.error:
-        image = None
-    if image is None:  # as in training: Pillow knows some kinds that OpenCV does not
-        image, _ = load_image.read_image(str(path), {})
-    return image
+    return load_image.read_image(str(path), {}, limit_pixels=False)[0]
 
 
-def _expand(item: str) -> 'Iterable[tuple[Path, str]]':
+def _expand(item: str, passed_over: 'list[Path]') -> 'Iterator[tuple[Path, str]]':
     path = Path(item).expanduser()
+    check_regular(path)
     if path.is_file():
-        if not _is_known(path):
+        if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
             raise UserError(
                 f'{item} is neither an image ({" ".join(IMAGE_SUFFIXES)}) nor a video '
                 f'({" ".join(VIDEO_SUFFIXES)}) by its suffix'
             )
-        return [(path, path.name)]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and _is_known(p))
+        yield path, path.name
+    elif path.is_dir():
+        files = _images_and_videos(path.iterdir(), passed_over)
         if not files:
             raise MissingFileError(f'folder {item} holds no image and no video')
-        return [(file, file.name) for file in files]
-    if glob.has_magic(str(path)):
+        yield from ((file, file.name) for file in files)
+    elif glob.has_magic(str(path)):
         root = Path(*_before_magic(path.parts))
-        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        files = [p for p in matches if p.is_file() and _is_known(p)]
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        files = _images_and_videos(matches, passed_over)
         if not files:
             raise MissingFileError(f'{item} matches no image and no video')
-        return [(file, str(file.relative_to(root))) for file in files]
-    raise MissingFileError(f'{item}: no such file or folder')
+        yield from ((file, str(file.relative_to(root))) for file in files)
+    else:
+        raise MissingFileError(f'{item}: no such file or folder')
+
+
+def _images_and_videos(paths: 'Iterator[Path]', passed_over: 'list[Path]') -> 'list[Path]':
+    files, others = split_images(paths, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+    passed_over += others
+    return files
 
 
 def _before_magic(parts: 'Sequence[str]') -> 'list[str]':
@@ -121,10 +177,6 @@ def _before_magic(parts: 'Sequence[str]') -> 'list[str]':
     return kept
 
 
-def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-
-
 def _check_whole(path: Path) -> None:
     """OpenCV fills what a cut file lacks with grey and says nothing; Pillow tells."""
     try:
@@ -132,9 +184,19 @@ def _check_whole(path: Path) -> None:
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-    except Image.DecompressionBombError:
-        pass  # very large, which is fine here: the file is the user's own
+    except (Image.DecompressionBombError, UnidentifiedImageError):
+        pass  # very large, which is fine here: the file is the user's own; or OpenCV may read it
     except FileNotFoundError as error:
         raise MissingFileError(f'{path}: no such file') from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise UserError(f'{path} is no whole image: {error}') from error
+        raise BadImageError(f'{path} is no whole image: {error}') from error
+
+
+def loading_steps(cfg: Config) -> list:
+    """The first step of the test pipeline, or an empty list where there is none."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    dataset = loader.get('dataset') or {}
+    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    steps = dataset.get('pipeline') or cfg.get('test_pipeline') or []
+    return [step for step in steps if str(step.get('type')).startswith('Load')][:1]

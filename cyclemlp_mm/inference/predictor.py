@@ -21,6 +21,7 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
+from .inputs import image_reader, loading_steps
 from .predictions import Instances, Prediction, Segments
 
 
@@ -34,6 +35,7 @@ class Predictor:
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
         deploy (bool): Fold what can be folded, see :func:`cyclemlp_mm.models.to_deploy`. Defaults
             to False.
+        as_stored (bool): Whether ``read`` leaves EXIF rotation out. Defaults to False.
 
     Attributes:
         inferencer (DetInferencer | MMSegInferencer): What predicts.
@@ -41,6 +43,8 @@ class Predictor:
         classes (tuple[str]): Class names, in the order of the labels.
         palette (list[tuple]): RGB in 0..255 of each class.
         device (str): Where it runs.
+        read (Callable): Reads an image as the config's test pipeline does, see
+            :func:`.inputs.image_reader`.
 
     Raises:
         MissingFileError: Config or checkpoint is not there.
@@ -56,6 +60,7 @@ class Predictor:
         device: 'str | None' = None,
         cfg_options: 'dict | None' = None,
         deploy: bool = False,
+        as_stored: bool = False,
     ) -> None:
         cfg = load_config(str(config), cfg_options)
         scope = require_toolbox(cfg)
@@ -66,6 +71,7 @@ class Predictor:
         self.device = check_device(device)
         with model_errors(config):
             self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+        self.read = image_reader(cfg, as_stored)  # the inferencer has set the toolbox's scope
         if deploy:
             to_deploy(self.inferencer.model)
         meta = self.inferencer.model.dataset_meta
@@ -78,7 +84,7 @@ class Predictor:
         """Predict images that are in memory.
 
         Args:
-            images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each.
+            images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each, or as ``read`` returns them.
             batch_size (int): Images at once, of those in a row that have one size: a batch of
                 several would be padded, and its padding counts in the branches' weights of every
                 CycleMLP block, which look at the whole map. Defaults to 1.
@@ -150,6 +156,13 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
             compare(model, in_file, checkpoint, complete=True)
             super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
 
+    # Images are read before, by the config's own loading step, and handed over as arrays; the
+    # inferencers insist on this one.
+    cfg = cfg.copy()
+    for step in loading_steps(cfg):
+        if step['type'] != 'LoadImageFromFile':
+            step.clear()
+            step['type'] = 'LoadImageFromFile'
     quiet = {}
     if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has none to show
         quiet = dict(show_progress=False)

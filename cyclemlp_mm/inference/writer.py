@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine.atomic_files import write_atomically
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.visualization.overlay import draw_prediction, with_legend
@@ -65,7 +66,7 @@ class PredictionWriter:
 
         Args:
             source (Input): Where it is from.
-            image (np.ndarray): BGR uint8, (H, W, 3).
+            image (np.ndarray): BGR uint8, (H, W, 3), or as the config's loading step makes it.
             prediction (Prediction): For it.
             frame (int, optional): Number of the frame; frames come in order. Defaults to None: no
                 video.
@@ -79,7 +80,7 @@ class PredictionWriter:
             self._remember(source, image, prediction, frame, mask_file)
         if self.with_pictures:
             picture = draw_prediction(
-                image[..., ::-1], prediction, self.classes, self.palette, self.score_thr
+                as_picture(image), prediction, self.classes, self.palette, self.score_thr
             )
             if frame is None:
                 self._write_picture(source, with_legend(

@@ -7,6 +7,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    skip_bad_images=dict(type='SkipBadImages'),
     visualization=dict(type='DetVisualizationHook'))
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,0 +1,100 @@
+"""Pictures of a test's predictions, one per image: ``tools/test.py --show-dir``."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from cyclemlp_mm.datasets.image_files import BadImageError
+from cyclemlp_mm.datasets.load_image import (
+    LoadCheckedImage,
+    as_picture,
+    image_loader,
+    read_image,
+)
+
+_WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+
+@HOOKS.register_module()
+class DrawResults(Hook):
+    """Draws every image of a test as the model saw it, beside its ground truth.
+
+    The toolboxes' visualisation hooks read the image again, turned as EXIF says also where its
+    annotations are for the image as stored, and give images of one name in two folders one file.
+    Here the pictures are in the same sub-folders as the images.
+
+    Args:
+        out_dir (str): Folder for the pictures.
+        score_thr (float): Minimum score of objects that are drawn. Defaults to 0.3.
+    """
+
+    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
+        self.out_dir = Path(out_dir)
+        self.score_thr = score_thr
+        self._names: dict[str, str] = {}
+        self._loader: LoadCheckedImage | None = None
+        self._is_detector = False
+
+    def before_test(self, runner: Runner) -> None:
+        """Give every image of the data set the name of its picture."""
+        data = runner.test_loop.dataloader.dataset
+        self._loader = image_loader(data)
+        self._is_detector = runner.cfg.get('default_scope') == 'mmdet'
+        paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
+        self._names = picture_names(paths, self._is_detector)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Draw the images of a batch."""
+        for sample in outputs:
+            path = str(sample.img_path)
+            name = self._names.get(path) or f'{Path(path).name}.png'
+            self._draw(runner.visualizer, name, self._read(path, sample), sample)
+
+    def _read(self, path: str, sample: object) -> np.ndarray:
+        """RGB image of the size that the predictions are for; black where it cannot be read."""
+        height, width = sample.ori_shape[:2]
+        known = dict(img_path=path, height=height, width=width)
+        try:
+            image = self._loader.read(known)[0] if self._loader else read_image(path, known)[0]
+        except BadImageError:  # the test's log says so, and counts it
+            return np.zeros((height, width, 3), np.uint8)
+        return np.ascontiguousarray(as_picture(image))
+
+    def _draw(self, visualizer: object, name: str, image: np.ndarray, sample: object) -> None:
+        file = self.out_dir / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
+            visualizer.visualize_cls(image, sample, out_file=str(file))
+            return
+        more = dict(pred_score_thr=self.score_thr) if self._is_detector else {}
+        visualizer.add_datasample(name, image, data_sample=sample, out_file=str(file), **more)
+
+
+def picture_names(paths: 'list[str]', keep_suffix: bool = True) -> 'dict[str, str]':
+    """For each image the name of its picture, relative to the folder that all images share.
+
+    Args:
+        paths (list[str]): Image files.
+        keep_suffix (bool): Whether a picture of a JPEG is a JPEG. Defaults to True; else PNG.
+    """
+    paths = sorted(set(paths))
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    root = os.path.commonpath(folders) if folders else ''
+    names = {path: os.path.relpath(os.path.abspath(path), root) for path in paths}
+
+    def is_kept(name: str) -> bool:
+        return keep_suffix and Path(name).suffix.lower() in _WRITTEN
+
+    stems = Counter(os.path.splitext(name)[0] for name in names.values())
+    return {
+        path: name if is_kept(name) else
+        f'{os.path.splitext(name)[0] if stems[os.path.splitext(name)[0]] == 1 else name}.png'
+        for path, name in names.items()
+    }  # fmt: skip

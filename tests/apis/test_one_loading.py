@@ -1,0 +1,130 @@
+"""Every tool loads an image as training does, from shipped configs and from those of a work dir."""
+
+import json
+import os
+import pickle
+
+import pytest
+from PIL import Image
+from toy_models import save_detector, save_segmentor
+from toy_runs import NO_WORKERS
+
+from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.apis.test import test as evaluate
+from cyclemlp_mm.apis.visualize import visualize
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.errors import UserError
+
+SIZE = (96, 64)  # width, height as stored
+#: Turns that change the size, and ones that do not.
+ORIENTATIONS = (6, 8, 5)
+
+
+def turn(files, orientations=ORIENTATIONS):
+    """Give JPEGs an EXIF orientation; their pixels and annotations stay."""
+    for i, path in enumerate(sorted(files)):
+        image, exif = Image.open(path), Image.Exif()
+        exif[0x0112] = orientations[i % len(orientations)]
+        image.save(path, quality='keep', exif=exif)
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    pytest.importorskip('mmdet')
+    folder = tmp_path_factory.mktemp('detector')
+    data = write_coco(folder / 'data', 2, 3, SIZE)
+    turn(data.glob('val2017/*.jpg'))
+    return (*save_detector(folder / 'model'), data)
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory):
+    pytest.importorskip('mmseg')
+    folder = tmp_path_factory.mktemp('segmentor')
+    data = write_ade20k(folder / 'data', 2, 3, SIZE)
+    turn(data.glob('images/validation/*.jpg'))
+    classes = (data / 'classes.txt').read_text().split()
+    return (*save_segmentor(folder / 'model', tuple(classes)), data)
+
+
+def sizes(files):
+    return {Image.open(file).size for file in files}
+
+
+@pytest.mark.parametrize('task', ['detector', 'segmentor'])
+def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatch):
+    """The size of the annotations decides: in the test, its pictures and the gallery."""
+    config, checkpoint, data = map(str, request.getfixturevalue(task))
+    monkeypatch.chdir(tmp_path)
+    evaluate([config, checkpoint, '--data', data, '--work-dir', 'wd', '--out', 'found.pkl',
+              '--show-dir', 'drawn', '--cfg-options', *NO_WORKERS])  # fmt: skip
+    found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
+    assert [tuple(one['ori_shape']) for one in found] == 3 * [SIZE[::-1]]
+    assert {height for _, height in sizes((tmp_path / 'drawn').iterdir())} == {SIZE[1]}
+    assert len(list((tmp_path / 'drawn').iterdir())) == 3
+
+    from cyclemlp_mm.visualization import gallery
+
+    drawn = []
+    monkeypatch.setattr(gallery, 'draw_worst', lambda judged, *_: drawn.extend(judged))
+    visualize(['gallery', config, checkpoint, '--data', data, '--out', 'g.png'])
+    assert {one.image.shape for one in drawn} == {(*SIZE[::-1], 3)}
+
+
+def test_inference_turns_images_unless_told(detector, tmp_path, capsys):
+    config, checkpoint, data = map(str, detector)
+    for options, size in (([], SIZE[::-1]), (['--as-stored'], SIZE)):
+        out = tmp_path / f'out{len(options)}'
+        infer([config, checkpoint, f'{data}/val2017', '--out', str(out), '--json', *options])
+        assert sizes((out / 'vis').iterdir()) == {size}
+        [entry, *_] = json.loads((out / 'predictions.json').read_text())['images']
+        assert (entry['width'], entry['height']) == size
+        assert 'converted 3 of 3 images' in capsys.readouterr().out
+
+
+def test_a_broken_image_in_a_test_counts_as_black(detector, tmp_path, monkeypatch):
+    """With a shipped config as with that of a work dir, which used to name the hook alone."""
+    config, checkpoint, data = map(str, detector)
+    monkeypatch.chdir(tmp_path)
+    broken = sorted((detector[2] / 'val2017').iterdir())[0]
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-200])
+    try:
+        evaluate([config, checkpoint, '--data', data, '--work-dir', 'wd', '--show-dir', 'drawn',
+                  '--cfg-options', *NO_WORKERS, 'max_bad_fraction=0.5'])  # fmt: skip
+        [log] = (tmp_path / 'wd').glob('*/*.log')
+        assert f'image skipped: {broken}: is truncated' in log.read_text()
+        assert sizes([tmp_path / 'drawn' / broken.name]) == {(2 * SIZE[0], SIZE[1])}
+        visualize(['gallery', config, checkpoint, '--data', data, '--out', 'g.png'])
+    finally:
+        broken.write_bytes(content)
+
+
+def test_pictures_of_images_of_one_name_in_sub_folders(detector, tmp_path, monkeypatch):
+    """mmdet's hook gives a/0.jpg and b/0.jpg one file."""
+    config, checkpoint, _ = map(str, detector)
+    data = write_coco(tmp_path / 'data', 1, 4, SIZE)
+    path = data / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    for i, image in enumerate(content['images']):
+        name = f'cam{i % 2}/{i // 2}.jpg'
+        (data / 'val2017' / name).parent.mkdir(exist_ok=True)
+        (data / 'val2017' / image['file_name']).rename(data / 'val2017' / name)
+        image['file_name'] = name
+    path.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    evaluate([config, checkpoint, '--data', str(data), '--work-dir', 'wd', '--show-dir', 'drawn',
+              '--cfg-options', *NO_WORKERS])  # fmt: skip
+    drawn = sorted(str(p.relative_to(tmp_path / 'drawn')) for p in tmp_path.glob('drawn/*/*.jpg'))
+    assert drawn == ['cam0/0.jpg', 'cam0/1.jpg', 'cam1/0.jpg', 'cam1/1.jpg']
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_as_an_image_or_label_does_not_hang(segmentor, tmp_path):
+    config, checkpoint, _ = map(str, segmentor)
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    Image.new('RGB', (64, 64)).save(tmp_path / 'whole.jpg')
+    with pytest.raises(UserError, match=r'1 of 2 files(?s:.*)pipe\.jpg is not a regular file'):
+        infer([config, checkpoint, f'{tmp_path}/*.jpg', '--out', str(tmp_path / 'out')])
+    with pytest.raises(UserError, match=r'pipe\.jpg is not a regular file'):
+        infer([config, checkpoint, str(tmp_path / 'pipe.jpg'), '--out', str(tmp_path / 'out')])
