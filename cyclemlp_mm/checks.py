@@ -1,13 +1,19 @@
 """What a user names, looked at before work is done for it: devices, thresholds, files to write."""
 
+import inspect
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from mmengine.registry import Registry
 
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CodeError, UserError
+
+#: What the toolboxes raise for settings that they do not take.
+_SETTINGS = (KeyError, TypeError, ValueError, AssertionError, ImportError)
 
 
 def check_device(device: 'str | None') -> str:
@@ -88,16 +94,41 @@ def model_errors(config: 'str | Path') -> 'Iterator[None]':
         config (str | Path): Of the model, for the message.
 
     Raises:
-        UserError: A class does not exist or does not take its settings.
+        UserError: A class does not exist or does not take its settings; a ``CodeError`` where the
+            code of a class fails that is not of the toolboxes.
     """
     try:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AssertionError, ImportError) as error:
+    except Exception as error:
         lines = str(error).strip().splitlines() or ['']
+        what = f'config {config}: the model cannot be built ({type(error).__name__}: '
+        code = _failed_code(error)
+        if code is not None:
+            raise CodeError(
+                f'{what}{lines[0][:200]}), in {code.filename}, line {code.lineno}'
+            ) from error
+        if not isinstance(error, _SETTINGS):
+            raise
         raise UserError(
-            f'config {config}: the model cannot be built ({type(error).__name__}: '
-            f'{lines[0][:200]}): look at the settings of the part that is named, those of '
+            f'{what}{lines[0][:200]}): look at the settings of the part that is named, those of '
             '--cfg-options too'
         ) from error
+
+
+def _failed_code(error: Exception) -> 'traceback.FrameSummary | None':
+    """Where the code of a class failed; None where mmengine or a toolbox refused its settings."""
+    frames = traceback.extract_tb(error.__traceback__)
+    registry = Path(inspect.getfile(Registry)).parent
+    built = [i for i, frame in enumerate(frames) if Path(frame.filename).parent == registry]
+    inside = frames[built[-1] + 1 :] if built else []  # of the class that was built last
+    if not inside or isinstance(error, UserError):
+        return None
+    toolboxes = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
+    of_toolbox = toolboxes.intersection(Path(inside[0].filename).parts)
+    if of_toolbox and isinstance(error, _SETTINGS):
+        return None
+    refuses = isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise ')
+    # Not in a library that the class calls.
+    return None if refuses else [f for f in inside if f.filename == inside[0].filename][-1]

@@ -4,19 +4,20 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from cyclemlp_mm.engine import no_teardown_under_gloo
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CodeError, UserError
 
 from .screen import guard_screen
 
-#: What gloo and NCCL say in a process whose partner is gone.
+#: What gloo and NCCL report in a process whose partner has ended. A refused connection or a timeout
+#: may be the cause itself, so these keep their traceback.
 _PARTNER_GONE = re.compile(
-    r'Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|'
-    r'Timed out waiting|NCCL.*(?:remote process|abort|timeout)', re.IGNORECASE
-)  # fmt: skip
-
+    r'gloo.*(?:closed by peer|reset by peer|Broken pipe)|NCCL.*(?:remote process|abort)',
+    re.IGNORECASE | re.DOTALL,
+)
 
 #: What names no file, but is no defect either: a full disk, or a quota that is used up.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,8 +27,8 @@ def run_tool(tool: 'Callable[[], object]') -> None:
     """Run a tool's function; on a :class:`UserError`, print its message and exit with 2.
 
     So does a file or folder that the system refuses: read-only, no permission, a full disk.
-    Of several processes, the one that failed says why; the others only that they stopped with it.
-    Under torchrun, its traceback also stands in torchrun's summary.
+    All else keeps its traceback, as does the code of a config's modules and models. Of several
+    processes, those whose connection to an ended one broke print one line and no traceback.
 
     Args:
         tool (Callable): Takes no argument; reads the command line itself.
@@ -42,15 +43,22 @@ def _run(tool: 'Callable[[], object]') -> None:
         _recorded(tool)()
     except UserError as error:
         _say(f'error: {error}')
+        if isinstance(error, CodeError):
+            traceback.print_exception(error.__cause__)
         sys.exit(2)
     except KeyboardInterrupt:
         _say('interrupted')
         sys.exit(130)
     except Exception as error:
-        if int(os.environ.get('WORLD_SIZE', 1)) > 1 and _PARTNER_GONE.search(str(error)):
+        first_line = (str(error).strip().splitlines() or [''])[0]
+        is_of_torch = isinstance(error, RuntimeError)
+        if is_of_torch and int(os.environ.get('WORLD_SIZE', 1)) > 1 and _PARTNER_GONE.search(
+            str(error)
+        ):
             _say(
-                f'process {os.environ.get("RANK")}: stopped, because another process of this run '
-                'ended; that one says why'
+                f'process {os.environ.get("RANK")}: stopped, because its connection to another '
+                f'process of this run broke ({first_line}). The cause is in the output of the '
+                'process that ended first; one without output was killed (out of memory?)'
             )
             sys.stderr.flush()
             os._exit(1)  # waits for no partner
@@ -58,10 +66,9 @@ def _run(tool: 'Callable[[], object]') -> None:
         if refused:
             _say(f'error: {refused}')
             sys.exit(2)
-        lines = str(error).strip().splitlines() or ['']
         _say(
-            f'error: unexpected {type(error).__name__}: {lines[0]}. Where it happened is below; '
-            'tools/check.py CONFIG and tools/doctor.py may say more'
+            f'error: unexpected {type(error).__name__}: {first_line}. The traceback is below; '
+            'tools/check.py CONFIG and tools/doctor.py may find the cause'
         )
         raise
 

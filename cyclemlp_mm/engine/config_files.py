@@ -136,12 +136,16 @@ def _config_error(path: Path, error: Exception) -> UserError:
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    code = traceback.extract_tb(cause.__traceback__)
-    failed = next((f for f in reversed(code) if f.name == '<module>'), None)
-    if isinstance(error, ImportError) and not lines and failed is not None:
+    failed = [  # of modules that are being imported
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(cause.__traceback__) if frame.name == '<module>'
+    ]  # fmt: skip
+    if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
+        failed.append((cause.filename, cause.lineno))
+    if failed and Path(failed[-1][0]).absolute() not in read:
         return CodeError(
-            f'config {path}: a module of custom_imports fails in {failed.filename}, line '
-            f'{failed.lineno}: {_first_line(cause)}'
+            f'config {path}: a module that it imports fails in {failed[-1][0]}, line '
+            f'{failed[-1][1]}: {_first_line(cause)}'
         )
     where = f' (line {line})' if line else ''
     return UserError(f'config {file} cannot be read: {_first_line(cause)}{where}')

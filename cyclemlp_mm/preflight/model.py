@@ -10,9 +10,10 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS
 from torch import nn
 
+from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.engine.config_data import evaluators, heads_classes
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CodeError, UserError
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
@@ -152,9 +153,10 @@ def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
 def build_model(report: Report, cfg: Config) -> 'nn.Module | None':
     """The model, without weights; None where the config cannot be built."""
     try:
-        return MODELS.build(cfg.model)
-    except (UserError, KeyError, TypeError, ValueError, AssertionError, ImportError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        report.error('model', f'cannot be built ({type(error).__name__}: {first[0]})',
-                     'Look at the settings of the part that is named')  # fmt: skip
+        with model_errors(cfg.filename):
+            return MODELS.build(cfg.model)
+    except CodeError:  # for its traceback
+        raise
+    except UserError as error:
+        report.error('model', str(error))
         return None

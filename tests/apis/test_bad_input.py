@@ -346,10 +346,10 @@ train_dataloader = dict(dataset=dict(
     'no data where the config says': (nothing, [DET], r'data/coco.*there is no such'),
     'a type that does not exist': (
         nothing, [DET, *COCO, '--cfg-options', 'model.backbone.type=CycleMPL'],
-        r'model: cannot be built \(KeyError.*CycleMPL'),
+        r'model: .*cannot be built \(KeyError.*CycleMPL'),
     'a setting that does not exist': (
         nothing, [DET, *COCO, '--cfg-options', 'model.backbone.archh=b1'],
-        r'model: cannot be built .*archh'),
+        r'model: .*cannot be built .*archh'),
     'top-5 of four classes': (
         nothing, ['cyclemlp_b1_in1k', '--cfg-options', 'model.head.num_classes=4',
                   'train_dataloader.dataset.metainfo.classes=("a","b","c","d")'],
@@ -424,7 +424,7 @@ train_dataloader = dict(dataset=dict(
         [DET, *COCO, '--resume', 'w.pth'], 'does not fit|cannot be resumed'),
     'no checkpoint can be read': (
         text('wd/epoch_3.pth', 'broken'), [DET, *COCO, '--resume'],
-        'none of the 1 checkpoints in wd can be read; the newest: .*epoch_3'),
+        'none of the 1 checkpoints in wd can be read; .*epoch_3'),
     'weights of another model': (
         lambda f: torch.save({'a': torch.ones(1)}, f / 'w.pth'),
         [DET, *COCO, '--cfg-options', 'load_from=w.pth'], 'does not fit the model'),

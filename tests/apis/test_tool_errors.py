@@ -12,6 +12,8 @@ import sys
 import pytest
 from paths import ROOT
 
+from cyclemlp_mm.apis.check import check
+from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import UserError
@@ -91,6 +93,148 @@ def test_an_error_without_a_file_keeps_its_traceback():
 
     with pytest.raises(ConnectionResetError):
         run_tool(tool)
+
+
+#: Errors of a process among others: of its partner's end, or with a cause of its own.
+PARTNER_GONE = '[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4'
+CAUSES = [
+    ConnectionRefusedError(errno.ECONNREFUSED, 'Connection refused'),  # a logger's server
+    OSError('HTTPConnectionPool(host=logs): Connection refused'),
+    RuntimeError('the database says: Connection reset by peer'),
+    RuntimeError('The client socket has timed out after 600s: Connection refused'),
+    BrokenPipeError(errno.EPIPE, 'Broken pipe'),
+]
+
+
+@pytest.mark.parametrize('error', CAUSES, ids=str)
+def test_the_cause_among_several_processes_keeps_its_traceback(error, monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr('os._exit', lambda code: pytest.fail('the cause was left out'))
+
+    def tool():
+        raise error
+
+    with pytest.raises(type(error)):  # which Python prints with its traceback
+        run_tool(tool)
+    assert f'unexpected {type(error).__name__}: ' in capsys.readouterr().err
+
+
+def test_a_process_whose_partner_ended_says_what_it_saw(monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr('os._exit', sys.exit)
+
+    def tool():
+        raise RuntimeError(PARTNER_GONE)
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(tool)
+    assert caught.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith('process 1: stopped') and PARTNER_GONE in line
+
+
+BROKEN_MODULE = '''
+import torch
+from mmengine.registry import MODELS
+
+@MODELS.register_module(force=True)
+class BrokenBackbone(torch.nn.Module):
+    def __init__(self, width=4, init_cfg=None):
+        super().__init__()
+        {line}
+
+    def forward(self, x):
+        return x
+'''
+CONFIG = """
+_base_ = '{base}'
+custom_imports = dict(imports=['{module}'])
+model = dict(backbone=dict(_delete_=True, type='BrokenBackbone'{settings}))
+"""
+
+
+def broken_config(folder, monkeypatch, line='pass', settings='', module=None):
+    """A config whose backbone is in a module of the user's, of another name each time."""
+    name = f'backbone_{folder.parent.name}_{folder.name}'.replace('-', '_')
+    (folder / f'{name}.py').write_text(module or BROKEN_MODULE.format(line=line))
+    monkeypatch.syspath_prepend(folder)
+    config = folder / 'own.py'
+    base = ROOT / 'configs' / 'retinanet_cyclemlp_demo.py'
+    config.write_text(CONFIG.format(base=base, module=name, settings=settings))
+    return config, f'{name}.py'
+
+
+def ending_of(tool, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_tool(lambda: tool([str(part) for part in argv]))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'self.conv = torch.nn.Conv2d(width)',
+        "raise TypeError('not yet')",
+        'self.blocks = width.blocks',
+        'self.name = dict()["name"]',
+        'assert width == 5',
+        'self.norm = torch.nn.LayerNorm("x")',
+    ],
+)
+@pytest.mark.parametrize('tool', [check, get_flops])
+def test_code_of_a_new_backbone_keeps_its_traceback(tool, line, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmdet')
+    config, module = broken_config(tmp_path, monkeypatch, line)
+    printed = ending_of(tool, [config], capsys)
+    assert re.match(rf'error: config .*own.py: the model cannot .*{module}, line 9', printed)
+    assert 'Traceback' in printed and line in printed.split('Traceback', 1)[1]
+
+
+@pytest.mark.parametrize(
+    'line, settings, said',
+    [
+        ('pass', ', widht=4', "unexpected keyword argument 'widht'"),
+        ("raise ValueError('width is odd')", '', 'width is odd'),
+    ],
+)
+def test_settings_of_a_new_backbone_are_a_sentence(
+    line, settings, said, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip('mmdet')
+    config, _ = broken_config(tmp_path, monkeypatch, line, settings)
+    printed = ending_of(get_flops, [config], capsys)
+    assert said in printed and 'Traceback' not in printed
+
+
+@pytest.mark.parametrize(
+    'module, error', [('import torch\n1 / 0\n', 'Zero'), ('def f(:\n', 'Syntax'),
+                      ('from torch import nothing_of_that_name\n', 'Import')]
+)  # fmt: skip
+def test_a_module_of_a_config_that_fails(module, error, tmp_path, monkeypatch, capsys):
+    config, name = broken_config(tmp_path, monkeypatch, module=module)
+    printed = ending_of(check, [config], capsys)
+    assert re.match(rf'error: config .*own.py.*{name}, line [12].*{error}', printed)
+    assert 'Traceback' in printed and module.splitlines()[-1] in printed.split('Traceback', 1)[1]
+
+
+@pytest.mark.parametrize(
+    'text, line, said',
+    [
+        ('a = 1\nb = a + "x"\n', 2, 'TypeError'),
+        ('a = (1\n', 1, 'SyntaxError'),
+        ('def f():\n    return undefined\nb = f()\n', 2, 'NameError'),
+    ],
+)
+def test_an_error_in_a_config_or_its_base_names_file_and_line(text, line, said, tmp_path, capsys):
+    (tmp_path / 'base.py').write_text(text)
+    (tmp_path / 'child.py').write_text("_base_ = 'base.py'\n")
+    for config in ('base.py', 'child.py'):
+        printed = ending_of(check, [tmp_path / config], capsys)
+        assert re.match(rf'error: config .*base\.py cannot be read: {said}.*line {line}\)', printed)
+        assert 'Traceback' not in printed
 
 
 def test_a_place_is_looked_at_without_a_trace(tmp_path):
