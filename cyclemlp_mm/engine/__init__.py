@@ -1,14 +1,10 @@
-"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start.
-
-Importing it lets OpenMMLab's inferencers take our configs by name, see :mod:`.config_names`.
-"""
+"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
 
 from .amp import CpuAmpOptimWrapper
 from .atomic_checkpoints import AtomicCheckpointHook
 from .bad_images import SkipBadImages
 from .check_weights import CheckLoadedWeights
-from .config_files import configs_dir, find_config, load_config, tools_dir
-from .config_names import register_config_names
+from .config_files import config_path, configs_dir, find_config, load_config, tools_dir
 from .deploy_hook import DeployModel
 from .draw_results import DrawResults
 from .launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
@@ -22,8 +18,6 @@ from .sharded import ShardedStrategy, shard_layers
 from .stop_on_signal import StopOnSignal
 from .toolbox import require_toolbox
 from .train_loops import ResumableEpochLoop, ResumableIterLoop
-
-register_config_names()
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -39,6 +33,7 @@ __all__ = [
     'StopOnNonFiniteLoss',
     'StopOnSignal',
     'class_palette',
+    'config_path',
     'configs_dir',
     'find_config',
     'finish_launch',
@@ -47,7 +42,6 @@ __all__ = [
     'make_robust',
     'no_teardown_under_gloo',
     'prepare_launch',
-    'register_config_names',
     'require_toolbox',
     'resume_training',
     'shard_layers',

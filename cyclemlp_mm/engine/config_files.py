@@ -76,6 +76,25 @@ def find_config(name: str) -> Path:
     )
 
 
+def config_path(name: str) -> str:
+    """Path of a shipped config, which the APIs of all toolboxes take.
+
+    Args:
+        name (str): Its name, with or without ``.py``.
+
+    Raises:
+        MissingFileError: There is no config of that name; suggests near ones.
+
+    Examples:
+        >>> import cyclemlp_mm
+        >>> from mmdet.apis import init_detector
+        >>> config = cyclemlp_mm.config_path('retinanet_cyclemlp_b1_fpn_1x_coco')
+        >>> model = init_detector(config, 'epoch_12.pth')  # doctest: +SKIP
+    """
+    path = configs_dir() / f'{name.removesuffix(".py")}.py'
+    return str(path if path.is_file() else find_config(Path(name).name))
+
+
 def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 

@@ -1,0 +1,41 @@
+"""Our classifiers among mmpretrain's models by name."""
+
+import tempfile
+from pathlib import Path
+
+import yaml
+from mmpretrain.apis import ModelHub
+
+from cyclemlp_mm.engine import configs_dir
+
+_TASK = 'Image Classification'
+
+
+def add_to_mmpretrain() -> None:
+    """Let mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` find our classifiers.
+
+    They are named as our configs; ``pretrained=True`` downloads the authors' weights, where they
+    published any. A second call does nothing.
+
+    Examples:
+        >>> from cyclemlp_mm.classification import add_to_mmpretrain
+        >>> from mmpretrain import list_models
+        >>> add_to_mmpretrain()
+        >>> list_models('cyclemlp_b1')
+        ['cyclemlp_b1_in1k']
+    """
+    root = configs_dir().parent
+    with tempfile.TemporaryDirectory() as folder:
+        for metafile in sorted(configs_dir().glob('*/metafile.yml')):
+            content = yaml.safe_load(metafile.read_text(encoding='utf-8'))
+            models = [m for m in content['Models'] if _is_classifier(m)]
+            models = [m for m in models if not ModelHub.has(m['Name'])]
+            if not models:
+                continue
+            index = Path(folder, f'{metafile.parent.name}.yml')
+            index.write_text(yaml.safe_dump({**content, 'Models': models}), encoding='utf-8')
+            ModelHub.register_model_index(index, config_prefix=root)
+
+
+def _is_classifier(model: dict) -> bool:
+    return any(result['Task'] == _TASK for result in model.get('Results', ()))
