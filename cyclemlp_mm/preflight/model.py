@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS
@@ -14,6 +15,7 @@ from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.engine.config_data import evaluators, heads_classes
 from cyclemlp_mm.errors import CodeError, UserError
+from cyclemlp_mm.models.strict_init import StrictInit
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
@@ -99,6 +101,74 @@ def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
             f'the model has no layer of a class {some(layers)}: all of it is put together for '
             'each step, which saves no memory then. Name the class of your backbone\'s blocks',
         )
+
+
+def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether every level of a backbone of ours is used: else its output norm learns nothing."""
+    backbone, neck = getattr(model, 'backbone', None), getattr(model, 'neck', None)
+    if not isinstance(backbone, StrictInit) or (neck is None and cfg.default_scope == 'mmdet'):
+        return  # mmdet's heads without a neck, such as Mask2Former's, take what they need
+    levels = backbone.out_indices
+    maps = [
+        torch.zeros(1, channels, max(128 // stride, 2), max(128 // stride, 2), requires_grad=True)
+        for channels, stride in zip(backbone.out_channels, backbone.out_strides, strict=True)
+    ]
+    try:
+        outputs = maps if neck is None else list(neck.eval()(tuple(maps)))
+        used = [outputs[i] for i in _read_levels(cfg, model, len(outputs))]
+        grads = torch.autograd.grad(sum(x.sum() for x in used), maps, allow_unused=True)
+    except Exception:  # a neck or head that is not like others: nothing is known of it
+        return
+    finally:
+        if neck is not None:
+            neck.train()
+    unused = [i for i, grad in zip(levels, grads, strict=True) if grad is None]
+    kept = tuple(i for i in levels if i not in unused)
+    names = [n for n, p in backbone.named_parameters() if p.requires_grad]
+    idle = [n for n in names if n.startswith(tuple(f'norm{i}.' for i in unused))]
+    if unused and kept and (idle or unused[-1] > kept[-1]):
+        report.warning(
+            'model.backbone.out_indices',
+            f'is {levels}, but neither neck nor heads use {some([f"level {i}" for i in unused])}: '
+            f'their output norms get no gradient, and DDP stops at them. Set it to {kept}; '
+            'in_index of the heads and in_channels of the neck count what is returned',
+        )
+
+
+def _read_levels(cfg: Config, model: nn.Module, number: int) -> 'set[int]':
+    """Which of ``number`` maps the heads read."""
+    if cfg.default_scope == 'mmpretrain':
+        return {number - 1}
+    if cfg.default_scope != 'mmseg':
+        return set(range(number))
+    read = set()
+    for part in ('decode_head', 'auxiliary_head'):
+        heads = getattr(model, part, None)
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads] * (heads is not None):
+            index = head.in_index
+            read.update(index if isinstance(index, (list, tuple)) else [index])
+    return {i % number for i in read}
+
+
+def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether a constructor of learning rates by layer knows the backbone."""
+    kind = str((cfg.get('optim_wrapper') or {}).get('constructor')).rpartition('.')[2]
+    backbone = type(getattr(model, 'backbone', None)).__name__
+    if kind in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
+        fits = any(name in backbone for name in ('ConvNeXt', 'BEiT', 'MAE'))
+        why = f'{kind} knows ConvNeXt, BEiT and MAE, not {backbone}'
+    else:
+        fits = kind != 'LearningRateDecayOptimWrapperConstructor' or hasattr(
+            model, 'get_layer_depth'
+        )
+        why = f'{kind} is for classifiers: a {type(model).__name__} has no get_layer_depth'
+    if not fits:
+        report.error(
+            'optim_wrapper.constructor', why,
+            'Classifiers take LearningRateDecayOptimWrapperConstructor (mmpretrain) with '
+            'paramwise_cfg=dict(layer_decay_rate=0.75). For others leave the constructor out and '
+            "set paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)})",
+        )  # fmt: skip
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:

@@ -20,7 +20,9 @@ from .labels import check_labels
 from .model import (
     build_model,
     check_batch,
+    check_layer_decay,
     check_layers,
+    check_levels,
     check_num_classes,
     check_strategy,
     check_weights,
@@ -66,6 +68,8 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     model = build_model(report, cfg)
     if model is not None:
         check_layers(report, cfg, model)
+        check_levels(report, cfg, model)
+        check_layer_decay(report, cfg, model)
         check_work_dir(report, cfg, model)
         if weights:
             check_weights(report, cfg, model)
