@@ -33,8 +33,7 @@ WEB = ['gradio>=6', *DET, *SEG]
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
 DEV = [
-    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors',
-    'selenium', *VIS,
+    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS,
 ]  # fmt: skip
 
 
@@ -72,7 +71,7 @@ setup(
     packages=find_packages(include=['cyclemlp_mm', 'cyclemlp_mm.*']),
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy', MMENGINE],
+    install_requires=['torch>=2.1', 'numpy', 'safetensors', MMENGINE],
     extras_require={
         'det': DET,
         'seg': SEG,

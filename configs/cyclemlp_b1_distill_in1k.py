@@ -8,7 +8,8 @@ _base_ = [
     '_base_/runtime/mmpretrain.py',
 ]
 custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.classification'], allow_failed_imports=False)
+    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.classification'],
+    allow_failed_imports=False)
 model = dict(
     type='DistilledClassifier',
     teacher={{_base_.teacher}},

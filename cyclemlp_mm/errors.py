@@ -22,3 +22,7 @@ class CheckpointError(UserError):
 
 class CodeError(UserError):
     """Code of a config's module or of a model failed; the tools print its cause's traceback."""
+
+
+class DownloadError(CheckpointError):
+    """The file of a URL cannot be downloaded."""

@@ -7,6 +7,8 @@ import re
 
 from mmengine.config import DictAction
 
+from cyclemlp_mm.weights import allow_unsafe_loading
+
 
 def new_parser(description: str, examples: str) -> argparse.ArgumentParser:
     """A parser whose ``--help`` ends with examples."""
@@ -90,11 +92,22 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str = '') -> None:
     )
 
 
+class UnsafeLoadAction(argparse.Action):
+    """Allows unsafe loading as soon as the option is read, so that no tool can ignore it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Allow it."""
+        setattr(namespace, self.dest, True)
+        allow_unsafe_loading()
+
+
 def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
-    """``--unsafe-load``."""
+    """``--unsafe-load``, for every tool that reads checkpoints."""
     parser.add_argument(
         '--unsafe-load',
-        action='store_true',
+        action=UnsafeLoadAction,
+        nargs=0,
+        default=False,
         help='unpickle checkpoints that safe loading refuses: they can run any code, so only for '
         'files that you trust like a program',
     )

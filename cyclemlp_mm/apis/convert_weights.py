@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cyclemlp_mm.weights.convert import TARGETS, Conversion, convert
 
-from .arguments import new_parser
+from .arguments import add_unsafe_load, new_parser
 
 EXAMPLES = """\
   tools/convert_weights.py CycleMLP_B1.pth b1.safetensors
@@ -53,4 +53,5 @@ def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
         help='format of DST (default: safetensors for a DST of that suffix, else ours)',
     )
     parser.add_argument('--force', action='store_true', help='overwrite DST')
+    add_unsafe_load(parser)
     return parser.parse_args(argv)

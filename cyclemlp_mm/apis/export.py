@@ -22,7 +22,7 @@ from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .arguments import add_cfg_options, add_deploy, new_parser
+from .arguments import add_cfg_options, add_deploy, add_unsafe_load, new_parser
 
 EXAMPLES = """\
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
@@ -53,6 +53,7 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
         help='then measure one image of this size, with PyTorch and as exported, on the CPU',
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
+    add_unsafe_load(parser)
     add_deploy(parser)
     add_cfg_options(parser)
     return parser.parse_args(argv)

@@ -19,7 +19,6 @@ from rich.progress import (
 
 from cyclemlp_mm.checks import check_score_thr, check_writable
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.weights import allow_unsafe_loading
 
 from .arguments import add_cfg_options, add_deploy, add_unsafe_load, new_parser
 
@@ -137,8 +136,6 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
         tiling = Tiling(args.tile, 0.2 if args.tile_overlap is None else args.tile_overlap)
     passed_over = []
     inputs = find_inputs(args.inputs, passed_over)
-    if args.unsafe_load:
-        allow_unsafe_loading()
     predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy,
                           args.as_stored)  # fmt: skip
     writer = PredictionWriter(

@@ -14,7 +14,7 @@ from cyclemlp_mm.engine import (
 )
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.weights import allow_unsafe_loading
+from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
@@ -44,8 +44,9 @@ def prepare_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_launch(cfg, args.launcher)
     # Not written into the config, which goes into the work dir: the next run is asked anew.
-    if args.unsafe_load or cfg.get('unsafe_load'):
+    if cfg.get('unsafe_load'):
         allow_unsafe_loading()
+    install_safe_loading()  # configs of earlier work dirs do not name it
     _check_weights(cfg)
     skip_bad_images(cfg)  # also in evaluation: every tool loads images alike
     return cfg

@@ -16,7 +16,7 @@ from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 
-from .arguments import add_cfg_options, new_parser
+from .arguments import add_cfg_options, add_unsafe_load, new_parser
 
 EXAMPLES = """\
   tools/visualize.py staircase 3 5 7 --out staircase.png
@@ -324,4 +324,5 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument('config', help='config file, or the name of a shipped config')
+    add_unsafe_load(command)
     add_cfg_options(command)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclemlp_mm.checks import check_device
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
-from .arguments import new_parser
+from .arguments import add_unsafe_load, new_parser
 
 EXAMPLES = """\
   tools/web.py                                  # the model of `make demo`, all others to choose
@@ -31,6 +31,7 @@ def parse_web_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         default='work_dirs',
         help='offer every trained model in its folders (default: %(default)s)',
     )
+    add_unsafe_load(parser)
     parser.add_argument('--device', help='cpu, cuda, cuda:1, … (default: a GPU if there is one)')
     parser.add_argument(
         '--host',

@@ -19,6 +19,7 @@ from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.engine.config_data import class_names, heads_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
+from cyclemlp_mm.weights import install_safe_loading
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
 from .inputs import image_reader, loading_steps
@@ -63,6 +64,7 @@ class Predictor:
         as_stored: bool = False,
     ) -> None:
         cfg = load_config(str(config), cfg_options)
+        install_safe_loading()
         scope = require_toolbox(cfg)
         checkpoint = str(checkpoint)
         if not Path(checkpoint).is_file() and '://' not in checkpoint:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from mmengine.model import BaseModule, update_init_info
 from torch import Tensor
 
+from cyclemlp_mm.errors import DownloadError
 from cyclemlp_mm.weights import LoadReport, PublishedFormat, check_fit, init_from_checkpoint
 from cyclemlp_mm.weights.loading import BLOCK
 from cyclemlp_mm.weights.unwrap import BACKBONE, part_of, with_prefix
@@ -94,7 +95,13 @@ class StrictInit(BaseModule):
         if self.init_cfg is not None:
             super().init_weights()
         for cfg in self._pretrained_cfgs:
-            report = init_from_checkpoint(self, self.published_format, **cfg)
+            try:
+                report = init_from_checkpoint(self, self.published_format, **cfg)
+            except DownloadError as error:
+                raise DownloadError(
+                    f'{error}: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`. To train '
+                    'from scratch on purpose: `--cfg-options model.backbone.init_cfg=None`'
+                ) from error
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
         self._is_init = True

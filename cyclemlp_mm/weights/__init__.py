@@ -1,7 +1,4 @@
-"""Published files in, our names out: safe reading, renaming and strict loading of weights.
-
-Importing this package makes mmengine load safely too, see :mod:`.mmengine_loader`.
-"""
+"""Published files in, our names out: safe reading, renaming and strict loading of weights."""
 
 from cyclemlp_mm.errors import CheckpointError
 
@@ -14,11 +11,9 @@ from .loading import (
     load_strictly,
     split_pretrained,
 )
-from .mmengine_loader import register_safe_loaders
+from .mmengine_loader import install_safe_loading
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
-
-register_safe_loaders()
 
 __all__ = [
     'CYCLEMLP_FORMAT',
@@ -29,6 +24,7 @@ __all__ = [
     'allow_unsafe_loading',
     'check_fit',
     'init_from_checkpoint',
+    'install_safe_loading',
     'load_strictly',
     'read_checkpoint',
     'split_pretrained',

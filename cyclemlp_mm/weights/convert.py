@@ -1,6 +1,5 @@
 """Any checkpoint of a CycleMLP that we read, written anew: our names, published, safetensors."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ from torch import Tensor
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
 
 from .cyclemlp import arch_of, is_certainly_published, is_ours, to_published
-from .files import read_checkpoint
+from .files import read_checkpoint, sha256_of
 from .limits import DamagedFile, shorten
 from .loading import find_paddle
 from .safetensors_files import DATASET_META, write_safetensors
@@ -219,11 +218,11 @@ def _write(
             file.flush()
             os.fsync(file.fileno())
         written = find_state_dict(read_checkpoint(part), str(target))
-        if list(written) != sorted(written, key=list(state_dict).index) or any(
+        if set(written) != set(state_dict) or any(
             not _same(written[n], tensor) for n, tensor in state_dict.items()
         ):
             raise CheckpointError(f'{target} could not be read back as it was written')
-        sha256 = _sha256(part)
+        sha256 = sha256_of(part)
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)  # mkstemp's files are the owner's only
@@ -242,11 +241,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

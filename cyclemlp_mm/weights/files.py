@@ -1,34 +1,40 @@
 """From a path or URL to the objects in a checkpoint file, without running code from it.
 
-Only tensors, numbers, strings, containers, numpy arrays and the few mmengine types that a training
-checkpoint holds are accepted, from any format; see :mod:`.pickle_reader` for how.
+Only what training programs put into checkpoints is accepted, from any format: see :mod:`.pickles`.
 """
 
+import hashlib
+import io
 import pickle
+import re
+import shutil
 import struct
+import tarfile
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from mmengine.dist import barrier, get_local_rank
+from mmengine.logging import print_log
 
-from cyclemlp_mm.errors import CheckpointError, MissingFileError
+from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, UserError
 
-from .limits import Budget, DamagedFile, RefusedContent, shorten
+from .limits import DamagedFile, RefusedContent, shorten
 from .paddle_files import is_paddle, to_tensors
-from .pickle_reader import PickleReader
-from .pickle_tree import check_tree
-from .pickle_types import PLAIN_TYPES
+from .pickles import SafeUnpickler
 from .safetensors_files import is_safetensors, read_safetensors
 from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
 
 #: What is left to go wrong when bytes make no sense; DamagedFile is a ValueError.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
-_DAMAGE += (OSError, EOFError, MemoryError, struct.error)
+_DAMAGE += (OSError, EOFError, MemoryError, struct.error, zipfile.BadZipFile)
 
 _ZIP_HEAD = b'PK\x03\x04'
 _LEGACY_HEAD = pickle.dumps(LEGACY_MAGIC, protocol=2)
@@ -56,7 +62,7 @@ def allow_unsafe_loading(allow: bool = True) -> None:
 
 
 @contextmanager
-def unsafe_loading() -> 'Iterator[None]':
+def unsafe_loading() -> Iterator[None]:
     """:func:`allow_unsafe_loading` for the length of a ``with`` block."""
     before = _unsafe
     allow_unsafe_loading()
@@ -66,15 +72,14 @@ def unsafe_loading() -> 'Iterator[None]':
         allow_unsafe_loading(before)
 
 
-def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> object:
+def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
     """Read a checkpoint: ``.pth`` (zip or legacy), ``.pdparams`` or ``.safetensors``.
 
-    The format is told from the content, not from the name. Reading takes at most about twice the
-    file's size of memory, whatever the file declares.
+    The format is detected from the content, not from the name. Tensors of other classes and tensors
+    with attributes become plain tensors.
 
     Args:
-        source (str | Path): A local path or an http(s) URL. A URL is downloaded once into PyTorch's
-            hub folder.
+        source (str | Path): A local path or an http(s) URL, see :func:`fetch`.
         map_location (str | torch.device | None | Callable): Device for the tensors; None is the
             CPU. Defaults to 'cpu'.
 
@@ -84,8 +89,9 @@ def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> objec
 
     Raises:
         MissingFileError: A local path that is not there.
-        CheckpointError: The URL cannot be reached, or the file is empty, truncated, damaged, of
-            another format, or holds objects of a type that is not allowed.
+        DownloadError: The URL cannot be reached.
+        CheckpointError: The file is empty, truncated, damaged, of another format, or holds objects
+            of a type that is not allowed.
     """
     path = fetch(str(source))
     if not path.exists():
@@ -96,16 +102,18 @@ def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> objec
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): download or copy it again')
     try:
         try:
-            with path.open('rb') as file:
-                content = _read(file, path.stat().st_size)
+            content = _read(path)
         except RefusedContent as error:
             if not _unsafe:
                 raise
             content = _read_unsafely(path, error)
+    except UserError:  # a library that is missing
+        raise
     except RefusedContent as error:
         raise CheckpointError(
             f'checkpoint {path} is refused: {error}. If you trust its origin as you trust a '
-            'program, --unsafe-load lets the tools read it'
+            'program, --unsafe-load lets the tools read it (in Python, '
+            'cyclemlp_mm.weights.unsafe_loading())'
         ) from error
     except _DAMAGE as error:
         why = str(error) if isinstance(error, DamagedFile) else _first_line(error)
@@ -117,57 +125,118 @@ def read_checkpoint(source: 'str | Path', map_location: object = 'cpu') -> objec
 
 
 def fetch(source: str) -> Path:
-    """Local path of ``source``; an http(s) URL is downloaded unless it already was.
+    """Local path of ``source``; the file of an http(s) URL is downloaded once.
+
+    It is kept in the folder ``checkpoints`` of PyTorch's hub (``$TORCH_HOME/hub``), under the last
+    part of the URL and a hash of the whole: two runs both have an ``epoch_12.pth``. The file has
+    that name only when it is complete.
 
     Raises:
-        CheckpointError: Unknown scheme, or the URL cannot be reached; the message says how to
-            download the file by hand and where to put it.
+        DownloadError: The URL cannot be reached; the message says how to download the file by hand
+            and where to put it.
+        CheckpointError: Unknown scheme.
     """
-    scheme = urlparse(str(source)).scheme
-    if scheme not in ('http', 'https'):
-        if '://' in str(source):
+    parts = urlparse(source)
+    if parts.scheme not in ('http', 'https'):
+        if '://' in source:
             raise CheckpointError(
-                f'checkpoint {source}: {scheme}:// is not supported; give a local path or an '
+                f'checkpoint {source}: {parts.scheme}:// is not supported; give a local path or an '
                 'http(s) URL'
             )
         return Path(source).expanduser()
+    name, digest = Path(parts.path), hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / Path(urlparse(source).path).name
+    path = folder / f'{name.stem[:150]}-url{digest}{name.suffix[:20]}'
+    if not path.exists() and _is_as_named(folder / name.name) is True:  # from any other tool
+        path = folder / name.name
     try:
-        if not path.exists() and get_local_rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source, str(path))
-    except OSError as error:  # URLError and HTTPError are OSErrors
-        raise CheckpointError(
+        if path.exists():
+            print_log(f'{source}: using {path}, downloaded before', 'current')
+        elif get_local_rank() == 0:
+            print_log(f'downloading {source} to {path}', 'current')
+            _download(source, path)
+    except (OSError, HTTPException) as error:  # URLError and HTTPError are OSErrors
+        raise DownloadError(
             f'cannot download {source} ({_first_line(error)}). Download it on a machine with '
-            f'access, e.g. `curl -LO {source}`, and put it at {path}; or name a local file with '
-            '`--cfg-options model.backbone.init_cfg.checkpoint=FILE`. To train from scratch on '
-            'purpose: `--cfg-options model.backbone.init_cfg=None`'
+            f'access, e.g. `curl -L {source} -o {path.name}`, and put it at {path}; or name a '
+            'local file in its place'
         ) from error
     finally:
         barrier()  # the other processes of this machine wait for the file
     return path
 
 
-def _read(file: BinaryIO, size: int) -> object:
-    """Tell the format from the first bytes, and read it."""
-    budget = Budget(size)
-    head = file.read(9)
-    file.seek(0)
-    if head.startswith(_ZIP_HEAD):
-        return read_zip(file, size, budget)
+def _download(url: str, path: Path) -> None:
+    """Write a URL's file to ``path``: whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'})) as answer,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix='.partial-') as folder,
+    ):
+        part = Path(folder) / path.name
+        with part.open('wb') as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+        length = answer.headers.get('Content-Length')
+        if length is not None and part.stat().st_size != int(length):
+            raise OSError(f'it broke off after {part.stat().st_size} of {length} bytes')
+        if _is_as_named(part, Path(urlparse(url).path).name) is False:
+            raise OSError('its SHA-256 does not begin with the digits at the end of its name')
+        part.replace(path)
+
+
+def _is_as_named(path: Path, name: str | None = None) -> bool | None:
+    """Whether the SHA-256 of a file begins with the 8 digits at the end of its name.
+
+    OpenMMLab's and PyTorch's names have them. None where a name has none, or there is no file.
+    """
+    found = re.search(r'-([0-9a-f]{8})\.[a-z]+$', name or path.name)
+    if found is None or found[1].isdigit() or not path.is_file():  # a date
+        return None
+    return sha256_of(path).startswith(found[1])
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> object:
+    """Detect the format from the first bytes, and read it."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        head = file.read(9)
+        file.seek(0)
+        if head.startswith(_ZIP_HEAD):
+            return read_zip(file, size)
+        content = file.read()
     if is_safetensors(head, size):
-        return read_safetensors(file, size, budget)
-    reader = PickleReader(file, size, PLAIN_TYPES, budget)
-    content = reader.load()
-    if content == LEGACY_MAGIC:
-        return read_legacy(reader, file, size, budget)
-    check_tree(content, size - reader.left, budget)
-    if not is_paddle(content):
-        raise DamagedFile(f'it is a pickle of a {shorten(type(content).__name__)}, with no arrays')
-    if reader.left:
-        raise DamagedFile(f'{reader.left} bytes follow its end')
-    return to_tensors(content)
+        return read_safetensors(content)
+    file = io.BytesIO(content)
+    content = SafeUnpickler(file, size).load()
+    if type(content) is int and content == LEGACY_MAGIC:
+        return read_legacy(file, size)
+    if not is_paddle(content) and not _is_numpy_model(content):
+        raise DamagedFile(f'it is a pickle of {shorten(content)}, with no arrays')
+    if file.tell() != size:
+        raise DamagedFile(f'{size - file.tell()} bytes follow its end')
+    return _as_tensors(content)
+
+
+def _is_numpy_model(content: object) -> bool:
+    """Whether it is as Detectron2 keeps converted weights: arrays under names, under 'model'."""
+    return isinstance(content, dict) and is_paddle(content.get('model'))
+
+
+def _as_tensors(content: object) -> object:
+    if is_paddle(content):
+        return to_tensors(content)
+    if _is_numpy_model(content):
+        return {**content, 'model': dict(to_tensors(content['model']))}
+    return content
 
 
 def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
@@ -180,8 +249,7 @@ def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
         if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:
             return torch.load(path, map_location='cpu', weights_only=False)
         file.seek(0)
-        content = pickle.load(file)
-    return to_tensors(content) if is_paddle(content) else content
+        return _as_tensors(pickle.load(file))
 
 
 def _move(content: object, map_location: object) -> object:
@@ -194,7 +262,7 @@ def _move(content: object, map_location: object) -> object:
                 moved[id(value)] = _to(value, map_location)
             return moved[id(value)]
         if isinstance(value, dict):
-            for key in list(value):
+            for key in dict.keys(value):
                 dict.__setitem__(value, key, to_device(dict.__getitem__(value, key)))
         elif isinstance(value, list):
             value[:] = [to_device(item) for item in value]
@@ -218,7 +286,9 @@ def _to(tensor: torch.Tensor, map_location: object) -> torch.Tensor:
 
 
 def _looks_like(path: Path) -> str:
-    """A hint for the two files that people most often save by mistake."""
+    """A hint for the files that people most often save by mistake."""
+    if tarfile.is_tarfile(path):
+        return ' (it is a tar archive: unpack it; files of PyTorch 0.1 are not supported)'
     with path.open('rb') as file:
         head = file.read(64).lstrip().lower()
     if head.startswith((b'<!doctype', b'<html')):

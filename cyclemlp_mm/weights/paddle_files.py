@@ -13,6 +13,8 @@ from .limits import DamagedFile, shorten
 
 #: Paddle's table of inner names, kept in the same dict as the parameters.
 INNER_NAMES = 'StructuredToParameterName@@'
+#: How protocol 2 keeps arrays over 1 GB: cut into several.
+_CUT_ARRAYS = 'UnpackBigParamInfor@@'
 
 
 class PaddleStateDict(dict):
@@ -27,30 +29,38 @@ def is_paddle(content: object) -> bool:
 
 
 def to_tensors(content: dict) -> PaddleStateDict:
-    """The arrays of an unpickled file as tensors; ``content`` is emptied on the way.
+    """An unpickled file with tensors for arrays; anything else in it stays as it is.
 
     Raises:
-        DamagedFile: An entry that is no array under a name.
+        DamagedFile: An array of a type that torch does not have, or one whose parts do not fit.
     """
-    content.pop(INNER_NAMES, None)
-    state_dict = PaddleStateDict()
-    for name in list(content):
-        array = _array(content.pop(name))  # popped, so that the file is not there twice
-        if not isinstance(name, str) or array is None:
-            raise DamagedFile(f'its entry {shorten(name)} is no array under a name')
-        state_dict[name] = _tensor(array)
-    return state_dict
+    content = {name: value for name, value in content.items() if name != INNER_NAMES}
+    for name, cut in (content.pop(_CUT_ARRAYS, None) or {}).items():
+        parts = [content.pop(part) for part in cut['slices']]
+        content[name] = np.concatenate(parts).reshape(cut['OriginShape'])
+    tensors: dict[int, Tensor] = {}  # an array under several names stays one
+    for name, value in content.items():
+        array = _array(value)
+        if array is not None:
+            if id(array) not in tensors:
+                tensors[id(array)] = _tensor(name, array)
+            content[name] = tensors[id(array)]
+    return PaddleStateDict(content)
 
 
-def _array(value: object) -> 'np.ndarray | None':
+def _array(value: object) -> np.ndarray | None:
     if isinstance(value, tuple) and len(value) == 2:  # a tensor is saved with its inner name
         value = value[1]
     return value if isinstance(value, np.ndarray) else None
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    if array.dtype == np.uint16:  # how Paddle saves bfloat16, which numpy does not have
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    if array.dtype in (np.uint32, np.uint64) and not hasattr(torch, 'uint32'):
-        raise DamagedFile(f'it holds an array of {array.dtype}, which no weight is')
-    return torch.from_numpy(array.copy())
+def _tensor(name: object, array: np.ndarray) -> Tensor:
+    array = array.astype(array.dtype.newbyteorder('='), copy=False)
+    try:
+        if array.dtype == np.uint16:  # how Paddle saves bfloat16, which numpy does not have
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise DamagedFile(
+            f'its entry {shorten(name)} is an array of {array.dtype}, which no weight is'
+        ) from error

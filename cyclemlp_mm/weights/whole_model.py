@@ -9,14 +9,12 @@ from torch import Tensor
 from cyclemlp_mm.errors import CheckpointError
 
 from .cyclemlp import CYCLEMLP_FORMAT
-from .limits import shorten
 from .loading import find_paddle, to_our_names
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
 from .repmlp import REPMLP_FORMAT
 from .unwrap import (
     find_state_dict,
-    is_metadata,
     mapping_in,
     plain_name,
     split_names,
@@ -66,8 +64,11 @@ def for_mmengine(content: object, source: str) -> object:
             'are transposed is not known'
         )
     if 'state_dict' in content:
-        _check_state_dict(content['state_dict'], source)
-        state_dict = content['state_dict']
+        state_dict = content['state_dict']  # other models may keep what they like in theirs
+        if not isinstance(state_dict, dict):
+            raise CheckpointError(
+                f'checkpoint {source} has a {type(state_dict).__name__} for a state dict'
+            )
         return {**content, 'state_dict': _with_file(state_dict, state_dict, source)}
     return _with_file(content, content, source)
 
@@ -134,18 +135,3 @@ def _with_file(names: Mapping, old: Mapping, source: str) -> OrderedDict:
     for part in ('', 'backbone'):
         named._metadata[part] = {**named._metadata.get(part, {}), 'file': source}
     return named
-
-
-def _check_state_dict(state_dict: object, source: str) -> None:
-    if not isinstance(state_dict, dict):
-        raise CheckpointError(
-            f'checkpoint {source} has a {type(state_dict).__name__} for a state dict'
-        )
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not (
-            isinstance(value, Tensor) or is_metadata(name, value)
-        ):
-            raise CheckpointError(
-                f'checkpoint {source} is no state dict: its entry {shorten(name)} is a '
-                f'{type(value).__name__}, not a tensor under a name'
-            )

@@ -126,7 +126,7 @@ def test_follows_the_rules(name):
     assert '::' not in text and '_delete_' not in text
     cfg = load_config(name)
     needs = ['cyclemlp_mm.classification'] if 'teacher' in cfg.model else []
-    assert cfg.custom_imports.imports == ['cyclemlp_mm', *needs]
+    assert cfg.custom_imports.imports == ['cyclemlp_mm', 'cyclemlp_mm.safe_loading', *needs]
     assert cfg.custom_imports.allow_failed_imports is False
     assert cfg.auto_scale_lr.base_batch_size > 0
     assert cfg.get('find_unused_parameters') is None

@@ -310,3 +310,75 @@ def lying_safetensors():
     yield 'dtype_list', one(tensor_of(dtype='["F32"]'))
     yield 'more', one(tensor_of(more=',"x":1'))
     yield 'rest', one(tensor_of(), data=b'\0' * 65)
+
+
+def endless(value):
+    """Pickles of a few bytes with ``value`` (operations) wherever something could spell it."""
+    yield 'dtype', entry('w', call('numpy.dtype', value))
+    yield 'shape', entry('w', call('torch.Size', b'(' + value + b't'))
+    yield 'name', entry('w', call('builtins.getattr', name('torch.Tensor'), value))
+    yield 'codec', entry('w', call('_codecs.encode', text('x'), value))
+    yield 'size', entry('w', call('collections.deque', b')', value))
+    yield 'time', entry('w', call('datetime.datetime', value))
+    yield 'path', entry('w', call('pathlib.PosixPath', value))
+    yield 'layout', entry('w', call('torch.serialization._get_layout', value))
+    yield 'type', entry('w', call('builtins.type', value))
+    yield 'factory', entry('w', call('collections.defaultdict', value))
+    yield 'function', PROTO + value + b')R' + STOP
+    yield 'persistent', PROTO + value + b'Q' + STOP
+    yield 'state', PROTO + value + b'}b' + STOP
+    yield 'items', PROTO + value + b'NNs' + STOP
+    yield 'key', PROTO + b'}' + value + b'Ns' + STOP
+    yield 'member', PROTO + b'\x8f(' + value + b'\x90' + STOP
+    yield 'frozen', PROTO + b'(' + value + b'\x91' + STOP
+    yield 'set of', PROTO + call('builtins.set', b'](' + value + b'e') + STOP
+    yield 'pairs', PROTO + call('collections.OrderedDict', b'](' + value + b'N\x86e') + STOP
+    yield 'counted', PROTO + call('collections.Counter', b'}' + value + b'K\x01s') + STOP
+    made = name('argparse.Namespace') + b')\x81}' + text('a')
+    yield 'arguments', PROTO + made + value + b'sb' + STOP
+    yield 'metadata', PROTO + call('collections.OrderedDict') + b'}' + text('_metadata') + value + (
+        b'sb' + STOP
+    )
+    yield 'alone', PROTO + value + STOP
+
+
+ENDLESS = {
+    'tuples': b'K\x01' + b'2\x86' * 64,
+    'lists': b']q\x000' + b''.join(
+        b']q' + bytes([i]) + b'(h' + bytes([i - 1]) + b'h' + bytes([i - 1]) + b'e0'
+        for i in range(1, 64)
+    ) + b'h\x3f',
+    'dicts': b'}q\x000' + b''.join(
+        b'}q' + bytes([i]) + b'(K\x01h' + bytes([i - 1]) + b'K\x02h' + bytes([i - 1]) + b'u0'
+        for i in range(1, 64)
+    ) + b'h\x3f',
+    'filled late': b''.join(b']q' + bytes([i]) + b'0' for i in range(64)) + b''.join(
+        b'h' + bytes([i]) + b'(h' + bytes([i + 1]) + b'h' + bytes([i + 1]) + b'e0'
+        for i in range(63)
+    ) + b'h\x00',
+    'deep': b')' + b'\x85' * 30_000,
+    'itself': b']q\x00h\x00a',
+    'a huge number': b'\x8b' + struct.pack('<I', 1_000_000) + b'\x7f' * 1_000_000,
+}  # fmt: skip
+
+
+def colliding_keys():
+    """Keys of one hash, keys that cost much to hash, and calls that copy much again and again."""
+    step = (1 << 61) - 1
+    each = [number(i * step) for i in range(1, 60_000)]
+    yield 'dict', PROTO + b'}(' + b'N'.join(each) + b'Nu' + STOP
+    numbers = b''.join(each)
+    yield 'set', PROTO + b'\x8f(' + numbers + b'\x90' + STOP
+    yield 'frozenset', PROTO + b'(' + numbers + b'\x91' + STOP
+    yield 'set of', PROTO + call('builtins.set', b'](' + numbers + b'e') + STOP
+    wide = b'](' + b'K\x01' * 100_000 + b'e'
+    yield 'wide', PROTO + wide + b'q\x00' + call('builtins.tuple', b'h\x00') + b'q\x01' + (
+        b'}(' + b'(' + b'h\x01' * 100_000 + b'tN' + b'u' + STOP
+    )
+    calls = call('builtins.tuple', b'h\x00')
+    yield 'copies', PROTO + wide + b'q\x000](' + calls * 50_000 + b'e' + STOP
+    big = b'B' + struct.pack('<I', 1 << 20) + bytes(1 << 20) + b'q\x00'
+    dtype = call('numpy.dtype', text('f4'))
+    shape = b'(' + number(1 << 18) + b't'
+    view = call('numpy.core.numeric._frombuffer', b'h\x00', dtype, shape)
+    yield 'arrays', PROTO + b'](' + big + view * 5_000 + b'e' + STOP

@@ -7,7 +7,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 
-import cyclemlp_mm  # noqa: F401  (safe loading)
+import cyclemlp_mm.safe_loading  # noqa: F401
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights.whole_model import for_mmengine
 

@@ -1,36 +1,52 @@
-"""Files that run code, lie or are damaged: refused by name, in little time and memory."""
+"""Files that run code, lie or are damaged: refused by name, in little time."""
 
 import io
 import json
 import pickle
+import pickletools
+import pkgutil
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hostile_files import (
+    ENDLESS,
+    PROTO,
+    STOP,
     Hostile,
     array_places,
+    call,
+    colliding_keys,
     damaged,
+    endless,
+    entry,
     hiding_places,
+    legacy,
     lying_legacy_files,
     lying_pickles,
     lying_safetensors,
     lying_zips,
+    text,
+    torch_zip,
 )
+from hostile_files import name as dotted
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from published_names import published_state_dict
 from toy_runs import run_tool
 
+import cyclemlp_mm.safe_loading  # noqa: F401
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import read_checkpoint, unsafe_loading
 from cyclemlp_mm.weights.convert import convert
-from cyclemlp_mm.weights.limits import FLOOR
+from cyclemlp_mm.weights.pickles import SafeUnpickler
 
 TINY = dict(
     depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
@@ -240,6 +256,21 @@ def test_the_only_way_round_warns(run, evil, option):
 # Lies and damage
 
 
+def test_the_standard_unpickler_has_what_ours_replaces():
+    ours, theirs = SafeUnpickler.dispatch, pickle._Unpickler.dispatch
+    assert ours.keys() == theirs.keys()
+    assert {'pop_mark', 'find_class', 'load'} <= set(dir(pickle._Unpickler))
+    kept = {opcode.name for opcode in pickletools.opcodes if ours[ord(opcode.code)]
+            is theirs[ord(opcode.code)]}  # fmt: skip
+    # What may stay as it is puts data on the stack or takes it off.
+    assert not kept & {
+        'REDUCE', 'BUILD', 'NEWOBJ', 'NEWOBJ_EX', 'INST', 'OBJ', 'EXT1', 'EXT2', 'EXT4', 'SETITEM',
+        'SETITEMS', 'DICT', 'ADDITEMS', 'FROZENSET', 'APPEND', 'APPENDS', 'NEXT_BUFFER',
+    }  # fmt: skip
+    reader = SafeUnpickler(io.BytesIO(pickle.dumps([1])), 1)
+    assert reader.load() == [1] and reader.stack == []
+
+
 @pytest.fixture(scope='module')
 def whole_files(tmp_path_factory):
     """A model's state dict, and the file that it is in each format, as bytes."""
@@ -274,7 +305,6 @@ def read_apart(folder, state, tmp_path):
     results = [json.loads(line) for line in done.stdout.splitlines() if line[0] == '{']
     assert len(results) == len(list(folder.iterdir()))
     for result in results:
-        assert result['peak'] <= 2 * result['size'] + FLOOR, result
         assert result['seconds'] < 10, result
         for error in (result['error'], result['mmengine']):
             assert error is None or str(folder / result['name']) in error, result
@@ -296,8 +326,66 @@ def test_files_that_lie(whole_files, tmp_path):
     assert len(results) > 80
     loaded = [name for name, result in results.items() if result['error'] is None]
     assert not loaded
-    # What only a model can tell from its file, mmengine's loader leaves to it.
-    assert not [name for name, result in results.items() if result['mmengine'] is None]
+    # An expanded tensor, a count of records that no reader uses, and a field more in a header.
+    harmless = {'zip_overlap', 'zip_many', 'safetensors_more'}
+    assert {name for name, result in results.items() if result['mmengine'] is None} <= harmless
+
+
+def read_quickly(content, path):
+    """As a bare pickle, a zip and a legacy file; the errors, None for what was read."""
+    out = []
+    for form, whole in {
+        'pickle': content, 'zip': torch_zip(content), 'legacy': legacy(content, [], b''),
+    }.items():  # fmt: skip
+        path.write_bytes(whole)
+        start = time.process_time()
+        try:
+            read_checkpoint(path)
+            out.append(None)
+        except CheckpointError as error:
+            assert path.name in str(error) and len(str(error)) < 1000, form
+            out.append(str(error))
+        assert time.process_time() - start < 5, form
+    return out
+
+
+@pytest.mark.parametrize('kind', ENDLESS)
+def test_containers_that_never_end(kind, tmp_path):
+    for place, content in endless(ENDLESS[kind]):
+        errors = read_quickly(content, tmp_path / 'endless.pth')
+        # A number is data; metadata that make no sense are left out.
+        assert kind == 'a huge number' or place == 'metadata' or all(errors), place
+
+
+@pytest.mark.parametrize('kind', dict(colliding_keys()))
+def test_keys_of_one_hash_and_copies_of_copies(kind, tmp_path):
+    assert all(read_quickly(dict(colliding_keys())[kind], tmp_path / 'slow.pth'))
+
+
+@pytest.mark.parametrize('value', ['__init__', '__globals__', 'mean.__globals__', 'update'])
+def test_attributes_of_what_is_allowed(value, tmp_path):
+    history = 'mmengine.logging.history_buffer.HistoryBuffer'
+    for content in (
+        PROTO + call('builtins.getattr', dotted(history), text(value)) + STOP,
+        PROTO + dotted(f'{history}.{value}') + STOP,
+        b'\x80\x04' + text('mmengine.logging.history_buffer') + text(f'HistoryBuffer.{value}')
+        + b'\x93' + STOP,
+    ):  # fmt: skip
+        errors = read_quickly(entry('a', content[2:-1]), tmp_path / 'a.pth')
+        assert all(re.search(f'refused: it holds .*{value}', error) for error in errors)
+
+
+@pytest.mark.parametrize('owner', [
+    'torch.Tensor', 'mmengine.logging.history_buffer.HistoryBuffer', 'argparse.Namespace',
+    'torch._utils._rebuild_tensor_v2', 'collections.OrderedDict', 'torch.device', 'builtins.int',
+])  # fmt: skip
+def test_classes_and_functions_are_not_changed(owner, tmp_path):
+    state = b'(N}' + text('mark') + b'K\x01st'
+    for content in (dotted(owner) + state + b'b', dotted(owner) + b'}' + text('mark') + b'K\x01sb'):
+        errors = read_quickly(entry('a', content), tmp_path / 'a.pth')
+        assert all('refused' in error for error in errors)
+    kind = pkgutil.resolve_name(owner)
+    assert not hasattr(kind, 'mark')
 
 
 def test_wrong_types_under_the_right_names(whole_files, tmp_path):

@@ -1,4 +1,5 @@
-custom_imports = dict(imports=['cyclemlp_mm'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

@@ -1,0 +1,370 @@
+"""What training programs save is read, with the values that ``torch.load`` gives."""
+
+import argparse
+import datetime
+import decimal
+import io
+import pathlib
+import pickle
+import random
+import types
+import uuid
+import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque
+
+import mmengine.optim
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.optim import OPTIMIZERS, OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+import cyclemlp_mm.safe_loading  # noqa: F401
+from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.weights import read_checkpoint
+from cyclemlp_mm.weights.paddle_files import PaddleStateDict
+
+
+def history(length):
+    buffer = HistoryBuffer()
+    buffer._log_history = np.random.default_rng(0).random(length)
+    buffer._count_history = np.ones(length)
+    return buffer
+
+
+def plain(tensor):
+    """Bit by bit."""
+    flat = tensor.detach().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
+    return flat.view(torch.uint8) if len(flat) else flat
+
+
+def assert_equal(read, expected):
+    if isinstance(expected, torch.Tensor):
+        assert type(read) in (torch.Tensor, torch.nn.Parameter) and read.dtype == expected.dtype
+        assert read.requires_grad == expected.requires_grad
+        assert torch.equal(*(plain(t) for t in (read, expected)))
+    elif isinstance(expected, np.ndarray):
+        assert read.dtype == expected.dtype and np.array_equal(read, expected)
+    elif isinstance(expected, HistoryBuffer):
+        assert_equal(vars(read), vars(expected))
+    elif isinstance(expected, dict):
+        assert type(read) is type(expected) and list(map(str, read)) == list(map(str, expected))
+        for one, other in zip(read.values(), expected.values(), strict=True):
+            assert_equal(one, other)
+    elif isinstance(expected, (list, tuple)):
+        assert type(read) is type(expected) and len(read) == len(expected)
+        for one, other in zip(read, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert type(read) is type(expected) and repr(read) == repr(expected)
+
+
+class Tagged(torch.Tensor):
+    """As libraries have them: the numbers are an ordinary tensor's."""
+
+
+def python_objects():
+    arguments = argparse.Namespace(lr=0.1, out=pathlib.Path('out'), when=datetime.timedelta(1))
+    yield 'arguments', arguments
+    yield 'nested arguments', argparse.Namespace(a=arguments, b=types.SimpleNamespace(c=[1]))
+    yield 'paths', [pathlib.Path('/a/b'), pathlib.PurePosixPath('c')]
+    utc = datetime.timezone.utc
+    times = [datetime.datetime(2024, 1, 1), datetime.datetime.now(utc), datetime.time(1, 2)]
+    yield 'times', [*times, datetime.date(2024, 1, 1), datetime.timedelta(seconds=3), utc]
+    yield 'dicts', [defaultdict(list, a=[1]), defaultdict(dict, {0: {}}), defaultdict(None), {}]
+    yield 'more dicts', [Counter('aab'), OrderedDict(b=1, a=2), ConfigDict(a=dict(b=1))]
+    yield 'default factory', defaultdict(OrderedDict, a=OrderedDict(b=1))
+    yield 'sets', [{1, 2}, frozenset('ab'), set(), deque([1, 2], 3), deque(), range(5), slice(1)]
+    yield 'bytes', [b'', b'abc', b'\xff\0', bytearray(), bytearray(b'\xff')]
+    yield 'numbers', [10**60, -(10**300), 1 + 2j, decimal.Decimal('1.5'), float('nan'), True, None]
+    yield 'types', [int, float, list, dict, type(None), ..., NotImplemented, np.float32]
+    yield 'text', ['\ud800', '\U0001f40d' * 10, '']
+    yield (
+        'keys',
+        {1: 2, (0, 1): 2, ('a', (1, None)): 3, frozenset([1]): 4, b'a': 5, 1.5: 6, None: 7},
+    )
+    yield 'numpy keys', {np.int64(3): 1, np.str_('a'): 2, pathlib.Path('a'): 3}
+    yield 'an id', uuid.UUID(int=2**100)
+    yield 'random states', [random.getstate(), np.random.get_state(), torch.get_rng_state()]
+    yield 'a generator', np.random.default_rng(0).bit_generator.state
+    yield 'torch', [torch.float16, torch.device('cuda:1'), torch.Size([1, 2]), torch.strided]
+    yield 'scalars', [np.float64(80.1), np.float16(1), np.int8(3), np.bool_(True), np.complex64(1j)]
+    yield 'text of numpy', [np.str_('wall'), np.str_(''), np.bytes_(b'x'), np.array(['a', 'sky'])]
+    yield 'arrays', [np.arange(6.0).reshape(2, 3).T, np.array(3.0), np.zeros((0, 3)), np.ones(0)]
+    yield 'more arrays', [np.array([True]), np.arange(10)[::2], np.zeros(3, np.complex128)]
+    yield 'byte orders', [np.arange(3).astype(kind) for kind in ('>f4', '>i8', '<u2', '>U2')]
+    yield 'histories', {'loss': history(3)}
+
+
+def tensors():
+    weight = torch.rand(10, 10)
+    yield 'shared', [weight, weight.t(), weight[2:5], weight.view(-1)]
+    yield 'parts', [torch.rand(100, 100)[::3, 1], torch.rand(2, 3, 4, 5).permute(0, 2, 3, 1)]
+    yield 'expanded', [torch.ones(1, 4).expand(3, 4), torch.arange(10.0).unfold(0, 4, 1)]
+    yield 'empty', [torch.empty(0), torch.empty(0, 5), torch.tensor(1.0), torch.empty(3, 0, 2)]
+    yield 'gradients', [torch.nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)]
+    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    frozen.no_weight_decay = True
+    yield 'attributes', [frozen, torch.nn.Parameter(torch.tensor([1, 2]), requires_grad=False)]
+    imaginary = torch.randn(3, 3, dtype=torch.complex64)
+    yield 'views', [imaginary.conj(), imaginary.conj()[1:], imaginary.mH]
+    yield 'negated', [torch._neg_view(torch.ones(3)), torch._neg_view(imaginary).conj()]
+    kinds = ['bfloat16', 'float16', 'float64', 'int8', 'int16', 'int32', 'uint8', 'bool']
+    yield 'types', [torch.ones(3, dtype=getattr(torch, kind)) for kind in kinds]
+    kinds = ['float8_e4m3fn', 'float8_e5m2', 'uint16', 'uint32', 'complex32']
+    known = [getattr(torch, kind) for kind in kinds if hasattr(torch, kind)]
+    yield 'rare types', [torch.zeros(3, dtype=kind) for kind in known]
+    yield 'sparse', [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()]
+
+
+@pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
+@pytest.mark.parametrize('kind', [*python_objects(), *tensors()], ids=lambda kind: kind[0])
+def test_values_are_torch_loads(kind, protocol, tmp_path):
+    path = tmp_path / 'a.pth'
+    if protocol == 1 and ('arguments' in kind[0] or kind[0] in ('an id', 'histories')):
+        pytest.skip('such an object is made in another way there, which no checkpoint has')
+    modern = kind[0] in ('sparse', 'rare types')  # later than the legacy format
+    for zipped in (True,) if modern else (True, False):
+        torch.save(
+            {'x': kind[1]}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+        )
+        expected = torch.load(path, weights_only=False)
+        assert_equal(read_checkpoint(path), expected)
+
+
+def test_tensors_of_other_classes_become_tensors(tmp_path):
+    parameter = torch.nn.Parameter(torch.rand(3).as_subclass(Tagged))
+    torch.save({'a': torch.arange(3.0).as_subclass(Tagged), 'b': parameter}, tmp_path / 'a.pth')
+    read = read_checkpoint(tmp_path / 'a.pth')
+    assert_equal(read['a'], torch.arange(3.0))
+    assert torch.equal(read['b'], parameter.detach().as_subclass(torch.Tensor))
+    torch.save({'a': Tagged}, tmp_path / 'b.pth')  # but not the class itself
+    with pytest.raises(CheckpointError, match=r'b\.pth is refused: it holds .*Tagged'):
+        read_checkpoint(tmp_path / 'b.pth')
+
+
+@pytest.mark.parametrize('content', [
+    torch.nn.Linear(2, 2), {'args': torch.nn.GELU}, {'f': pathlib.os.path.join},
+    [np.ma.masked_array([1.0], [0])], {'a': np.array([{}], object)}, {'t': torch.Generator()},
+], ids=str)  # fmt: skip
+def test_what_is_not_data_is_refused_by_name(content, tmp_path):
+    try:
+        torch.save(content, tmp_path / 'a.pth')
+    except TypeError:
+        pytest.skip('this version of torch cannot save it')
+    with pytest.raises(CheckpointError, match=r'a\.pth is refused: it holds [\w ]+') as caught:
+        read_checkpoint(tmp_path / 'a.pth')
+    assert '--unsafe-load' in str(caught.value)
+
+
+def test_files_without_checksums_and_with_gaps(tmp_path):
+    if not hasattr(torch.serialization, 'set_crc32_options'):
+        pytest.skip('this version of torch always writes checksums')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'a': torch.ones(3)}, tmp_path / 'a.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['a'], torch.ones(3))
+
+
+@pytest.mark.parametrize('at', range(0, 400, 37))
+def test_a_changed_number_is_noticed(at, tmp_path):
+    numbers = torch.arange(100.0)
+    torch.save({'a': numbers}, tmp_path / 'a.pth')
+    whole = bytearray((tmp_path / 'a.pth').read_bytes())
+    whole[bytes(whole).index(numbers.numpy().tobytes()) + at] ^= 1
+    (tmp_path / 'a.pth').write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"a\.pth cannot be read .*Bad CRC-32.*data/0'"):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_bytes_before_the_archive_are_refused(tmp_path):
+    """Readers disagree on what is read then."""
+    files = []
+    for value in (1.0, 2.0):
+        out = io.BytesIO()
+        torch.save({'a': torch.tensor(value)}, out)
+        files.append(out.getvalue())
+    (tmp_path / 'a.pth').write_bytes(b''.join(files))
+    with pytest.raises(CheckpointError, match='bytes precede'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+# Files of others
+
+
+def test_detectron2s_numpy_files(tmp_path):
+    content = {'model': {'a': np.ones(3)}, '__author__': 'x', 'matching_heuristics': True}
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps(content))
+    read = read_checkpoint(tmp_path / 'a.pkl')
+    assert_equal(read, {**content, 'model': {'a': torch.ones(3, dtype=torch.float64)}})
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_paddles_other_entries(protocol, tmp_path):
+    parts = {'a@@.0': np.ones(3), 'a@@.1': np.zeros(3)}
+    cut = {'a': {'OriginShape': (2, 3), 'slices': list(parts)}}
+    content = {**parts, 'UnpackBigParamInfor@@': cut, 'lr': 0.1, 'LR_Scheduler': {'last_epoch': 3}}
+    content |= {'empty': np.zeros((0, 3), np.float32), 'big': np.arange(3, dtype='>f4')}
+    (tmp_path / 'a.pdparams').write_bytes(pickle.dumps(content, protocol))
+    read = read_checkpoint(tmp_path / 'a.pdparams')
+    assert type(read) is PaddleStateDict and read['lr'] == 0.1
+    assert read['LR_Scheduler'] == {'last_epoch': 3} and read['empty'].shape == (0, 3)
+    assert torch.equal(read['big'], torch.arange(3.0))
+    assert read['a'].tolist() == [[1, 1, 1], [0, 0, 0]] and 'a@@.0' not in read
+
+
+def test_python_2s_files(tmp_path):
+    array = np.arange(3, dtype=np.float32)
+    data = b'\x80\x02}U\x01aU' + bytes([len(array.tobytes())]) + array.tobytes() + b's.'
+    torch.save({}, tmp_path / 'a.pth')
+    with (
+        zipfile.ZipFile(tmp_path / 'a.pth') as old,
+        zipfile.ZipFile(tmp_path / 'b.pth', 'w') as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, data if name.endswith('data.pkl') else old.read(name))
+    text = read_checkpoint(tmp_path / 'b.pth')['a']
+    assert text.encode('utf-8', 'surrogateescape') == array.tobytes()
+
+
+# mmengine's own states
+
+
+SCHEDULERS = {
+    'ConstantLR': {}, 'CosineAnnealingLR': dict(T_max=5), 'ExponentialLR': dict(gamma=0.9),
+    'LinearLR': {}, 'MultiStepLR': dict(milestones=[1, 4]), 'StepLR': dict(step_size=2),
+    'PolyLR': {}, 'OneCycleLR': dict(eta_max=0.01, total_steps=20),
+    'CosineRestartLR': dict(periods=[4, 9], restart_weights=[1, 1], eta_min=0),
+    'ReduceOnPlateauLR': dict(monitor='loss', patience=0),
+}  # fmt: skip
+for _name in [name for name in SCHEDULERS if name != 'OneCycleLR']:
+    SCHEDULERS[_name.replace('LR', 'Momentum')] = SCHEDULERS[_name]
+    SCHEDULERS[_name.replace('LR', 'ParamScheduler')] = dict(SCHEDULERS[_name], param_name='lr')
+SCHEDULERS['OneCycleParamScheduler'] = dict(SCHEDULERS['OneCycleLR'], param_name='lr')
+
+
+def scheduler(name, **more):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    kind = getattr(mmengine.optim.scheduler, name)
+    return kind(OptimWrapper(optimizer), **SCHEDULERS[name], **more)
+
+
+def advance(made, steps):
+    for i in range(steps):
+        made.step({'loss': 1.0 + i}) if 'ReduceOnPlateau' in type(made).__name__ else made.step()
+    group = made.optimizer.param_groups[0]
+    return group['lr'], group['momentum'], made.last_step
+
+
+def test_every_scheduler_of_mmengine_is_in_the_next_test():
+    kinds = mmengine.optim.scheduler.__all__
+    assert {kind for kind in kinds if not kind.startswith('_')} == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize('name', SCHEDULERS)
+def test_schedulers_go_on_where_they_were(name, tmp_path):
+    made = scheduler(name)
+    advance(made, 3)
+    state = dict(scheduler=made.state_dict(), optimizer=made.optimizer.state_dict())
+    torch.save(state, tmp_path / 'a.pth')
+    read = read_checkpoint(tmp_path / 'a.pth')
+    other = scheduler(name)
+    other.optimizer.load_state_dict(read['optimizer'])
+    other.load_state_dict(read['scheduler'])
+    assert advance(other, 4) == advance(made, 4)
+
+
+def test_both_forms_of_one_cycle(tmp_path):
+    made = scheduler('OneCycleLR', anneal_strategy='linear')
+    torch.save(made.state_dict(), tmp_path / 'a.pth', pickle_protocol=4)
+    assert read_checkpoint(tmp_path / 'a.pth')['anneal_func'] is made.anneal_func
+
+
+def test_optimisers(tmp_path):
+    """Those of mmengine's registry that need no other package."""
+    tried = 0
+    for kind in OPTIMIZERS.module_dict.values():
+        parameter = torch.nn.Parameter(torch.rand(4, 4))
+        try:
+            optimizer = kind([parameter], lr=0.1)
+            parameter.grad = torch.rand(4, 4)
+            optimizer.step()
+        except (TypeError, RuntimeError, ImportError):  # LBFGS' closure, sparse gradients
+            continue
+        torch.save(optimizer.state_dict(), tmp_path / 'a.pth')
+        assert_equal(read_checkpoint(tmp_path / 'a.pth'), optimizer.state_dict())
+        tried += 1
+    assert tried >= 10
+
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        out = self.layer(torch.stack(inputs))
+        return dict(loss=out.square().mean()) if mode == 'loss' else [dict(out=out)]
+
+
+class Loss(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(1.0)
+
+    def compute_metrics(self, results):
+        return dict(loss=1.0)
+
+
+MORE_HOOKS = [
+    dict(type='EarlyStoppingHook', monitor='loss', patience=5), dict(type='SyncBuffersHook'),
+    dict(type='EmptyCacheHook'),
+]  # fmt: skip
+STATELESS = {'NaiveVisualizationHook', 'ProfilerHook', 'NPUProfilerHook', 'PrepareTTAHook'}
+DEFAULT = {
+    'RuntimeInfoHook', 'IterTimerHook', 'DistSamplerSeedHook', 'LoggerHook', 'CheckpointHook',
+    'ParamSchedulerHook',
+}  # fmt: skip
+EMA = ['ExponentialMovingAverage', 'MomentumAnnealingEMA', 'StochasticWeightAverage']
+
+
+def runner(work_dir, hooks, epochs, resume=False):
+    data = [dict(inputs=torch.rand(2)) for _ in range(2)]
+    loader = dict(
+        batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=True),
+    )  # fmt: skip
+    return Runner(
+        Model(), str(work_dir), train_dataloader=loader, val_dataloader=loader, resume=resume,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs), val_cfg={}, val_evaluator=[Loss()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=hooks,
+        param_scheduler=dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='loss', rule='less')),
+        experiment_name=f'{work_dir.name}_{epochs}',
+    )  # fmt: skip
+
+
+def test_every_hook_of_mmengine_is_in_the_next_test():
+    theirs = {n for n, kind in HOOKS.module_dict.items() if kind.__module__[:9] == 'mmengine.'}
+    assert theirs == {'EMAHook', *(hook['type'] for hook in MORE_HOOKS), *DEFAULT, *STATELESS}
+
+
+@pytest.mark.parametrize('average', EMA)
+def test_a_run_of_300k_iterations_resumes(average, tmp_path):
+    hooks = [dict(type='EMAHook', ema_type=average), *MORE_HOOKS]
+    first = runner(tmp_path, hooks, 2)
+    for key in ('train/loss', 'train/lr', 'train/time'):
+        first.message_hub.log_scalars[key] = history(300_000)
+    first.train()
+    path = tmp_path / 'epoch_2.pth'
+    assert_equal(read_checkpoint(path), torch.load(path, weights_only=False))
+    second = runner(tmp_path, hooks, 3, resume=True)
+    second.train()
+    assert second.epoch == 3
+    kept = second.message_hub.log_scalars['train/lr']._log_history
+    assert len(kept) >= 300_000 and kept[0] == history(1)._log_history[0]

@@ -1,0 +1,98 @@
+"""What changes mmengine's loader, and what other models' files may hold then."""
+
+import argparse
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from toy_models import ARCH
+
+from cyclemlp_mm.apis import convert_weights
+from cyclemlp_mm.apis.export import parse_export_args
+from cyclemlp_mm.engine import configs_dir
+from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.models import CycleMLP
+from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
+from cyclemlp_mm.weights.mmengine_loader import load_from_path
+
+
+def test_importing_the_package_leaves_mmengines_loader():
+    code = (
+        'from mmengine.runner.checkpoint import CheckpointLoader\n'
+        'before = dict(CheckpointLoader._schemes)\n'
+        'import cyclemlp_mm\n'
+        'assert CheckpointLoader._schemes == before\n'
+        'import cyclemlp_mm.safe_loading\n'
+        'changed = {k for k in before if CheckpointLoader._schemes[k] is not before[k]}\n'
+        "assert changed == {'', 'http://', 'https://'}, changed\n"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_configs_install_it(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('', loader=print, force=True)
+    monkeypatch.delitem(sys.modules, 'cyclemlp_mm.safe_loading', raising=False)
+    Config.fromfile(configs_dir() / 'retinanet_cyclemlp_demo.py')
+    assert CheckpointLoader._schemes[''] is load_from_path
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    install_safe_loading()
+
+
+@pytest.mark.parametrize('entry', [3, 1.5, 'text', None, [1], {'a': 1}, torch.Size([1])])
+@pytest.mark.parametrize('wrapper', ['state_dict', None])
+def test_other_models_may_hold_what_they_like(installed, entry, wrapper, tmp_path):
+    model = torch.nn.Linear(2, 2)
+    state = OrderedDict(model.state_dict(), num_updates=entry)
+    args = argparse.Namespace(lr=0.1)
+    torch.save({wrapper: state, 'args': args} if wrapper else state, tmp_path / 'other.pth')
+    content = CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth'))
+    read = content[wrapper] if wrapper else content
+    assert read['num_updates'] == entry and torch.equal(read['weight'], model.weight)
+    if wrapper:
+        assert content['args'] == args
+        load_checkpoint(torch.nn.Linear(2, 2), str(tmp_path / 'other.pth'))
+
+
+def test_ours_may_not(installed, tmp_path):
+    state = {f'backbone.{n}': t for n, t in CycleMLP(ARCH).state_dict().items()}
+    torch.save({'state_dict': {**state, 'backbone.x': [3]}}, tmp_path / 'ours.pth')
+    with pytest.raises(CheckpointError, match=r'ours\.pth.*not tensors.*backbone\.x'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'ours.pth'))
+
+
+class Unknown:
+    """Of a class that no checkpoint may hold, but harmless."""
+
+
+@pytest.fixture
+def safe_again():
+    yield
+    allow_unsafe_loading(False)
+
+
+def test_convert_weights_has_the_option_that_its_message_names(tmp_path, safe_again):
+    source, target = str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth')
+    torch.save({'model': CycleMLP(ARCH).state_dict(), 'args': Unknown()}, source)
+    with pytest.raises(CheckpointError, match=r'a\.pth is refused: it holds .*Unknown.*--unsafe-l'):
+        convert_weights([source, target])
+    with pytest.warns(UserWarning, match='although safe loading refuses it'):
+        convert_weights([source, target, '--unsafe-load'])
+    assert convert_weights([target, str(tmp_path / 'c.safetensors')]).backbone
+
+
+def test_so_does_export(tmp_path, safe_again):
+    source = str(tmp_path / 'a.pth')
+    torch.save({'model': {}, 'args': Unknown()}, source)
+    with pytest.warns(UserWarning, match='unsafe loading is on'):
+        parse_export_args(['retinanet_cyclemlp_demo', source, 'x.onnx', '--unsafe-load'])
+    with pytest.warns(UserWarning, match='although safe loading refuses it'):
+        load_from_path(source)
