@@ -16,6 +16,11 @@ from cyclemlp_mm.errors import CodeError, UserError
 _SETTINGS = (KeyError, TypeError, ValueError, AssertionError, ImportError)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number that NumPy can hold; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def check_device(device: 'str | None') -> str:
     """The device's name, or an error that says what there is.
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
 from cyclemlp_mm.engine import (
     load_config,
@@ -13,6 +14,7 @@ from cyclemlp_mm.engine import (
     use_own_data,
 )
 from cyclemlp_mm.engine.config_files import merge_options
+from cyclemlp_mm.engine.class_order import take_class_order, trained_classes
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
 
@@ -50,6 +52,18 @@ def prepare_config(args: argparse.Namespace) -> Config:
     _check_weights(cfg)
     skip_bad_images(cfg)  # also in evaluation: every tool loads images alike
     return cfg
+
+
+def take_classes_of(cfg: Config) -> 'list[str]':
+    """Let a detector's data go by the class order of ``cfg.load_from``; returns what to log.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    if cfg.get('load_from') is None or cfg.default_scope != 'mmdet':
+        return []  # of the others, labels are numbers without names: the hook compares them
+    content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
+    return take_class_order(cfg, trained_classes(content), cfg.load_from)
 
 
 def _check_weights(cfg: Config) -> None:

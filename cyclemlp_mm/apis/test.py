@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch
+from cyclemlp_mm.engine.config_data import other_evaluated_files
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report
@@ -25,7 +26,7 @@ from .arguments import (
     add_unsafe_load,
     new_parser,
 )
-from .prepare import prepare_config
+from .prepare import prepare_config, take_classes_of
 
 EXAMPLES = """\
   tools/test.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py work_dirs/RUN/epoch_12.pth
@@ -65,13 +66,18 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     _check_settings(cfg)
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
+    for key, what, mend in other_evaluated_files(cfg, ['test']):
+        raise UserError(f'{key} {what}. {mend}')
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
         check_writable(args.show_dir, '--show-dir', is_folder=True)
     if args.out is not None:
         _dump_into(cfg, args.out)
+    said = take_classes_of(cfg)
     runner = Runner.from_cfg(cfg)
+    for line in said:
+        runner.logger.info(line)
     if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
         runner.register_hook(DeployModel())
     if args.show_dir is not None:

@@ -30,7 +30,7 @@ from .arguments import (
     add_unsafe_load,
     new_parser,
 )
-from .prepare import prepare_config
+from .prepare import prepare_config, take_classes_of
 
 EXAMPLES = """\
   tools/train.py configs/retinanet_cyclemlp_b2_fpn_1x_coco.py
@@ -122,6 +122,8 @@ def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, li
         said.append(f'the config says resume=True: this training goes on as with --resume {source}')
     if source is not None:
         said += resume_training(cfg, source)
+    else:
+        said += take_classes_of(cfg)
     if not args.skip_check and is_first_process():
         report = run_preflight(cfg, weights=False)  # the training loads them itself
         report.raise_errors(

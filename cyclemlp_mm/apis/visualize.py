@@ -13,6 +13,7 @@ from torch import nn
 from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
+from cyclemlp_mm.engine.class_order import take_class_order
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 
@@ -267,8 +268,10 @@ def _gallery(args: argparse.Namespace) -> Path:
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)
-    labelled = read_ground_truth(cfg)
     predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    for line in take_class_order(cfg, predictor.classes, args.checkpoint):
+        print(line)
+    labelled = read_ground_truth(cfg, predictor.classes, args.checkpoint)
     judged = _judge(predictor, labelled, args)
     if not judged:
         raise UserError('the validation set has no images')

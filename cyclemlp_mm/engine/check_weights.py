@@ -18,6 +18,7 @@ from cyclemlp_mm.weights.unwrap import (
     with_prefix,
 )
 
+from .class_order import names_of, require_same_classes, trained_classes
 from .sharded import is_sharded, whole_state_dict
 
 
@@ -29,8 +30,8 @@ class CheckLoadedWeights(Hook):
     - ``load_from`` in training: the backbone's must be (its output norms may be new); heads may
       differ, as for another number of classes, and are counted in the log.
 
-    A test on data with other class names, or in another order, is warned of: labels would not mean
-    the same.
+    Data with other class names, or in another order, is refused: labels would not mean the same.
+    ``load_from`` takes data with other names, to fine-tune on them.
 
     A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
     every config.
@@ -46,6 +47,7 @@ class CheckLoadedWeights(Hook):
             checkpoint (dict): Its ``state_dict`` is renamed in place where it lacks ``backbone.``.
 
         Raises:
+            UserError: The class names of the file and the data differ.
             CheckpointError: The model would stay without weights that it needs, or the file is no
                 training checkpoint and was to be resumed.
         """
@@ -62,32 +64,29 @@ class CheckLoadedWeights(Hook):
             check_resumable(checkpoint, source)
         complete = not training or runner._resume
         runner.logger.info(compare(runner.model, in_file, str(source), complete, own))
-        if not training:
-            _compare_classes(runner, checkpoint, source)
+        _check_classes(runner, checkpoint, source, fine_tuning=not complete)
 
 
-def _compare_classes(runner: Runner, checkpoint: dict, source: str) -> None:
-    """Warn where labels mean one class in the data that is tested on and another in the file."""
-    meta = checkpoint.get('meta')
-    learned = _class_names(meta.get('dataset_meta') if isinstance(meta, dict) else None)
-    for loop in (getattr(runner, '_test_loop', None), getattr(runner, '_val_loop', None)):
-        dataset = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
-        tested = _class_names(getattr(dataset, 'metainfo', None))
-        different = [i for i, names in enumerate(zip(learned, tested)) if len(set(names)) > 1]
-        if different:
-            i = different[0]
+def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: bool) -> None:
+    """Refuse data in which labels mean other classes than in the file.
+
+    A fine-tuning may have other classes: then only another order of the same ones is refused, with
+    which the heads would start from each other's weights.
+    """
+    trained = trained_classes(checkpoint)
+    for phase in ('train', 'val', 'test'):
+        loop = getattr(runner, f'_{phase}_loop', None)
+        if not isinstance(loop, BaseLoop) or not hasattr(loop, 'dataloader'):
+            continue
+        dataset = loop.dataloader.dataset
+        names = names_of(getattr(dataset, 'metainfo', None))
+        if not fine_tuning or sorted(names) == sorted(trained):
+            require_same_classes(trained, names, source)
+        elif names and len(names) == len(trained):
             runner.logger.warning(
-                f'{source} was trained with other classes, or in another order, than the data has: '
-                f'{len(different)} of {len(learned)} labels differ, e.g. label {i} is '
-                f'{learned[i]!r} in the file and {tested[i]!r} in the data. Unless these are names '
-                'for the same things, the results below are wrong: use the order of the training '
-                'data (categories in the annotation file, classes.txt, metainfo.classes)'
+                f'{source} was trained with the classes {trained}, the data has {names}: the heads '
+                'fit and start from the weights of the others'
             )
-
-
-def _class_names(metainfo: object) -> 'list[str]':
-    names = metainfo.get('classes') if isinstance(metainfo, dict) else None
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
 
 
 def compare(

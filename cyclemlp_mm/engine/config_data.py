@@ -1,41 +1,42 @@
 """The data sets and evaluators of a config, and what they read."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
 
-def data_sets(cfg: Config) -> 'Iterator[tuple[str, ConfigDict]]':
-    """Every data set of a config with its split, wrappers (repeat, concat, …) opened."""
-    for phase, dataset in _by_phase(cfg):
-        yield 'train' if phase == 'train' else 'val', dataset
+def data_sets(
+    cfg: Config, phases: Sequence[str] = ('train', 'val', 'test')
+) -> Iterator[tuple[str, ConfigDict]]:
+    """Data sets of a config with their split, wrappers (repeat, concat, …) opened."""
 
-
-def _by_phase(cfg: Config) -> 'Iterator[tuple[str, ConfigDict]]':
-    def open_wrappers(dataset: ConfigDict) -> 'Iterator[ConfigDict]':
+    def open_wrappers(dataset: ConfigDict) -> Iterator[ConfigDict]:
         inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
         if not inner:
             yield dataset
         for one in inner:
             yield from open_wrappers(one)
 
-    for phase in ('train', 'val', 'test'):
+    for phase in phases:
+        split = 'train' if phase == 'train' else 'val'
         loader = cfg.get(f'{phase}_dataloader')
         if loader is not None:
             for dataset in open_wrappers(loader.dataset):
-                yield phase, dataset
+                yield split, dataset
 
 
-def class_names(cfg: Config) -> 'dict | None':
+def class_names(cfg: Config) -> dict | None:
     """Class names, and colours if there are, of what a config is tested on.
 
     Returns:
         dict | None: ``classes`` and, if known, ``palette``, of the data set's ``metainfo`` or else
         of its class (COCO's, ADE20K's, …); None where neither has any.
     """
-    found = [dataset for phase, dataset in _by_phase(cfg) if phase in ('test', 'val')]
-    for dataset in found[::-1]:  # test before val
+    for _, dataset in data_sets(cfg, ['test', 'val']):
         kind = dataset.type
         if isinstance(kind, str):
             kind = DATASETS.get(kind if '.' in kind else f'{cfg.get("default_scope")}.{kind}')
@@ -45,7 +46,7 @@ def class_names(cfg: Config) -> 'dict | None':
     return None
 
 
-def heads_classes(node: object, key: str = 'model') -> 'Iterator[tuple[str, int]]':
+def heads_classes(node: object, key: str = 'model') -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a model's heads, with the key of the head."""
     if isinstance(node, dict):
         for name, value in node.items():
@@ -58,12 +59,57 @@ def heads_classes(node: object, key: str = 'model') -> 'Iterator[tuple[str, int]
             yield from heads_classes(value, f'{key}[{i}]')
 
 
-def evaluators(cfg: Config) -> 'Iterator[ConfigDict]':
-    """Every evaluator of a config, of validation and test."""
-    for phase in ('val', 'test'):
+def evaluators(cfg: Config, phases: Sequence[str] = ('val', 'test')) -> Iterator[ConfigDict]:
+    """Evaluators of a config, of validation and test."""
+    for phase in phases:
         evaluator = cfg.get(f'{phase}_evaluator')
         if evaluator is not None:
             yield from evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+
+
+#: mmdet's types that read an annotation file, and ours on one checked reading of it.
+_CHECKED = {'CocoDataset': 'CheckedCocoDataset', 'CocoMetric': 'CheckedCocoMetric'}
+
+
+def use_checked_coco(cfg: Config) -> None:
+    """Replace mmdet's ``CocoDataset`` and ``CocoMetric`` in a config by the checked ones."""
+    if cfg.get('default_scope') != 'mmdet':
+        return
+    for part in (*(dataset for _, dataset in data_sets(cfg)), *evaluators(cfg)):
+        kind = part.get('type')
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        if name.removeprefix('mmdet.') in _CHECKED:
+            part['type'] = _CHECKED[name.removeprefix('mmdet.')]
+
+
+def other_evaluated_files(
+    cfg: Config, phases: Sequence[str] = ('val', 'test')
+) -> Iterator[tuple[str, str, str]]:
+    """Evaluators that read another annotation file than the loader of their phase.
+
+    Yields:
+        tuple[str, str, str]: The evaluator's key, what is wrong and how to fix it.
+    """
+    for phase in phases:
+        read = [
+            _absolute(dataset['ann_file'], dataset.get('data_root'))
+            for _, dataset in data_sets(cfg, [phase])
+            if isinstance(dataset.get('ann_file'), str)
+        ]
+        key = f'{phase}_evaluator.ann_file'
+        for evaluator in evaluators(cfg, [phase]):
+            file = evaluator.get('ann_file')
+            if read and isinstance(file, str) and _absolute(file) not in read:
+                yield (
+                    key,
+                    f'is {file}, but {phase}_dataloader reads {read[0]}: predictions would be '
+                    'compared with the objects of other images',
+                    f'Set both, e.g. --cfg-options {key}={read[0]}',
+                )
+
+
+def _absolute(file: str, root: str | None = None) -> str:
+    return os.path.realpath(os.path.join(root or '', file))
 
 
 def needs_masks(cfg: Config, split: str) -> bool:

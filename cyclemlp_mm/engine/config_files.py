@@ -13,6 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from cyclemlp_mm.errors import CodeError, MissingFileError, UserError
 
+from .config_data import use_checked_coco
 from .config_sections import check_sections
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -133,6 +134,7 @@ def merge_options(cfg: Config, options: 'dict | None') -> None:
                 f'--cfg-options {options} does not fit the config: {_first_line(error)}'
             ) from error
     check_sections(cfg)
+    use_checked_coco(cfg)
 
 
 def _config_error(path: Path, error: Exception) -> UserError:

@@ -89,11 +89,11 @@ def _use_coco_layout(
         split: category_names(root / ann_file, needs_masks(cfg, split))
         for split, (ann_file, _) in COCO_SPLITS.items()
     }
-    if list(found['train'].items()) != list(found['val'].items()):  # order counts
+    if sorted(found['train'].values()) != sorted(found['val'].values()):
         raise UserError(
-            f'{root}: the categories of train and val differ, so labels would not mean the same. '
-            f'train: {found["train"]}; val: {found["val"]}. Write the same list, in the same '
-            'order, into both files'
+            f'{root}: the category names of train and val differ, so labels would not mean the '
+            f'same. train: {found["train"]}; val: {found["val"]}. Write the same names into both '
+            'files, also those that one of them has no box of'
         )
     names = tuple(found['train'].values())
     if classes is not None:
@@ -105,7 +105,7 @@ def _use_coco_layout(
     for split, dataset in data_sets(cfg):
         ann_file, images = COCO_SPLITS[split]
         dataset.update(
-            type='CocoDataset', data_root=str(root), ann_file=ann_file,
+            type='CheckedCocoDataset', data_root=str(root), ann_file=ann_file,
             data_prefix=dict(img=images), metainfo=metainfo,
         )  # fmt: skip
     for evaluator in evaluators(cfg):

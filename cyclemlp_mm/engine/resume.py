@@ -11,6 +11,7 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
 
 from .check_weights import check_resumable
+from .class_order import take_class_order, trained_classes
 
 
 def _entry(key: str, value: bytes) -> re.Pattern:
@@ -69,6 +70,7 @@ def resume_training(cfg: Config, source: str) -> 'list[str]':
         path, content = source, read_checkpoint(source)
     cfg.resume = True
     cfg.load_from = path
+    said += take_class_order(cfg, trained_classes(content), path)
     return [*said, *_take_seed(cfg, content, path)]
 
 

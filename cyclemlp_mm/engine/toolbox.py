@@ -33,4 +33,6 @@ def require_toolbox(cfg: Config) -> str:
             f"`make setup`; elsewhere, `pip install 'cyclemlp_mm[{EXTRAS[scope]}]'` (see the "
             "README on mmcv's compiled ops)"
         ) from error
+    if scope == 'mmdet':
+        import cyclemlp_mm.datasets.checked_coco  # noqa: F401 - registers classes that need mmdet
     return scope

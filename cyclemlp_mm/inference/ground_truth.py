@@ -1,6 +1,6 @@
 """Validation images with what is in them, from a config's own data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from cyclemlp_mm.datasets.load_labels import label_reader
 from cyclemlp_mm.engine import require_toolbox
+from cyclemlp_mm.engine.class_order import names_of, require_same_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .predictions import Instances, Prediction, Segments
@@ -33,18 +34,22 @@ class Labelled:
     ignored: 'np.ndarray | None' = None
 
 
-def read_ground_truth(cfg: Config) -> 'Iterator[Labelled]':
+def read_ground_truth(
+    cfg: Config, classes: 'Sequence[str]', checkpoint: str
+) -> 'Iterator[Labelled]':
     """Go through the validation set of a config.
 
     Args:
         cfg (Config): A detector's or segmentor's; that of a work dir knows its data.
+        classes (Sequence[str]): Class names of the model that is compared with it.
+        checkpoint (str): The model's, for messages.
 
     Yields:
         Labelled: One per image.
 
     Raises:
         MissingFileError: The data is not where the config says.
-        UserError: The config has no validation set.
+        UserError: The config has no validation set, or one of other classes.
     """
     scope = require_toolbox(cfg)
     if scope == 'mmdet':
@@ -65,6 +70,7 @@ def read_ground_truth(cfg: Config) -> 'Iterator[Labelled]':
             f'the data of this config is not there ({error}). Give the config of a work dir, which '
             'knows its data, or --data DIR'
         ) from error
+    require_same_classes(classes, names_of(data.metainfo), checkpoint)
     for i in range(len(data)):
         info = data.get_data_info(i)
         if scope == 'mmseg':

@@ -1,94 +1,142 @@
-"""COCO annotation files: what mmdet drops silently, or fails on deep inside."""
+"""COCO annotation files: what is left out or counted otherwise than expected, with counts."""
+
+from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
+from mmengine.config import Config, ConfigDict
+
+from cyclemlp_mm.datasets.coco_annotations import (
+    CUT,
+    LEFT_OUT,
+    MALFORMED,
+    NO_IMAGE,
+    SHORT,
+    UNKNOWN,
+    box_trouble,
+    has_size,
+    image_sizes,
+    is_crowd,
+    is_id,
+    mask_trouble,
+    unsortable,
+)
 from cyclemlp_mm.datasets.coco_file import category_names, read_coco
+from cyclemlp_mm.engine.config_data import evaluators, needs_masks
 from cyclemlp_mm.errors import UserError
 
 from .findings import Report, count, some
-from .values import is_number
 
-# Ends of sentences that are told apart.
-_UNKNOWN = 'have an unknown category id; mmdet drops them'
-_NO_IMAGE = 'belong to no image of the file; mmdet drops them'
-_NO_AREA = 'have no area (width, height or area below 1 pixel); mmdet drops them'
-_OUTSIDE = 'lie outside their image; mmdet drops them'
-_SHORT = 'have no polygon of at least three points'
-_CUT = 'reach beyond the image; mmdet cuts them'
+#: COCO's average precision counts so many detections of an image at most.
+_MAX_DETECTIONS = 100
 
 
 def check_coco(
-    report: Report, ann_file: Path, images: Path, classes: 'Sequence[str]', needs_masks: bool,
-    is_evaluated: bool = False,
-) -> 'list[tuple[str, dict]]':  # fmt: skip
+    report: Report,
+    cfg: Config,
+    split: str,
+    dataset: ConfigDict,
+    classes: Sequence[str],
+    ann_file: Path,
+) -> list[tuple[str, dict]]:
     """Look at one annotation file.
 
     Args:
         report (Report): Gets the findings.
+        cfg (Config): The whole config.
+        split (str): 'train' or 'val'.
+        dataset (ConfigDict): The data set that reads the file.
+        classes (Sequence[str]): Its class names.
         ann_file (Path): The file.
-        images (Path): Folder of the images.
-        classes (Sequence[str]): Class names of the config.
-        needs_masks (bool): Whether masks are learned from it, or compared with it.
-        is_evaluated (bool): Whether pycocotools reads it as well, which asks for more. Defaults to
-            False.
 
     Returns:
         list[tuple[str, dict]]: Image files that are there, each with its ``height`` and ``width``.
     """
+    masks = needs_masks(cfg, split)
+    is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
     try:
-        categories = category_names(ann_file, needs_masks)
+        categories = category_names(ann_file, masks)
         content = read_coco(ann_file)
     except (UserError, OSError) as error:
         report.error(ann_file, _without(str(error), ann_file), 'Write a COCO annotation file')
         return []
     annotations = content['annotations']
-    _check_classes(report, ann_file, categories, annotations, classes)
+    _check_classes(report, ann_file, categories, annotations, classes, dataset)
     named = _check_images(report, ann_file, content['images'])
-    sizes = {
-        image['id']: (image['width'], image['height']) for image in named if _has_size(image)
-    }
-    troubles = [_trouble(ann, categories, sizes) for ann in annotations]
-    _check_boxes(report, ann_file, annotations, troubles, categories, classes)
-    if is_evaluated:
-        _check_crowds(report, ann_file, annotations)
-    if needs_masks:
-        # What mmdet drops before it looks at masks, pycocotools still decodes.
-        read = (None, _CUT, _NO_AREA, _OUTSIDE) if is_evaluated else (None, _CUT)
-        masked = [
-            ann for ann, trouble in zip(annotations, troubles)
-            if trouble in read and categories[ann['category_id']] in classes
-        ]  # fmt: skip
+    sizes = image_sizes(named)
+    for ids, what in ((sizes, 'images'), (categories, 'categories')):
+        if unsortable(ids):
+            report.error(
+                ann_file,
+                f'the ids of its {what} mix numbers and texts, or numbers too large: {some(ids)}; '
+                'the evaluation would lose some',
+                'Number them from 1',
+            )
+    troubles = [box_trouble(ann, categories, sizes) for ann in annotations]
+    used = _check_boxes(report, ann_file, annotations, troubles, categories, classes, sizes)
+    good = [ann for ann in used if not is_crowd(ann)]
+    if masks:
+        masked = [ann for ann, t in zip(annotations, troubles) if _is_read(t)]
         _check_masks(report, ann_file, masked, sizes, is_evaluated)
-    return _files(report, images, named)
+    if split == 'train' and not dataset.get('test_mode'):
+        _check_filter(report, ann_file, dataset.get('filter_cfg') or {}, sizes, used)
+    _check_number(report, ann_file, cfg, good)
+    _check_areas(report, ann_file, good)
+    prefix = (dataset.get('data_prefix') or {}).get('img', '')
+    return _files(report, Path(dataset.get('data_root') or '.') / prefix, named)
 
 
 def _check_classes(
-    report: Report, where: Path, categories: dict, annotations: list, classes: 'Sequence[str]'
+    report: Report,
+    where: Path,
+    categories: dict,
+    annotations: list,
+    classes: Sequence[str],
+    dataset: ConfigDict,
 ) -> None:
-    absent = [name for name in classes if name not in categories.values()]
+    if isinstance(classes, str):
+        report.error(
+            'metainfo.classes',
+            f'is the text {classes!r}, not a tuple of names',
+            f'Write a comma: classes=({classes!r},)',
+        )
+        return
+    names = list(categories.values())
+    absent = [name for name in classes if name not in names]
     if absent:
         report.error(
             where,
             f'{count(len(absent), "class name")} of the config are not in the file: {some(absent)} '
-            f'(it has {some(list(categories.values()))}), so mmdet would drop their boxes silently',
+            f'(it has {some(names)}), so mmdet would drop their boxes silently',
             'Give --data DIR, which takes the names from the file, or set metainfo.classes',
         )
+        return
     unused = [i for i, name in categories.items() if name not in classes]
-    if unused and not absent:
+    if unused:
         ids = (a.get('category_id') for a in annotations if isinstance(a, dict))
-        boxes = Counter(i for i in ids if _is_id(i))
+        boxes = Counter(i for i in ids if is_id(i))
         said = [f'{categories[i]} ({count(boxes[i], "box")})' for i in unused]
         report.warning(where, f'not trained, as the config does not name them: {some(said)}')
+    in_order = [name for name in names if name in classes]
+    if dataset.get('type') != 'CheckedCocoDataset' and in_order != list(classes):
+        report.error(
+            where,
+            f'{dataset.type} gives labels in the order of the file ({some(in_order)}), but the '
+            f'config names the classes as {some(list(classes))}: names would be exchanged',
+            "Take that order for metainfo.classes, or type='CheckedCocoDataset'",
+        )
 
 
-def _check_images(report: Report, where: Path, images: list) -> 'list[dict]':
+def _check_images(report: Report, where: Path, images: list) -> list[dict]:
     """The images that have an id and a name."""
     named = [
         image for image in images
-        if isinstance(image, dict) and _is_id(image.get('id'))
+        if isinstance(image, dict) and is_id(image.get('id'))
         and isinstance(image.get('file_name'), str)
     ]  # fmt: skip
     if len(named) < len(images):
@@ -100,7 +148,16 @@ def _check_images(report: Report, where: Path, images: list) -> 'list[dict]':
     if double:
         report.error(where, f'{count(len(double), "image id")} are used twice: {some(double)}',
                      'Number the images anew')  # fmt: skip
-    sizeless = [image['file_name'] for image in named if not _has_size(image)]
+    twice = [name for name, n in Counter(image['file_name'] for image in named).items() if n > 1]
+    if twice:
+        report.warning(
+            where,
+            f'{count(len(twice), "image file")} are listed more than once, under several ids: '
+            f'{some(twice)}; the objects of one entry are background in the other, in training '
+            'as in the evaluation, where finding them counts as wrong',
+            'Put all objects of an image under one id',
+        )
+    sizeless = [image['file_name'] for image in named if not has_size(image)]
     if sizeless:
         report.error(
             where, f'{count(len(sizeless), "image")} have no "width" and "height" above 0: '
@@ -110,25 +167,50 @@ def _check_images(report: Report, where: Path, images: list) -> 'list[dict]':
 
 
 def _check_boxes(
-    report: Report, where: Path, annotations: list, troubles: 'list[str | None]', categories: dict,
-    classes: 'Sequence[str]',
-) -> None:  # fmt: skip
-    found: dict[str, list] = {}
-    good = 0
+    report: Report,
+    where: Path,
+    annotations: list,
+    troubles: list[str | None],
+    categories: dict,
+    classes: Sequence[str],
+    sizes: dict,
+) -> list[dict]:
+    """Report boxes that are not used; returns the others of the config's classes, with crowds."""
+    found, crowds, used = defaultdict(list), defaultdict(list), []
     for number, (ann, trouble) in enumerate(zip(annotations, troubles)):
         if trouble:
-            found.setdefault(trouble, []).append(_name(ann, number))
-        if trouble in (None, _CUT) and not ann.get('iscrowd') and not ann.get('ignore'):
-            good += categories[ann['category_id']] in classes
+            found[trouble].append((number, ann))
+        if not _is_read(trouble):
+            continue
+        if is_crowd(ann):
+            crowds['iscrowd' if ann.get('iscrowd') else 'ignore'].append((number, ann))
+        if categories[ann['category_id']] in classes:
+            used.append(ann)
+    good = [ann for ann in used if not is_crowd(ann)]
     ids = (ann.get('id') for ann in annotations if isinstance(ann, dict))
-    double = [i for i, n in Counter(i for i in ids if _is_id(i)).items() if n > 1]
+    double = [i for i, n in Counter(i for i in ids if is_id(i)).items() if n > 1]
     if double:
-        report.error(where, f'{count(len(double), "annotation id")} are used twice: '
-                            f'{some(double)}', 'Number the annotations anew')  # fmt: skip
-    for trouble, idents in found.items():
-        add = report.error if trouble.startswith('are malformed') else report.warning
-        of_all = f'{len(idents)} of {count(len(annotations), "box")}'
-        add(where, f'{of_all} {trouble}, ids {some(idents)}')
+        report.error(
+            where,
+            f'{count(len(double), "annotation id")} are used twice: {some(double)}',
+            'Number the annotations anew',
+        )
+    of_all = f'of {count(len(annotations), "box")}'
+    for trouble, these in found.items():
+        add = report.error if trouble.startswith(MALFORMED) else report.warning
+        add(
+            where,
+            f'{len(these)} {of_all} {trouble}, ids {_ids(these)}',
+            _hint(trouble, [ann for _, ann in these], categories, sizes),
+        )
+    for flag, these in crowds.items():
+        _by_share(report, len(these), len(annotations))(
+            where,
+            f'{len(these)} {of_all} have "{flag}" of 1: they are neither learned nor searched for '
+            f'in the evaluation, ids {_ids(these)}',
+            f'Write "{flag}": 0 where it is one object (annotation tools set it for masks drawn '
+            'with a brush)',
+        )
     if not good:
         report.error(
             where,
@@ -136,153 +218,209 @@ def _check_boxes(
             '"iscrowd" or "ignore" of 1, are not)',
             'See the lines above, and the class names',
         )
-
-
-def _check_crowds(report: Report, where: Path, annotations: list) -> None:
-    """pycocotools asks each annotation whether it is of a crowd; mmdet does not."""
-    silent = [
-        _name(ann, number) for number, ann in enumerate(annotations)
-        if isinstance(ann, dict) and ann.get('iscrowd') is None
-    ]  # fmt: skip
-    if silent:
+    elif all(0 <= v <= 1 for ann in good for v in ann['bbox']):
         report.error(
             where,
-            f'{len(silent)} of {count(len(annotations), "box")} have no "iscrowd", which the '
-            f'evaluation reads, ids {some(silent)}',
-            'Write "iscrowd": 0 into each annotation (1 for a box around a crowd)',
+            'all boxes are made of numbers from 0 to 1: parts of the image, as YOLO writes them',
+            'Write pixels: [x, y, width, height]',
         )
+    return used
 
 
-def _trouble(ann: object, categories: dict, sizes: dict) -> 'str | None':
-    """What is wrong with an annotation, as the end of a sentence."""
-    if not isinstance(ann, dict):
-        return 'are malformed (no object)'
-    box = ann.get('bbox')
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return 'are malformed: "bbox" is not four finite numbers [x, y, width, height]'
-    missing = [key for key in ('id', 'image_id', 'category_id', 'area') if key not in ann]
-    if missing:
-        return f'are malformed: they lack {", ".join(missing)}'
-    strange = [key for key in ('id', 'image_id', 'category_id') if not _is_id(ann[key])]
-    if strange:
-        return f'are malformed: {", ".join(strange)} is no number'
-    if not is_number(ann['area']):
-        return 'are malformed: "area" is no finite number'
-    if ann.get('iscrowd') not in (None, 0, 1):
-        return 'are malformed: "iscrowd" is neither 0 nor 1'
-    if ann['category_id'] not in categories:
-        return _UNKNOWN
-    if ann['image_id'] not in sizes:
-        return _NO_IMAGE
-    x, y, width, height = box
-    if width < 1 or height < 1 or ann['area'] <= 0:
-        return _NO_AREA
-    image_width, image_height = sizes[ann['image_id']]
-    if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
-        return _OUTSIDE
-    if x < -1 or y < -1 or x + width > image_width + 1 or y + height > image_height + 1:
-        return _CUT
-    return None
+def _by_share(report: Report, part: int, of_all: int) -> Callable[..., None]:
+    """A warning for what concerns many; a note for what is usual, as in COCO itself."""
+    return report.warning if part >= 0.05 * of_all else report.note
+
+
+def _is_read(trouble: str | None) -> bool:
+    """Whether an annotation reaches training or evaluation in spite of its trouble."""
+    return not trouble or (trouble not in LEFT_OUT and not trouble.startswith(MALFORMED))
+
+
+def _ids(these: list[tuple[int, object]]) -> str:
+    return some([
+        ann.get('id', f'number {number}') if isinstance(ann, dict) else number
+        for number, ann in these
+    ])  # fmt: skip
+
+
+def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
+    """What probably happened to boxes with a trouble; '' where nothing fits them."""
+    if trouble in (UNKNOWN, NO_IMAGE):
+        key, known = ('category_id', categories) if trouble == UNKNOWN else ('image_id', sizes)
+        texts = set(map(str, known))
+        if all(str(ann[key]) in texts for ann in these):
+            return f'Their {key} is a number in one place and a text in the other: write numbers'
+    if trouble == CUT and all(
+        _fit_as_corners(ann['bbox'], sizes[ann['image_id']]) for ann in these
+    ):
+        return (
+            "All of them fit as [x1, y1, x2, y2]: COCO's boxes are [x, y, width, height], not "
+            'corners'
+        )
+    return ''
+
+
+def _fit_as_corners(box: list, size: tuple) -> bool:
+    x1, y1, x2, y2 = box
+    return 0 <= x1 < x2 <= size[0] + 1 and 0 <= y1 < y2 <= size[1] + 1
 
 
 def _check_masks(
-    report: Report, where: Path, annotations: 'list[dict]', sizes: dict, is_evaluated: bool
+    report: Report, where: Path, annotations: list[dict], sizes: dict, is_evaluated: bool
 ) -> None:
     """Masks that stop the training or the evaluation, and such that are only dropped."""
-    found: dict[str, list] = {}
+    found = defaultdict(list)
     for ann in annotations:
-        trouble = _mask_trouble(ann.get('segmentation'), sizes[ann['image_id']], is_evaluated)
+        trouble = mask_trouble(ann.get('segmentation'), sizes[ann['image_id']], is_evaluated)
         if trouble:
-            found.setdefault(trouble, []).append(ann['id'])
+            found[trouble].append(ann['id'])
     for trouble, idents in found.items():
         said = f'{count(len(idents), "annotation")} {trouble}, ids {some(idents)}'
-        if trouble == _SHORT:
+        if trouble == SHORT:
             report.warning(where, f'{said}; mmdet drops their masks')
         else:
-            report.error(where, said, 'Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, '
-                                      'or COCO\'s RLE; or leave these boxes out')  # fmt: skip
+            report.error(
+                where,
+                said,
+                "Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or COCO's RLE; or "
+                'leave these boxes out',
+            )
 
 
-def _mask_trouble(mask: object, size: 'tuple[int, int]', is_evaluated: bool) -> 'str | None':
-    """What is wrong with a "segmentation", as the end of a sentence."""
-    if not mask:
-        return 'have no "segmentation", and masks are needed of all'
-    if isinstance(mask, dict):
-        return _rle_trouble(mask, size)
-    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        return 'have a "segmentation" that is no list of polygons (lists of numbers) and no RLE'
-    if not all(is_number(value) for polygon in mask for value in polygon):
-        return 'have polygons of something else than finite numbers'
-    if is_evaluated and len(mask[0]) <= 4:
-        return 'begin with a polygon of less than three points, which pycocotools cannot read'
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
-        return _SHORT
-    return None
+def _check_filter(
+    report: Report, where: Path, filter_cfg: dict, sizes: dict, used: list[dict]
+) -> None:
+    """Images that mmdet leaves out of training."""
+    least = filter_cfg.get('min_size', 0)
+    small = [i for i, size in sizes.items() if min(size) < least]
+    key = 'train_dataloader.dataset.filter_cfg'
+    if small:
+        add = report.error if len(small) == len(sizes) else report.warning
+        add(
+            where,
+            f'{len(small)} of {count(len(sizes), "image")} have a side below {least} pixels and '
+            f'are left out of training ({key}.min_size={least})',
+            f'To train them, give --cfg-options {key}.min_size=1',
+        )
+    empty = sizes.keys() - {ann['image_id'] for ann in used}
+    if used and empty and filter_cfg.get('filter_empty_gt'):
+        _by_share(report, len(empty), len(sizes))(
+            where,
+            f'{len(empty)} of {count(len(sizes), "image")} have no object and are left out of '
+            f'training ({key}.filter_empty_gt=True)',
+            f'To learn from them as background, give --cfg-options {key}.filter_empty_gt=False',
+        )
 
 
-def _rle_trouble(mask: dict, size: 'tuple[int, int]') -> 'str | None':
-    """What is wrong with a run-length encoded mask; pycocotools may write beyond its memory."""
-    width, height = size
-    counts = mask.get('counts')
-    if not isinstance(counts, (list, str)) or 'size' not in mask:
-        return 'have an RLE without "size" and "counts"'
-    if mask['size'] != [height, width]:
-        return 'have an RLE whose "size" is not [height, width] of their image'
-    runs = _decode_runs(counts) if isinstance(counts, str) else counts
-    if not runs or any(type(run) is not int or run < 0 for run in runs):
-        return 'have an RLE whose "counts" cannot be decoded'
-    if sum(runs) > height * width:
-        return 'have an RLE of more pixels than their image has'
-    return None
+def _check_number(report: Report, where: Path, cfg: Config, good: list[dict]) -> None:
+    """Images with more objects than are ever predicted."""
+    most = min([_MAX_DETECTIONS, *_values(cfg.model.get('test_cfg'), 'max_per_img')])
+    per_image = Counter(ann['image_id'] for ann in good)
+    more = [n for n in per_image.values() if n > most]
+    if more:
+        found = sum(min(n, most) for n in per_image.values()) / len(good)
+        report.warning(
+            where,
+            f'{count(len(more), "image")} have more than {most} objects, up to {max(more)}, but at '
+            f'most {most} are predicted and evaluated per image (model.test_cfg.max_per_img; '
+            f"COCO's AP counts {_MAX_DETECTIONS}): at best {found:.0%} of all objects are found",
+            'Cut the images into tiles, or raise max_per_img to predict more',
+        )
 
 
-def _decode_runs(text: str) -> 'list[int]':
-    """COCO's compressed counts: 5 bits a character, differences from the last but one; or []."""
-    runs, value, shift = [], 0, 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return []
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:  # goes on
-            continue
-        if code & 16:  # negative
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    return [] if shift else runs
+def _values(node: object, key: str) -> Iterator[int]:
+    """Numbers under a key, however deep, but of proposals: those of ``rpn`` are no detections."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == key and isinstance(value, int):
+            yield value
+        elif name != 'rpn':
+            yield from _values(value, key)
 
 
-def _files(report: Report, folder: Path, images: 'list[dict]') -> 'list[tuple[str, dict]]':
+def _check_areas(report: Report, where: Path, good: list[dict]) -> None:
+    """An "area" that cannot be the object's: AP of small, medium and large objects goes by it."""
+    boxes = [ann['bbox'][2] * ann['bbox'][3] for ann in good]
+    wrong = [
+        ann['id']
+        for ann, box in zip(good, boxes)
+        if not 0.01 * box <= ann['area'] <= 1.05 * box + 1
+    ]
+    same = len({ann['area'] for ann in good}) == 1 and len(set(boxes)) > 1
+    if wrong or same:
+        report.warning(
+            where,
+            f'the "area" of {len(good) if same else len(wrong)} of {count(len(good), "box")} does '
+            f'not belong to their width and height, ids {some(wrong)}: AP of small, medium and '
+            'large objects sorts by it and would be wrong; the other figures are not affected',
+            'Write the area of the mask, or width × height',
+        )
+
+
+def _files(report: Report, folder: Path, images: list[dict]) -> list[tuple[str, dict]]:
     here, lacking = [], []
     for image in images:
         is_here = os.path.isfile(folder / image['file_name'])  # not raised: a name with a 0 in it
         (here if is_here else lacking).append(image)
     if lacking:
-        add = report.warning if here else report.error
-        names = some([image['file_name'] for image in lacking])
-        add(folder, f'{len(lacking)} of {count(len(images), "image")} are missing: {names}',
-            'Check data_root and data_prefix' if not here else
-            'They are skipped; copy them, or take them out of the annotations')  # fmt: skip
+        names = [image['file_name'] for image in lacking]
+        report_missing(report, folder, names, len(images))
     return [
-        (str(folder / image['file_name']),
-         dict(height=image.get('height'), width=image.get('width')) if _has_size(image) else {})
+        (
+            str(folder / image['file_name']),
+            dict(height=image['height'], width=image['width']) if has_size(image) else {},
+        )
         for image in here
-    ]  # fmt: skip
+    ]
 
 
-def _has_size(image: dict) -> bool:
-    return all(is_number(image.get(side)) and image[side] > 0 for side in ('width', 'height'))
+def report_missing(report: Report, folder: Path, names: list[str], total: int) -> None:
+    """Report images that are not in a folder; an error where none is there or the cause is clear.
+
+    Args:
+        report (Report): Gets the finding.
+        folder (Path): It.
+        names (list[str]): Those that are missing, relative to it.
+        total (int): How many images there should be.
+    """
+    said = f'{len(names)} of {count(total, "image")} are missing: {some(names)}'
+    for cause, change in _SPELLINGS.items():
+        renamed = [(name, new) for name in names if (new := _other(folder, name, change))]
+        if renamed:
+            report.error(
+                folder,
+                f'{said}. {len(renamed)} are there under another name: {cause}, e.g. '
+                f'{renamed[0][0]!a} in the annotations, {renamed[0][1]!a} in the folder',
+                'Write the names of the files into the annotations',
+            )
+            return
+    if len(names) == total:
+        report.error(folder, said, 'Check data_root and data_prefix')
+    else:
+        report.warning(
+            folder, said, 'They are skipped; copy them, or take them out of the annotations'
+        )
 
 
-def _is_id(value: object) -> bool:
-    """What counts as an id: ones that are texts work as well."""
-    return isinstance(value, str) or is_number(value)
+def _swap_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition('.')
+    return stem + dot + (suffix.lower() if suffix != suffix.lower() else suffix.upper())
 
 
-def _name(ann: object, number: int) -> object:
-    return ann.get('id', f'number {number}') if isinstance(ann, dict) else number
+#: How a name in an annotation file may differ from the file's, and the file's name from it.
+_SPELLINGS = {
+    'backslashes for slashes': lambda name: name.replace('\\', '/'),
+    'URL-encoded': unquote,
+    'accents as one character (NFC) or two (NFD)': lambda name: unicodedata.normalize('NFD', name),
+    'accents as two characters (NFD) or one (NFC)': lambda name: unicodedata.normalize('NFC', name),
+    'capital letters in the suffix': _swap_suffix,
+    'with folders that are not there': lambda name: name.replace('\\', '/').rpartition('/')[2],
+}
+
+
+def _other(folder: Path, name: str, change: Callable[[str], str]) -> str | None:
+    new = change(name)
+    return new if new and new != name and os.path.isfile(folder / new) else None
 
 
 def _without(message: str, path: Path) -> str:

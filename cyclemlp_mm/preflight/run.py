@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.datasets.load_image import resize_scales
 from cyclemlp_mm.engine import require_toolbox
-from cyclemlp_mm.engine.config_data import data_sets, evaluators, needs_masks
+from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
 
 from .coco import check_coco
 from .findings import Report, count
@@ -63,6 +63,8 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
         check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
+    for finding in other_evaluated_files(cfg):
+        report.error(*finding)
     check_batch(report, cfg)
     check_strategy(report, cfg)
     model = build_model(report, cfg)
@@ -93,11 +95,7 @@ def _check_dataset(
             report.error(ann_file, 'there is no such file (ann_file of a data set)',
                          'Give --data DIR in the layout of COCO 2017')  # fmt: skip
             return []
-        is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
-        return check_coco(
-            report, ann_file, root / prefix.get('img', ''), classes, needs_masks(cfg, split),
-            is_evaluated,
-        )  # fmt: skip
+        return check_coco(report, cfg, split, dataset, classes, ann_file)
     if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
         return _check_segmentation(report, dataset, root, prefix, classes, full)
     prefix = prefix if isinstance(prefix, str) else prefix.get('img_path', '')

@@ -9,11 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from cyclemlp_mm.checks import is_number
 from cyclemlp_mm.engine.config_sections import parts
 
 from .findings import Report
 from .signatures import check_signatures, check_types, check_watched, find_kind
-from .values import is_number
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: mmengine wants all of a row, or none.

@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop
 from published_names import published_state_dict
 from torch import nn
 
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
@@ -51,25 +51,31 @@ def load(model, checkpoint, training=False, resume=False):
     return lines[0]
 
 
-@pytest.mark.parametrize('tested, warned', [
-    (['cat', 'dog', 'cow'], []), (None, []),
-    (['cat', 'cow', 'dog'], ["2 of 3 labels differ, e.g. label 1 is 'dog' in the file and 'cow'"]),
-])  # fmt: skip
-def test_classes_in_another_order_are_warned_of(tested, warned):
+@pytest.mark.parametrize('training, resume', [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    'names', [('cat', 'dog', 'cow'), None, ('cat', 'cow', 'dog'), ('a', 'b', 'c')]
+)
+def test_other_classes_than_the_files(names, training, resume):
+    """Refused, but for a fine-tuning on other names, which is warned of."""
     model, lines = Detector(), []
     checkpoint = whole(model)
     checkpoint['meta'] = dict(META, dataset_meta=dict(classes=('cat', 'dog', 'cow')))
     loop = Loop()
-    dataset = SimpleNamespace(metainfo=dict(classes=tested))
-    loop.dataloader = SimpleNamespace(dataset=dataset)
+    loop.dataloader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=names)))
     logger = logging.Logger('test')
     logger.warning = lines.append
     runner = SimpleNamespace(
-        model=model, logger=logger, work_dir='.', _load_from='file.pth', _resume=False,
-        _train_loop={}, _test_loop=loop,
+        model=model, logger=logger, work_dir='.', _load_from='file.pth', _resume=resume,
+        _train_loop=loop if training else {}, _test_loop={} if training else loop,
     )  # fmt: skip
-    HOOKS.build(dict(type='CheckLoadedWeights')).after_load_checkpoint(runner, checkpoint)
-    assert len(lines) == len(warned) and all(said in line for said, line in zip(warned, lines))
+    hook = HOOKS.build(dict(type='CheckLoadedWeights'))
+    fine_tuned = training and not resume and names == ('a', 'b', 'c')
+    if names in (None, ('cat', 'dog', 'cow')) or fine_tuned:
+        hook.after_load_checkpoint(runner, checkpoint)
+    else:
+        with pytest.raises(UserError, match=r'file\.pth was trained with the classes'):
+            hook.after_load_checkpoint(runner, checkpoint)
+    assert len(lines) == fine_tuned
 
 
 def whole(model, **kwargs):

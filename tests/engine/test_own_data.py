@@ -82,11 +82,15 @@ def test_wrapped_data_sets_and_several_evaluators(coco):
     assert cfg.val_evaluator[0].ann_file.startswith(str(coco))
 
 
-def test_categories_that_differ_are_refused(coco):
+def test_categories_go_by_name_and_names_must_agree(coco):
     file = coco / 'annotations/instances_val2017.json'
     categories = json.loads(file.read_text())['categories']
     rewrite(file, categories=categories[::-1])
-    with pytest.raises(UserError, match='categories of train and val differ'):
+    cfg = use_own_data(load_config(RETINANET), coco)
+    names = tuple(category['name'] for category in categories)  # of the training's file
+    assert all(cfg[f'{p}_dataloader'].dataset.metainfo.classes == names for p in ('val', 'test'))
+    rewrite(file, categories=categories[1:])
+    with pytest.raises(UserError, match='category names of train and val differ'):
         use_own_data(load_config(RETINANET), coco)
 
 

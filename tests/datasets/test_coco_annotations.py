@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cyclemlp_mm.preflight.coco import _decode_runs, _mask_trouble
+from cyclemlp_mm.datasets.coco_annotations import decode_runs, mask_trouble
 
 mask_tools = pytest.importorskip('pycocotools.mask')
 
@@ -16,12 +16,12 @@ def test_compressed_counts_are_read_as_pycocotools_writes_them(share):
     flat = np.concatenate([[False], mask.ravel(order='F'), [True]])
     flat[-1] = not flat[-2]
     ends = np.flatnonzero(flat[1:] != flat[:-1])
-    assert _decode_runs(text) == np.diff([0, *ends]).tolist()
-    assert _mask_trouble(dict(size=[300, 200], counts=text), (200, 300), True) is None
-    assert not _decode_runs(text + 'P')  # 'P' says that more follows
+    assert decode_runs(text) == np.diff([0, *ends]).tolist()
+    assert mask_trouble(dict(size=[300, 200], counts=text), (200, 300), True) is None
+    assert not decode_runs(text + 'P')  # 'P' says that more follows
 
 
 def test_a_mask_in_several_parts():
     square = [1, 1, 9, 1, 9, 9, 1, 9]
-    assert _mask_trouble([square, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
-    assert 'no polygon of at least' in _mask_trouble([square, [1, 2]], (20, 20), True)
+    assert mask_trouble([square, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
+    assert 'no polygon of at least' in mask_trouble([square, [1, 2]], (20, 20), True)

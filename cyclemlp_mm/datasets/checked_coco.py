@@ -1,0 +1,198 @@
+"""mmdet's COCO data set and metric on one checked reading of the annotation file.
+
+mmdet's own read the file twice and differently: classes in the order of the file whatever the
+config names, boxes that training drops but the evaluation searches for, ids that pycocotools loses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial, wraps
+from pathlib import Path
+
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+from cyclemlp_mm.errors import UserError
+
+from .coco_annotations import (
+    LEFT_OUT,
+    MALFORMED,
+    SHORT,
+    box_trouble,
+    image_sizes,
+    is_crowd,
+    mask_trouble,
+    unsortable,
+)
+from .coco_file import category_names, read_coco
+
+
+class CheckedCOCO(COCO):
+    """An annotation file as training and evaluation both take it.
+
+    - Annotations are numbered from 1: pycocotools takes id 0 for "not found".
+    - Objects with ``ignore`` of 1 are crowds, as pycocotools overwrites the flag.
+    - Boxes without area or outside their image are left out, as no detector can find them.
+    - Masks that cannot be decoded are an error where masks are needed, and left out elsewhere.
+
+    Args:
+        annotation_file (str | Path): The file.
+        with_masks (bool): Whether masks are decoded. Defaults to False.
+        is_evaluated (bool): Whether pycocotools decodes them. Defaults to False.
+
+    Raises:
+        UserError: What :func:`cyclemlp_mm.datasets.coco_file.read_coco` raises, and boxes, ids or
+            masks that mmdet or pycocotools cannot read.
+    """
+
+    def __init__(
+        self, annotation_file: str | Path, with_masks: bool = False, is_evaluated: bool = False
+    ) -> None:
+        super().__init__()
+        file = Path(annotation_file)
+        content = read_coco(file)
+        categories = category_names(file, needs_masks=False)
+        sizes = image_sizes(content['images'])
+        named = [
+            i
+            for i in content['images']
+            if isinstance(i, dict) and isinstance(i.get('file_name'), str)
+        ]
+        if not len(sizes) == len(named) == len(content['images']):
+            raise UserError(
+                f'{file}: each image needs an "id" of its own, "file_name", "width" and "height"'
+            )
+        for ids, what in ((sizes, 'images'), (categories, 'categories')):
+            if unsortable(ids):
+                raise UserError(
+                    f'{file}: the ids of its {what} mix numbers and texts, or numbers too large; '
+                    'the evaluation would lose some. Number them from 1'
+                )
+        annotations, self.counts = [], Counter()
+        for number, ann in enumerate(content['annotations'], start=1):
+            trouble = box_trouble(ann, categories, sizes)
+            self.counts[trouble] += 1
+            if trouble in LEFT_OUT:
+                continue
+            if trouble and trouble.startswith(MALFORMED):
+                raise UserError(f'{file}: annotations {trouble}, e.g. number {number}')
+            mask = ann.get('segmentation')
+            trouble = mask_trouble(mask, sizes[ann['image_id']], is_evaluated)
+            if with_masks and trouble not in (None, SHORT):
+                raise UserError(f'{file}: annotations {trouble}, e.g. id {ann["id"]}')
+            self.counts['crowds'] += is_crowd(ann)
+            ann = dict(ann, id=number, iscrowd=int(is_crowd(ann)), ignore=0)
+            if trouble:
+                ann['segmentation'] = mask if trouble == SHORT else None
+            annotations.append(ann)
+        if content['annotations'] and not annotations:
+            reasons = '; '.join(f'{n} {trouble}' for trouble, n in self.counts.items() if n)
+            raise UserError(f'{file}: none of its boxes can be used: {reasons}')
+        self.dataset = {
+            'info': {},  # some versions of pycocotools read it without asking
+            **content,
+            'annotations': annotations,
+        }
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
+
+    def get_cat_ids(
+        self, cat_names: Sequence[str] = (), sup_names: Sequence = (), cat_ids: Sequence = ()
+    ) -> list:
+        """As pycocotools' ``getCatIds``, but names return their ids in the order of the names.
+
+        Raises:
+            UserError: The file has no category of a name.
+        """
+        if not cat_names:
+            return super().get_cat_ids([], list(sup_names), list(cat_ids))
+        ids = {category['name']: category['id'] for category in self.dataset['categories']}
+        absent = [name for name in cat_names if name not in ids]
+        if isinstance(cat_names, str) or absent:
+            raise UserError(
+                f'metainfo.classes={cat_names!r} does not fit the annotation file, whose '
+                f'categories are {list(ids)}: write a tuple of these names, in any order'
+            )
+        return [ids[name] for name in cat_names]
+
+
+def _warn(text: str) -> None:
+    print_log(text, 'current', logging.WARNING)
+
+
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """mmdet's ``CocoDataset`` on a :class:`CheckedCOCO`; takes the same settings."""
+
+    def load_data_list(self) -> list[dict]:
+        """Images with their objects, labelled in the order of ``metainfo.classes``."""
+        steps = self.pipeline.transforms
+        with_masks = any(getattr(step, 'with_mask', False) for step in steps)
+        self.COCOAPI = partial(CheckedCOCO, with_masks=with_masks)
+        return super().load_data_list()
+
+
+@METRICS.register_module()
+class CheckedCocoMetric(CocoMetric):
+    """mmdet's ``CocoMetric`` on a :class:`CheckedCOCO`; takes the same settings."""
+
+    default_prefix = 'coco'
+
+    @wraps(CocoMetric.__init__)  # its signature: unknown settings are found by it
+    def __init__(self, ann_file: str | None = None, **settings: object) -> None:
+        super().__init__(None, **settings)
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                self._coco_api = CheckedCOCO(path, 'segm' in self.metrics, is_evaluated=True)
+            counts = self._coco_api.counts
+            for what in LEFT_OUT:
+                if counts[what]:
+                    _warn(f'{ann_file}: {counts[what]} of its boxes {what}')
+            if counts['crowds']:
+                _warn(
+                    f'{ann_file}: {counts["crowds"]} of its boxes are crowds ("iscrowd" or '
+                    '"ignore" of 1), which need not be found'
+                )
+        self._ann_file = ann_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Collect the predictions of one batch.
+
+        Raises:
+            UserError: An image is not the one that the annotation file has under its id.
+        """
+        for sample in data_samples if self._coco_api is not None else ():
+            path = str(sample.get('img_path', ''))
+            image = self._coco_api.imgs.get(sample['img_id'])
+            if image is None or not path.endswith(image['file_name'] if path else ''):
+                raise UserError(
+                    f'the evaluator reads {self._ann_file}, but image {path or sample["img_id"]} '
+                    'is not in it under that id: set ann_file of evaluator and data set to the '
+                    'same file'
+                )
+        super().process(data_batch, data_samples)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """The metrics, by name; those per class under the class's own name."""
+        if self._coco_api is not None:
+            # pycocotools sorts the ids, and mmdet numbers its results per class by this list.
+            self.cat_ids = sorted(self._coco_api.get_cat_ids(self.dataset_meta['classes']))
+        return super().compute_metrics(results)
+
+    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+        """Write predictions with the category id of each label's class; returns the files."""
+        in_order, self.cat_ids = (
+            self.cat_ids,
+            self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes']),
+        )
+        try:
+            return super().results2json(results, outfile_prefix)
+        finally:
+            self.cat_ids = in_order

@@ -1,0 +1,220 @@
+"""Training and evaluation on one checked reading of the annotation file, by whatever ids and order.
+
+Predictions are made by hand, so that the right figure is known.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from cyclemlp_mm.errors import UserError
+
+pytest.importorskip('mmdet')
+mask_tools = pytest.importorskip('pycocotools.mask')
+
+from mmdet.registry import DATASETS, METRICS  # noqa: E402
+
+SETTINGS = dict(type='CheckedCocoDataset', data_prefix=dict(img=''), pipeline=[])
+CLASSES = ('cat', 'dog', 'eel')
+BOXES = [[2, 2, 20, 20], [30, 4, 12, 16], [5, 40, 20, 12], [40, 40, 10, 10]]
+
+
+def square(box):
+    x, y, w, h = box
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def content():
+    images = [dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in (1, 2, 3)]
+    annotations = [
+        dict(id=4 * i + j + 1, image_id=i + 1, category_id=1 + (i + j) % 3, bbox=box, iscrowd=0,
+             area=box[2] * box[3], segmentation=square(box))
+        for i in range(3) for j, box in enumerate(BOXES)
+    ]  # fmt: skip
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    return dict(images=images, annotations=annotations, categories=categories)
+
+
+def each(key, change):
+    return lambda c: [change(number, entry) for number, entry in enumerate(c[key])]
+
+
+def write(folder, change=None):
+    file = folder / 'a.json'
+    made = content()
+    if change is not None:
+        change(made)
+    file.write_text(json.dumps(made))
+    return str(file)
+
+
+def build(file, classes=CLASSES, **settings):
+    init_default_scope('mmdet')
+    settings = dict(SETTINGS, ann_file=file, metainfo=dict(classes=classes)) | settings
+    return DATASETS.build(Config(settings))
+
+
+def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
+    """Metrics of a model that finds every object of :func:`content`, with the names' labels."""
+    init_default_scope('mmdet')
+    metric = METRICS.build(
+        dict(type='CheckedCocoMetric', ann_file=file, metric=metric, **settings))  # fmt: skip
+    metric.dataset_meta = dict(classes=classes)
+    truth = content()
+    ids = json.loads(Path(file).read_text())['images']
+    for old, image in zip(truth['images'], ids):
+        objects = [a for a in truth['annotations'] if a['image_id'] == old['id']]
+        boxes = torch.tensor([a['bbox'] for a in objects], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = [classes.index(CLASSES[a['category_id'] - 1]) for a in objects]
+        masks = torch.zeros(len(objects), 64, 64, dtype=torch.bool)
+        for mask, (x, y, w, h) in zip(masks, (a['bbox'] for a in objects)):
+            mask[y : y + h, x : x + w] = True
+        found = dict(bboxes=boxes, scores=torch.ones(len(objects)), labels=torch.tensor(labels),
+                     masks=masks)  # fmt: skip
+        metric.process({}, [dict(
+            img_id=image['id'], img_path=f'/data/{names or image["file_name"]}',
+            ori_shape=(64, 64), pred_instances=found)])  # fmt: skip
+    return metric.evaluate(size=3)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        None,
+        each('annotations', lambda n, a: a.update(id=n)),
+        each('annotations', lambda n, a: a.update(id=-n)),
+        each('annotations', lambda n, a: a.update(id=f'{n}x')),
+        each('annotations', lambda n, a: a.update(id=n if n % 2 else f'{n}x')),
+        each('annotations', lambda n, a: a.update(id=7)),
+        each('annotations', lambda n, a: a.pop('iscrowd')),
+        lambda c: (each('images', lambda n, i: i.update(id=f'i{i["id"]}'))(c),
+                   each('annotations', lambda n, a: a.update(image_id=f'i{a["image_id"]}'))(c)),
+        lambda c: (
+            each('categories', lambda n, k: k.update(id=90 - n))(c),
+            each('annotations', lambda n, a: a.update(category_id=91 - a['category_id']))(c)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1], ('dog', 'eel', 'cat')])
+def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
+    file = write(tmp_path, change)
+    assert evaluate(file, classes)['coco/bbox_mAP'] == 1
+    data = build(file, classes)
+    names = [classes[one['bbox_label']] for one in data.get_data_info(1)['instances']]
+    assert names == ['dog', 'eel', 'cat', 'dog']  # image 2 of content()
+
+
+def test_figures_per_class_have_the_names_of_their_class(tmp_path):
+    """Also where the ids of the categories are not sorted, as pycocotools sorts them."""
+    def change(c):
+        for category in c['categories']:
+            category['id'] = 90 - category['id']
+        for ann in c['annotations']:
+            ann['category_id'] = 90 - ann['category_id']
+            if ann['category_id'] == 89:  # cats are elsewhere: none is found
+                ann['bbox'] = [1, 60, 3, 3]
+
+    found = evaluate(write(tmp_path, change), CLASSES[::-1], classwise=True)
+    assert [found[f'coco/{name}_precision'] for name in CLASSES] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(bbox=[0, 0, 0, 0], area=0),
+        dict(bbox=[9, 9, -4, 5]),
+        dict(area=-3.0),
+        dict(bbox=[900, 2, 5, 5]),
+        dict(iscrowd=1),
+        dict(ignore=1),
+        dict(ignore=True, iscrowd=0),
+        dict(image_id=99),
+        dict(category_id=99),
+    ],
+)
+def test_what_is_not_learned_is_not_missed_either(tmp_path, change, log_lines):
+    def add(c):
+        extra = dict(c['annotations'][0], id=1000, bbox=[50, 5, 10, 10], area=100)
+        c['annotations'].append(extra | change)
+
+    file = write(tmp_path, add)
+    for metric in ('bbox', 'segm'):
+        assert evaluate(file, metric=metric)[f'coco/{metric}_mAP'] == 1
+    learned = [one for one in build(file).get_data_info(0)['instances'] if not one['ignore_flag']]
+    assert len(learned) == 4
+    assert any('1 of its boxes' in line for line in log_lines)
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (each('images', lambda n, i: i.update(id=[1, 'b', 3][n])), 'ids of its images mix'),
+        (each('images', lambda n, i: i.update(id=[-1, 2**63 + 1, 2**53 + 1][n])), 'ids of its im'),
+        (each('categories', lambda n, k: k.update(id=[1, '2', 3][n])), 'ids of its categories mix'),
+        (each('annotations', lambda n, a: a.update(category_id=str(a['category_id']))),
+         'none of its boxes can be used: 12 have an unknown category id'),
+        (each('annotations', lambda n, a: a.update(bbox=[1, 2])), '"bbox" is not four'),
+        (each('annotations', lambda n, a: a.update(ignore='no')), '"ignore" is neither'),
+        (each('images', lambda n, i: i.pop('width')), 'each image needs'),
+        (each('images', lambda n, i: i.update(id=1)), 'each image needs'),
+        (each('categories', lambda n, k: k.update(name='xyz'[n])), 'does not fit the annotation'),
+    ],
+)  # fmt: skip
+def test_what_would_be_evaluated_wrongly_is_refused(tmp_path, change, said):
+    file = write(tmp_path, change)
+    with pytest.raises(UserError, match=said):
+        evaluate(file)
+    with pytest.raises(UserError, match=said):
+        build(file)
+
+
+def runs(box):
+    mask = np.zeros((64, 64), np.uint8, order='F')
+    x, y, w, h = box
+    mask[y : y + h, x : x + w] = 1
+    flat = np.concatenate([[0], mask.ravel(order='F')])
+    return np.diff([0, *np.flatnonzero(np.diff(flat)), 64 * 64]).tolist()
+
+
+@pytest.mark.parametrize('as_text', [False, True])
+def test_run_length_codes_that_end_early_are_never_decoded(tmp_path, as_text):
+    def change(c, whole):
+        for ann in c['annotations']:
+            counts = runs(ann['bbox'])
+            assert sum(counts) == 64 * 64
+            counts = counts if whole else counts[:-1]
+            if as_text:
+                code = mask_tools.frPyObjects(dict(size=[64, 64], counts=counts), 64, 64)
+                counts = code['counts'].decode()
+            ann['segmentation'] = dict(size=[64, 64], counts=counts)
+
+    file = write(tmp_path, lambda c: change(c, whole=True))
+    assert evaluate(file, metric='segm')['coco/segm_mAP'] == 1
+    file = write(tmp_path, lambda c: change(c, whole=False))
+    with pytest.raises(UserError, match='"counts" end before the last pixel'):
+        evaluate(file, metric='segm')
+    assert evaluate(file)['coco/bbox_mAP'] == 1  # boxes need no masks, and no mask is passed on
+    assert not any('mask' in one for one in build(file).get_data_info(0)['instances'])
+    with pytest.raises(UserError, match='end before'):
+        build(file, pipeline=[dict(type='LoadAnnotations', with_mask=True)])
+
+
+def test_another_file_than_the_loaders(tmp_path):
+    file = write(tmp_path)
+    with pytest.raises(UserError, match=r'evaluator reads .*a\.json, but image /data/other\.jpg'):
+        evaluate(file, names='other.jpg')
+
+
+def test_without_mmdets_registry(tmp_path):
+    """The toolboxes' own tools find the classes by our package alone."""
+    from mmengine.registry import DATASETS as ROOT
+
+    settings = {key: value for key, value in SETTINGS.items() if key != 'type'}
+    build = ROOT.module_dict['CheckedCocoDataset']
+    data = build(ann_file=write(tmp_path), metainfo=dict(classes=CLASSES), **settings)
+    assert type(data).__name__ == 'CheckedCocoDataset' and len(data) == 3

@@ -1,0 +1,144 @@
+"""Classes of checkpoint and data: by name in detection, else the same order or an error."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from toy_runs import NO_WORKERS, TINY_BACKBONE
+
+from cyclemlp_mm.apis import test as run_test
+from cyclemlp_mm.apis import train
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
+from cyclemlp_mm.engine import load_config, use_own_data
+from cyclemlp_mm.engine.class_order import (
+    require_same_classes,
+    take_class_order,
+    trained_classes,
+)
+from cyclemlp_mm.errors import UserError
+
+DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
+OPTIONS = ['--cfg-options', *NO_WORKERS, *TINY_BACKBONE]
+
+
+@pytest.fixture
+def coco(tmp_path, monkeypatch):
+    pytest.importorskip('mmdet')
+    monkeypatch.chdir(tmp_path)
+    return write_coco(tmp_path / 'coco', 4, 2, (64, 64))
+
+
+def edit(coco, change):
+    for file in (coco / 'annotations').glob('*.json'):
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+
+def checkpoint(name, data, path, **more):
+    """Weights of a config's model before training, with the names of its data."""
+    tiny = TINY_BACKBONE if name != SEG else []
+    options = dict(option.split('=', 1) for option in tiny)
+    cfg = load_config(name, {key: eval(value) for key, value in options.items()})
+    use_own_data(cfg, data)
+    init_default_scope(cfg.default_scope)
+    classes = cfg.train_dataloader.dataset.metainfo.classes
+    content = dict(state_dict=MODELS.build(cfg.model).state_dict(),
+                   meta=dict(dataset_meta=dict(classes=classes)), **more)  # fmt: skip
+    torch.save(content, path)
+    return tuple(classes)
+
+
+def test_detection_takes_the_order_of_the_checkpoint(coco):
+    cfg = use_own_data(load_config(DET), coco)
+    names = cfg.test_dataloader.dataset.metainfo.classes
+    colours = dict(zip(names, cfg.test_dataloader.dataset.metainfo.palette))
+    order = [names[i] for i in (2, 0, 3, 1)]
+    [said] = take_class_order(cfg, order, 'a.pth')
+    assert 'a.pth' in said and ', '.join(order) in said
+    for phase in ('train', 'val', 'test'):
+        metainfo = cfg[f'{phase}_dataloader'].dataset.metainfo
+        assert list(metainfo.classes) == order
+        assert dict(zip(metainfo.classes, metainfo.palette)) == colours
+    assert take_class_order(cfg, order, 'a.pth') == []
+    assert take_class_order(cfg, ['zebra'], 'a.pth') == []
+
+
+@pytest.mark.parametrize('trained, names, fits', [
+    (['a', 'b'], ['a', 'b'], True), ([], ['a'], True), (['a'], [], True),
+    (['a', 'b'], ['b', 'a'], False), (['a', 'b'], ['a', 'c'], False),
+    (['a', 'b'], ['a'], False), (['a'], ['a', 'b'], False),
+])  # fmt: skip
+def test_labels_mean_the_same_or_it_is_an_error(trained, names, fits):
+    if fits:
+        require_same_classes(trained, names, 'f.pth')
+    else:
+        with pytest.raises(UserError, match=r'f\.pth was trained with the classes'):
+            require_same_classes(trained, names, 'f.pth')
+
+
+@pytest.mark.parametrize('meta, names', [
+    (dict(dataset_meta=dict(classes=('a', 'b'))), ['a', 'b']), (dict(CLASSES=['a']), ['a']),
+    (dict(dataset_meta=3), []), (dict(dataset_meta=dict(classes='ab')), []), (None, []),
+])  # fmt: skip
+def test_names_of_a_checkpoint(meta, names):
+    assert trained_classes(dict(meta=meta)) == names
+
+
+def test_a_test_goes_by_name_and_refuses_other_names(coco, capsys):
+    names = checkpoint(DET, coco, 'c.pth')
+    edit(coco, lambda c: c['categories'].reverse())
+    argv = [DET, 'c.pth', '--data', str(coco), '--work-dir', 'wd', *OPTIONS]
+    run_test(argv)
+    assert f'classes are in the order of c.pth: {", ".join(names)}' in capsys.readouterr().out
+    edit(coco, lambda c: c['categories'][0].update(name='zebra'))
+    with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
+        run_test(argv)
+
+
+def test_a_resumed_training_goes_by_name_and_refuses_other_names(coco, capsys):
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    checkpoint(DET, coco, 'c.pth', optimizer={}, message_hub=hub)
+    content = torch.load('c.pth')
+    content['meta'].update(epoch=0, iter=0)
+    torch.save(content, 'c.pth')
+    edit(coco, lambda c: c['categories'][0].update(name='zebra'))
+    with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
+        train([DET, '--data', str(coco), '--work-dir', 'wd', '--resume', 'c.pth', *OPTIONS])
+    assert 'Epoch(train)' not in capsys.readouterr().out
+
+
+def test_segmentation_in_another_order_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
+    monkeypatch.chdir(tmp_path)
+    data = write_ade20k(tmp_path / 'ade', 2, 2, (64, 64))
+    names = checkpoint(SEG, data, 'c.pth')
+    argv = [SEG, 'c.pth', '--data', str(data), '--work-dir', 'wd', '--classes', *names[::-1]]
+    with pytest.raises(UserError, match=r'c\.pth was trained with .* in another order'):
+        run_test([*argv, '--cfg-options', *NO_WORKERS])
+
+
+def test_classification_with_other_folders_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip('mmpretrain')
+    monkeypatch.chdir(tmp_path)
+    data = write_image_folders(tmp_path / 'folders', 4, 4, (64, 64))
+    checkpoint(CLS, data, 'c.pth')
+    for split in ('train', 'val'):
+        first = sorted((data / split).iterdir())[0]
+        shutil.move(first, first.with_name('zebra'))
+    with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
+        run_test([CLS, 'c.pth', '--data', str(data), '--work-dir', 'wd', *OPTIONS])
+
+
+def test_another_file_for_the_loader_than_for_the_evaluator(coco):
+    checkpoint(DET, coco, 'c.pth')
+    file = 'annotations/instances_train2017.json'
+    cfg = use_own_data(load_config(DET), coco)
+    cfg.test_dataloader.dataset.update(ann_file=file, data_prefix=dict(img='train2017/'))
+    cfg.dump('c.py')
+    with pytest.raises(UserError, match=rf'test_evaluator\.ann_file=\S*{file}'):
+        run_test(['c.py', 'c.pth', '--work-dir', 'wd'])
+    with pytest.raises(UserError, match=r'test_evaluator\.ann_file: is .*val2017'):
+        train(['c.py', '--work-dir', 'wd'])
