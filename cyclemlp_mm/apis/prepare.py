@@ -13,8 +13,8 @@ from cyclemlp_mm.engine import (
     skip_bad_images,
     use_own_data,
 )
-from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.engine.class_order import take_class_order, trained_classes
+from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
 
