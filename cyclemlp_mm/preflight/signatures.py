@@ -102,7 +102,7 @@ _PLAIN = {
 }
 #: Figures of a metric, by its class: from its settings.
 _FIGURES = {
-    'CocoMetric': lambda metric: [
+    'CheckedCocoMetric': lambda metric: [
         f'{kind}_{item}'
         for kind in _listed(metric.get('metric', 'bbox'))
         for item in metric.get('metric_items')

@@ -3,7 +3,7 @@
 import pytest
 from mmengine.registry import init_default_scope
 
-from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.preflight import Report
 from cyclemlp_mm.preflight.settings import check_settings
 
@@ -17,7 +17,7 @@ DET, SEG, CLS = (
 def said_of(config, options):
     cfg = load_config(config, options)
     pytest.importorskip(cfg.default_scope)
-    init_default_scope(cfg.default_scope)
+    init_default_scope(require_toolbox(cfg))
     report = Report()
     check_settings(report, cfg)
     return [str(finding) for finding in report.findings]
