@@ -15,7 +15,7 @@ from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
 from cyclemlp_mm.engine.progress_bar import progress_bar
-from cyclemlp_mm.engine.stop_on_signal import TrainingStopped
+from cyclemlp_mm.engine.stop_on_signal import TrainingStopped, stoppable
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
 from cyclemlp_mm.engine.work_dir_lock import work_dir_lock
@@ -87,6 +87,11 @@ def train(argv: 'Sequence[str] | None' = None) -> None:
         UserError: Before the first iteration, with what is wrong.
     """
     args = parse_train_args(argv)
+    with stoppable():
+        _train(args)
+
+
+def _train(args: argparse.Namespace) -> None:
     accept_local_rank(args)
     with annotations_kept():
         cfg, start_from, said = _prepare_training(args)

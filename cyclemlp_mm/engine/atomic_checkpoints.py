@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_c
 from cyclemlp_mm.errors import UserError
 
 from .atomic_files import remove_partial_files, write_atomically, written_beside
+from .resumed_settings import compare_settings
 from .train_loops import validation_follows
 
 _INTERRUPTED = 'interrupted_ckpt'
@@ -67,9 +68,18 @@ class AtomicCheckpointHook(CheckpointHook):
             if left:
                 runner.logger.info(f'removed what an interrupted save left behind: {left}')
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare optimiser and schedule of a resumed checkpoint with those of the config."""
+        if getattr(runner, '_resume', False) and isinstance(runner._train_loop, BaseLoop):
+            compare_settings(runner, checkpoint, self._source(runner))
+
+    @staticmethod
+    def _source(runner: Runner) -> str:
+        return str(runner._load_from or find_latest_checkpoint(runner.work_dir))
+
     def _take_over(self, runner: Runner, named: 'dict[str, object]') -> None:
         """Keep what a resumed checkpoint says of other checkpoints, if these are this run's."""
-        source = str(runner._load_from or find_latest_checkpoint(runner.work_dir))
+        source = self._source(runner)
         own = self._found(source)
         if own is None or (self.is_local and not os.path.samefile(source, own)):
             named = {}

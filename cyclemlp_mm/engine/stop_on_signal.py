@@ -1,8 +1,11 @@
 """SIGTERM and Ctrl-C: finish the iteration, save, and leave with a code that says so."""
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.dist import all_reduce, get_comm_device, get_dist_info
@@ -25,6 +28,31 @@ class TrainingStopped(SystemExit):
     def __init__(self, message: str) -> None:
         super().__init__(EXIT_STOPPED)
         self.message = message
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Around all of a training: SIGTERM ends it with the same exit code while no iteration runs.
+
+    :class:`StopOnSignal` takes over from the first iteration to the last.
+
+    Raises:
+        TrainingStopped: The signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop_at_once(number: int, frame: object) -> None:
+    message = 'stopped by SIGTERM while no iteration ran: there was nothing to save'
+    print(f'{message} (exit code {EXIT_STOPPED})', file=sys.stderr, flush=True)
+    raise TrainingStopped(message)
 
 
 @HOOKS.register_module()

@@ -29,6 +29,7 @@ from .model import (
     check_work_dir,
 )
 from .settings import check_settings
+from .shared_memory import check_shared_memory
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -67,6 +68,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         report.error(*finding)
     check_batch(report, cfg)
     check_strategy(report, cfg)
+    check_shared_memory(report, cfg)
     model = build_model(report, cfg)
     if model is not None:
         check_layers(report, cfg, model)

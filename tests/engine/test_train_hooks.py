@@ -26,13 +26,15 @@ from torch import nn
 from torch.utils.data import Dataset
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
 
+from cyclemlp_mm.apis import train as train_tool
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.atomic_checkpoints import make_strategy_atomic
 from cyclemlp_mm.engine.atomic_files import PARTIAL
 from cyclemlp_mm.engine.non_finite import NonFiniteLossError
 from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED, TrainingStopped
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.engine.work_dir_lock import LOCK
+from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
 
 DEMO, SEGMENTOR = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
@@ -421,6 +423,71 @@ def test_other_data_than_before_are_said(tmp_path, by_epoch, batch_size):
     assert logged.count(said) == (batch_size == 2)
 
 
+SCHEDULE = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[2, 3]),
+]
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        ({}, None),
+        ({'optim_wrapper.optimizer.lr': 0.002}, r'lr 0\.01 \(config: 0\.002\)\. To train with'),
+        ({'optim_wrapper.optimizer.weight_decay': 0.1}, r'weight_decay 0 \(config: 0\.1\)'),
+        ({'optim_wrapper.optimizer.betas': (0.8, 0.9)}, r'betas \(0\.9, 0\.999\) \(config: \(0\.8'),
+        ({'param_scheduler.1.milestones': [3, 4]}, r'milestones \[2, 3\] \(config: \[3, 4\]\)'),
+        ({'param_scheduler.0.end': 3}, r'param_schedulers\.0\.end 6 \(config: 3\)'),
+        ({'param_scheduler': SCHEDULE[:1]}, r'2 param_schedulers \(config: 1\)'),
+        ({'param_scheduler': None}, None),
+    ],
+    ids=str,
+)
+def test_settings_that_a_resumed_training_does_not_follow(tmp_path, changes, said, capsys):
+    with pytest.raises(TrainingStopped):
+        train(config(tmp_path, param_scheduler=SCHEDULE, **terminate_at(8)))
+    cfg = config(tmp_path, resume=True, param_scheduler=SCHEDULE)
+    cfg.merge_from_dict(changes)
+    capsys.readouterr()
+    train(cfg)
+    logged = [line for line in capsys.readouterr().out.splitlines() if 'not with those of' in line]
+    assert len(logged) == bool(said)
+    assert not said or re.search(rf'goes on with the settings .*{said}', logged[0])
+
+
+@pytest.mark.parametrize(
+    'wrapper, said',
+    [
+        (dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)), "than SGD .* lacks 'momentum'"),
+        (dict(optimizer=dict(type='RMSprop', lr=0.01)), "than RMSprop .* lacks 'alpha'"),
+        (dict(optimizer=dict(type='AdamW', lr=0.01),
+              paramwise_cfg=dict(custom_keys={'bias': dict(lr_mult=2)})),
+         'has 1 groups of 2 parameters, but AdamW .* 2 groups of 2'),
+    ],
+    ids=['SGD', 'RMSprop', 'groups'],
+)  # fmt: skip
+def test_another_optimiser_cannot_be_resumed(tmp_path, wrapper, said):
+    with pytest.raises(TrainingStopped):
+        train(config(tmp_path, **terminate_at(7)))
+    cfg = config(tmp_path, resume=True)
+    cfg.optim_wrapper = wrapper
+    with pytest.raises(CheckpointError, match=rf'epoch_1_iter_7\.pth: .*{said}.*load_from=FILE'):
+        train(cfg)
+
+
+def test_an_optimiser_of_an_older_version_is_resumed(tmp_path):
+    """torch adds the settings that were not known then."""
+    with pytest.raises(TrainingStopped):
+        train(config(tmp_path, **terminate_at(7)))
+    path = tmp_path / 'epoch_1_iter_7.pth'
+    content = torch.load(path, weights_only=False)
+    for group in content['optimizer']['param_groups']:
+        for key in ('foreach', 'maximize', 'capturable', 'differentiable', 'fused'):
+            group.pop(key, None)
+    torch.save(content, path)
+    train(config(tmp_path, resume=True))
+
+
 def test_an_accumulated_gradient_is_completed_first(tmp_path):
     cfg = config(tmp_path, **terminate_at(5))
     cfg.optim_wrapper.accumulative_counts = 4
@@ -759,6 +826,39 @@ def test_signals_to_the_whole_job(tmp_path, number):
     path = re.search(rf'stopped by {name} after iteration \d+: saved (\S+);', printed)[1]
     read_checkpoint(tmp_path / path)
     assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize('moment', ['check', 'build', 'init_weights'])
+def test_sigterm_before_the_first_iteration(tmp_path, monkeypatch, moment, capsys):
+    """The same exit code wherever it comes; a job that is put back starts again."""
+    tool = sys.modules['cyclemlp_mm.apis.train']
+
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    cfg = config(tmp_path)
+    monkeypatch.setattr(tool, '_prepare_training', lambda args: (cfg, None, []))
+    if moment == 'check':
+        monkeypatch.setattr(tool, '_prepare_training', stop)
+    elif moment == 'build':
+        monkeypatch.setattr(Runner, 'from_cfg', stop)
+    else:
+        monkeypatch.setattr(Line, 'init_weights', stop)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingStopped) as stopped:
+        train_tool([DEMO])
+    assert stopped.value.code == 75 and 'nothing to save' in stopped.value.message
+    assert 'stopped by SIGTERM while no iteration ran' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_sigterm_during_the_imports(tmp_path):
+    with subprocess.Popen([sys.executable, str(ROOT / 'tools' / 'train.py'), DEMO]) as process:
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
 
 
 @pytest.mark.parametrize('full', [False, True])

@@ -1,0 +1,120 @@
+"""Optimiser and schedule of a resumed checkpoint, compared with those of the config.
+
+mmengine takes over the checkpoint's, whatever the config says.
+"""
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from torch.optim import Optimizer
+
+from cyclemlp_mm.errors import CheckpointError
+
+_NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
+_SIMPLE = (int, float, str, tuple, list, Counter, type(None))
+
+
+def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
+    """Warn where a resumed training will not follow the optimiser and schedule of its config.
+
+    Args:
+        runner (Runner): Before it takes over the checkpoint's.
+        checkpoint (dict): With ``optimizer`` and, if it has any, ``param_schedulers``.
+        source (str): The file.
+
+    Raises:
+        CheckpointError: The state is of another optimiser, or of other parameters.
+    """
+    wrapper, state = runner.optim_wrapper, checkpoint.get('optimizer')
+    if not isinstance(wrapper, OptimWrapper):
+        return
+    parts = [('optimizer', wrapper, state)]
+    if isinstance(wrapper, OptimWrapperDict):
+        states = state if isinstance(state, dict) else {}
+        parts = [(f'optimizer.{name}', part, states.get(name)) for name, part in wrapper.items()]
+    changes = []
+    for name, part, state in parts:
+        groups = _groups(part.optimizer, state, f'checkpoint {source}: {name}')
+        changes += _of_groups(part.optimizer.param_groups, groups)
+    changes += _of_schedules(runner.param_schedulers, checkpoint.get('param_schedulers'))
+    if changes:
+        shown = list(dict.fromkeys(changes))
+        more = f' and {len(shown) - 6} more' if len(shown) > 6 else ''
+        runner.logger.warning(
+            f'{source} goes on with the settings that it was trained with, not with those of the '
+            f"config: {'; '.join(shown[:6])}{more}. To train with the config's, {_NEW}"
+        )
+
+
+def _groups(optimizer: Optimizer, state: object, name: str) -> 'list[dict]':
+    """The groups of parameters in a state that this optimiser can take over."""
+    groups = state.get('param_groups') if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise CheckpointError(f'{name} is not the state of an optimiser. To use the file, {_NEW}')
+    sizes = [len(g.get('params', ())) for g in groups]
+    own_sizes = [len(group['params']) for group in optimizer.param_groups]
+    kind = type(optimizer).__name__
+    if sizes != own_sizes:
+        raise CheckpointError(
+            f'{name} has {len(sizes)} groups of {sum(sizes)} parameters, but {kind} of the config '
+            f'has {len(own_sizes)} groups of {sum(own_sizes)}: resume with the optim_wrapper and '
+            f'model that it was trained with, or {_NEW}'
+        )
+    # What newer versions of the same optimiser need, it adds itself.
+    probe = object.__new__(type(optimizer))
+    probe.__dict__.update(optimizer.__dict__)
+    probe.__setstate__(dict(state={}, param_groups=[dict(g, params=[]) for g in groups]))
+    missing = [key for key in optimizer.defaults for g in probe.param_groups if key not in g]
+    if missing:
+        raise CheckpointError(
+            f'{name} is of another optimiser than {kind} of the config: it lacks {missing[0]!r} '
+            f'and has {sorted(set(groups[0]) - {"params"})}. Resume with the optim_wrapper that it '
+            f'was trained with, or {_NEW}'
+        )
+    return groups
+
+
+def _of_groups(own: 'list[dict]', saved: 'list[dict]') -> 'Iterator[str]':
+    for ours, theirs in zip(own, saved):
+        for key in ours:
+            if key == 'params' or key.startswith('initial_') or key not in theirs:
+                continue
+            if key == 'betas' and 'initial_momentum' in theirs:  # a schedule changes them
+                continue
+            first = f'initial_{key}'  # before a schedule changed it
+            yield from _change(key, theirs.get(first, theirs[key]), ours.get(first, ours[key]))
+
+
+def _of_schedules(own: object, saved: object) -> 'Iterator[str]':
+    if isinstance(own, Mapping) and isinstance(saved, Mapping):
+        for name in own:
+            yield from _of_schedules(own[name], saved.get(name))
+        return
+    if not isinstance(own, list) or not isinstance(saved, list):
+        return
+    if len(own) != len(saved):
+        yield f'{len(saved)} param_schedulers (config: {len(own)})'
+    for i, (schedule, state) in enumerate(zip(own, saved)):
+        kinds = type(schedule).__mro__[:-1]  # each may take arguments of its own
+        for key in sorted({key for kind in kinds for key in inspect.signature(kind).parameters}):
+            if key in vars(schedule) and key not in ('last_step', 'verbose'):
+                theirs = state.get(key, 'none') if isinstance(state, dict) else 'none'
+                yield from _change(f'param_schedulers.{i}.{key}', theirs, vars(schedule)[key])
+
+
+def _change(name: str, saved: object, own: object) -> 'Iterator[str]':
+    if not isinstance(saved, _SIMPLE) or not isinstance(own, _SIMPLE):
+        return
+    if isinstance(saved, (tuple, list)) and isinstance(own, (tuple, list)):
+        saved, own = tuple(saved), tuple(own)
+    is_close = isinstance(saved, float) and isinstance(own, float) and math.isclose(saved, own)
+    if saved != own and not is_close:
+        yield f'{name} {_say(saved)} (config: {_say(own)})'
+
+
+def _say(value: object) -> str:
+    return str(sorted(value) if isinstance(value, Counter) else value)[:60]
