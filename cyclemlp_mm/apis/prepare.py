@@ -13,7 +13,8 @@ from cyclemlp_mm.engine import (
     skip_bad_images,
     use_own_data,
 )
-from cyclemlp_mm.engine.class_order import take_class_order, trained_classes
+from cyclemlp_mm.engine.class_order import names_of, take_class_order, trained_classes
+from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
@@ -40,6 +41,9 @@ def prepare_config(args: argparse.Namespace) -> Config:
         merge_options(cfg, {k: v for k, v in options.items() if '.pipeline' not in k})
     elif args.classes is not None or args.ignore_label is not None:
         raise UserError('--classes and --ignore-label describe the folder of --data: give it too')
+    for _, dataset in data_sets(cfg, ['train']):  # labels of all loaders are those of training
+        take_class_order(cfg, names_of(dataset.get('metainfo')), 'train_dataloader')
+        break
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -46,17 +46,30 @@ def class_names(cfg: Config) -> dict | None:
     return None
 
 
-def heads_classes(node: object, key: str = 'model') -> Iterator[tuple[str, int]]:
-    """Every ``num_classes`` of a model's heads, with the key of the head."""
+def heads(node: object, key: str = 'model') -> Iterator[tuple[str, dict]]:
+    """Settings of a model whose classes are the data's, however deep, each with its key.
+
+    Left out are a backbone, which may name the classes that it was trained for, a teacher, which
+    keeps its own, and the heads of proposals and of stuff.
+    """
     if isinstance(node, dict):
+        yield key, node
         for name, value in node.items():
-            if name == 'num_classes' and isinstance(value, int):
-                yield f'{key}.num_classes', value
-            elif name not in ('backbone', 'teacher', 'rpn_head', 'data_preprocessor'):
-                yield from heads_classes(value, f'{key}.{name}')
+            if name not in _OTHER_CLASSES:
+                yield from heads(value, f'{key}.{name}')
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
-            yield from heads_classes(value, f'{key}[{i}]')
+            yield from heads(value, f'{key}[{i}]')
+
+
+_OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head', 'data_preprocessor')
+
+
+def heads_classes(model: dict) -> Iterator[tuple[str, int]]:
+    """Every ``num_classes`` of a model's heads, with its key."""
+    for key, settings in heads(model):
+        if isinstance(settings.get('num_classes'), int):
+            yield f'{key}.num_classes', settings['num_classes']
 
 
 def evaluators(cfg: Config, phases: Sequence[str] = ('val', 'test')) -> Iterator[ConfigDict]:

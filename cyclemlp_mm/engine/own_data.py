@@ -12,7 +12,7 @@ from mmengine.config import Config
 from cyclemlp_mm.datasets.coco_file import category_names
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-from .config_data import data_sets, evaluators, needs_masks
+from .config_data import data_sets, evaluators, heads, needs_masks
 from .own_images import use_image_folders
 from .palette import class_palette
 
@@ -70,7 +70,9 @@ def use_own_data(
             '--data knows detection (mmdet), segmentation (mmseg) and classification (mmpretrain) '
             f'configs, but this config has default_scope={scope!r}'
         )
-    _set_num_classes(cfg.model, len(names))
+    for _, settings in heads(cfg.model):
+        if 'num_classes' in settings:
+            settings['num_classes'] = len(names)
     for node in (cfg.model, *evaluators(cfg)):
         _limit_topk(node, len(names))
     return cfg
@@ -202,18 +204,6 @@ def _with_label_check(
         for step in steps
         for part in ([step, check] if step['type'] == 'LoadAnnotations' else [step])
     ]
-
-
-def _set_num_classes(node: object, num_classes: int) -> None:
-    """Set every ``num_classes`` in a model's config, however deep."""
-    if isinstance(node, dict):
-        if 'num_classes' in node:
-            node['num_classes'] = num_classes
-        for value in node.values():
-            _set_num_classes(value, num_classes)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _set_num_classes(value, num_classes)
 
 
 def _limit_topk(node: object, num_classes: int) -> None:

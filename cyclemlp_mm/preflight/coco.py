@@ -73,8 +73,8 @@ def check_coco(
         if unsortable(ids):
             report.error(
                 ann_file,
-                f'the ids of its {what} mix numbers and texts, or numbers too large: {some(ids)}; '
-                'the evaluation would lose some',
+                f'the ids of its {what} mix numbers and texts, or numbers too large: '
+                f'{some(list(ids))}; the evaluation would lose some',
                 'Number them from 1',
             )
     troubles = [box_trouble(ann, categories, sizes) for ann in annotations]

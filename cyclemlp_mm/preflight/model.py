@@ -12,15 +12,16 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.checks import model_errors
+from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
 from cyclemlp_mm.engine.check_weights import compare
-from cyclemlp_mm.engine.config_data import evaluators, heads_classes
+from cyclemlp_mm.engine.config_data import data_sets, evaluators, heads, heads_classes
 from cyclemlp_mm.errors import CodeError, UserError
 from cyclemlp_mm.models.strict_init import StrictInit
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .findings import Report, some
+from .findings import Report, count, some
 
 _MIB = 1024 * 1024
 _FSDP = ('ShardedStrategy', 'FSDPStrategy')
@@ -35,6 +36,18 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
                 key, f'is {value}, but the data set has {num_classes} classes',
                 'Give --data DIR, which sets both, or make them equal',
             )  # fmt: skip
+    for key, settings in heads(cfg.model):
+        for name in ('class_weight', 'pos_weight'):
+            weights = settings.get(name)
+            expected = num_classes
+            if key.endswith('loss_cls') and not settings.get('use_sigmoid'):
+                expected += 1  # the background is a class of softmax, the last one
+            if isinstance(weights, (list, tuple)) and len(weights) != expected:
+                report.error(
+                    f'{key}.{name}', f'has {count(len(weights), "weight")}, but there are '
+                    f'{count(num_classes, "class")}' + ' and the background'
+                    * (expected > num_classes), f'Write {expected} weights, or leave it out',
+                )  # fmt: skip
     for evaluator in evaluators(cfg):
         topk = evaluator.get('topk', 1)
         if max(topk if isinstance(topk, (list, tuple)) else (topk,)) > num_classes:
@@ -43,6 +56,30 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
                 'Give --data DIR, which limits it, or leave the larger numbers out',
             )  # fmt: skip
             break  # test and validation mostly share one
+
+
+def check_ignore_index(report: Report, cfg: Config) -> None:
+    """mmseg's heads, losses and metrics must leave out the label that the pipeline writes: 255."""
+    written = [
+        what for split, dataset in data_sets(cfg)
+        for what in ('reduce_zero_label=True' * bool(dataset.get('reduce_zero_label')), *(
+            'CheckLabels (--ignore-label)' for step in dataset.get('pipeline') or ()
+            if step.get('type') == 'CheckLabels'))
+        if what
+    ]  # fmt: skip
+    if cfg.get('default_scope') != 'mmseg' or not written:
+        return
+    metrics = [(f'{phase}_evaluator', metric) for phase in ('val', 'test')
+               for metric in evaluators(cfg, [phase])]  # fmt: skip
+    for key, settings in [*heads(cfg.model), *metrics]:
+        for name in ('ignore_index', 'ignore_label'):
+            label = settings.get(name)
+            if isinstance(label, int) and label != IGNORE_INDEX:
+                report.error(
+                    f'{key}.{name}', f'is {label}, but {written[0]} makes {IGNORE_INDEX} of '
+                    'labels to ignore: they would be taken for a class',
+                    f'Leave {name} out, or set it to {IGNORE_INDEX}',
+                )  # fmt: skip
 
 
 def check_batch(report: Report, cfg: Config) -> None:

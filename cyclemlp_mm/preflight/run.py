@@ -13,13 +13,14 @@ from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
 
 from .coco import check_coco
-from .findings import Report, count
+from .findings import Report, count, some
 from .folders import check_class_folders, check_list
 from .images import check_images
 from .labels import check_labels
 from .model import (
     build_model,
     check_batch,
+    check_ignore_index,
     check_layer_decay,
     check_layers,
     check_levels,
@@ -52,20 +53,30 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     if report.findings:  # what is wrong there is read by all that follows
         return report
     limit = cfg.get('max_bad_fraction', 0.05)
-    looked_at = []
+    looked_at, trained = [], ()
     for split, dataset in data_sets(cfg):
+        classes = _classes(dataset)
+        if not trained:  # the data set of training comes first
+            trained = classes
+        elif classes and list(classes) != list(trained):
+            report.error(
+                'metainfo.classes',
+                f'training has {some(list(trained))}, but {split}_dataloader or its test has '
+                f'{some(list(classes))}: labels would not mean the same',
+                'Write the same names in the same order into both',
+            )
         keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
         place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same
             continue
         looked_at.append(place)
-        classes = _classes(dataset)
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
         check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
     for finding in other_evaluated_files(cfg):
         report.error(*finding)
+    check_ignore_index(report, cfg)
     check_batch(report, cfg)
     check_strategy(report, cfg)
     check_shared_memory(report, cfg)

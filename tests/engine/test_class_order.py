@@ -10,6 +10,7 @@ from toy_runs import NO_WORKERS, TINY_BACKBONE
 
 from cyclemlp_mm.apis import test as run_test
 from cyclemlp_mm.apis import train
+from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.engine.class_order import (
@@ -142,3 +143,37 @@ def test_another_file_for_the_loader_than_for_the_evaluator(coco):
         run_test(['c.py', 'c.pth', '--work-dir', 'wd'])
     with pytest.raises(UserError, match=r'test_evaluator\.ann_file: is .*val2017'):
         train(['c.py', '--work-dir', 'wd'])
+
+
+@pytest.mark.parametrize('name, classes, found', [
+    (DET, lambda names: names[::-1], None),  # goes by name
+    (DET, lambda names: ('zebra', *names[1:]), 'labels would not mean the same'),
+    (SEG, lambda names: names[::-1], 'labels would not mean the same'),
+])  # fmt: skip
+def test_validation_with_other_classes_than_training(name, classes, found, tmp_path, monkeypatch):
+    pytest.importorskip('mmdet' if name == DET else 'mmseg')
+    monkeypatch.chdir(tmp_path)
+    data = (write_coco if name == DET else write_ade20k)(tmp_path / 'data', 4, 2, (64, 64))
+    cfg = use_own_data(load_config(name), data)
+    metainfo = cfg.val_dataloader.dataset.metainfo
+    metainfo.classes = classes(metainfo.classes)
+    cfg.dump('c.py')
+    if found is None:
+        assert not check(['c.py']).of('error')
+    else:
+        with pytest.raises(UserError):
+            check(['c.py'])
+
+
+def test_classes_of_heads_only(coco):
+    """A teacher, a backbone and a head of proposals keep theirs."""
+    cfg = load_config('mask_rcnn_cyclemlp_b1_fpn_1x_coco')
+    cfg.model.rpn_head.num_classes = 1
+    cfg.model.teacher = dict(bbox_head=dict(num_classes=80))
+    cfg.model.backbone.num_classes = 1000
+    cfg.model.roi_head.bbox_head = [cfg.model.roi_head.bbox_head] * 2  # as of a cascade
+    model = use_own_data(cfg, coco).model
+    assert [head.num_classes for head in model.roi_head.bbox_head] == [4, 4]
+    assert model.roi_head.mask_head.num_classes == 4
+    assert model.rpn_head.num_classes == 1 and model.teacher.bbox_head.num_classes == 80
+    assert model.backbone.num_classes == 1000
