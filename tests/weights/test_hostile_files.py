@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -178,11 +179,12 @@ def test_tools_refuse(run, evil, tool, arguments, file):
 def test_resume_auto_refuses(run, evil):
     work_dir = run / 'wd_auto'
     work_dir.mkdir()
-    (work_dir / 'last_checkpoint').write_text(str(run / 'meta.pth'))
+    shutil.copy(run / 'meta.pth', work_dir / 'epoch_1.pth')
+    (work_dir / 'last_checkpoint').write_text('epoch_1.pth')
     code, printed = run_tool(
         'train.py', 'config.py', '--work-dir', 'wd_auto', '--resume', cwd=run, check=False
     )
-    assert code == 2 and 'meta.pth is refused' in printed
+    assert code == 2 and 'epoch_1.pth is refused' in printed
     assert not evil.exists()
 
 
