@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from mmengine.model import BaseModule, update_init_info
+from mmengine.runner import load_checkpoint
 from torch import Tensor
 
 from cyclemlp_mm.errors import DownloadError
@@ -44,10 +46,9 @@ class StrictInit(BaseModule):
             for name in with_prefix(inner):
                 del state_dict[name]
             state_dict.update(inner)
-        # From a file, through mmengine's load_checkpoint, which only warns of a misfit; the
-        # inference APIs of the toolboxes call it. In memory, PyTorch's strict decides.
-        if 'file' in local_metadata:
-            self._check_file(part_of(state_dict, prefix), local_metadata['file'], prefix)
+        if _asked_by_mmengine():
+            file = local_metadata.get('file', 'that is loaded')
+            self._check_file(part_of(state_dict, prefix), file, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_file(self, state_dict: dict[str, Tensor], file: str, prefix: str) -> None:
@@ -105,3 +106,15 @@ class StrictInit(BaseModule):
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
         self._is_init = True
+
+
+def _asked_by_mmengine() -> bool:
+    """Whether mmengine's ``load_checkpoint`` is what loads, and not PyTorch's ``load_state_dict``.
+
+    The inference APIs of the toolboxes call it, and of a misfit it only warns. PyTorch raises,
+    unless its caller said ``strict=False``. What both call is told the same.
+    """
+    frame = inspect.currentframe().f_back
+    while frame.f_code.co_name == '_load_from_state_dict':  # here, and in subclasses
+        frame = frame.f_back
+    return frame.f_globals.get('__name__') == load_checkpoint.__module__

@@ -309,10 +309,12 @@ def _misfit(
     head = f'checkpoint {source} does not fit the model; nothing was loaded.'
     matched = sum(name in own for name in state_dict)
     if not matched:
+        if not state_dict:
+            return f'{head} It has no tensor whose name begins with {prefix!r}'
         where = f' after {prefix!r}' if prefix else ''
         return (
             f'{head} None of its {len(state_dict)} names{where} is known: they begin with '
-            f'{first_parts(state_dict) or "nothing"}; expected e.g. {published.example!r} '
+            f'{first_parts(state_dict)}; expected e.g. {published.example!r} '
             f'(published) or {next(iter(own))!r} (ours). If the backbone sits under a prefix, say '
             "init_cfg=dict(type='Pretrained', checkpoint=…, prefix='THAT.')"
         )

@@ -224,3 +224,10 @@ def test_arguments_of_mmpretrains_class_name_it():
             MODELS.build(cfg)
     theirs = MODELS.build(dict(type='mmpretrain.RepMLPNet', arch='b', final_norm=False))
     assert type(theirs) is mmpretrain_repmlp.RepMLPNet
+
+
+def test_other_kernels_are_named():
+    file = RepMLPNet(TINY, 64, reparam_conv_kernels=(1, 3)).state_dict()
+    said = r'holds depths 1-2-1-1, reparam_conv_kernels 1, 3; the model has .*_kernels 3'
+    with pytest.raises(CheckpointError, match=said):
+        RepMLPNet(TINY, 64).check_fit(file, 'x.pth')

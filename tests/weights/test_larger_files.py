@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from published_names import published_state_dict
 from torch import nn
 from toy_models import save_detector
@@ -16,7 +17,7 @@ from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT
-from cyclemlp_mm.weights import init_from_checkpoint
+from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}
 PAIRS = [
@@ -85,6 +86,28 @@ class Detector(nn.Module):
         self.backbone, self.head = CycleMLP(arch), nn.Linear(2, 2)
 
 
+@pytest.fixture
+def safe_loading():
+    schemes = dict(CheckpointLoader._schemes)
+    install_safe_loading()
+    yield
+    CheckpointLoader._schemes = schemes
+
+
+def test_mmengines_loader_without_ours(tmp_path, monkeypatch):
+    """A config of a user may name cyclemlp_mm only; published names are not known then."""
+    loader = vars(mmengine_checkpoint)['load_from_local']
+    monkeypatch.setitem(CheckpointLoader._schemes, '', loader)
+    torch.save(Detector(LARGE).state_dict(), tmp_path / 'large.pth')
+    torch.save(published_state_dict(CycleMLP(SMALL)), tmp_path / 'published.pth')
+    model = Detector(SMALL)
+    for file, why in (('large', EXPECTED), ('published', 'no tensor whose name begins')):
+        with pytest.raises(CheckpointError, match=why):
+            load_checkpoint(model, str(tmp_path / f'{file}.pth'))
+    load_checkpoint(Detector(LARGE), str(tmp_path / 'large.pth'))
+
+
+@pytest.mark.usefixtures('safe_loading')
 @pytest.mark.parametrize('wrapped', [True, False])
 @pytest.mark.parametrize('published', [True, False])
 def test_mmengines_loader_and_init_cfg(published, wrapped, tmp_path, monkeypatch):
@@ -117,7 +140,7 @@ def test_a_file_of_lora_alone(tmp_path, log_lines):
         dict(type='CycleMLP', arch=SMALL), rank=2, targets=[dict(type='.*mixer.proj')]
     )
     torch.save({n: torch.ones_like(t) for n, t in model.state_dict().items()}, tmp_path / 'l.pth')
-    load_checkpoint(model, str(tmp_path / 'l.pth'), revise_keys=[])
+    load_checkpoint(model, str(tmp_path / 'l.pth'), revise_keys=[('^$', '')])
     assert all(torch.equal(t, torch.ones_like(t)) for t in model.state_dict().values())
     assert not any('do not match' in line for line in log_lines)
 

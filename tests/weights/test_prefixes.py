@@ -7,7 +7,7 @@ from torch import nn
 
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP, MPViT
-from cyclemlp_mm.weights import init_from_checkpoint
+from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 BUILD = {
@@ -65,6 +65,7 @@ def test_known_wrappers(prefix, family, tmp_path):
     torch.save({'state_dict': names, 'epoch': 3}, tmp_path / 'x.pth')
     assert same(load(family, tmp_path / 'x.pth'), model)
     assert same(load(family, tmp_path / 'x.pth', prefix=prefix), model)
+    install_safe_loading()
     whole = Detector(BUILD[family]())  # as load_from, tools/test.py and the inference APIs do
     load_checkpoint(whole, str(tmp_path / 'x.pth'))
     assert same(whole.backbone, model)
