@@ -1,6 +1,7 @@
 """From command-line arguments to a config that mmengine's Runner takes."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,11 +21,14 @@ from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
 
 
-def prepare_config(args: argparse.Namespace) -> Config:
+def prepare_config(
+    args: argparse.Namespace, needed: 'Sequence[str]' = ('train', 'val')
+) -> Config:
     """Read the config, apply ``--data`` and ``--cfg-options``, settle work dir and launcher.
 
     Args:
         args (argparse.Namespace): What :mod:`cyclemlp_mm.apis.arguments` adds.
+        needed (Sequence[str]): Parts that the folder of ``--data`` must have. Defaults to both.
 
     Raises:
         UserError: With what is wrong and how to mend it.
@@ -35,7 +39,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, options)
     require_toolbox(cfg)
     if args.data is not None:
-        use_own_data(cfg, args.data, args.classes, args.ignore_label)
+        use_own_data(cfg, args.data, args.classes, args.ignore_label, needed)
         # What was typed wins over what follows from the folder. Steps of pipelines are counted as
         # in the config file: --data adds one, and changes no other.
         merge_options(cfg, {k: v for k, v in options.items() if '.pipeline' not in k})

@@ -62,7 +62,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     """
     args = parse_test_args(argv)
     accept_local_rank(args)
-    cfg = prepare_config(args)
+    cfg = prepare_config(args, needed=('val',))
     _check_settings(cfg)
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')

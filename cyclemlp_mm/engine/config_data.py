@@ -62,7 +62,7 @@ def heads(node: object, key: str = 'model') -> Iterator[tuple[str, dict]]:
             yield from heads(value, f'{key}[{i}]')
 
 
-_OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head', 'data_preprocessor')
+_OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')
 
 
 def heads_classes(model: dict) -> Iterator[tuple[str, int]]:

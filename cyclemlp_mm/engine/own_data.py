@@ -32,6 +32,7 @@ def use_own_data(
     data_dir: 'str | Path',
     classes: 'Sequence[str] | None' = None,
     ignore_label: 'int | None' = None,
+    needed: 'Sequence[str]' = ('train', 'val'),
 ) -> Config:
     """Point ``cfg`` at ``data_dir``.
 
@@ -45,6 +46,8 @@ def use_own_data(
             ``classes.txt`` in the folder.
         ignore_label (int, optional): mmseg only. Labels count from 0 and this one is ignored. By
             default, as in ADE20K, labels count from 1 and 0 is ignored.
+        needed (Sequence[str]): Parts that the folder must have, 'train' or 'val'; one that is not
+            needed and not there leaves its loader where it was. Defaults to both.
 
     Returns:
         Config: ``cfg``.
@@ -59,12 +62,12 @@ def use_own_data(
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
         _no_ignore_label(ignore_label, 'detection')
-        names = _use_coco_layout(cfg, root, classes)
+        names = _use_coco_layout(cfg, root, classes, needed)
     elif scope == 'mmseg':
-        names = _use_ade20k_layout(cfg, root, classes, ignore_label)
+        names = _use_ade20k_layout(cfg, root, classes, ignore_label, needed)
     elif scope == 'mmpretrain':
         _no_ignore_label(ignore_label, 'classification')
-        names = use_image_folders(cfg, root, classes)
+        names = use_image_folders(cfg, root, classes, needed)
     else:
         raise UserError(
             '--data knows detection (mmdet), segmentation (mmseg) and classification (mmpretrain) '
@@ -84,20 +87,20 @@ def _no_ignore_label(ignore_label: 'int | None', task: str) -> None:
 
 
 def _use_coco_layout(
-    cfg: Config, root: Path, classes: 'Sequence[str] | None'
+    cfg: Config, root: Path, classes: 'Sequence[str] | None', needed: 'Sequence[str]'
 ) -> 'tuple[str, ...]':
-    _need(root, [part for split in COCO_SPLITS.values() for part in split], 'COCO 2017')
+    there = _splits(root, COCO_SPLITS, needed, 'COCO 2017')
     found = {
         split: category_names(root / ann_file, needs_masks(cfg, split))
-        for split, (ann_file, _) in COCO_SPLITS.items()
+        for split, (ann_file, _) in there.items()
     }
-    if sorted(found['train'].values()) != sorted(found['val'].values()):
+    if len(found) > 1 and sorted(found['train'].values()) != sorted(found['val'].values()):
         raise UserError(
             f'{root}: the category names of train and val differ, so labels would not mean the '
             f'same. train: {found["train"]}; val: {found["val"]}. Write the same names into both '
             'files, also those that one of them has no box of'
         )
-    names = tuple(found['train'].values())
+    names = tuple(found[next(iter(found))].values())  # train's, if it is there
     if classes is not None:
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -105,7 +108,10 @@ def _use_coco_layout(
         names = tuple(name for name in names if name in set(classes))  # the file's order
     metainfo = dict(classes=names, palette=class_palette(len(names)))
     for split, dataset in data_sets(cfg):
-        ann_file, images = COCO_SPLITS[split]
+        if split not in there:
+            dataset.metainfo = metainfo
+            continue
+        ann_file, images = there[split]
         dataset.update(
             type='CheckedCocoDataset', data_root=str(root), ann_file=ann_file,
             data_prefix=dict(img=images), metainfo=metainfo,
@@ -117,9 +123,13 @@ def _use_coco_layout(
 
 
 def _use_ade20k_layout(
-    cfg: Config, root: Path, classes: 'Sequence[str] | None', ignore_label: 'int | None'
+    cfg: Config,
+    root: Path,
+    classes: 'Sequence[str] | None',
+    ignore_label: 'int | None',
+    needed: 'Sequence[str]',
 ) -> 'tuple[str, ...]':
-    _need(root, [part for split in ADE20K_SPLITS.values() for part in split], 'ADE20K')
+    there = _splits(root, ADE20K_SPLITS, needed, 'ADE20K')
     names = _segmentation_classes(root, classes)
     if ignore_label is not None and not len(names) <= ignore_label <= 255:
         raise UserError(
@@ -129,7 +139,10 @@ def _use_ade20k_layout(
         )
     metainfo = dict(classes=names, palette=class_palette(len(names)))
     for split, dataset in data_sets(cfg):
-        images, labels = ADE20K_SPLITS[split]
+        if split not in there:
+            dataset.metainfo = metainfo
+            continue
+        images, labels = there[split]
         dataset.update(
             # ADE20KDataset would map our class names to its own.
             type='BaseSegDataset',
@@ -144,12 +157,18 @@ def _use_ade20k_layout(
     return names
 
 
-def _need(root: Path, parts: 'Sequence[str]', layout: str) -> None:
-    missing = [part for part in parts if not (root / part).exists()]
+def _splits(
+    root: Path, splits: 'dict[str, tuple[str, str]]', needed: 'Sequence[str]', layout: str
+) -> 'dict[str, tuple[str, str]]':
+    """The parts of a layout that are needed or there."""
+    lacking = {split: [p for p in parts if not (root / p).exists()]
+               for split, parts in splits.items()}  # fmt: skip
+    missing = [part for split in needed for part in lacking[split]]
     if missing:
         raise MissingFileError(
             f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}'
         )
+    return {split: parts for split, parts in splits.items() if not lacking[split]}
 
 
 def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple[str, ...]':

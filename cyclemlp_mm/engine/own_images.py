@@ -13,7 +13,10 @@ LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
 
 
 def use_image_folders(
-    cfg: Config, root: Path, classes: 'Sequence[str] | None'
+    cfg: Config,
+    root: Path,
+    classes: 'Sequence[str] | None',
+    needed: 'Sequence[str]' = SPLITS,
 ) -> 'tuple[str, ...]':
     """Point the loaders of a classification config at ``root``.
 
@@ -28,6 +31,7 @@ def use_image_folders(
         root (Path): The folder.
         classes (Sequence[str], optional): Lists only: names in the order of the labels. By default
             the lines of ``classes.txt``, or the labels' numbers.
+        needed (Sequence[str]): Splits that must be there. Defaults to both.
 
     Returns:
         tuple[str]: Class names.
@@ -36,14 +40,15 @@ def use_image_folders(
         MissingFileError: A part of the layout is missing.
         UserError: The splits' classes differ, or a line or label of a list is wrong.
     """
-    missing = [f'{split}/' for split in SPLITS if not (root / split).is_dir()]
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    missing = [f'{split}/' for split in needed if split not in splits]
     if missing:
         raise MissingFileError(
             f'--data {root} lacks {", ".join(missing)}: expected train/CLASS/IMAGE and '
             'val/CLASS/IMAGE, or train/, val/ and lists train_list.txt, val_list.txt of lines '
             '"NAME LABEL"'
         )
-    lists = {split: _find_list(root, split) for split in SPLITS}
+    lists = {split: _find_list(root, split) for split in splits}
     if any(lists.values()):
         names = _classes_of_lists(root, lists, classes)
     else:
@@ -51,10 +56,10 @@ def use_image_folders(
             raise UserError(
                 f'--classes: {root} has class folders, whose names are the classes; leave it out'
             )
-        names = _classes_of_folders(root)
+        names = _classes_of_folders(root, splits)
     for phase, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         loader = cfg.get(f'{phase}_dataloader')
-        if loader is None:
+        if loader is None or split not in splits:
             continue
         prefix, ann_file = split, ''
         if lists[split]:
@@ -74,9 +79,9 @@ def _find_list(root: Path, split: str) -> str:
     return next((name for name in names if (root / name).is_file()), '')
 
 
-def _classes_of_folders(root: Path) -> 'tuple[str, ...]':
-    found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in SPLITS}
-    hidden = [f'{s}/{name}' for s in SPLITS for name in found[s] if name.startswith('.')]
+def _classes_of_folders(root: Path, splits: 'Sequence[str]') -> 'tuple[str, ...]':
+    found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
+    hidden = [f'{s}/{name}' for s in splits for name in found[s] if name.startswith('.')]
     if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
         raise UserError(
             f'{root}: mmpretrain takes every folder for a class, {", ".join(hidden[:5])} as well: '
@@ -88,19 +93,19 @@ def _classes_of_folders(root: Path) -> 'tuple[str, ...]':
                 f'{root / split} has no class folder and there is no {split}_list.txt: sort the '
                 'images into one folder per class, or write a list of lines "NAME LABEL"'
             )
-    if found['train'] != found['val']:
+    if len(found) > 1 and found['train'] != found['val']:
         only = {s: [n for n in found[s] if n not in found[o]] for s, o in (SPLITS, SPLITS[::-1])}
         raise UserError(
             f'{root}: the class folders of train and val differ, so labels would not mean the '
             f'same; only in train: {only["train"][:5]}, only in val: {only["val"][:5]}'
         )
-    return tuple(found['train'])
+    return tuple(found[splits[0]])
 
 
 def _classes_of_lists(
     root: Path, lists: 'dict[str, str]', classes: 'Sequence[str] | None'
 ) -> 'tuple[str, ...]':
-    lacking = [split for split in SPLITS if not lists[split]]
+    lacking = [split for split in lists if not lists[split]]
     if lacking:
         raise MissingFileError(f'{root} has {", ".join(filter(None, lists.values()))} but no list '
                                f'for {lacking[0]}, e.g. {lacking[0]}_list.txt')  # fmt: skip

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclemlp_mm.apis.prepare import prepare_config
+from cyclemlp_mm.apis.test import parse_test_args
+from cyclemlp_mm.datasets.image_folder_writer import write_image_folders
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import class_palette, load_config, use_own_data
+from cyclemlp_mm.engine.config_data import heads_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 RETINANET, MASK_RCNN = 'retinanet_cyclemlp_b1_fpn_1x_coco', 'mask_rcnn_cyclemlp_b1_fpn_1x_coco'
@@ -217,3 +221,30 @@ def test_palette_has_distinct_colours():
     colours = class_palette(150)
     assert len(set(colours[:28])) == 28
     assert np.array(colours).min() >= 0 and np.array(colours).max() <= 255
+
+
+def test_a_folder_of_validation_alone_can_be_tested(coco, ade, tmp_path):
+    birds = write_image_folders(tmp_path / 'birds', 3, 2, (48, 48))
+    for folder, train, name in (
+        (coco, ['train2017', 'annotations/instances_train2017.json'], RETINANET),
+        (ade, ['images/training', 'annotations/training'], UPERNET),
+        (birds, ['train'], 'cyclemlp_b1_in1k'),
+    ):
+        whole = use_own_data(load_config(name), folder)
+        for part in train:
+            path = folder / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for command in ([], ['--cfg-options', 'randomness.seed=1']):
+            args = parse_test_args([name, 'x.pth', '--data', str(folder), *command])
+            cfg = prepare_config(args, needed=('val',))
+            assert cfg.test_dataloader.dataset.data_root == str(folder)
+            assert cfg.test_dataloader.dataset.metainfo == whole.test_dataloader.dataset.metainfo
+            assert dict(heads_classes(cfg.model)) == dict(heads_classes(whole.model))
+        with pytest.raises(MissingFileError, match=train[0]):
+            use_own_data(load_config(name), folder)
+
+
+def test_a_test_needs_the_validation_part(coco):
+    shutil.rmtree(coco / 'val2017')
+    with pytest.raises(MissingFileError, match='lacks val2017'):
+        use_own_data(load_config(RETINANET), coco, needed=('val',))
