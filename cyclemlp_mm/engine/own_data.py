@@ -165,8 +165,16 @@ def _splits(
                for split, parts in splits.items()}  # fmt: skip
     missing = [part for split in needed for part in lacking[split]]
     if missing:
+        exports = sorted(root.glob('*/_annotations.coco.json'))
+        hint = ''
+        if exports and layout == 'COCO 2017':
+            hint = (
+                f'. {exports[0].relative_to(root)} is as Roboflow exports: move it to '
+                f'{COCO_SPLITS["train"][0]}, rename its folder to {COCO_SPLITS["train"][1]}, and '
+                f'likewise "valid" to {", ".join(COCO_SPLITS["val"])}'
+            )
         raise MissingFileError(
-            f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}'
+            f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}{hint}'
         )
     return {split: parts for split, parts in splits.items() if not lacking[split]}
 

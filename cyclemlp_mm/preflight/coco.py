@@ -83,6 +83,16 @@ def check_coco(
     if masks:
         masked = [ann for ann, t in zip(annotations, troubles) if _is_read(t)]
         _check_masks(report, ann_file, masked, sizes, is_evaluated)
+    seen = {categories[ann['category_id']] for ann in good}
+    empty = [name for name in classes if name not in seen] if good else []
+    if empty:
+        add = report.warning if split == 'train' else report.note
+        add(
+            ann_file,
+            f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be '
+            + ('learned' if split == 'train' else 'evaluated'),
+            'Leave out what is no class (--classes), e.g. one that only groups the others',
+        )
     if split == 'train' and not dataset.get('test_mode'):
         _check_filter(report, ann_file, dataset.get('filter_cfg') or {}, sizes, used)
     _check_number(report, ann_file, cfg, good)

@@ -1,8 +1,9 @@
 """Image files of a data set: broken ones, and ones that have to be converted."""
 
+import os
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 from cyclemlp_mm.datasets.image_files import BadImageError
@@ -65,3 +66,35 @@ def _look(
         return read_image(path, known, scales=scales)[1]
     except BadImageError as error:
         return str(error).replace(path, Path(path).name)
+
+
+def check_shared_images(report: Report, train: 'Iterable[str]', val: 'Iterable[str]') -> None:
+    """Warn of images that are trained and evaluated, under whatever names.
+
+    Args:
+        report (Report): Gets the finding.
+        train (Iterable[str]): Paths of images.
+        val (Iterable[str]): Those of validation or test.
+    """
+    by_size = defaultdict(list)
+    for path in train:
+        by_size[os.path.getsize(path)].append(path)
+    known = lru_cache(maxsize=None)(_ending)
+    shared = [
+        path for path in val
+        if any(_ending(path) == known(other) for other in by_size[os.path.getsize(path)])
+    ]  # fmt: skip
+    if shared:
+        report.warning(
+            Path(shared[0]).parent,
+            f'{count(len(shared), "image")} of validation or test are trained on as well: '
+            f'{some([Path(path).name for path in shared])}; the figures will be too good',
+            'Take them out of one of the two',
+        )
+
+
+def _ending(path: str) -> bytes:
+    """The last bytes of a file: of compressed pixels, unlike its header."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        return file.read()

@@ -1,6 +1,7 @@
 """All checks of a config, in one go."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
 from .coco import check_coco
 from .findings import Report, count, some
 from .folders import check_class_folders, check_list
-from .images import check_images
+from .images import check_images, check_shared_images
 from .labels import check_labels
 from .model import (
     build_model,
@@ -53,7 +54,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     if report.findings:  # what is wrong there is read by all that follows
         return report
     limit = cfg.get('max_bad_fraction', 0.05)
-    looked_at, trained = [], ()
+    looked_at, trained, paths = [], (), defaultdict(set)
     for split, dataset in data_sets(cfg):
         classes = _classes(dataset)
         if not trained:  # the data set of training comes first
@@ -74,6 +75,8 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
         check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
+        paths[split].update(path for path, _ in files)
+    check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
     for finding in other_evaluated_files(cfg):
         report.error(*finding)
     check_ignore_index(report, cfg)

@@ -12,7 +12,7 @@ from cyclemlp_mm.apis import test as run_test
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
-from cyclemlp_mm.engine import load_config, use_own_data
+from cyclemlp_mm.engine import load_config, resume_training, use_own_data
 from cyclemlp_mm.engine.class_order import (
     require_same_classes,
     take_class_order,
@@ -101,10 +101,15 @@ def test_a_test_goes_by_name_and_refuses_other_names(coco, capsys):
 
 def test_a_resumed_training_goes_by_name_and_refuses_other_names(coco, capsys):
     hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-    checkpoint(DET, coco, 'c.pth', optimizer={}, message_hub=hub)
+    names = checkpoint(DET, coco, 'c.pth', optimizer={}, message_hub=hub)
     content = torch.load('c.pth')
     content['meta'].update(epoch=0, iter=0)
     torch.save(content, 'c.pth')
+    edit(coco, lambda c: c['categories'].reverse())
+    cfg = use_own_data(load_config(DET), coco)
+    assert list(cfg.val_dataloader.dataset.metainfo.classes) == list(names[::-1])
+    assert 'classes are in the order of c.pth' in ' '.join(resume_training(cfg, 'c.pth'))
+    assert cfg.val_dataloader.dataset.metainfo.classes == names
     edit(coco, lambda c: c['categories'][0].update(name='zebra'))
     with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
         train([DET, '--data', str(coco), '--work-dir', 'wd', '--resume', 'c.pth', *OPTIONS])
@@ -177,3 +182,14 @@ def test_classes_of_heads_only(coco):
     assert model.roi_head.mask_head.num_classes == 4
     assert model.rpn_head.num_classes == 1 and model.teacher.bbox_head.num_classes == 80
     assert model.backbone.num_classes == 1000
+
+
+@pytest.mark.parametrize('prefix', ['', 'mmdet.'])
+def test_configs_of_before_read_the_checked_way(coco, prefix):
+    cfg = use_own_data(load_config(DET), coco)
+    text = cfg.pretty_text.replace('CheckedCoco', f'{prefix}Coco')
+    assert f"'{prefix}CocoDataset'" in text and f"'{prefix}CocoMetric'" in text
+    (coco / 'c.py').write_text(text)
+    cfg = load_config(str(coco / 'c.py'))
+    assert cfg.train_dataloader.dataset.type == 'CheckedCocoDataset'
+    assert cfg.test_evaluator.type == 'CheckedCocoMetric'

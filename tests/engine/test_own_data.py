@@ -142,6 +142,13 @@ def test_missing_parts_are_named(coco, ade, tmp_path):
         use_own_data(load_config(UPERNET), coco)
 
 
+def test_roboflows_layout_is_named(coco):
+    (coco / 'train2017').rename(coco / 'train')
+    (coco / 'annotations/instances_train2017.json').rename(coco / 'train/_annotations.coco.json')
+    with pytest.raises(MissingFileError, match=r'train/_annotations\.coco\.json is as Roboflow'):
+        use_own_data(load_config(RETINANET), coco)
+
+
 def test_ade20k_layout(ade):
     cfg = use_own_data(load_config(UPERNET), ade)
     names = tuple((ade / 'classes.txt').read_text().split())

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from cyclemlp_mm.preflight import Report
 from cyclemlp_mm.preflight.coco import check_coco
+from cyclemlp_mm.preflight.images import check_shared_images
 
 CLASSES = ['cat', 'dog']
 
@@ -100,6 +101,9 @@ CASES = {
     'many objects': (
         lambda made: made.update(content(2, 120)), {},
         r'warning: .*2 images have more than 90 objects, up to 120.*at best 75%'),
+    'a class without a box': (
+        lambda made: made['categories'].append(dict(id=9, name='animal')),
+        dict(classes=['dog', 'animal', 'cat']), 'warning: .*no box of 1 class: animal'),
     'a text for a list of names': (lambda made: None, dict(classes='cat'), r"classes=\('cat',\)"),
     'another order in a data set by order': (
         lambda made: None, dict(classes=CLASSES[::-1], kind='CocoDataset'),
@@ -139,3 +143,16 @@ def test_names_that_are_spelt_otherwise(listed, file, cause, tmp_path):
     [said] = findings(tmp_path, made, names=[file])
     assert said.startswith('error: ') and cause in said
     assert ascii(listed) in said and ascii(file) in said
+
+
+def test_images_that_are_trained_and_evaluated(tmp_path):
+    for name, size in (('a', 5000), ('b', 5000), ('c', 9)):
+        (tmp_path / name).write_bytes(name.encode() * size)
+    (tmp_path / 'copy of a').write_bytes(b'a' * 5000)
+    report = Report()
+    paths = [str(tmp_path / name) for name in ('a', 'b', 'c', 'copy of a')]
+    check_shared_images(report, paths[:1], paths[1:])
+    [said] = map(str, report.findings)
+    assert '1 image of validation' in said and 'copy of a' in said
+    check_shared_images(report, paths[:1], paths[1:3])
+    assert len(report.findings) == 1
