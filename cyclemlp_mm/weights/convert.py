@@ -18,8 +18,8 @@ from .files import read_checkpoint, sha256_of
 from .limits import DamagedFile, shorten
 from .loading import find_paddle
 from .safetensors_files import DATASET_META, write_safetensors
-from .unwrap import find_state_dict, first_parts
-from .whole_model import join_whole, split_whole
+from .unwrap import find_state_dict, first_parts, split_names
+from .whole_model import ANCHORS, join_whole, split_whole
 
 #: What ``convert`` writes.
 TARGETS = ('ours', 'published', 'safetensors')
@@ -179,7 +179,7 @@ def _say(arch: 'Mapping[str, object]') -> str:
 def _kind(state_dict: 'Mapping[str, Tensor]', paddle: bool) -> str:
     if paddle:
         return 'Paddle'
-    bare = {name.removeprefix('backbone.'): tensor for name, tensor in state_dict.items()}
+    bare, _ = split_names(state_dict, ANCHORS)
     return 'published' if is_certainly_published(bare) else 'ours'
 
 

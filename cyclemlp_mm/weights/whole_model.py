@@ -24,7 +24,8 @@ from .unwrap import (
 #: Families whose files are taken for whole models, recognised by their names.
 FAMILIES = (CYCLEMLP_FORMAT, MPVIT_FORMAT, REPMLP_FORMAT)
 _OURS = ('stem.proj.weight', 'stem.0.conv.weight')
-_ANCHORS = (*(family.example for family in FAMILIES), *_OURS)
+#: Names by which a backbone of ours is found in a file, whatever its prefix.
+ANCHORS = (*(family.example for family in FAMILIES), *_OURS)
 _CLASSIFIER = re.compile(r'head\.(?:fc\.)?(weight|bias)')
 
 
@@ -54,7 +55,7 @@ def for_mmengine(content: object, source: str) -> object:
         # Resuming, mmengine would run this text as Python; what it writes itself is 'cfg'.
         meta.pop('config', None)
     named = {n: t for n, t in mapping_in(content).items() if isinstance(n, str)}
-    bare, _ = split_names({plain_name(n): t for n, t in named.items()}, _ANCHORS)
+    bare, _ = split_names({plain_name(n): t for n, t in named.items()}, ANCHORS)
     for family in FAMILIES:
         if family.is_certain(bare) or (family.is_ours(bare) and not find_paddle(content)):
             return _renamed(content, source, family)

@@ -12,6 +12,9 @@ from torch import nn
 from toy_models import save_detector
 
 from cyclemlp_mm.apis.export import export
+from cyclemlp_mm.apis.test import test as run_test
+from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
@@ -165,6 +168,19 @@ def test_inference_web_and_export(detectors, tmp_path):
     for part in ([], ['--part', 'backbone']):
         with pytest.raises(CheckpointError, match=EXPECTED):
             export([*detectors, str(tmp_path / 'x.onnx'), *part])
+
+
+def test_testing_load_from_and_resume(detectors, tmp_path):
+    config, large = detectors
+    data = ['--data', str(write_coco(tmp_path / 'data', 2, 2, (64, 64)))]
+    with pytest.raises(CheckpointError, match=EXPECTED):
+        run_test([config, large, *data, '--work-dir', str(tmp_path / 'test')])
+    for name, options in (
+        ('load_from', ['--cfg-options', f'load_from={large}']),
+        ('resume', ['--resume', large]),
+    ):
+        with pytest.raises(CheckpointError, match=r'does not fit|cannot be resumed'):
+            train([config, *data, '--work-dir', str(tmp_path / name), '--skip-check', *options])
 
 
 def test_the_toolboxes_own_apis(detectors):

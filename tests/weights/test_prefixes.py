@@ -3,11 +3,13 @@
 import pytest
 import torch
 from mmengine.runner import load_checkpoint
+from published_names import published_state_dict
 from torch import nn
 
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
+from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 BUILD = {
@@ -112,3 +114,12 @@ def test_numbers_beside_the_tensors(tmp_path):
     model = source('cyclemlp')
     torch.save({**model.state_dict(), 'num_updates': 7, 'note': 'text'}, tmp_path / 'x.pth')
     assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
+
+
+def test_converted_whatever_the_prefix(tmp_path):
+    model = source('cyclemlp')
+    names = published_state_dict(model)
+    torch.save({f'model.{n}': t for n, t in names.items()}, tmp_path / 'x.pth')
+    done = convert(tmp_path / 'x.pth', tmp_path / 'y.pth')
+    assert done.source == 'published' and done.rest == 0
+    assert same(load('cyclemlp', tmp_path / 'y.pth'), model)
