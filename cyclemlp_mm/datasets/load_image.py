@@ -19,6 +19,7 @@ MOST_IN_A_ROW = 50
 _STAND_IN = 64
 #: An image of more than 8 bits whose 8-bit form ends here or below is reported as too dark.
 DARK = 63
+DARK_KIND = 'more than 8 bits become nearly black'
 #: mmcv's ``color_type`` of the images that are decoded here.
 _COLOUR_TYPES = ('color', 'grayscale')
 
@@ -199,7 +200,7 @@ def read_image(
         image = _decode(content, flag, backend, path)
     if values is not None and image.max() <= DARK:
         unusual[unusual.index('more than 8 bits')] = (
-            f'more than 8 bits become nearly black ({values.min():g} to {values.max():g} are '
+            f'{DARK_KIND} ({values.min():g} to {values.max():g} are '
             f'{image.min()} to {image.max()} of 255; image_max_value sets what becomes 255)'
         )
     return image, unusual

@@ -10,6 +10,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from cyclemlp_mm.datasets.coco_file import category_names
+from cyclemlp_mm.datasets.file_names import files_in, read_lines, say_spelling
+from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .config_data import data_sets, evaluators, heads, needs_masks
@@ -24,7 +26,6 @@ ADE20K_SPLITS = {
     'train': ('images/training', 'annotations/training'),
     'val': ('images/validation', 'annotations/validation'),
 }
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def use_own_data(
@@ -187,7 +188,7 @@ def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple
                 f'{file} is missing: write one class name per line, in the order of the labels, or '
                 'give --classes NAME NAME …'
             )
-        classes = [line.strip() for line in file.read_text(encoding='utf-8').splitlines()]
+        classes = [line.strip() for line in read_lines(file)]
         classes = [name for name in classes if name]
     if len(set(classes)) != len(classes):
         raise UserError(f'class names are double: {list(classes)}')
@@ -201,7 +202,7 @@ def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple
 
 def _image_suffix(images: Path, labels: Path) -> str:
     """The one suffix of a folder's images; every image needs a label of the same stem."""
-    files = [f for f in images.rglob('*') if f.suffix.lower() in IMAGE_SUFFIXES]
+    files, _ = split_images(images.rglob('*'))
     if not files:
         raise MissingFileError(f'{images} holds no image ({", ".join(IMAGE_SUFFIXES)})')
     suffixes = sorted({f.suffix for f in files})
@@ -213,9 +214,12 @@ def _image_suffix(images: Path, labels: Path) -> str:
         f for f in files if not (labels / f.relative_to(images)).with_suffix('.png').exists()
     ]
     if unlabelled:
+        expected = [str(f.relative_to(images).with_suffix('.png')) for f in unlabelled]
+        spelling = say_spelling(expected, files_in(labels))
         raise MissingFileError(
             f'{len(unlabelled)} of {len(files)} images in {images} have no label in {labels}, e.g. '
             f'{unlabelled[0].name} (expected {unlabelled[0].stem}.png)'
+            + (f'; {spelling}: rename the files' if spelling else '')
         )
     return suffixes[0]
 

@@ -5,6 +5,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from cyclemlp_mm.datasets.file_names import (
+    check_list_encoding,
+    files_in,
+    read_lines,
+    say_spelling,
+)
+from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 SPLITS = ('train', 'val')
@@ -68,7 +75,7 @@ def use_image_folders(
             loader.dataset.pop(key, None)
         loader.dataset.update(
             type='CustomDataset', data_root=str(root), data_prefix=prefix, ann_file=ann_file,
-            with_label=True, metainfo=dict(classes=names),
+            with_label=True, extensions=IMAGE_SUFFIXES, metainfo=dict(classes=names),
         )  # fmt: skip
     return names
 
@@ -95,9 +102,11 @@ def _classes_of_folders(root: Path, splits: 'Sequence[str]') -> 'tuple[str, ...]
             )
     if len(found) > 1 and found['train'] != found['val']:
         only = {s: [n for n in found[s] if n not in found[o]] for s, o in (SPLITS, SPLITS[::-1])}
+        spelling = say_spelling(only['train'], only['val'])
         raise UserError(
             f'{root}: the class folders of train and val differ, so labels would not mean the '
             f'same; only in train: {only["train"][:5]}, only in val: {only["val"][:5]}'
+            + (f'; {spelling}: rename them' if spelling else '')
         )
     return tuple(found[splits[0]])
 
@@ -112,7 +121,7 @@ def _classes_of_lists(
     highest = max(_highest_label(root / name) for name in lists.values())
     file = root / 'classes.txt'
     if classes is None and file.is_file():
-        lines = (line.strip() for line in file.read_text(encoding='utf-8').splitlines())
+        lines = (line.strip() for line in read_lines(file))
         classes = [line for line in lines if line]
     if classes is None:
         return tuple(str(label) for label in range(highest + 1))
@@ -126,7 +135,8 @@ def _classes_of_lists(
 
 def _highest_label(file: Path) -> int:
     labels = []
-    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), start=1):
+    check_list_encoding(file)
+    for number, line in enumerate(read_lines(file), start=1):
         name, _, label = line.strip().rpartition(' ')
         if not name or not label.isdigit():
             raise UserError(
@@ -141,11 +151,14 @@ def _highest_label(file: Path) -> int:
 
 def _prefix_of(root: Path, split: str, list_name: str) -> str:
     """What the list's names are relative to: the split's folder, or ``root``."""
-    with (root / list_name).open(encoding='utf-8') as file:
-        name = file.readline().strip().rpartition(' ')[0]
+    name = read_lines(root / list_name)[0].strip().rpartition(' ')[0]
     for prefix in (split, ''):
         if (root / prefix / name).is_file():
             return prefix
+    spelling = (
+        say_spelling([name], files_in(root / split)) or say_spelling([name], files_in(root))
+    )
     raise MissingFileError(
         f'{root / list_name} begins with {name}, which is neither in {root / split} nor in {root}'
+        + (f'; {spelling}: write the names of the files' if spelling else '')
     )

@@ -8,6 +8,10 @@ import numpy as np
 
 from cyclemlp_mm.errors import UserError
 
+#: A file that gives less than this part of the frames that it announces is reported as truncated;
+#: the announced number of some containers is an estimate.
+_MOST_LOST = 0.98
+
 
 class Video:
     """A video file, read frame by frame; memory does not grow with its length.
@@ -32,7 +36,11 @@ class Video:
         capture.release()
 
     def __iter__(self) -> 'Iterator[np.ndarray]':
-        """Frames: BGR uint8, (H, W, 3)."""
+        """Frames: BGR uint8, (H, W, 3).
+
+        Raises:
+            UserError: After the last frame, where there are none, or fewer than the file announces.
+        """
         capture = self._open()
         try:
             frames = 0
@@ -44,6 +52,11 @@ class Video:
                 yield frame
             if not frames:
                 raise UserError(f'{self.path}: no frame of this video can be decoded')
+            if frames < _MOST_LOST * self.num_frames:
+                raise UserError(
+                    f'{self.path} ends after {frames} of {self.num_frames} frames: it is truncated '
+                    'or damaged. What was decoded is predicted'
+                )
         finally:
             capture.release()
 

@@ -109,11 +109,7 @@ class PredictionWriter:
         if path != self._video_path:
             self._close_video()
             path = self._path('vis', f'{source.name}.mp4', source)
-            height, width = picture.shape[:2]
-            code = cv2.VideoWriter_fourcc(*'mp4v')
-            self._video = cv2.VideoWriter(str(path), code, fps, (width, height))
-            if not self._video.isOpened():
-                raise UserError(f'OpenCV cannot write the video {path}; take --no-vis')
+            self._video = _open_video(path, fps, picture.shape[:2])
             self._video_path = path
             self.written.append(path)
         self._video.write(np.ascontiguousarray(picture[..., ::-1]))
@@ -174,6 +170,19 @@ class PredictionWriter:
         with _writing(path):  # whole or not at all, of an interrupted run too
             write_atomically(json.dumps(content).encode(), path)
         self.written.append(path)
+
+
+def _open_video(path: Path, fps: float, size: 'tuple[int, int]') -> cv2.VideoWriter:
+    """A video that browsers play: VP9, or H.264 where this OpenCV has no encoder of it."""
+    height, width = size
+    for code in ('vp09', 'avc1', 'mp4v'):
+        video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, (width, height))
+        if video.isOpened():
+            if code == 'mp4v':
+                print(f'{path} is in MPEG-4, which no browser plays: this OpenCV encodes neither '
+                      'VP9 nor H.264')  # fmt: skip
+            return video
+    raise UserError(f'OpenCV cannot write the video {path}; take --no-vis')
 
 
 @contextmanager

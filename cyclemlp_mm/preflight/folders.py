@@ -5,6 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from cyclemlp_mm.datasets.file_names import (
+    check_list_encoding,
+    files_in,
+    read_lines,
+    say_spelling,
+)
+from cyclemlp_mm.datasets.image_files import split_images
+from cyclemlp_mm.errors import UserError
+
 from .findings import Report, count, some
 
 
@@ -26,9 +35,10 @@ def check_list(
         list[tuple[str, dict]]: Image files that are there, each with an empty dict.
     """
     try:
-        lines = ann_file.read_text(encoding='utf-8').splitlines()
-    except (OSError, ValueError) as error:
-        report.error(ann_file, f'cannot be read ({error})', 'Write lines "NAME LABEL"')
+        check_list_encoding(ann_file)
+        lines = read_lines(ann_file)
+    except UserError as error:
+        report.error(ann_file, str(error).removeprefix(f'{ann_file} '))
         return []
     names, labels, wrong = [], [], []
     for number, line in enumerate(lines, start=1):
@@ -52,12 +62,14 @@ def check_list(
     here = [name for name in names if os.path.isfile(folder / name)]
     if len(here) < len(names):
         lacking = sorted(set(names) - set(here))
-        too_many = len(lacking) > max(1, max_bad_fraction * len(names)) or not here
+        spelling = say_spelling(lacking, files_in(folder))
+        too_many = spelling or len(lacking) > max(1, max_bad_fraction * len(names)) or not here
         add = report.error if too_many else report.warning
         add(
             ann_file,
             f'{len(names) - len(here)} of {count(len(names), "image")} are not in {folder}: '
-            f'{some(lacking)}',
+            f'{some(lacking)}' + f'. {spelling}' * bool(spelling),
+            'Write the names of the files into the list' if spelling else
             f'More than max_bad_fraction={max_bad_fraction}: check data_prefix, copy them, or take '
             'them out of the list' if too_many else 'They are skipped in training',
         )  # fmt: skip
@@ -90,16 +102,46 @@ def check_class_folders(
             folder, f'has {count(len(names), "class folder")} ({some(names)}), but the config '
             f'names {count(len(classes), "class")}', 'Give --data DIR, which takes their names',
         )  # fmt: skip
-    found = {
-        name: sorted(p for p in (folder / name).rglob('*') if p.suffix.lower() in suffixes)
-        for name in names if name not in hidden
-    }  # fmt: skip
+    found, others = {}, []
+    for name in names:
+        if name not in hidden:
+            found[name], more = split_images((folder / name).rglob('*'), tuple(suffixes))
+            others += more
+    warn_of_passed_over(report, folder, others, suffixes)
     if not any(found.values()):
         report.error(folder, f'there is no image in a class folder ({", ".join(suffixes)})')
     else:
         images = {i: len(files) for i, files in enumerate(found.values())}
         _warn_of_empty(report, folder, list(found), images)
     return [(str(path), {}) for files in found.values() for path in files]
+
+
+def warn_of_passed_over(
+    report: Report, folder: Path, others: 'Sequence[Path]', suffixes: 'Sequence[str]'
+) -> None:
+    """Report files that a data set passes over, since their suffix is not one of its own.
+
+    Args:
+        report (Report): Gets the finding.
+        folder (Path): Where they are.
+        others (Sequence[Path]): The files.
+        suffixes (Sequence[str]): What the data set takes for images.
+    """
+    if not others:
+        return
+    kinds = some(sorted({p.suffix.lower() or p.name for p in others}))
+    images, _ = split_images(others)
+    said = (
+        f'{count(len(others), "file")} are passed over ({kinds}), since they do not end in '
+        f'{", ".join(suffixes)}: {some([p.name for p in others])}'
+    )
+    if images:
+        report.warning(
+            folder, said, f'{count(len(images), "file")} of them are images: convert or rename '
+            'them, or name their suffixes in "extensions" of the data set',
+        )  # fmt: skip
+    else:
+        report.note(folder, said)
 
 
 def _warn_of_empty(

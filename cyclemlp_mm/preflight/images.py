@@ -7,7 +7,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from cyclemlp_mm.datasets.image_files import BadImageError
-from cyclemlp_mm.datasets.load_image import read_image
+from cyclemlp_mm.datasets.image_notes import kind_of
+from cyclemlp_mm.datasets.load_image import DARK_KIND, LoadCheckedImage, read_image
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
@@ -15,7 +16,7 @@ from .parallel import in_parallel, sample
 
 def check_images(
     report: Report, files: 'Sequence[tuple[str, dict]]', full: bool, max_bad_fraction: float,
-    scales: 'Sequence[tuple[int, int]]' = (),
+    loader: 'LoadCheckedImage | None' = None,
 ) -> None:  # fmt: skip
     """Decode images.
 
@@ -24,20 +25,19 @@ def check_images(
         files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
         full (bool): All of them, or a sample.
         max_bad_fraction (float): More than this part broken is an error.
-        scales (Sequence[tuple[int, int]]): That the pipeline resizes to, see
-            :func:`cyclemlp_mm.datasets.load_image.resize_scales`. Defaults to ().
+        loader (LoadCheckedImage, optional): The pipeline's loading step. Defaults to None: mmcv's.
     """
     chosen = sample(files, full)
     if not chosen:
         return
     where = Path(chosen[0][0]).parent
     broken, unusual = [], defaultdict(list)
-    outcomes = in_parallel(partial(_look, scales=scales), chosen, f'images in {where.name}')
+    outcomes = in_parallel(partial(_look, loader=loader), chosen, f'images in {where.name}')
     for (path, _), outcome in zip(chosen, outcomes):
         if isinstance(outcome, str):
             broken.append(outcome)
         for kind in outcome if isinstance(outcome, list) else ():
-            unusual[kind].append(Path(path).name)
+            unusual[kind_of(kind)].append((Path(path).name, kind))
     if broken:
         too_many = len(broken) > max(1, max_bad_fraction * len(chosen))
         add = report.error if too_many else report.warning
@@ -48,22 +48,27 @@ def check_images(
             f'More than max_bad_fraction={max_bad_fraction}: mend or remove them'
             if too_many else 'They are skipped in training',
         )  # fmt: skip
-    for kind, names in unusual.items():
-        report.note(
-            where,
-            f'{len(names)} of {count(len(chosen), "image")} looked at are converted ({kind}): '
-            f'{some(names)}',
-        )
+    for kind, found in unusual.items():
+        looked = f'{len(found)} of {count(len(chosen), "image")} looked at'
+        if kind == DARK_KIND:
+            report.warning(
+                where, f'{looked}: {found[0][1]}, e.g. {found[0][0]}',
+                'Say which value is to become 255: --cfg-options image_max_value=4095 (of 12 bits)',
+            )  # fmt: skip
+        else:
+            report.note(where, f'{looked} are converted ({kind}): {some([n for n, _ in found])}')
     if len(chosen) < len(files):
         report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
 
 
 def _look(
-    file: 'tuple[str, dict]', scales: 'Sequence[tuple[int, int]]'
+    file: 'tuple[str, dict]', loader: 'LoadCheckedImage | None'
 ) -> 'list[str] | str':
     path, known = file
     try:
-        return read_image(path, known, scales=scales)[1]
+        if loader is None:
+            return read_image(path, known)[1]
+        return loader.read({**known, 'img_path': path})[1]
     except BadImageError as error:
         return str(error).replace(path, Path(path).name)
 

@@ -1,18 +1,57 @@
 """Label images of segmentation: their values, sizes and kinds, and what becomes of each value."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from cyclemlp_mm.datasets.image_files import BadImageError, image_facts
+from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file
+from cyclemlp_mm.datasets.load_labels import (
+    IGNORED,
+    LoadCheckedLabels,
+    label_step,
+    stored_labels,
+)
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
 
-IGNORED = 255
+#: A larger part of ignored pixels than this is a warning.
+MOST_IGNORED = 0.1
+_BACKGROUND = ('background', '_background_', 'bg', 'hintergrund', 'unlabeled', 'unlabelled')
+
+
+class _Rule(NamedTuple):
+    """What becomes of the values of a label image."""
+
+    num_classes: int
+    reduce_zero_label: bool
+    ignore_label: 'int | None'
+    label_map: 'dict[int, int] | None'
+
+    def class_of(self, value: int) -> 'int | None':
+        """The class of a value; IGNORED, or None for one that names no class."""
+        if self.reduce_zero_label:
+            value = IGNORED if value in (0, IGNORED) else value - 1
+        value = (self.label_map or {}).get(value, value)
+        if value in (IGNORED, self.ignore_label):
+            return IGNORED
+        return value if 0 <= value < self.num_classes else None
+
+    def __str__(self) -> str:
+        said = explain_labels(self.num_classes, self.reduce_zero_label, self.ignore_label)
+        if self.label_map is None:
+            return said
+        left_out = sorted(old for old, new in self.label_map.items() if new == IGNORED)
+        used = len(self.label_map) - len(left_out)
+        return (
+            f"{used} of the data set's {len(self.label_map)} classes "
+            'are in use and numbered again by their names (label_map), the others are ignored'
+        )
 
 
 def explain_labels(num_classes: int, reduce_zero_label: bool, ignore_label: 'int | None') -> str:
@@ -28,92 +67,196 @@ def explain_labels(num_classes: int, reduce_zero_label: bool, ignore_label: 'int
 
 
 def check_labels(
-    report: Report, pairs: 'Sequence[tuple[Path, Path]]', classes: 'Sequence[str]',
-    reduce_zero_label: bool, ignore_label: 'int | None', full: bool,
+    report: Report, dataset: dict, infos: 'Sequence[dict]', classes: 'Sequence[str]', full: bool,
+    is_training: bool = True,
 ) -> None:  # fmt: skip
-    """Look at label images.
+    """Look at label images as the pipeline of a data set reads them.
 
     Args:
         report (Report): Gets the findings.
-        pairs (Sequence[tuple[Path, Path]]): Images and their label images.
-        classes (Sequence[str]): Class names of the config.
-        reduce_zero_label (bool): As in the config's data set.
-        ignore_label (int, optional): Of ``CheckLabels`` in the pipeline.
+        dataset (dict): Config of the data set; mmseg must be the default scope.
+        infos (Sequence[dict]): Of mmseg's data set, one per image; all have a label image.
+        classes (Sequence[str]): Class names of the data set.
         full (bool): All of them, or a sample.
+        is_training (bool): Whether they are learned from. Defaults to True.
     """
-    chosen = sample(pairs, full)
-    where = pairs[0][1].parent
-    rule = explain_labels(len(classes), reduce_zero_label, ignore_label)
-    seen: dict[int, Path] = {}
-    pixels: Counter[int] = Counter()
-    unreadable, stray = [], {}
-    first = 1 if reduce_zero_label else 0
-    allowed = {*range(first, first + len(classes)), IGNORED, 0 if reduce_zero_label else IGNORED}
-    if ignore_label is not None:
-        allowed.add(ignore_label)
-    results = in_parallel(_look, chosen, f'labels in {where.name}')
-    for (_, label), (counts, trouble) in zip(chosen, results):
-        if trouble:
-            unreadable.append(f'{label.name} {trouble}')
-        pixels.update(counts)
-        for value in counts:
-            seen.setdefault(value, label)
-            if value not in allowed:
-                stray.setdefault(value, label)
-    _note_rule(report, where, rule, pixels, reduce_zero_label, ignore_label)
-    if unreadable:
-        report.error(where, f'{len(unreadable)} of {count(len(chosen), "label image")} cannot be '
-                            f'used: {some(unreadable, 3)}')  # fmt: skip
-    if stray:
-        value = min(stray)
+    step = label_step(dataset)
+    rule = _rule(report, dataset, infos[0], len(classes), step)
+    chosen = sample(infos, full)
+    seen = _Seen(chosen, step)
+    if not full and len(infos) > len(chosen) and _is_binary(seen.pixels):
+        seen = _Seen(infos, step)  # too grave to be told from a sample
+    where = Path(infos[0]['seg_map_path']).parent
+    if seen.unreadable:
+        report.error(where, f'{len(seen.unreadable)} of {count(seen.number, "label image")} cannot '
+                            f'be used: {some(seen.unreadable, 3)}')  # fmt: skip
+    if not seen.pixels:
+        report.note(where, str(rule))
+        return
+    _check_values(report, where, classes, rule, seen, is_training)
+    _check_palettes(report, where, seen)
+
+
+def _rule(
+    report: Report, dataset: dict, info: dict, num_classes: int, step: object
+) -> _Rule:
+    checks = [s for s in dataset.get('pipeline') or () if s.get('type') == 'CheckLabels']
+    if len({(s.get('num_classes'), s.get('ignore_label')) for s in checks}) > 1:
+        said = ', then '.join(f'ignore_label={s.get("ignore_label")}' for s in checks)
         report.error(
-            where,
-            f'labels {some(sorted(stray), 10)} name no class; with {len(classes)} classes, {rule}; '
-            f'e.g. {value} in {stray[value].name}',
+            'pipeline', f'CheckLabels stands in it {len(checks)} times, with different settings '
+            f'({said}): what one leaves out, the other takes for a class or for a stray label',
+            'Leave all but one out of the config',
+        )  # fmt: skip
+    ignore_label = checks[0].get('ignore_label') if checks else None
+    if not isinstance(step, LoadCheckedLabels):  # it does all by itself
+        return _Rule(num_classes, False, ignore_label, None)
+    reduces = bool(info.get('reduce_zero_label'))
+    own = step.transform.reduce_zero_label
+    if own not in (None, reduces):
+        report.error(
+            'pipeline', f'LoadAnnotations has reduce_zero_label={own}, but the data set '
+            f'{reduces}; mmseg stops at its first image then', 'Leave it out of LoadAnnotations',
+        )  # fmt: skip
+    return _Rule(num_classes, reduces, ignore_label, info.get('label_map'))
+
+
+class _Seen:
+    """What was found in label images."""
+
+    def __init__(self, infos: 'Sequence[dict]', step: object) -> None:
+        self.number = len(infos)
+        self.pixels: Counter[int] = Counter()
+        self.first: dict[int, str] = {}
+        self.colours: dict[int, dict[tuple, str]] = defaultdict(dict)
+        self.unreadable: list[str] = []
+        folder = Path(infos[0]['seg_map_path']).parent.name
+        looks = in_parallel(partial(_look, step=step), infos, f'labels in {folder}')
+        for info, (counts, colours, trouble) in zip(infos, looks):
+            name = Path(info['seg_map_path']).name
+            if trouble:
+                self.unreadable.append(f'{name} {trouble}')
+            self.pixels.update(counts)
+            for value in counts:
+                self.first.setdefault(value, name)
+            for value, colour in colours.items():
+                self.colours[value].setdefault(colour, name)
+
+
+def _check_values(
+    report: Report, where: Path, classes: 'Sequence[str]', rule: _Rule, seen: _Seen,
+    is_training: bool,
+) -> None:  # fmt: skip
+    used = {value: rule.class_of(value) for value in seen.pixels}
+    stray = sorted(value for value, label in used.items() if label is None)
+    unseen = [name for i, name in enumerate(classes) if i not in used.values()]
+    looked = count(seen.number, 'label image')
+    _note_rule(report, where, rule, seen.pixels, used)
+    if stray:
+        value = stray[0]
+        counts_from_one = stray == [rule.num_classes] and 0 not in used
+        report.error(
+            where, f'labels {some(stray, 10)} name no class; with {len(classes)} classes, {rule}; '
+            f'e.g. {value} in {seen.first[value]}',
+            'Labels seem to count from 1: leave --ignore-label out, or set reduce_zero_label=True'
+            if counts_from_one else
             'Is a class name missing, or is one of these to be ignored (--ignore-label)?',
-        )
-    unseen = [name for i, name in enumerate(classes) if i + first not in seen]
-    if unseen and full:
-        report.warning(where, f'no pixel of {count(len(unseen), "class")}: {some(unseen)}')
-    if len(unseen) == len(classes) and not stray and not unreadable:
+        )  # fmt: skip
+    elif len(unseen) == len(classes) and not seen.unreadable:
         report.error(where, 'no pixel of any class', f'Expected are {rule}')
+    elif _is_binary(seen.pixels) and unseen:
+        add = report.error if is_training else report.warning
+        add(
+            where, f'the {looked} looked at hold 0 and 255 only, and 255 is ignored: '
+            f'{some(unseen)} would never be learned or evaluated',
+            'Write class indices: 1 for 255 (and give --ignore-label 255 with --data)',
+        )  # fmt: skip
+    elif rule.reduce_zero_label and classes[-1] in unseen and seen.pixels[0]:
+        named = f', and the first class is named {classes[0]!r}' \
+            if classes[0].lower() in _BACKGROUND else ''  # fmt: skip
+        report.warning(
+            where, f'0 is in use and ignored, and {rule.num_classes}, the last class '
+            f'({classes[-1]!r}), has no pixel in {looked}{named}: do labels count from 0? Then '
+            'every class is learned under the name of the one before it',
+            'With --data, give --ignore-label 255; in a config, set reduce_zero_label=False',
+        )  # fmt: skip
+    if unseen and len(unseen) < len(classes):
+        report.warning(where, f'no pixel of {count(len(unseen), "class")} in the {looked} looked '
+                              f'at: {some(unseen)}')  # fmt: skip
+
+
+def _is_binary(pixels: 'Counter[int]') -> bool:
+    """Whether labels are masks of 0 and 255, as editors of images write them."""
+    return set(pixels) == {0, IGNORED}
 
 
 def _note_rule(
-    report: Report, where: Path, rule: str, pixels: 'Counter[int]',
-    reduce_zero_label: bool, ignore_label: 'int | None',
-) -> None:  # fmt: skip
-    """Say the rule, and how much is ignored: a class taken for 'ignore' shows in nothing else."""
-    if not pixels:
-        report.note(where, rule)
-        return
-    ignored = {IGNORED, 0 if reduce_zero_label else ignore_label}
-    share = sum(pixels[value] for value in ignored) / pixels.total()
-    hint = 'If 0 is a class here, give --ignore-label' if reduce_zero_label and pixels[0] else ''
-    report.note(where, f'{rule}; ignored: {share:.1%} of the pixels looked at', hint)
+    report: Report, where: Path, rule: _Rule, pixels: 'Counter[int]', used: 'dict[int, int]'
+) -> None:
+    """Report the rule, and how much is ignored: a class taken for 'ignore' shows in nothing else.
+
+    What a ``label_map`` leaves out is left out on purpose.
+    """
+    plain = rule._replace(label_map=None, num_classes=IGNORED)
+    ignored = sum(n for v, n in pixels.items() if plain.class_of(v) == IGNORED)
+    share = ignored / pixels.total()
+    hint = 'If 0 is a class here, give --ignore-label' if rule.reduce_zero_label and pixels[0] \
+        else ''  # fmt: skip
+    add = report.warning if share > MOST_IGNORED else report.note
+    add(where, f'{rule}; ignored: {share:.1%} of the pixels looked at', hint)
 
 
-def _look(pair: 'tuple[Path, Path]') -> 'tuple[dict[int, int], str | None]':
-    """Pixels of each value of a label image, and what is wrong with it."""
-    image, label = pair
+def _check_palettes(report: Report, where: Path, seen: _Seen) -> None:
+    differ = {value: found for value, found in seen.colours.items() if len(found) > 1}
+    if differ:
+        value, found = next(iter(sorted(differ.items())))
+        (colour, name), (other, second) = list(found.items())[:2]
+        report.warning(
+            where, f'the palettes of label images differ: {value} is {colour} in {name} and '
+            f'{other} in {second}, so it may be another class there '
+            f'({count(len(differ), "value")} in all)',
+            'Convert all of them to one palette; training reads the indices and not the colours',
+        )  # fmt: skip
+
+
+def _look(
+    info: dict, step: object
+) -> 'tuple[dict[int, int], dict[int, tuple], str | None]':
+    """Pixels and palette colours of each value of a label image, and what is wrong with it."""
+    path = info['seg_map_path']
     try:
-        content = label.read_bytes()
-        facts = image_facts(content, label)
-        with Image.open(label) as opened:
-            values = np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as error:
-        return {}, f'cannot be read ({str(error).removeprefix(f"{label} ")})'
+        values = np.asarray(stored_labels(step, info))
+    except BadImageError as error:
+        said = str(error).removeprefix(f'{path} ')
+        return {}, {}, said if said.startswith('cannot be read') else f'cannot be read ({said})'
     if values.ndim != 2:
-        return {}, f'is {values.shape}: save label indices in one channel, not colours'
+        return {}, {}, f'is {values.shape}: save label indices in one channel, not colours'
     found = dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True))))
-    if max(found) > IGNORED:
-        return {}, f'has labels up to {max(found)}; mmseg reads 8 bits, so at most 255'
+    if any(value != int(value) or not 0 <= value <= IGNORED for value in found):
+        return {}, {}, (
+            f'has labels up to {max(found):g}; mmseg reads 8 bits, so whole numbers of at most 255'
+        )
+    found = {int(value): n for value, n in found.items()}
+    colours = _palette(path, found) if isinstance(step, LoadCheckedLabels) else {}
     try:
-        of_image = image_facts(image.read_bytes(), image)
-    except (OSError, BadImageError):
-        return found, None  # the images' own check says it
-    size = (of_image.width, of_image.height)
-    shown = size[::-1] if of_image.is_transposed else size
-    if (facts.width, facts.height) not in (size, shown):
-        return found, f'is {facts.width}×{facts.height}, but its image is {shown[0]}×{shown[1]}'
-    return found, None
+        facts = image_facts(read_file(info['img_path']), info['img_path'])
+    except BadImageError:
+        return found, colours, None  # another kind of file, or the images' own check reports it
+    size = (facts.height, facts.width)
+    if values.shape not in (size, size[::-1] if facts.is_transposed else size):
+        shown = size[::-1] if facts.is_transposed else size
+        return found, colours, (
+            f'is {values.shape[1]}×{values.shape[0]}, but its image is {shown[1]}×{shown[0]}'
+        )
+    return found, colours, None
+
+
+def _palette(path: str, values: 'dict[int, int]') -> 'dict[int, tuple]':
+    """Colours of the values, where the file has a palette."""
+    try:
+        with Image.open(path) as image:
+            palette = image.getpalette() if image.mode == 'P' else None
+    except (OSError, ValueError, SyntaxError):
+        return {}
+    palette = palette or []
+    return {v: tuple(palette[3 * v : 3 * v + 3]) for v in values if 3 * v + 3 <= len(palette)}

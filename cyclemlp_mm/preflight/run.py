@@ -1,23 +1,25 @@
 """All checks of a config, in one go."""
 
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept
-from cyclemlp_mm.datasets.load_image import resize_scales
+from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps
 from cyclemlp_mm.engine import require_toolbox
+from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
 
 from .coco import check_coco
-from .findings import Report, count, some
-from .folders import check_class_folders, check_list
+from .findings import Report, some
+from .folders import check_class_folders, check_list, warn_of_passed_over
 from .images import check_images, check_shared_images
-from .labels import check_labels
 from .model import (
     build_model,
     check_batch,
@@ -30,10 +32,9 @@ from .model import (
     check_weights,
     check_work_dir,
 )
+from .segmentation import check_batch_of_one, check_crop, check_segmentation
 from .settings import check_settings
 from .shared_memory import check_shared_memory
-
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 @annotations_kept()
@@ -74,7 +75,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
-        check_images(report, files, full, limit, resize_scales(dataset.get('pipeline') or ()))
+        check_images(report, files, full, limit, _loader(cfg, dataset))
         paths[split].update(path for path, _ in files)
     check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
     for finding in other_evaluated_files(cfg):
@@ -84,6 +85,10 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     check_strategy(report, cfg)
     check_shared_memory(report, cfg)
     model = build_model(report, cfg)
+    if cfg.default_scope == 'mmseg':
+        check_crop(report, cfg)
+        if model is not None:
+            check_batch_of_one(report, cfg, model)
     if model is not None:
         check_layers(report, cfg, model)
         check_levels(report, cfg, model)
@@ -113,7 +118,7 @@ def _check_dataset(
             return []
         return check_coco(report, cfg, split, dataset, classes, ann_file)
     if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
-        return _check_segmentation(report, dataset, root, prefix, classes, full)
+        return check_segmentation(report, cfg, split, dataset, classes, full)
     prefix = prefix if isinstance(prefix, str) else prefix.get('img_path', '')
     folder = root / (prefix or dataset.get('split') or '')
     if not folder.is_dir():
@@ -121,9 +126,9 @@ def _check_dataset(
         return []
     if cfg.default_scope == 'mmpretrain' and _reads_as_custom(dataset):
         return _check_classification(report, cfg, dataset, root, folder, classes)
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in _SUFFIXES)
+    files, _ = split_images(folder.rglob('*'))
     if not files:
-        report.error(folder, f'there is no image ({", ".join(_SUFFIXES)})')
+        report.error(folder, f'there is no image ({", ".join(IMAGE_SUFFIXES)})')
     return [(str(path), {}) for path in files]
 
 
@@ -136,10 +141,12 @@ def _check_classification(
     if dataset.get('ann_file') or ann_file.is_file():
         limit = cfg.get('max_bad_fraction', 0.05)
         return check_list(report, ann_file, folder, classes, with_label, limit)
-    suffixes = getattr(_kind(dataset), 'IMG_EXTENSIONS', _setting(dataset, 'extensions', _SUFFIXES))
+    suffixes = tuple(getattr(_kind(dataset), 'IMG_EXTENSIONS', None)
+                     or _setting(dataset, 'extensions', IMAGE_SUFFIXES))  # fmt: skip
     if with_label:
         return check_class_folders(report, folder, classes, suffixes)
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in suffixes)
+    files, others = split_images(folder.rglob('*'), suffixes)
+    warn_of_passed_over(report, folder, others, suffixes)
     if not files:
         report.error(folder, f'there is no image ({", ".join(suffixes)})')
     return [(str(path), {}) for path in files]
@@ -152,45 +159,16 @@ def _reads_as_custom(dataset: ConfigDict) -> bool:
     return getattr(_kind(dataset), 'load_data_list', None) is CustomDataset.load_data_list
 
 
-def _check_segmentation(
-    report: Report, dataset: ConfigDict, root: Path, prefix: dict, classes: 'Sequence[str]',
-    full: bool,
-) -> 'list[tuple[str, dict]]':  # fmt: skip
-    images, labels = root / prefix['img_path'], root / prefix.get('seg_map_path', '')
-    absent = [folder for folder in (images, labels) if not folder.is_dir()]
-    for folder in absent:
-        report.error(folder, 'there is no such folder (data_prefix of a data set)')
-    if absent:
-        return []
-    suffix = _setting(dataset, 'img_suffix', '.jpg')
-    label_suffix = _setting(dataset, 'seg_map_suffix', '.png')
-    files = sorted(images.rglob(f'*{suffix}'))
-    if not files:
-        report.error(images, f'there is no image ending in {suffix} (img_suffix)')
-        return []
-    pairs = []
-    for path in files:
-        stem = str(path.relative_to(images)).removesuffix(suffix)
-        pairs.append((path, labels / f'{stem}{label_suffix}'))
-    unlabelled = [path.name for path, label in pairs if not label.is_file()]
-    if unlabelled:
-        report.error(labels, f'{len(unlabelled)} of {count(len(pairs), "image")} have no label '
-                             f'image, e.g. {unlabelled[0]}')  # fmt: skip
-    pairs = [pair for pair in pairs if pair[1].is_file()]
-    if pairs and classes:
-        steps = [step for step in dataset.get('pipeline', ()) if step['type'] == 'CheckLabels']
-        if len({(step.get('num_classes'), step.get('ignore_label')) for step in steps}) > 1:
-            said = ', then '.join(f'ignore_label={s.get("ignore_label")}' for s in steps)
-            report.error(
-                'pipeline', f'CheckLabels stands in it {len(steps)} times, with different settings '
-                f'({said}): what one leaves out, the other takes for a class or for a stray label',
-                'Leave all but one out of the config',
-            )  # fmt: skip
-        check_labels(
-            report, pairs, classes, bool(_setting(dataset, 'reduce_zero_label', False)),
-            steps[0].get('ignore_label') if steps else None, full,
-        )  # fmt: skip
-    return [(str(path), dict(seg_map_path=str(label))) for path, label in pairs]
+def _loader(cfg: Config, dataset: ConfigDict) -> 'LoadCheckedImage | None':
+    """What loads the images of a data set in training; None where its pipeline does not say."""
+    steps = [TRANSFORMS.build(dict(s)) for s in dataset.get('pipeline') or () if _is_needed(s)]
+    check_steps(steps, False, check_max_value(cfg))
+    return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+
+
+def _is_needed(step: dict) -> bool:
+    """Whether a step loads, or resizes to scales that leave nothing of long images."""
+    return bool(re.search('Load|Resize|RandomChoice', str(step.get('type'))))
 
 
 def _classes(dataset: ConfigDict) -> 'Sequence[str]':

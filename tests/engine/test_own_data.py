@@ -255,3 +255,29 @@ def test_a_test_needs_the_validation_part(coco):
     shutil.rmtree(coco / 'val2017')
     with pytest.raises(MissingFileError, match='lacks val2017'):
         use_own_data(load_config(RETINANET), coco, needed=('val',))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-8'])
+def test_encodings_of_class_names(ade, encoding):
+    names = ['背景', 'Straße', 'c', 'd', 'e']
+    (ade / 'classes.txt').write_bytes('\r\n'.join(names).encode(encoding))
+    cfg = use_own_data(load_config(UPERNET), ade)
+    assert list(cfg.train_dataloader.dataset.metainfo.classes) == names
+    (ade / 'classes.txt').write_bytes('背景\n'.encode('gbk'))
+    with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8'):
+        use_own_data(load_config(UPERNET), ade)
+
+
+def test_hidden_files_of_a_mac_are_left_out(ade):
+    for image in list(ade.glob('images/*/*.jpg')):
+        image.with_name(f'._{image.name}').write_bytes(bytes(99))
+    use_own_data(load_config(UPERNET), ade)
+
+
+def test_labels_in_another_normal_form(ade):
+    image = next(ade.glob('images/training/*.jpg'))
+    label = ade / 'annotations' / 'training' / f'{image.stem}.png'
+    image.rename(image.with_name('é.jpg'))
+    label.rename(label.with_name('e\u0301.png'))
+    with pytest.raises(MissingFileError, match=r'have no label.*another spelling .*NFC'):
+        use_own_data(load_config(UPERNET), ade)

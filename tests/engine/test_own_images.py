@@ -124,3 +124,57 @@ def test_imagenet_itself_is_read_in_both_layouts(folders, lists):
             if root == folders:  # four class folders, where ImageNet has a thousand
                 dataset.metainfo = dict(classes=CLASSES)
             assert len(DATASETS.build(dataset)) == count
+
+
+def test_images_of_every_suffix_are_read(folders):
+    """mmpretrain's own list of suffixes lacks .webp, .tiff, .jfif, .gif and .avif."""
+    from PIL import Image
+
+    files = sorted(folders.glob('train/*/*.jpg'))
+    before = len(files)
+    for file, suffix in zip(files, ('.webp', '.TIFF', '.jfif', '.gif', '.jp2')):
+        Image.open(file).save(file.with_suffix(suffix), 'JPEG' if suffix == '.jfif' else None)
+        file.unlink()
+    from mmpretrain.registry import DATASETS
+
+    data = use_own_data(load_config(CONFIG), folders).train_dataloader.dataset
+    assert len(DATASETS.build({**data, 'pipeline': []})) == before
+
+
+def test_encodings_of_lists_and_names(lists):
+    names = (lists / 'classes.txt').read_text()
+    for encoding in ('utf-8-sig', 'utf-16'):
+        (lists / 'classes.txt').write_bytes(names.replace('\n', '\r\n').encode(encoding))
+        assert len(labels(use_own_data(load_config(CONFIG), lists), 'val')) == 3
+    (lists / 'classes.txt').write_bytes('straße\n'.encode('cp1252'))
+    with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8 .*save it as UTF-8'):
+        use_own_data(load_config(CONFIG), lists)
+    (lists / 'classes.txt').write_text(names)
+    content = (lists / 'train_list.txt').read_text()
+    (lists / 'train_list.txt').write_bytes(content.encode('utf-8-sig'))
+    with pytest.raises(UserError, match=r'train_list\.txt begins with a byte-order mark'):
+        use_own_data(load_config(CONFIG), lists)
+
+
+@pytest.mark.parametrize('change, cause', [
+    (lambda line: line.replace('.jpg', '.JPG'), 'capital letters'),
+    (lambda line: line.replace('.', '%2E'), 'URL encoding'),
+    (lambda line: 'sub\\' + line, 'backslashes'),
+])  # fmt: skip
+def test_the_cause_of_a_name_that_is_not_there(lists, change, cause):
+    for split in ('train', 'val'):
+        file = lists / f'{split}_list.txt'
+        file.write_text(''.join(map(change, file.read_text().splitlines(True))))
+        if cause == 'backslashes':
+            (lists / split / 'sub').mkdir()
+            for image in (lists / split).glob('*.jpg'):
+                image.rename(lists / split / 'sub' / image.name)
+    with pytest.raises(MissingFileError, match=f'another spelling .*{cause}'):
+        use_own_data(load_config(CONFIG), lists)
+
+
+def test_class_folders_in_another_normal_form(folders):
+    for split, name in (('train', 'é'), ('val', 'e\u0301')):
+        (folders / split / 'circle').rename(folders / split / name)
+    with pytest.raises(UserError, match=r'folders of train and val differ.*NFC'):
+        use_own_data(load_config(CONFIG), folders)

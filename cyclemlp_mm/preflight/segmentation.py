@@ -1,0 +1,266 @@
+"""Segmentation: the data sets of a config, and what only their training or evaluation runs into."""
+
+import copy
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, TRANSFORMS
+from torch import nn
+
+from cyclemlp_mm.datasets.file_names import check_list_encoding, files_in, say_spelling
+from cyclemlp_mm.datasets.image_files import (
+    BadImageError,
+    image_facts,
+    read_file,
+    split_images,
+)
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
+from cyclemlp_mm.errors import UserError
+
+from .findings import Report, count, some
+from .labels import check_labels
+from .parallel import in_parallel, sample
+
+#: So many sizes of images are taken through a pipeline to see which sizes come out of it.
+_MOST_SIZES = 20
+
+
+def check_segmentation(
+    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: 'Sequence[str]',
+    full: bool,
+) -> 'list[tuple[str, dict]]':  # fmt: skip
+    """Look at a data set of mmseg's as its class lists it and its pipeline reads it.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): The whole config; mmseg must be the default scope.
+        split (str): 'train' or 'val', which is also the test's.
+        dataset (ConfigDict): Config of the data set.
+        classes (Sequence[str]): Its class names.
+        full (bool): All label images, or a sample.
+
+    Returns:
+        list[tuple[str, dict]]: Image files, each with what the data set knows about it.
+    """
+    infos = _infos(report, dataset)
+    if not infos:
+        return []
+    images = [str(info['img_path']) for info in infos]
+    folder = Path(os.path.commonpath([os.path.dirname(path) for path in images]))
+    limit = cfg.get('max_bad_fraction', 0.05)
+    _report_missing(report, folder, images, dataset, limit)
+    _report_passed_over(report, dataset, folder, infos)
+    infos = [info for info in infos if _is_there(info['img_path'], dataset)]
+    reads_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
+    if reads_labels and infos and infos[0].get('seg_map_path'):
+        labels = [str(info['seg_map_path']) for info in infos]
+        where = Path(os.path.commonpath([os.path.dirname(path) for path in labels]))
+        _report_missing(report, where, labels, dataset)
+        infos = [info for info in infos if _is_there(info['seg_map_path'], dataset)]
+        if infos and classes:
+            check_labels(report, dataset, infos, classes, full, split == 'train')
+    if split == 'val':
+        _check_sizes(report, cfg, dataset, infos)
+    return [(str(info['img_path']), info) for info in infos]
+
+
+def check_crop(report: Report, cfg: Config) -> None:
+    """Compare the crops of the training with the canvas that batches are padded to.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): Of a segmentor.
+    """
+    canvas = (cfg.model.get('data_preprocessor') or {}).get('size')
+    dataset = cfg.train_dataloader.get('dataset') or {}
+    while 'dataset' in dataset and not dataset.get('pipeline'):
+        dataset = dataset['dataset']
+    steps = list(dataset.get('pipeline') or ())
+    kinds = [str(step.get('type')) for step in steps]
+    if not canvas or 'RandomCrop' not in kinds or 'Resize' in kinds[kinds.index('RandomCrop') :]:
+        return
+    crop = steps[kinds.index('RandomCrop')].get('crop_size')
+    crop, canvas = ((v, v) if isinstance(v, int) else tuple(v) for v in (crop, canvas))
+    where = 'model.data_preprocessor.size'
+    if any(c > k for c, k in zip(canvas, crop)):
+        padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
+        report.warning(
+            where, f'is {_by(canvas)}, but crops are {_by(crop)}: {padding:.0%} of each training '
+            "image will be padding, which counts in the branches' weights of every CycleMLP block",
+            f'Set it to {crop}, or the crop to {canvas}',
+        )  # fmt: skip
+    elif canvas != crop:
+        report.warning(
+            where, f'is {_by(canvas)}, smaller than the crops of {_by(crop)}: images smaller than '
+            'a crop are not padded to its size, and a batch of several sizes fails',
+            f'Set it to {crop}',
+        )  # fmt: skip
+
+
+def check_batch_of_one(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Find batch norms that see one value for each channel, by a training step's forward pass.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): Of a segmentor.
+        model (nn.Module): Built from it; not changed.
+    """
+    if cfg.train_dataloader.get('batch_size') != 1 or not hasattr(model, 'decode_head'):
+        return
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and any(
+        isinstance(module, nn.SyncBatchNorm) for module in model.modules()
+    ):
+        return
+    model = copy.deepcopy(model).train()
+    channels = cfg.model.get('backbone', {}).get('in_channels', 3)
+    heads = model.auxiliary_head if getattr(model, 'with_auxiliary_head', False) else []
+    heads = [model.decode_head, *(heads if isinstance(heads, nn.ModuleList) else [heads])]
+    try:
+        with torch.no_grad():
+            levels = model.extract_feat(torch.zeros(1, channels, 64, 64))
+            for head in heads:
+                if isinstance(head, nn.Module):
+                    head(levels)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        # Other errors come from heads that take other arguments; training decides there.
+        if 'more than 1 value per channel' in str(error):
+            report.error(
+                'train_dataloader.batch_size', 'is 1 for each process, but the model normalises a '
+                'map of one pixel over the batch (BN behind a global pooling, as in UPerHead, '
+                'PSPHead and ASPPHead), which needs two values or more',
+                'Set it to 2 or more, or take GN: model.decode_head.norm_cfg='
+                'dict(type="GN", num_groups=8)',
+            )  # fmt: skip
+
+
+def _infos(report: Report, dataset: ConfigDict) -> 'list[dict]':
+    """What mmseg's data set lists, one dict per image; an empty list where something is wrong."""
+    root = Path(dataset.get('data_root') or '.')
+    prefix = dataset.get('data_prefix') or {}
+    folders = [root / prefix[key] for key in ('img_path', 'seg_map_path') if prefix.get(key)]
+    absent = [folder for folder in folders if '://' not in str(folder) and not folder.is_dir()]
+    for folder in absent:
+        report.error(folder, 'there is no such folder (data_prefix of a data set)')
+    ann_file = root / (dataset.get('ann_file') or '')
+    if dataset.get('ann_file') and not ann_file.is_dir():
+        try:
+            check_list_encoding(ann_file)
+        except UserError as error:
+            report.error(ann_file, str(error).removeprefix(f'{ann_file} '))
+            return []
+    if absent:
+        return []
+    settings = {**dataset, 'pipeline': []}
+    try:
+        data = DATASETS.build(settings)
+        infos = [data.get_data_info(i) for i in range(len(data))]
+    except (OSError, ValueError, AssertionError, KeyError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [''])[0]
+        report.error('dataset', f'{dataset.get("type")} cannot be built '
+                                f'({type(error).__name__}: {first})')  # fmt: skip
+        return []
+    if not infos:
+        suffix = getattr(data, 'img_suffix', '')
+        where = folders[0] if folders else root
+        report.error(where, f'there is no image ending in {suffix} (img_suffix)')
+    return [info for info in infos if isinstance(info.get('img_path'), str)]
+
+
+def _is_there(path: str, dataset: ConfigDict) -> bool:
+    return bool(dataset.get('backend_args')) or '://' in str(path) or os.path.exists(path)
+
+
+def _report_missing(
+    report: Report, folder: Path, paths: 'list[str]', dataset: ConfigDict,
+    max_bad_fraction: 'float | None' = None,
+) -> None:  # fmt: skip
+    """Report images, or, without a fraction that may be missing, label images that are missing."""
+    missing = [path for path in paths if not _is_there(path, dataset)]
+    if not missing:
+        return
+    names = [os.path.relpath(path, folder) for path in missing]
+    spelling = say_spelling(names, files_in(folder)) if folder.is_dir() else ''
+    add = report.error
+    if max_bad_fraction is not None:
+        if len(missing) <= max(1, max_bad_fraction * len(paths)) and not spelling:
+            add = report.warning
+        said = f'{len(missing)} of {count(len(paths), "listed image")} are missing: {some(names)}'
+    else:
+        said = (
+            f'{len(missing)} of {count(len(paths), "image")} have no label image, expected '
+            f'{some(names)}'
+        )
+    add(folder, f'{said}. {spelling}' if spelling else said, 'Rename the files' * bool(spelling))
+
+
+def _report_passed_over(
+    report: Report, dataset: ConfigDict, folder: Path, infos: 'list[dict]'
+) -> None:
+    """Images of the folder that the data set does not list, since they end in something else."""
+    if dataset.get('ann_file') or not folder.is_dir():
+        return
+    listed = {os.path.abspath(info[key]) for info in infos
+              for key in ('img_path', 'seg_map_path') if info.get(key)}  # fmt: skip
+    images, _ = split_images(folder.rglob('*'))
+    others = [p for p in images if os.path.abspath(p) not in listed]
+    if others:
+        report.warning(
+            folder, f'{count(len(others), "image file")} are passed over, since they do not end in '
+            f'img_suffix: {some([p.name for p in others])}', 'Convert or rename them',
+        )  # fmt: skip
+
+
+def _check_sizes(
+    report: Report, cfg: Config, dataset: ConfigDict, infos: 'list[dict]'
+) -> None:
+    """Whether images of one batch have one size after the pipeline, as mmseg needs it."""
+    batches = {
+        f'{phase}_dataloader.batch_size': cfg[f'{phase}_dataloader'].get('batch_size', 1)
+        for phase in ('val', 'test') if cfg.get(f'{phase}_dataloader')
+    }  # fmt: skip
+    larger = {key: size for key, size in batches.items() if size > 1}
+    if not larger or not infos:
+        return
+    steps = [TRANSFORMS.build(step) for step in dataset.get('pipeline') or ()]
+    check_steps(steps, True)
+    loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+    if loader is not None and is_decoded_here(loader.transform):
+        sizes = in_parallel(_size, infos, 'sizes of images')
+        chosen = list(dict(zip(sizes, infos)).values())
+    else:
+        chosen = sample(infos, False)
+    found = {size for size in map(partial(_size_after, steps), chosen[:_MOST_SIZES]) if size}
+    if len(found) > 1:
+        sizes = some([_by(size) for size in sorted(found)], 3)
+        for key, size in larger.items():
+            report.error(
+                key, f'is {size}, but the pipeline makes images of several sizes ({sizes}), and '
+                'mmseg evaluates batches of one size only', 'Set it to 1',
+            )  # fmt: skip
+
+
+def _size(info: dict) -> 'tuple | None':
+    try:
+        facts = image_facts(read_file(info['img_path']), info['img_path'])
+    except BadImageError:
+        return None
+    return facts.height, facts.width, facts.is_transposed
+
+
+def _size_after(steps: list, info: dict) -> 'tuple[int, int] | None':
+    results = copy.deepcopy(info)
+    try:
+        for step in steps:
+            results = step(results)
+    except (UserError, OSError, ValueError, AssertionError):  # other checks report it
+        return None
+    inputs = results.get('inputs')
+    return tuple(inputs.shape[-2:]) if isinstance(inputs, torch.Tensor) else None
+
+
+def _by(size: 'Sequence[int]') -> str:
+    return '×'.join(map(str, size))
