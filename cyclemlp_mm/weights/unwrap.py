@@ -24,12 +24,15 @@ _OUTER_PARTS = {
     'module', 'model', 'net', 'network', 'backbone', 'ema', 'ema_model', 'model_ema',
     'state_dict_ema', 'ema_state_dict', 'model_state_dict',
 }  # fmt: skip
+#: Counts of updates in the state of an averaged model, PyTorch's and mmengine's.
+_AVERAGES = ('n_averaged', 'steps')
 
 
 def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint: bare, or under ``state_dict``, ``model`` or one other key.
 
-    Numbers, texts and None beside the tensors are left out: they are no weights.
+    Numbers, texts and None beside the tensors are left out, and so are counts of updates of averaged
+    models: they are no weights.
 
     Args:
         content (object): What the file holds.
@@ -59,6 +62,8 @@ def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = plain_name(name)
+        if short in _AVERAGES and not tensor.dim():
+            continue
         if short in plain:
             raise CheckpointError(
                 f'checkpoint {source} has two tensors for {shorten(short)}, of a model and of the '

@@ -88,6 +88,16 @@ def test_under_another_key(key, tmp_path):
     assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
 
 
+def test_an_averaged_model(tmp_path):
+    model = source('cyclemlp')
+    averaged = torch.optim.swa_utils.AveragedModel(Detector(model)).state_dict()
+    for content in (averaged, {'ema_state_dict': {'steps': torch.tensor(3), **averaged}}):
+        torch.save(content, tmp_path / 'x.pth')
+        assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), tmp_path / 'x.pth')
+    assert same(load('cyclemlp', tmp_path / 'x.pth'), model)
+
+
 def test_unknown_ones_are_named_with_what_to_set(tmp_path):
     model = source('cyclemlp')
     for prefix in ('encoder.', 'student.0.'):
