@@ -31,8 +31,8 @@ _AVERAGES = ('n_averaged', 'steps')
 def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint: bare, or under ``state_dict``, ``model`` or one other key.
 
-    Numbers, texts and None beside the tensors are left out, and so are counts of updates of averaged
-    models: they are no weights.
+    Numbers, texts and None beside the tensors are left out, and so are the counts of updates of
+    averaged models: they are no weights.
 
     Args:
         content (object): What the file holds.
