@@ -1,14 +1,21 @@
 """What becomes of each broken or unusual image."""
 
+import os
 import re
 
 import numpy as np
 import pytest
-from bad_images import BAD_IMAGES, SIZE, encode, picture
+from bad_images import BAD_IMAGES, SIZE, encode, exif_rotated, picture
 from PIL import Image
 
 from cyclemlp_mm.datasets.image_notes import take_notes
-from cyclemlp_mm.datasets.load_image import MOST_IN_A_ROW, LoadCheckedImage, resize_scales
+from cyclemlp_mm.datasets.load_image import (
+    MOST_IN_A_ROW,
+    LoadCheckedImage,
+    as_picture,
+    read_image,
+    resize_scales,
+)
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels
 from cyclemlp_mm.errors import UserError
 
@@ -142,3 +149,78 @@ def test_many_in_a_row_are_a_wrong_path():
         assert transform(dict(img_path='nowhere/a.jpg')) is None
     with pytest.raises(UserError, match=f'{MOST_IN_A_ROW} images in a row.*nowhere/a.jpg'):
         transform(dict(img_path='nowhere/a.jpg'))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('kind', ['pipe', 'device'])
+def test_a_pipe_or_a_device_is_skipped_and_not_read(kind, tmp_path):
+    path = tmp_path / 'a.jpg'
+    if kind == 'pipe':
+        os.mkfifo(path)
+    else:
+        path.symlink_to('/dev/zero')
+    for settings in ({}, dict(color_type='unchanged')):
+        transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(**settings), False)
+        take_notes()
+        assert transform(dict(img_path=str(path))) is None
+        assert 'is not a regular file' in take_notes()[0].reason
+
+
+def deep_values(folder, suffix, largest, colours=False):
+    """16 bits, with values from 0 to ``largest``."""
+    cv2 = pytest.importorskip('cv2')
+    ramp = np.linspace(0, largest, 64 * 48).reshape(48, 64).astype(np.uint16)
+    path = folder / f'deep{suffix}'
+    assert cv2.imwrite(str(path), np.stack([ramp] * 3, -1) if colours else ramp)
+    return path, ramp
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('colours', [False, True])
+def test_twelve_bits_in_sixteen(suffix, colours, tmp_path):
+    """They become 0 to 15 of 255: reported, and scaled where the largest value is given."""
+    path, ramp = deep_values(tmp_path, suffix, 4095, colours)
+    transform = mmcv_transforms.LoadImageFromFile()
+    take_notes()
+    results = LoadCheckedImage(transform, False)(dict(img_path=str(path)))
+    assert results['img'].max() <= 16
+    [note] = take_notes()
+    assert 'nearly black (0 to 4095 are 0 to 1' in note.reason and 'image_max_value' in note.reason
+    results = LoadCheckedImage(transform, False, max_value=4095)(dict(img_path=str(path)))
+    expected = np.round(ramp * (255 / 4095)).astype(np.uint8)
+    assert np.array_equal(results['img'], np.stack([expected] * 3, -1))
+    assert take_notes()[0].reason == 'more than 8 bits'
+
+
+def test_sixteen_bits_that_are_used_are_no_warning(tmp_path):
+    path, _ = deep_values(tmp_path, '.png', 60000)
+    _, unusual = read_image(str(path), {})
+    assert unusual == ['more than 8 bits']
+
+
+def test_grey_is_loaded_where_it_is_asked_for(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(exif_rotated((48, 64)))
+    transform = mmcv_transforms.LoadImageFromFile(color_type='grayscale')
+    for known, shape in ((dict(height=64, width=48), (64, 48)), ({}, (48, 64))):
+        info = dict(img_path=str(tmp_path / 'a.jpg'), **known)
+        results = LoadCheckedImage(transform, False)(info)
+        assert results['img'].shape == shape
+    (tmp_path / 'b.jpg').write_bytes(b'')
+    results = LoadCheckedImage(transform, True)(
+        dict(img_path=str(tmp_path / 'b.jpg'), height=9, width=7))  # fmt: skip
+    assert results['img'].shape == (9, 7)
+
+
+def test_other_loading_steps_skip_what_they_cannot_read(tmp_path):
+    loading = pytest.importorskip('mmseg.datasets.transforms.loading')
+    np.save(tmp_path / 'a.npy', np.ones((4, 6, 5), np.float32))
+    (tmp_path / 'b.npy').write_bytes(b'no array')
+    step = loading.LoadImageFromNpyFile()
+    results = LoadCheckedImage(step, False)(dict(img_path=str(tmp_path / 'a.npy')))
+    assert results['img'].shape == (4, 6, 5) and results['img'].dtype == np.float32
+    take_notes()
+    assert LoadCheckedImage(step, False)(dict(img_path=str(tmp_path / 'b.npy'))) is None
+    assert 'cannot be read by LoadImageFromNpyFile' in take_notes()[0].reason
+    with pytest.raises(UserError, match=r'b\.npy.*An evaluation needs all'):
+        LoadCheckedImage(step, True)(dict(img_path=str(tmp_path / 'b.npy')))
+    assert as_picture(results['img']).shape == (4, 6, 3)

@@ -5,6 +5,7 @@ from PIL import Image
 from cyclemlp_mm.datasets import load_image
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.inference import find_inputs, read_image
+from cyclemlp_mm.inference.video import Video
 
 
 @pytest.fixture
@@ -73,3 +74,28 @@ def test_what_opencv_does_not_decode_is_read_as_in_training(tmp_path):
     read = read_image(tmp_path / 'float.tif')
     assert read.shape == (48, 64, 3) and len(np.unique(read)) > 200
     assert (read == expected).all()
+
+
+def test_files_that_are_passed_over_are_returned(tmp_path):
+    for name in ('a.JFIF', 'b.gif', 'c.ppm', 'd.avif', 'e.heic', 'f.jp2', 'g.wmv',
+                 'notes.txt', 'x.psd', '._a.jpg', '.DS_Store'):  # fmt: skip
+        (tmp_path / name).write_bytes(b'')
+    for item in (tmp_path, tmp_path / '*'):
+        left_out = []
+        assert len(find_inputs([str(item)], left_out)) == 7
+        assert sorted(p.name for p in left_out) == ['notes.txt', 'x.psd']
+
+
+def test_a_video_that_ends_early_is_reported(tmp_path):
+    cv2 = pytest.importorskip('cv2')
+    path = tmp_path / 'a.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        writer.write(random.integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    assert len(list(Video(path))) == 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = []
+    with pytest.raises(UserError, match=r'a\.avi ends after \d+ of 20 frames: it is truncated'):
+        frames.extend(Video(path))
