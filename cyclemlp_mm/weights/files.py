@@ -5,6 +5,7 @@ Only what training programs put into checkpoints is accepted, from any format: s
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import shutil
@@ -17,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 import torch
@@ -115,6 +115,8 @@ def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
             'program, --unsafe-load lets the tools read it (in Python, '
             'cyclemlp_mm.weights.unsafe_loading())'
         ) from error
+    except PermissionError as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
     except _DAMAGE as error:
         why = str(error) if isinstance(error, DamagedFile) else _first_line(error)
         raise CheckpointError(
@@ -136,15 +138,15 @@ def fetch(source: str) -> Path:
             and where to put it.
         CheckpointError: Unknown scheme.
     """
-    parts = urlparse(source)
-    if parts.scheme not in ('http', 'https'):
-        if '://' in source:
-            raise CheckpointError(
-                f'checkpoint {source}: {parts.scheme}:// is not supported; give a local path or an '
-                'http(s) URL'
-            )
-        return Path(source).expanduser()
-    name, digest = Path(parts.path), hashlib.sha256(source.encode()).hexdigest()[:16]
+    scheme, has_scheme, rest = source.partition('://')
+    if not has_scheme:
+        return Path(os.path.expanduser(source))  # pathlib's raises for a user that is not there
+    if scheme not in ('http', 'https'):
+        raise CheckpointError(
+            f'checkpoint {source}: {scheme}:// is not supported; give a local path or an '
+            'http(s) URL'
+        )
+    name, digest = Path(re.split('[?#]', rest)[0]), hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / f'{name.stem[:150]}-url{digest}{name.suffix[:20]}'
     if not path.exists() and _is_as_named(folder / name.name) is True:  # from any other tool
@@ -155,7 +157,7 @@ def fetch(source: str) -> Path:
         elif get_local_rank() == 0:
             print_log(f'downloading {source} to {path}', 'current')
             _download(source, path)
-    except (OSError, HTTPException) as error:  # URLError and HTTPError are OSErrors
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: it is not a URL
         raise DownloadError(
             f'cannot download {source} ({_first_line(error)}). Download it on a machine with '
             f'access, e.g. `curl -L {source} -o {path.name}`, and put it at {path}; or name a '
@@ -170,7 +172,7 @@ def _download(url: str, path: Path) -> None:
     """Write a URL's file to ``path``: whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'})) as answer,
+        urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'}), timeout=60) as answer,
         tempfile.TemporaryDirectory(dir=path.parent, prefix='.partial-') as folder,
     ):
         part = Path(folder) / path.name
@@ -179,7 +181,7 @@ def _download(url: str, path: Path) -> None:
         length = answer.headers.get('Content-Length')
         if length is not None and part.stat().st_size != int(length):
             raise OSError(f'it broke off after {part.stat().st_size} of {length} bytes')
-        if _is_as_named(part, Path(urlparse(url).path).name) is False:
+        if _is_as_named(part, re.split('[?#]', url)[0]) is False:
             raise OSError('its SHA-256 does not begin with the digits at the end of its name')
         part.replace(path)
 

@@ -148,9 +148,9 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _spend(self, values: object) -> None:
         """Ends a pickle that refers to the same data again and again to make much of little."""
-        sized = (str, bytes, bytearray, list, tuple, dict)
-        if isinstance(values, tuple):
-            self._work -= sum(len(value) for value in values if isinstance(value, sized))
+        parts = dict.values(values) if isinstance(values, dict) else values
+        parts = [values, *(parts if isinstance(values, (dict, tuple)) else ())]
+        self._work -= sum(len(part) for part in parts if isinstance(part, _SIZED))
         if self._work < 0:
             raise DamagedFile(f'it declares more data than {self._size} bytes can hold')
 
@@ -162,6 +162,10 @@ class SafeUnpickler(pickle._Unpickler):
         if type(arguments) is not tuple:
             raise DamagedFile('its pickle calls something without arguments')
         self._spend(arguments)
+        if call is _sparse:  # looks at every number
+            self._work -= 1000
+        if call in _MADE_OF_KEYS and arguments:
+            self._check_keys(_keys_of(*arguments, pairs=function not in (set, frozenset)))
         self.append(call(*arguments))
 
     def _set_state(self) -> None:
@@ -183,8 +187,7 @@ class SafeUnpickler(pickle._Unpickler):
         target = self.stack[-1]
         if len(items) % 2 or not isinstance(target, dict):
             raise DamagedFile(f'its pickle sets items of a {type(target).__name__}')
-        for key in items[::2]:
-            self._check_key(key)
+        self._check_keys(items[::2])
         put_items(target, zip(items[::2], items[1::2], strict=True))
 
     def _extend(self, items: list) -> None:
@@ -195,21 +198,19 @@ class SafeUnpickler(pickle._Unpickler):
     def _add_items(self, items: list) -> None:
         if type(self.stack[-1]) is not set:
             raise DamagedFile(f'its pickle adds to a {type(self.stack[-1]).__name__}')
-        for item in items:
-            self._check_key(item)
+        self._check_keys(items)
         self.stack[-1].update(items)
 
     def _frozenset(self, items: list) -> None:
-        for item in items:
-            self._check_key(item)
+        self._check_keys(items)
         self.append(frozenset(items))
 
     def _dict(self, items: list) -> None:
         self.append({})
         self._set_items(items)
 
-    def _check_key(self, key: object) -> None:
-        self._odd_keys += check_key(key)
+    def _check_keys(self, keys: list) -> None:
+        self._odd_keys += sum(map(check_key, keys))
         if self._odd_keys > _MOST_ODD_KEYS:  # a file can give them all one hash
             raise RefusedContent(f'over {_MOST_ODD_KEYS} of its keys are tuples or huge numbers')
 
@@ -424,17 +425,15 @@ def _list_of(items: object) -> list:
     return list(items)
 
 
-def _keys(items: object = ()) -> list:
-    items = _list_of(items)
-    if sum(map(check_key, items)) > _MOST_ODD_KEYS:
-        raise RefusedContent(f'over {_MOST_ODD_KEYS} of its keys are tuples or huge numbers')
-    return items
+def _keys_of(items: object, pairs: bool) -> list:
+    if type(items) is dict:
+        return list(items)
+    return [key for key, _ in _list_of(items)] if pairs else _list_of(items)
 
 
 def _dict_of(made: dict, items: object) -> dict:
-    if type(items) is not dict:  # Python 2's OrderedDict: a list of pairs
-        items = dict(zip(_keys([key for key, _ in _list_of(items)]), [v for _, v in items]))
-    put_items(made, items.items())
+    # A list of pairs is how Python 2 saved an OrderedDict.
+    put_items(made, items.items() if type(items) is dict else _list_of(items))
     return made
 
 
@@ -585,8 +584,7 @@ def _sparse(layout: object, data: object) -> Tensor:
 
 
 def _layout(name: object) -> torch.layout:
-    layouts = [value for value in vars(torch).values() if isinstance(value, torch.layout)]
-    return {str(layout): layout for layout in layouts}[name if type(name) is str else '']
+    return _LAYOUTS[name if type(name) is str else '']
 
 
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
@@ -602,6 +600,7 @@ _NUMBERS = {
     np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
 }  # fmt: skip
 _WITH_ATTRIBUTES = (argparse.Namespace, types.SimpleNamespace)
+_SIZED = (str, bytes, bytearray, list, tuple, dict)
 _CONTAINERS = (dict, list, tuple, deque, *_WITH_ATTRIBUTES)
 _KEYS = (
     str, int, float, bytes, _NONE, np.generic, pathlib.PurePath, datetime.date, datetime.timedelta,
@@ -614,11 +613,12 @@ _CLASSES = {
     Counter: lambda items=(): _dict_of(Counter(), items),
     ConfigDict: lambda items=(): _dict_of(ConfigDict(), items),
     defaultdict: _default_dict, deque: _deque, HistoryBuffer: lambda: HistoryBuffer(),
-    set: lambda items=(): set(_keys(items)), frozenset: lambda items=(): frozenset(_keys(items)),
+    set: lambda items=(): set(_list_of(items)),
+    frozenset: lambda items=(): frozenset(_list_of(items)),
     tuple: lambda items=(): tuple(_list_of(items)),  # Paddle: a name and an array
     bytearray: _bytearray, bytes: _plain(bytes), complex: _plain(complex, int, float),
-    range: _plain(range, int), slice: _plain(slice, int, _NONE), decimal.Decimal:
-    _plain(decimal.Decimal, str), uuid.UUID: lambda: uuid.UUID(int=0),
+    range: _plain(range, int), slice: _plain(slice, int, _NONE),
+    decimal.Decimal: _plain(decimal.Decimal, str), uuid.UUID: lambda: uuid.UUID(int=0),
     **{kind: _plain(kind, *_TIMES) for kind in (
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)},
     **{kind: _plain(kind) for kind in _WITH_ATTRIBUTES},
@@ -645,6 +645,7 @@ _FUNCTIONS = {
     'torch._tensor._rebuild_from_type_v2': _tensor_of_type,
     'torch._utils._rebuild_sparse_tensor': _sparse, 'torch.serialization._get_layout': _layout,
 }  # fmt: skip
+_LAYOUTS = {str(v): v for v in vars(torch).values() if isinstance(v, torch.layout)}
 _DTYPES = {str(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _STORAGES = {
     'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16,
@@ -655,6 +656,7 @@ _STORAGES = {
 }  # fmt: skip
 
 _CALLS = {id(kind): call for kind, call in _CLASSES.items()}
+_MADE_OF_KEYS = [_CLASSES[kind] for kind in (OrderedDict, Counter, ConfigDict, set, frozenset)]
 #: Dotted names to what they stand for.
 _NAMES: dict[str, object] = {
     **{f'{kind.__module__}.{kind.__qualname__}': kind for kind in _CLASSES},

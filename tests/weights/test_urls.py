@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import load_checkpoint
 
 import cyclemlp_mm.safe_loading  # noqa: F401
-from cyclemlp_mm.errors import DownloadError
+from cyclemlp_mm.errors import DownloadError, MissingFileError
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights import read_checkpoint
 
@@ -130,6 +130,18 @@ def test_an_unreachable_url_says_what_to_do(site):
     with open(path, 'wb') as file:
         file.write(weights(5))
     assert read_checkpoint(url)['w'][0] == 5
+
+
+@pytest.mark.parametrize('url', ['http://[bad/a.pth', 'https:///a.pth', 'http://'])
+def test_what_is_no_url(site, url):
+    with pytest.raises(DownloadError, match='cannot download'):
+        read_checkpoint(url)
+
+
+@pytest.mark.parametrize('path', ['a//[b/c.pth', '~nobody_here/a.pth', 'a?b#c.pth'])
+def test_local_names_are_no_urls(path):
+    with pytest.raises(MissingFileError, match='does not exist'):
+        read_checkpoint(path)
 
 
 class Foreign(BaseModule):
