@@ -31,7 +31,7 @@ from .coco_annotations import (
     mask_trouble,
     unsortable,
 )
-from .coco_file import category_names, read_coco
+from .coco_file import annotations_kept, category_names, read_coco
 
 
 class CheckedCOCO(COCO):
@@ -52,6 +52,7 @@ class CheckedCOCO(COCO):
             masks that mmdet or pycocotools cannot read.
     """
 
+    @annotations_kept()  # pauses Python's collector of cycles, too
     def __init__(
         self, annotation_file: str | Path, with_masks: bool = False, is_evaluated: bool = False
     ) -> None:

@@ -80,19 +80,27 @@ def evaluators(cfg: Config, phases: Sequence[str] = ('val', 'test')) -> Iterator
             yield from evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
 
 
-#: mmdet's types that read an annotation file, and ours on one checked reading of it.
-_CHECKED = {'CocoDataset': 'CheckedCocoDataset', 'CocoMetric': 'CheckedCocoMetric'}
-
-
 def use_checked_coco(cfg: Config) -> None:
-    """Replace mmdet's ``CocoDataset`` and ``CocoMetric`` in a config by the checked ones."""
+    """Replace mmdet's ``CocoDataset`` and ``CocoMetric`` in a config by the checked ones.
+
+    Both or neither in a phase: labels of other data sets are in the order of the file, which
+    mmdet's metric expects.
+    """
     if cfg.get('default_scope') != 'mmdet':
         return
-    for part in (*(dataset for _, dataset in data_sets(cfg)), *evaluators(cfg)):
-        kind = part.get('type')
-        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        if name.removeprefix('mmdet.') in _CHECKED:
-            part['type'] = _CHECKED[name.removeprefix('mmdet.')]
+    for phase in ('train', 'val', 'test'):
+        read = [dataset for _, dataset in data_sets(cfg, [phase])]
+        for dataset in read:
+            _replace_type(dataset, 'CocoDataset')
+        if all(dataset.get('type') == 'CheckedCocoDataset' for dataset in read):
+            for evaluator in evaluators(cfg, [phase]):
+                _replace_type(evaluator, 'CocoMetric')
+
+
+def _replace_type(settings: ConfigDict, name: str) -> None:
+    kind = settings.get('type')
+    if kind in (name, f'mmdet.{name}') or getattr(kind, '__name__', '') == name:
+        settings['type'] = f'Checked{name}'
 
 
 def other_evaluated_files(

@@ -18,6 +18,7 @@ from cyclemlp_mm.engine.class_order import (
     take_class_order,
     trained_classes,
 )
+from cyclemlp_mm.engine.config_data import use_checked_coco
 from cyclemlp_mm.errors import UserError
 
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
@@ -193,3 +194,7 @@ def test_configs_of_before_read_the_checked_way(coco, prefix):
     cfg = load_config(str(coco / 'c.py'))
     assert cfg.train_dataloader.dataset.type == 'CheckedCocoDataset'
     assert cfg.test_evaluator.type == 'CheckedCocoMetric'
+    cfg.val_dataloader.dataset.type = 'CityscapesDataset'  # by the order of the file
+    cfg.val_evaluator.type = 'CocoMetric'
+    use_checked_coco(cfg)
+    assert cfg.val_evaluator.type == 'CocoMetric'
