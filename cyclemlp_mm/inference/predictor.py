@@ -173,26 +173,30 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
 
 def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
     """The checkpoint, with the config's class names where it has none of its own."""
-    meta = content.get('meta') or {}
-    if 'CLASSES' in meta or (meta.get('dataset_meta') or {}).get('classes'):
-        return content
-    names = class_names(cfg)
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    older = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
+    names = next((n for n in (meta.get('dataset_meta'), older) if _has_names(n)), None)
+    whose = 'its class names are'
     if names is None:
+        names, whose = class_names(cfg) or {}, 'it has no class names; those of the config are'
+        listed = ', '.join(map(str, names.get('classes', ())[:5]))
+        print_log(f'checkpoint {checkpoint}: {whose} used: {listed or "none"}', 'current')
+    numbers = dict(heads_classes(cfg.model))
+    found = len(names.get('classes', ()))
+    if found not in numbers.values() and (numbers or not found):
+        expected = ', '.join(f'{number} ({key})' for key, number in numbers.items()) or 'some'
         raise UserError(
-            f'checkpoint {checkpoint} has no class names, and neither has the config: set '
+            f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. For a '
+            'checkpoint without names, set them by '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
         )
-    for key, number in heads_classes(cfg.model):
-        if number != len(names['classes']):
-            raise UserError(
-                f'checkpoint {checkpoint} has no class names, and the config has '
-                f'{len(names["classes"])} for {number} classes ({key}): set '
-                "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
-            )
-    listed = ', '.join(map(str, names['classes'][:5])) + ', …' * (len(names['classes']) > 5)
-    print_log(f'checkpoint {checkpoint} has no class names; those of the config are used: {listed}',
-              'current')  # fmt: skip
     return {**content, 'meta': {**meta, 'dataset_meta': names}}
+
+
+def _has_names(meta: object) -> bool:
+    names = meta.get('classes') if isinstance(meta, dict) else None
+    return isinstance(names, (list, tuple)) and {type(name) for name in names} == {str}
 
 
 def _reason(error: Exception) -> str:

@@ -41,12 +41,20 @@ def changed(config, folder, metainfo):
 
 @pytest.mark.parametrize(
     'content',
-    [{}, dict(wrapped=False), dict(meta={}), dict(meta=dict(dataset_meta={}))],
+    [
+        {},
+        dict(wrapped=False),
+        dict(meta={}),
+        dict(meta=3),
+        dict(meta=dict(dataset_meta={})),
+        dict(meta=dict(dataset_meta=[1])),
+        dict(meta=dict(dataset_meta=dict(classes=7), CLASSES=[1, 2])),
+    ],
 )
 def test_a_detectors_config_names_them(content, detector, tmp_path, log_lines):
     predictor = Predictor(*bare(detector, tmp_path, **content), device='cpu')
     assert predictor.classes == tuple(CLASSES)
-    assert any('bare.pth has no class names; those of the config' in line for line in log_lines)
+    assert any('bare.pth: it has no class names; those of the config' in line for line in log_lines)
 
 
 def test_a_segmentors_config_names_them(tmp_path):
@@ -55,15 +63,25 @@ def test_a_segmentors_config_names_them(tmp_path):
     predictor = Predictor(changed(config, tmp_path, names), checkpoint, device='cpu')
     assert predictor.classes == ('sky', 'road', 'tree')
     assert predictor.palette == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    with pytest.raises(UserError, match=r'150 for 3 classes \(model\.decode_head\.num_classes\)'):
+    with pytest.raises(UserError, match=r'has 3 \(model\.decode_head\.num_classes\)'):
         Predictor(config, checkpoint, device='cpu')  # ADE20K's
 
 
 def test_names_for_another_number_of_classes(detector, tmp_path):
     config, checkpoint = bare(detector, tmp_path)
     for metainfo, found in ((None, '80'), (dict(classes=('a', 'b')), '2')):
-        with pytest.raises(UserError, match=rf'no class names.*{found} for 4 classes.*metainfo'):
+        with pytest.raises(UserError, match=rf'are {found}, but the model has 4.*metainfo'):
             Predictor(changed(config, tmp_path, metainfo), checkpoint, device='cpu')
+
+
+def test_names_of_the_file(detector, tmp_path):
+    names = ('a', 'b', 'c', 'd')
+    for meta in (dict(dataset_meta=dict(classes=names)), dict(CLASSES=names)):
+        predictor = Predictor(*bare(detector, tmp_path, meta=meta), device='cpu')
+        assert predictor.classes == names
+    with pytest.raises(UserError, match='its class names are 3, but the model has 4'):
+        meta = dict(dataset_meta=dict(classes=names[1:]))
+        Predictor(*bare(detector, tmp_path, meta=meta), device='cpu')
 
 
 def test_the_tool_writes_them(detector, tmp_path):
