@@ -310,7 +310,11 @@ def _misfit(
     matched = sum(name in own for name in state_dict)
     if not matched:
         if not state_dict:
-            return f'{head} It has no tensor whose name begins with {prefix!r}'
+            return (
+                f'{head} It has no tensor whose name begins with {prefix!r}. (Published files, and '
+                'those of a backbone alone, need cyclemlp_mm.safe_loading in custom_imports, where '
+                'our configs name it.)'
+            )
         where = f' after {prefix!r}' if prefix else ''
         return (
             f'{head} None of its {len(state_dict)} names{where} is known: they begin with '
