@@ -34,6 +34,7 @@ _MOST_UNSHARED = 1_000_000
 _MOST_ODD_KEYS = 10_000
 _LARGEST_KEY = 2**61 - 2  # Python's hash modulus: beyond, a file can give all of its keys one hash
 _MOST_DIMENSIONS = 32  # numpy's own limit before 2.0
+_TEXT_ID = re.compile(r"\('storage', <class '([\w.]+)'>, '(\w+)', '[^']*', (\d{1,18})\)")
 _NONSENSE = (
     AttributeError, LookupError, MemoryError, OverflowError, RuntimeError, TypeError,
     ValueError, pickle.UnpicklingError, NotImplementedError,
@@ -137,6 +138,8 @@ class SafeUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Storage:
         """The bytes of ('storage', type, key, location, count[, view])."""
+        if isinstance(pid, str) and (text := _TEXT_ID.fullmatch(pid)):  # of protocol 0
+            pid = ('storage', _NAMES.get(text[1]), text[2], '', int(text[3]))
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != 'storage':
             raise RefusedContent('it refers to something outside of its pickle, not tensor data')
         kind, key, count = pid[1], pid[2], pid[4]
@@ -449,6 +452,13 @@ def _deque(items: object = (), size: object = None) -> deque:
     return deque(_list_of(items), size)
 
 
+def _object_of(kind: object, base: object, state: object) -> object:
+    """How protocols 0 and 1 make an object whose attributes follow."""
+    if kind not in (*_WITH_ATTRIBUTES, HistoryBuffer, uuid.UUID) or base is not object:
+        raise refuse(Named('copyreg._reconstructor'))
+    return _CLASSES[kind]()
+
+
 def _type_of(value: object) -> type:
     if not any(value is single for single in (None, NotImplemented, ...)):
         raise refuse(Named('builtins.type'))
@@ -635,6 +645,7 @@ _STATES = {
 }  # fmt: skip
 _FUNCTIONS = {
     'builtins.getattr': _attribute, 'builtins.type': _type_of, '_codecs.encode': _encode,
+    'copyreg._reconstructor': _object_of, 'copy_reg._reconstructor': _object_of,
     # numpy 1 and 2 name their insides differently.
     **{f'{core}.{name}': call for core in ('numpy.core', 'numpy._core') for name, call in {
         'multiarray._reconstruct': _empty_array, 'multiarray.scalar': _scalar,
