@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
 from mmengine.config import Config, ConfigDict
 
@@ -27,6 +25,7 @@ from cyclemlp_mm.datasets.coco_annotations import (
     unsortable,
 )
 from cyclemlp_mm.datasets.coco_file import category_names, read_coco
+from cyclemlp_mm.datasets.file_names import files_in, say_spelling
 from cyclemlp_mm.engine.config_data import evaluators, needs_masks
 from cyclemlp_mm.errors import UserError
 
@@ -374,7 +373,7 @@ def _files(report: Report, folder: Path, images: list[dict]) -> list[tuple[str, 
         (here if is_here else lacking).append(image)
     if lacking:
         names = [image['file_name'] for image in lacking]
-        report_missing(report, folder, names, len(images))
+        _report_missing(report, folder, names, len(images))
     return [
         (
             str(folder / image['file_name']),
@@ -384,27 +383,22 @@ def _files(report: Report, folder: Path, images: list[dict]) -> list[tuple[str, 
     ]
 
 
-def report_missing(report: Report, folder: Path, names: list[str], total: int) -> None:
-    """Report images that are not in a folder; an error where none is there or the cause is clear.
-
-    Args:
-        report (Report): Gets the finding.
-        folder (Path): It.
-        names (list[str]): Those that are missing, relative to it.
-        total (int): How many images there should be.
-    """
+def _report_missing(report: Report, folder: Path, names: list[str], total: int) -> None:
+    """Images that are not in a folder; an error where none is there or the cause is clear."""
     said = f'{len(names)} of {count(total, "image")} are missing: {some(names)}'
-    for cause, change in _SPELLINGS.items():
-        renamed = [(name, new) for name in names if (new := _other(folder, name, change))]
-        if renamed:
-            report.error(
-                folder,
-                f'{said}. {len(renamed)} are there under another name: {cause}, e.g. '
-                f'{renamed[0][0]!a} in the annotations, {renamed[0][1]!a} in the folder',
-                'Write the names of the files into the annotations',
+    there = files_in(folder)
+    cause = say_spelling(names, there)
+    if not cause:
+        by_name = {_last(file): file for file in there}
+        moved = [(name, by_name[_last(name)]) for name in names if _last(name) in by_name]
+        if moved:
+            cause = (
+                f'{len(moved)} of them are there in another folder, e.g. {moved[0][0]!a} is '
+                f'{moved[0][1]!a}'
             )
-            return
-    if len(names) == total:
+    if cause:
+        report.error(folder, f'{said}; {cause}', 'Write the names of the files into the json')
+    elif len(names) == total:
         report.error(folder, said, 'Check data_root and data_prefix')
     else:
         report.warning(
@@ -412,25 +406,8 @@ def report_missing(report: Report, folder: Path, names: list[str], total: int) -
         )
 
 
-def _swap_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition('.')
-    return stem + dot + (suffix.lower() if suffix != suffix.lower() else suffix.upper())
-
-
-#: How a name in an annotation file may differ from the file's, and the file's name from it.
-_SPELLINGS = {
-    'backslashes for slashes': lambda name: name.replace('\\', '/'),
-    'URL-encoded': unquote,
-    'accents as one character (NFC) or two (NFD)': lambda name: unicodedata.normalize('NFD', name),
-    'accents as two characters (NFD) or one (NFC)': lambda name: unicodedata.normalize('NFC', name),
-    'capital letters in the suffix': _swap_suffix,
-    'with folders that are not there': lambda name: name.replace('\\', '/').rpartition('/')[2],
-}
-
-
-def _other(folder: Path, name: str, change: Callable[[str], str]) -> str | None:
-    new = change(name)
-    return new if new and new != name and os.path.isfile(folder / new) else None
+def _last(name: str) -> str:
+    return name.replace('\\', '/').rpartition('/')[2]
 
 
 def _without(message: str, path: Path) -> str:

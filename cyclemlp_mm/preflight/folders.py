@@ -102,6 +102,12 @@ def check_class_folders(
             folder, f'has {count(len(names), "class folder")} ({some(names)}), but the config '
             f'names {count(len(classes), "class")}', 'Give --data DIR, which takes their names',
         )  # fmt: skip
+    elif sorted(classes) == names != list(classes):
+        report.error(
+            folder, f'labels are in the order of its class folders ({some(names)}), but the config '
+            f'names the classes as {some(list(classes))}: names would be exchanged',
+            'Take that order for metainfo.classes',
+        )  # fmt: skip
     found, others = {}, []
     for name in names:
         if name not in hidden:

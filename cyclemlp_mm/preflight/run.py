@@ -10,11 +10,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept
+from cyclemlp_mm.datasets.file_names import read_lines
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
+from cyclemlp_mm.errors import UserError
 
 from .coco import check_coco
 from .findings import Report, some
@@ -72,6 +74,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if place in looked_at:  # val and test are mostly the same
             continue
         looked_at.append(place)
+        _check_listed(report, cfg, dataset, classes)
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
@@ -97,6 +100,26 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if weights:
             check_weights(report, cfg, model)
     return report
+
+
+def _check_listed(
+    report: Report, cfg: Config, dataset: ConfigDict, classes: 'Sequence[str]'
+) -> None:
+    """Compare class names with the file that names the labels, as ``--data`` reads it."""
+    file = Path(dataset.get('data_root') or '.') / 'classes.txt'
+    if cfg.default_scope == 'mmdet' or not file.is_file():
+        return
+    try:
+        names = [name for line in read_lines(file) if (name := line.strip())]
+    except UserError:  # not read by this config either
+        return
+    if sorted(names) == sorted(classes) and names != list(classes):
+        report.error(
+            file,
+            f'names the labels as {some(names)}, the config as {some(list(classes))}: names would '
+            'be exchanged',
+            'Take the order of the file for metainfo.classes',
+        )
 
 
 def _check_dataset(

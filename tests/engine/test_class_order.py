@@ -198,3 +198,17 @@ def test_configs_of_before_read_the_checked_way(coco, prefix):
     cfg.val_evaluator.type = 'CocoMetric'
     use_checked_coco(cfg)
     assert cfg.val_evaluator.type == 'CocoMetric'
+
+
+@pytest.mark.parametrize('name, write', [(SEG, write_ade20k), (CLS, write_image_folders)])
+def test_a_config_that_exchanges_the_names_of_the_data(name, write, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmseg' if name == SEG else 'mmpretrain')
+    monkeypatch.chdir(tmp_path)
+    cfg = use_own_data(load_config(name), write(tmp_path / 'data', 4, 4, (64, 64)))
+    for phase in ('train', 'val', 'test'):
+        metainfo = cfg[f'{phase}_dataloader'].dataset.metainfo
+        metainfo.classes = metainfo.classes[::-1]
+    cfg.dump('c.py')
+    with pytest.raises(UserError):
+        check(['c.py'])
+    assert 'names would be exchanged' in capsys.readouterr().out
