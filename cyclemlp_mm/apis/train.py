@@ -1,7 +1,10 @@
 """Training: the whole of ``tools/train.py`` but its first line."""
 
 import argparse
-from collections.abc import Sequence
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
 from cyclemlp_mm.engine.progress_bar import progress_bar
+from cyclemlp_mm.engine.resume import checkpoint_folder
 from cyclemlp_mm.engine.stop_on_signal import TrainingStopped, stoppable
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
@@ -31,6 +35,9 @@ from .arguments import (
     new_parser,
 )
 from .prepare import prepare_config, take_classes_of
+
+#: Names that a training gives its checkpoints.
+_SAVED = re.compile(r'(?:(?:epoch|iter)_\d+.*|best_.*)\.pth$')
 
 EXAMPLES = """\
   tools/train.py configs/retinanet_cyclemlp_b2_fpn_1x_coco.py
@@ -96,7 +103,9 @@ def _train(args: argparse.Namespace) -> None:
     with annotations_kept():
         cfg, start_from, said = _prepare_training(args)
     check_writable(cfg.work_dir, '--work-dir', is_folder=True)
-    with work_dir_lock(cfg.work_dir) if is_first_process() else nullcontext():
+    with work_dir_lock(cfg.work_dir) if is_first_process(cfg.launcher) else nullcontext():
+        if is_first_process(cfg.launcher):
+            said += _move_earlier_run(cfg)
         runner = _build_runner(cfg, start_from)
         for line in said:
             runner.logger.info(line)
@@ -129,13 +138,64 @@ def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, li
         said += resume_training(cfg, source)
     else:
         said += take_classes_of(cfg)
-    if not args.skip_check and is_first_process():
+    if not args.skip_check and is_first_process(cfg.launcher):
         report = run_preflight(cfg, weights=False)  # the training loads them itself
         report.raise_errors(
             more='tools/check.py CONFIG checks more; --skip-check trains anyway'
         )
         said += [str(finding) for finding in report.findings]
     return cfg, start_from, said
+
+
+def _move_earlier_run(cfg: Config) -> 'list[str]':
+    """Move an earlier training's checkpoints out of the way of one that does not continue it.
+
+    They would be overwritten one by one, and a later ``--resume`` would find those that are left.
+
+    Returns:
+        list[str]: What to log.
+
+    Raises:
+        UserError: The config names one of them.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if '://' in str(hook.get('out_dir')):
+        return []
+    folder = checkpoint_folder(cfg)
+    files = [path for path in folder.glob('*.pth') if _SAVED.match(path.name)]
+    resumed = Path(cfg.load_from).resolve() if cfg.get('resume') and cfg.load_from else None
+    if not files or resumed in {path.resolve() for path in files}:
+        return []
+    for key, file in _paths(cfg, ''):
+        if file in {path.resolve() for path in files}:
+            raise UserError(
+                f'{key} is {file}, a checkpoint of an earlier training in {folder}, where this '
+                'training saves its own: give another --work-dir'
+            )
+    newest = max(path.stat().st_mtime for path in files)
+    target = folder / f'earlier_{time.strftime("%Y%m%d_%H%M%S", time.localtime(newest))}'
+    while target.exists():
+        target = target.with_name(f'{target.name}_')
+    target.mkdir()
+    config = Path(cfg.work_dir) / Path(cfg.filename or 'config.py').name
+    if config.is_file():  # a copy: it may be the file that this training was started with
+        shutil.copy2(config, target)
+    for path in [*files, *Path(cfg.work_dir).glob('last_checkpoint')]:
+        path.rename(target / path.name)
+    return [
+        f'{folder} had {len(files)} checkpoints of an earlier training: they are in {target} now. '
+        'To continue a training instead of starting a new one, give --resume'
+    ]
+
+
+def _paths(node: object, key: str) -> 'Iterator[tuple[str, Path]]':
+    """Keys of a config whose values may be paths."""
+    if isinstance(node, str) and node.endswith('.pth') and '://' not in node:
+        yield key, Path(node).resolve()
+    parts = node.items() if isinstance(node, (dict, Config)) else \
+        enumerate(node) if isinstance(node, (list, tuple)) else ()  # fmt: skip
+    for name, part in parts:
+        yield from _paths(part, f'{key}.{name}'.lstrip('.'))
 
 
 def _resumed_by_config(cfg: Config) -> str:

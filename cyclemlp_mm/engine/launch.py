@@ -49,15 +49,22 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
         dist.init_process_group('gloo')
         global _has_gloo_threads
         _has_gloo_threads = True
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
-    )
+    wrapper = dict(  # what mmengine's own wrapper would have
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )  # fmt: skip
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all, also before the process group is there."""
-    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
-    return next((rank for rank in ranks if rank is not None), '0') == '0'
+def is_first_process(launcher: str) -> bool:
+    """Whether this process checks, locks and reports for all; also before the process group exists.
+
+    Args:
+        launcher (str): As for :func:`prepare_launch`. Without one, every process is a run of its
+            own, whatever variables the job that started it has set.
+    """
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return launcher == 'none' or os.environ.get(ranks[launcher], '0') == '0'
 
 
 def finish_launch() -> None:

@@ -22,6 +22,8 @@ class NonFiniteLossError(UserError):
 class StopOnNonFiniteLoss(Hook):
     """Keeps a non-finite loss from the weights, and stops when it does not pass.
 
+    A training whose losses were all non-finite ends with an error, however short it was.
+
     A gradient with nan or inf in it is dropped before the optimiser's step, so weights, optimiser
     and averaged weights stay as they are. (Under float16 mixed precision, the loss scaler does so.)
 
@@ -37,6 +39,7 @@ class StopOnNonFiniteLoss(Hook):
             raise UserError(f'max_in_a_row of StopOnNonFiniteLoss is {max_in_a_row}; take >= 1')
         self.max_in_a_row = max_in_a_row
         self.in_a_row = 0
+        self.num_bad, self.num_iters = 0, 0  # of this process's run
         self._images: list[str] = []
         self._good: str | None = None  # the newest checkpoint that a finite loss came after
 
@@ -57,12 +60,14 @@ class StopOnNonFiniteLoss(Hook):
         Raises:
             NonFiniteLossError: It was not finite for ``max_in_a_row`` iterations.
         """
+        self.num_iters += 1
         bad = [name for name, value in (outputs or {}).items() if not _is_finite(value)]
         if not bad:
             self.in_a_row, self._images = 0, []
             self._good = _last_saved(runner)
             return
         self.in_a_row += 1
+        self.num_bad += 1
         self._images += _image_paths(data_batch)
         here = f'iteration {runner.iter + 1}: {", ".join(bad)} not finite'
         if self.in_a_row < self.max_in_a_row:
@@ -74,6 +79,24 @@ class StopOnNonFiniteLoss(Hook):
         raise NonFiniteLossError(
             f'{here}, {self.in_a_row} in a row. Images of these iterations: '
             f'{_some(self._images)}. Last good checkpoint: {self._say_good(runner)}. A lower '
+            'learning rate, a longer warm-up or optim_wrapper.clip_grad=dict(max_norm=10) may '
+            'help; tools/check.py CONFIG --full looks for broken images and labels'
+        )
+
+    def after_train(self, runner: Runner) -> None:
+        """Report how many iterations changed nothing.
+
+        Raises:
+            NonFiniteLossError: All of them.
+        """
+        if not self.num_bad:
+            return
+        said = f'{self.num_bad} of {self.num_iters} iterations had a loss that is not finite'
+        if self.num_bad < self.num_iters:
+            runner.logger.warning(f'{said}: they did not change the weights')
+            return
+        raise NonFiniteLossError(
+            f'{said}: the weights are those of the start. Images: {_some(self._images)}. A lower '
             'learning rate, a longer warm-up or optim_wrapper.clip_grad=dict(max_norm=10) may '
             'help; tools/check.py CONFIG --full looks for broken images and labels'
         )

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from .atomic_checkpoints import NUM_FIGURES
 from .config_files import tools_dir
+from .non_finite import StopOnNonFiniteLoss
 
 
 def run_summary(runner: Runner) -> str:
@@ -29,6 +30,8 @@ def run_summary(runner: Runner) -> str:
         lines.append(f'best {metric}: {score:.4g}, in {_relative(file)}')
     if not lines:
         lines.append(_why_no_best(info.get(NUM_FIGURES)))
+    if any(isinstance(h, StopOnNonFiniteLoss) and not h.num_iters for h in runner.hooks):
+        lines.insert(0, _why_no_iteration(runner))
     if info.get('last_ckpt'):
         lines.append(f'last checkpoint: {_relative(info["last_ckpt"])}')
         checkpoint = checkpoint or info['last_ckpt']
@@ -39,11 +42,23 @@ def run_summary(runner: Runner) -> str:
     lines.append(f'test it:   {_command("test.py", *files)}')
     if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
         lines.append(f'use it:    {_command("infer.py", *files)} IMAGES')
-    kinds = [backend['type'] for backend in runner.cfg.visualizer.get('vis_backends') or ()]
+    backends = (runner.cfg.get('visualizer') or {}).get('vis_backends') or ()
+    kinds = [backend['type'] for backend in backends]
     if 'TensorboardVisBackend' in kinds:
         folder = shlex.quote(_relative(runner.work_dir))
         lines.append(f'curves:    tensorboard --logdir {folder}')
     return '\n'.join(lines)
+
+
+def _why_no_iteration(runner: Runner) -> str:
+    loop = runner.train_loop
+    end = ('max_epochs', runner.epoch, runner.max_epochs)
+    if isinstance(loop, IterBasedTrainLoop):
+        end = ('max_iters', runner.iter, runner.max_iters)
+    return (
+        f'nothing was left to train: the checkpoint is at {end[1]}, and train_cfg.{end[0]} is '
+        f'{end[2]}. To train longer, resume with a larger --cfg-options train_cfg.{end[0]}'
+    )
 
 
 def _best(runner: Runner) -> 'list[tuple[str, float, str]]':

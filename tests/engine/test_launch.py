@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.config import Config
 from paths import ROOT
+
+from cyclemlp_mm.engine import is_first_process, launch, prepare_launch
 
 SCRIPT = """
 import atexit, os, sys, threading, time
@@ -44,6 +47,42 @@ ENDINGS = {
     'sentence': ("sys.exit('enough')", 1, 'enough'),
     'interrupted': ('raise KeyboardInterrupt', 130, 'interrupted'),
 }
+
+
+@pytest.mark.parametrize(
+    'launcher, variable', [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
+                           ('mpi', 'OMPI_COMM_WORLD_RANK')]
+)  # fmt: skip
+def test_a_rank_counts_for_its_own_launcher_only(launcher, variable, monkeypatch):
+    """A sweep's jobs, started by srun without a launcher, each lock and check."""
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, '3')
+    first = [name for name in ('none', 'pytorch', 'slurm', 'mpi') if is_first_process(name)]
+    assert first == [name for name in ('none', 'pytorch', 'slurm', 'mpi') if name != launcher]
+
+
+@pytest.mark.parametrize(
+    'given, expected',
+    [
+        ({}, dict(type='MMDistributedDataParallel', find_unused_parameters=False)),
+        (dict(find_unused_parameters=True), dict(find_unused_parameters=True)),
+        (dict(model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel')),
+         dict(type='MMSeparateDistributedDataParallel', broadcast_buffers=False)),
+        (dict(model_wrapper_cfg=dict(static_graph=True, broadcast_buffers=True)),
+         dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=True)),
+    ],
+)  # fmt: skip
+def test_the_wrapper_of_a_config_is_kept_without_a_gpu(given, expected, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr(launch.dist, 'is_initialized', lambda: True)
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '0')
+    cfg = Config(given)
+    prepare_launch(cfg, 'pytorch')
+    wrapper = cfg.model_wrapper_cfg
+    assert wrapper.device_ids is None
+    assert {key: wrapper[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""A second training in a work dir, one with nothing left to do, and one that learned nothing."""
+
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+
+from cyclemlp_mm.apis import train
+from cyclemlp_mm.engine import make_robust
+from cyclemlp_mm.engine.non_finite import NonFiniteLossError
+from cyclemlp_mm.engine.summary import run_summary
+from cyclemlp_mm.errors import UserError
+
+TRAIN = sys.modules['cyclemlp_mm.apis.train']  # the package has the function of the same name
+DEMO = 'retinanet_cyclemlp_demo'
+OLD = {'epoch_1.pth', 'iter_40.pth', 'epoch_2_iter_7.pth', 'best_coco_bbox_mAP_epoch_1.pth'}
+
+
+@pytest.fixture
+def work_dir(tmp_path, monkeypatch):
+    """With an earlier training's files, and what else a user may have put there."""
+    pytest.importorskip('mmdet')
+    monkeypatch.chdir(tmp_path)
+
+    def stop(cfg, start_from):
+        raise UserError('far enough')
+
+    monkeypatch.setattr(TRAIN, '_build_runner', stop)
+    folder = tmp_path / 'wd'
+    folder.mkdir()
+    for name in (*OLD, 'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'):
+        (folder / name).write_text(name)
+    (folder / 'last_checkpoint').write_text('wd/epoch_1.pth')
+    return folder
+
+
+def start(*arguments):
+    with pytest.raises(UserError, match='far enough'):
+        train([DEMO, '--work-dir', 'wd', '--skip-check', *arguments])
+
+
+def test_checkpoints_of_an_earlier_training_are_moved(work_dir, monkeypatch):
+    start()
+    [moved] = work_dir.glob('earlier_*')
+    assert {path.name for path in moved.iterdir()} == {*OLD, 'last_checkpoint', f'{DEMO}.py'}
+    assert (moved / 'epoch_1.pth').read_text() == 'epoch_1.pth'
+    left = {path.name for path in work_dir.iterdir()} - {moved.name}
+    assert left == {'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'}
+    (work_dir / 'epoch_1.pth').write_text('of the second')
+    start()
+    assert len(list(work_dir.glob('earlier_*'))) == 2
+
+
+def test_the_log_says_so(work_dir):
+    cfg = Config(dict(work_dir=str(work_dir)))
+    [said] = TRAIN._move_earlier_run(cfg)
+    assert 'had 4 checkpoints of an earlier training' in said and '--resume' in said
+    assert TRAIN._move_earlier_run(cfg) == []
+
+
+def test_a_training_that_is_resumed_moves_nothing(work_dir):
+    torch.save(dict(meta=dict(iter=1, epoch=1), state_dict={}, optimizer={}, message_hub={}),
+               work_dir / 'epoch_1.pth')  # fmt: skip
+    start('--resume', 'wd/epoch_1.pth')
+    assert not list(work_dir.glob('earlier_*'))
+
+
+@pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg.checkpoint'])
+def test_a_checkpoint_that_is_needed_is_not_moved(work_dir, key):
+    torch.save(dict(state_dict={'a': torch.ones(1)}), work_dir / 'iter_40.pth')
+    with pytest.raises(UserError, match=rf'{key} is .*iter_40\.pth.* another --work-dir'):
+        train([DEMO, '--work-dir', 'wd', '--skip-check', '--cfg-options', f'{key}=wd/iter_40.pth'])
+    assert (work_dir / 'iter_40.pth').exists()
+
+
+class Toy(BaseModel):
+    """Its loss is the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, mode='loss'):
+        return dict(loss=(self.weight * inputs).sum())
+
+
+def toy_runner(folder, losses, name, max_iters=None, **more):
+    cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses)), **more))
+    make_robust(cfg)
+    return Runner(
+        model=Toy(), work_dir=str(folder), experiment_name=f'{name}_{folder.name}', cfg=cfg,
+        train_dataloader=torch.utils.data.DataLoader(
+            [dict(inputs=torch.tensor([float(loss)])) for loss in losses]),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), train_cfg=cfg.train_cfg,
+        default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
+        custom_hooks=[h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'],
+        visualizer=dict(type='Visualizer', name=f'{name}_{folder.name}', vis_backends=[]),
+        resume=more.get('resume', False), load_from=more.get('load_from'),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('losses', [['nan'], ['nan', 'inf', '-inf', 'nan']])
+def test_a_training_of_losses_that_are_all_nan_is_an_error(losses, tmp_path):
+    runner = toy_runner(tmp_path, losses, f'nan{len(losses)}')
+    with pytest.raises(NonFiniteLossError, match=f'{len(losses)} of {len(losses)} iterations'):
+        runner.train()
+    assert runner.model.weight == 1
+
+
+def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path, log_lines):
+    runner = toy_runner(tmp_path, ['nan', 1, 'nan'], 'some')
+    lines = []
+    runner.logger.warning = lambda text, *rest: lines.append(text)
+    runner.train()
+    assert any('2 of 3 iterations had a loss that is not finite' in line for line in lines)
+
+
+def test_a_resumed_training_with_nothing_left_says_so(tmp_path):
+    toy_runner(tmp_path, [1, 1], 'first').train()
+    saved = str(next(tmp_path.glob('*_2.pth')))
+    again = toy_runner(tmp_path, [1, 1], 'again', resume=True, load_from=saved)
+    again.train()
+    assert run_summary(again).startswith(
+        'nothing was left to train: the checkpoint is at 2, and train_cfg.max_iters is 2.'
+    )
+    longer = toy_runner(tmp_path, [1, 1], 'longer', 3, resume=True, load_from=saved)
+    longer.train()
+    assert 'nothing was left' not in run_summary(longer)
