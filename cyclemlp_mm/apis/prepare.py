@@ -18,6 +18,7 @@ from cyclemlp_mm.engine.class_order import names_of, take_class_order, trained_c
 from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
 
 
@@ -49,7 +50,7 @@ def prepare_config(
         take_class_order(cfg, names_of(dataset.get('metainfo')), 'train_dataloader')
         break
     if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
+        cfg.work_dir = str(user_path(args.work_dir))
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_launch(cfg, args.launcher)

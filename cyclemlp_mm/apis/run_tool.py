@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ def run_tool(tool: 'Callable[[], object]') -> None:
 
 def _run(tool: 'Callable[[], object]') -> None:
     try:
+        _check_temporary_folder()
         _recorded(tool)()
     except UserError as error:
         _say(f'error: {error}')
@@ -71,6 +73,14 @@ def _run(tool: 'Callable[[], object]') -> None:
             'tools/check.py CONFIG and tools/doctor.py may find the cause'
         )
         raise
+
+
+def _check_temporary_folder() -> None:
+    """Reading a config takes one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(f'{error.strerror}: set TMPDIR to a folder with room') from error
 
 
 def _refused_file(error: Exception) -> str:

@@ -39,6 +39,14 @@ def parse_web_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         help='address to listen on; 0.0.0.0 lets other machines in, without a password '
         '(default: %(default)s)',
     )
+    parser.add_argument(
+        '--allow-host',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='another name by which browsers reach the page; may be repeated (default: addresses '
+        'in numbers, localhost and the name of this machine)',
+    )
     parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
     parser.add_argument(
         '--max-mb', type=float, default=20, metavar='MB',
@@ -73,4 +81,5 @@ def web(argv: 'Sequence[str] | None' = None) -> None:
             "installs it; elsewhere, `pip install 'cyclemlp_mm[web]'`"
         ) from error
     limits = UploadLimits(megabytes=args.max_mb)
-    launch(build_page(workbench, limits), limits, args.host, args.port)
+    page = build_page(workbench, limits)
+    launch(page, limits, args.host, args.port, names=args.allow_host)

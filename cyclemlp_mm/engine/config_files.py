@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
 from cyclemlp_mm.errors import CodeError, MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 from .config_data import use_checked_coco
 from .config_sections import check_sections
@@ -56,7 +57,7 @@ def find_config(name: str) -> Path:
     Raises:
         MissingFileError: Neither; suggests near names.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     stem = path.name.removesuffix('.py')

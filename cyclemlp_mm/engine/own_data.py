@@ -13,6 +13,7 @@ from cyclemlp_mm.datasets.coco_file import category_names
 from cyclemlp_mm.datasets.file_names import files_in, read_lines, say_spelling
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 from .config_data import data_sets, evaluators, heads, needs_masks
 from .own_images import use_image_folders
@@ -57,7 +58,7 @@ def use_own_data(
         MissingFileError: The folder lacks a part of the layout; says which.
         UserError: Class names are missing, double, or differ between train and val.
     """
-    root = Path(data_dir).expanduser().resolve()
+    root = user_path(data_dir).resolve()
     if not root.is_dir():
         raise MissingFileError(f'--data {data_dir}: no such folder')
     scope = cfg.get('default_scope')

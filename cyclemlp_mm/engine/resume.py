@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights import read_checkpoint
 
 from .check_weights import check_resumable
@@ -67,7 +68,8 @@ def resume_training(cfg: Config, source: str) -> 'list[str]':
         said.append(f'resuming from {found.path}')
         path, content = str(found.path), found.content
     else:
-        path, content = source, read_checkpoint(source)
+        path = source if '://' in source else str(user_path(source))
+        content = read_checkpoint(path)
     cfg.resume = True
     cfg.load_from = path
     said += take_class_order(cfg, trained_classes(content), path)

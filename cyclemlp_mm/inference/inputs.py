@@ -22,6 +22,7 @@ from cyclemlp_mm.datasets.image_files import (
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 VIDEO_SUFFIXES = (
     '.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp',
@@ -137,7 +138,7 @@ def read_image(path: 'str | Path') -> np.ndarray:
 
 
 def _expand(item: str, passed_over: 'list[Path]') -> 'Iterator[tuple[Path, str]]':
-    path = Path(item).expanduser()
+    path = user_path(item)
     check_regular(path)
     if path.is_file():
         if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cyclemlp_mm.engine import find_config
 from cyclemlp_mm.errors import MissingFileError
+from cyclemlp_mm.user_path import user_path
 
 #: The work dir of ``make demo``; it comes first.
 DEMO = 'demo'
@@ -60,10 +61,13 @@ def find_models(
     """
     found = []
     for config, checkpoint in named:
-        path = Path(checkpoint).expanduser()
+        path = user_path(checkpoint)
         if not path.is_file():
             raise MissingFileError(f'checkpoint {checkpoint} does not exist')
-        found.append(ModelChoice(f'{Path(config).stem} ({path})', find_config(config), (path,)))
+        name = f'{Path(config).stem} ({path.absolute().parent.name}/{path.name})'
+        same = sum(model.name.startswith(name) for model in found)
+        name += f' {same + 1}' if same else ''
+        found.append(ModelChoice(name, find_config(config), (path,)))
     root = Path(work_dirs)
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     for folder in sorted(folders, key=lambda p: p.name != DEMO):
@@ -88,7 +92,8 @@ def _checkpoints(folder: Path) -> 'tuple[Path, ...]':
         number = int((re.findall(r'\d+', path.stem) or ['0'])[-1])
         return path.name != last_name, not path.name.startswith('best'), -number, path.name
 
-    return tuple(sorted(folder.glob('*.pth'), key=rank))
+    # Hidden ones are being written.
+    return tuple(sorted((p for p in folder.glob('*.pth') if p.name[0] != '.'), key=rank))
 
 
 def _scope(config: Path) -> 'str | None':

@@ -2,15 +2,20 @@
 
 import html
 import os
+import re
+import threading
 import traceback
+from collections.abc import Sequence
 
 # Before Gradio is imported: it reports its use to its makers otherwise.
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from cyclemlp_mm.errors import UserError
 
+from .same_site import SameSite
 from .uploads import UploadLimits, read_upload
 from .workbench import Workbench
 
@@ -62,6 +67,7 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
                 problem = gr.HTML(elem_id='problem', visible=True)
                 with gr.Row():
                     panels = [_result_panel('first', True), _result_panel('second', False)]
+        one_image = threading.Lock()  # decoded at a time, whichever way requests come
         answers = gr.State([None, None], time_to_live=3600)
         shown = [part for panel in panels for part in panel]
 
@@ -70,11 +76,12 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
             if path is None:
                 return [*_redraw([None, None], score_thr), [None, None], '']
             try:
-                image = read_upload(path, limits)
-                found = [
-                    None if name == NONE else workbench.predict(name, checkpoint, image)
-                    for name, checkpoint in zip(choices[::2], choices[1::2], strict=True)
-                ]
+                with one_image:
+                    image = read_upload(path, limits)
+                    found = [
+                        None if name == NONE else workbench.predict(name, checkpoint, image)
+                        for name, checkpoint in zip(choices[::2], choices[1::2], strict=True)
+                    ]
             except UserError as error:
                 return [*_redraw([None, None], score_thr), [None, None], _problem(str(error))]
             except Exception as error:  # a defect: for who runs the server, not for the visitor
@@ -98,7 +105,12 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
 
 
 def _problem(said: str) -> str:
-    return f'<div class="problem" role="alert">{html.escape(said)}</div>'
+    return f'<div class="problem" role="alert">{html.escape(without_folders(said))}</div>'
+
+
+def without_folders(text: str) -> str:
+    """Text with the file name alone in the place of each absolute path."""
+    return re.sub(r'(?<![\w.:/~])~?/(?:[^/\'"<>|:;,\n]*[^/\'"<>|:;,\s]/)+', '', text)
 
 
 def _uploaded_path(payload: object) -> 'str | None':
@@ -151,7 +163,14 @@ def _redraw(answers: list, score_thr: float) -> list:
     return parts
 
 
-def launch(page: gr.Blocks, limits: UploadLimits, host: str, port: int, block: bool = True) -> str:
+def launch(
+    page: gr.Blocks,
+    limits: UploadLimits,
+    host: str,
+    port: int,
+    block: bool = True,
+    names: Sequence[str] = (),
+) -> str:
     """Serve the page.
 
     Args:
@@ -160,6 +179,7 @@ def launch(page: gr.Blocks, limits: UploadLimits, host: str, port: int, block: b
         host (str): Address to listen on.
         port (int): Port; 0 takes a free one.
         block (bool): Stay here until it is stopped. Defaults to True.
+        names (Sequence[str]): See :class:`.same_site.SameSite`. Defaults to ().
 
     Returns:
         str: The page's address.
@@ -167,14 +187,15 @@ def launch(page: gr.Blocks, limits: UploadLimits, host: str, port: int, block: b
     Raises:
         UserError: The port is taken.
     """
-    page.queue(max_size=20)
+    page.queue(max_size=20, api_open=False)  # no way around it
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=port or None, share=False, inbrowser=False, quiet=True,
-            max_file_size=int(limits.megabytes * 1e6), allowed_paths=[], show_error=True,
+            max_file_size=int(limits.megabytes * 1e6), allowed_paths=[], show_error=False,
             prevent_thread_lock=True, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, state_session_capacity=50, theme=THEME, css=CSS,
             footer_links=['gradio'],
+            app_kwargs=dict(middleware=[Middleware(SameSite, names=[host, *names])]),
         )  # fmt: skip
     except OSError as error:
         raise UserError(f'cannot listen on {host}:{port}: {error}') from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 from .cyclemlp import arch_of, is_certainly_published, is_ours, to_published
 from .files import read_checkpoint, sha256_of
@@ -73,7 +74,7 @@ def convert(
         UserError: ``target`` is there and ``force`` is not set, or cannot be written.
         CheckpointError: ``source`` cannot be read, or is no complete CycleMLP.
     """
-    target = Path(target).expanduser()
+    target = user_path(target)
     if to is None:
         to = 'safetensors' if target.suffix == '.safetensors' else 'ours'
     _check_target(target, to, force)

@@ -5,7 +5,6 @@ Only what training programs put into checkpoints is accepted, from any format: s
 
 import hashlib
 import io
-import os
 import pickle
 import re
 import shutil
@@ -25,6 +24,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 
 from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 from .limits import DamagedFile, RefusedContent, shorten
 from .paddle_files import is_paddle, to_tensors
@@ -140,7 +140,7 @@ def fetch(source: str) -> Path:
     """
     scheme, has_scheme, rest = source.partition('://')
     if not has_scheme:
-        return Path(os.path.expanduser(source))  # pathlib's raises for a user that is not there
+        return user_path(source)
     if scheme not in ('http', 'https'):
         raise CheckpointError(
             f'checkpoint {source}: {scheme}:// is not supported; give a local path or an '

@@ -5,9 +5,13 @@ subprocesses are in the tests of each tool.
 """
 
 import errno
+import os
 import re
 import runpy
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from paths import ROOT
@@ -16,7 +20,8 @@ from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.user_path import user_path
 
 #: A wrong command line of every tool, and what its message has to name.
 WRONG = {
@@ -259,3 +264,60 @@ def test_every_tool_is_here_or_has_its_own_way():
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)
+
+
+DEMO, TOO_LONG = 'retinanet_cyclemlp_demo', 'a' * 300
+
+
+@pytest.mark.parametrize('path', ['~no_user/x', TOO_LONG, 'd/' * 3000 + 'x'], ids=['~', 'a', 'd'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['train.py', DEMO, '--data', 'PATH'], ['train.py', 'PATH'],
+        ['check.py', DEMO, '--data', 'PATH'],
+        ['train.py', DEMO, '--work-dir', 'PATH', '--skip-check'], ['test.py', 'PATH', 'x.pth'],
+        ['train.py', DEMO, '--resume', 'PATH', '--skip-check'], ['get_flops.py', 'PATH'],
+        ['convert_weights.py', 'PATH', 'out.pth'], ['convert_weights.py', 'x.pth', 'PATH'],
+        ['export.py', DEMO, 'PATH', 'out.onnx'], ['infer.py', DEMO, 'x.pth', 'PATH'],
+        ['web.py', '--model', DEMO, 'PATH'],
+    ],
+    ids=' '.join,
+)  # fmt: skip
+def test_paths_that_cannot_be(arguments, path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tool, *arguments = (path if part == 'PATH' else part for part in arguments)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and message.startswith('error: ')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_of_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert user_path('~/a') == tmp_path / 'a' and user_path('a/~') == Path('a/~')
+    with pytest.raises(MissingFileError, match=r'no home folder ~nobody_here; .*give \./~nobody_'):
+        user_path('~nobody_here/a')
+
+
+def test_a_current_folder_that_was_removed(tmp_path):
+    folder = tmp_path / 'gone'
+    folder.mkdir()
+    script = f'cd {folder} && rmdir {folder} && {sys.executable} {ROOT}/tools/check.py {DEMO}'
+    done = subprocess.run(['bash', '-c', script], stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == 'error: the current folder was removed: change to another one\n'
+
+
+def test_no_folder_for_temporary_files(monkeypatch, capsys):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory found in [/tmp]')
+
+    monkeypatch.setattr(tempfile, 'gettempdir', none)
+    with pytest.raises(SystemExit) as caught:
+        run_tool(lambda: check([DEMO]))
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: No usable temporary') and 'set TMPDIR to a folder' in said

@@ -23,7 +23,7 @@ def serving(work_dirs, **limits):
     workbench = Workbench(find_models(work_dirs), 'cpu')
     limits = UploadLimits(**limits)
     page = build_page(workbench, limits)
-    url = launch(page, limits, '127.0.0.1', 0, block=False)
+    url = launch(page, limits, '127.0.0.1', 0, block=False, names=['my.name'])
     try:
         yield url, workbench
     finally:

@@ -18,6 +18,7 @@ def work_dirs(tmp_path):
     (tmp_path / 'classifier').mkdir()
     (tmp_path / 'classifier' / 'c.py').write_text("default_scope = 'mmpretrain'\n")
     (tmp_path / 'classifier' / 'epoch_1.pth').write_bytes(b'')
+    (tmp_path / 'demo' / '.partial-1-epoch_3.pth').write_bytes(b'half')
     (tmp_path / 'untrained').mkdir()
     (tmp_path / 'untrained' / 'c.py').write_text("default_scope = 'mmdet'\n")
     return tmp_path
@@ -33,8 +34,9 @@ def test_the_demo_comes_first_then_the_others(work_dirs):
 
 def test_named_models_come_before(work_dirs):
     named = ('retinanet_cyclemlp_demo', str(work_dirs / 'demo' / 'epoch_10.pth'))
-    models = find_models(work_dirs, [named])
-    assert models[0].name.startswith('retinanet_cyclemlp_demo') and len(models) == 3
+    models = find_models(work_dirs, [named, named])
+    assert models[0].name == 'retinanet_cyclemlp_demo (demo/epoch_10.pth)' and len(models) == 4
+    assert models[1].name == f'{models[0].name} 2'
     with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
         find_models(work_dirs, [('retinanet_cyclemlp_demo', 'gone.pth')])
 

@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,6 +151,91 @@ def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
         status, body = get(f'{served[0]}{route}{path}')
         assert status >= 400, route
         assert b'root:' not in body and b'nobody may read' not in body
+
+
+@pytest.mark.parametrize(
+    'headers, allowed',
+    [
+        ({}, True), ({'Host': 'localhost:{port}'}, True), ({'Host': '[::1]:{port}'}, True),
+        ({'Host': 'evil.example'}, False), ({'Host': 'evil.example:{port}'}, False),
+        ({'Host': '127.0.0.1.evil.example'}, False), ({'Host': 'localhost.evil.example'}, False),
+        ({'Origin': 'http://127.0.0.1:{port}'}, True), ({'Origin': 'null'}, False),
+        ({'Origin': 'http://evil.example'}, False), ({'Origin': 'http://127.0.0.1:1'}, False),
+        ({'Host': 'evil.example', 'Origin': 'http://evil.example'}, False),
+        ({'Host': ''}, False), ({'Host': '[::1'}, False), ({'Host': 'my.name'}, True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_sites_cannot_use_the_page(served, headers, allowed):
+    url = served[0]
+    port = url.split(':')[2].strip('/')
+    headers = {key: value.format(port=port) for key, value in headers.items()}
+    for path, body in (('', None), ('config', None), ('gradio_api/call/predict', b'{"data": []}')):
+        request = urllib.request.Request(
+            url + path, body, {'Content-Type': 'application/json', **headers}
+        )
+        status, said = get(request)
+        assert (status != 403) == allowed, (path, said)
+
+
+def test_no_request_goes_around_the_queue(served, images):
+    """Six at once are predicted one after the other, and decoded one after the other."""
+    url, workbench = served
+    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
+    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    inputs = [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+    content = json.dumps({'data': inputs}).encode()
+    for route in ('run', 'api'):
+        status, said = post(f'{url}gradio_api/{route}/predict', content)
+        assert status == 404 and b'join the queue' in said
+    from cyclemlp_mm.web import page
+
+    running, most = [], []
+    read, predict = page.read_upload, workbench.predict
+
+    def slowly(function, *args):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        try:
+            return function(*args)
+        finally:
+            running.pop()
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(6) as pool:
+        patch.setattr(page, 'read_upload', lambda *args: slowly(read, *args))
+        patch.setattr(workbench, 'predict', lambda *args: slowly(predict, *args))
+        said = list(pool.map(lambda _: call(url, inputs), range(6)))
+    assert all('gradio_api/file' in answer for answer in said)
+    assert len(most) == 12 and max(most) == 1
+
+
+def test_errors_name_no_folder_of_the_server(served, work_dirs, images):
+    url, _ = served
+    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
+    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    checkpoint = work_dirs / 'demo' / 'epoch_1.pth'
+    whole = checkpoint.read_bytes()
+    try:
+        checkpoint.write_bytes(whole[:-50])
+        said = call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
+    finally:
+        checkpoint.write_bytes(whole)
+    assert 'epoch_1.pth' in said and str(work_dirs) not in said and '/tmp' not in said
+
+
+@pytest.mark.parametrize(
+    'text, shown',
+    [
+        ('checkpoint /home/me/my runs/a b/x.pth is bad: /etc/y', 'checkpoint x.pth is bad: y'),
+        ("config '/a/b/c.py' and ~/d/e.py", "config 'c.py' and e.py"),
+        ('at 3/4 of 1/2, see https://example.org/a/b, and/or work_dirs/a/b.pth',) * 2,
+    ],
+)  # fmt: skip
+def test_paths_are_shown_as_names(text, shown):
+    from cyclemlp_mm.web.page import without_folders
+
+    assert without_folders(text) == shown
 
 
 def upload(url, data, name):
