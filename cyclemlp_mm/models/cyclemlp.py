@@ -23,6 +23,7 @@ from cyclemlp_mm.ops import (
     softmax_branches,
     untouched,
 )
+from cyclemlp_mm.ops.recording import standard_operators_only
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import check_four_ints, resolve_arch
@@ -84,7 +85,7 @@ class CycleMixer(Foldable, nn.Module):
         if not self._untouched:
             y = self._by_layers(x)
             return y if residual is None else residual + y
-        if self.matrix is not None:
+        if self.matrix is not None and not standard_operators_only(x):
             return apply_matrix(x, self.matrix, residual)
         return cycle_mixer(x, self.mixer_weights(), self.backend, residual)
 

@@ -203,9 +203,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), out_channels); odd sides are padded."""
-        _, height, width, _ = x.shape
-        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = torch.cat(
-            [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1
-        )
+        # Padded alike for all sizes, so that a recorded graph holds at all of them.
+        x = nn.functional.pad(x, (0, 0, 0, 1, 0, 1))
+        even, odd = slice(0, -1, 2), slice(1, None, 2)
+        x = torch.cat([x[:, i, j] for j in (even, odd) for i in (even, odd)], dim=-1)
         return self.reduction(self.norm(x))

@@ -220,7 +220,9 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
                 f'{tuple(image.shape)}'
             )
         height, width = image.shape[2:]
-        pad = [-side % whole for side, whole in zip((height, width), self.img_size)]
+        # No negative number is divided: ONNX rounds such quotients to zero.
+        sizes = zip((height, width), self.img_size)
+        pad = [(whole - side % whole) % whole for side, whole in sizes]
         x, _ = self.patch_embed(F.pad(image, (0, pad[1], 0, pad[0])))
         outputs = []
         for i, stage in enumerate(self.stages):
@@ -230,7 +232,8 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
                 x = self._run(unit, x)
             if i in self.out_indices:
                 stride = 4 * 2**i
-                level = x[:, :, : -(-height // stride), : -(-width // stride)]
+                rows, columns = ((side + stride - 1) // stride for side in (height, width))
+                level = x[:, :, :rows, :columns]
                 outputs.append(self._norm_of(i)(level).contiguous())
         return tuple(outputs)
 

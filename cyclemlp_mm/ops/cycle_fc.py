@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recording import standard_operators_only
+
 
 def check_kernel_size(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
     """Return ``kernel_size`` as a pair of ints, or say why it is no CycleFC pseudo-kernel.
@@ -72,15 +74,16 @@ def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
     Returns:
         Tensor: Same shape and dtype; ``out[b, y, x, i] = x[b, y + dy_i, x + dx_i, i]``.
     """
-    kernel_h, kernel_w = check_kernel_size(kernel_size)
-    taps, axis = (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
-    reach, size = taps // 2, x.shape[axis]
+    taps, axis = _taps_and_axis(kernel_size)
+    if standard_operators_only(x):
+        channels = x.shape[-1]
+        groups = shifted_groups(F.pad(x, (0, -channels % taps)), kernel_size)
+        return torch.stack(groups, dim=-1).flatten(-2)[..., :channels]
+    size = x.shape[axis]
     out = x.clone()
-    # The channels of one residue modulo k share an offset; those that keep their place are there.
-    for residue in range(taps):
-        offset = (residue + reach) % taps - reach
-        if offset == 0:
-            continue
+    # Those that keep their place are there.
+    for residue in range(1, taps):
+        offset = _offset(residue, taps)
         outside = min(abs(offset), size)
         inside = size - outside
         target, source = out[..., residue::taps], x[..., residue::taps]
@@ -88,6 +91,42 @@ def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
         target.narrow(axis, first, inside).copy_(source.narrow(axis, last, inside))
         target.narrow(axis, inside if offset > 0 else 0, outside).zero_()
     return out
+
+
+def shifted_groups(x: Tensor, kernel_size: 'tuple[int, int]') -> 'list[Tensor]':
+    """The channels of :func:`cycle_shift` by offset, as views of padded maps.
+
+    Nothing is written in place, and no size is read: a recorded graph holds at every map's size,
+    and the exporter of TorchScript to ONNX would lose what is written into a view.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        kernel_size (tuple[int, int]): (1, k) or (k, 1).
+
+    Returns:
+        list[Tensor]: k maps (B, H, W, about C / k): the shifted channels 0, k, 2k, …, then
+        1, k + 1, …, and so forth.
+    """
+    taps, axis = _taps_and_axis(kernel_size)
+    groups = [x[..., 0::taps]]
+    for residue in range(1, taps):
+        offset, group = _offset(residue, taps), x[..., residue::taps]
+        after, before = max(offset, 0), max(-offset, 0)
+        pad = (0, 0, before, after) if axis == 2 else (0, 0, 0, 0, before, after)
+        inside = slice(after, None if offset > 0 else offset)
+        group = F.pad(group, pad)
+        groups.append(group[:, :, inside] if axis == 2 else group[:, inside])
+    return groups
+
+
+def _taps_and_axis(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
+    kernel_h, kernel_w = check_kernel_size(kernel_size)
+    return (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
+
+
+def _offset(residue: int, taps: int) -> int:
+    """The offset that the channels of one residue modulo ``taps`` share."""
+    return (residue + taps // 2) % taps - taps // 2
 
 
 def cycle_fc(
@@ -104,6 +143,12 @@ def cycle_fc(
     Returns:
         Tensor: (B, H, W, C_out).
     """
+    if standard_operators_only(x, weight):
+        # The weight's columns are put in the order of the groups: no channel moves by itself.
+        taps = max(kernel_size)
+        x = torch.cat(shifted_groups(x, kernel_size), dim=-1)
+        weight = torch.cat([weight[:, residue::taps] for residue in range(taps)], dim=1)
+        return F.linear(x, weight, bias)
     return F.linear(cycle_shift(x, kernel_size), weight, bias)
 
 

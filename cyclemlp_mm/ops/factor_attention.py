@@ -59,10 +59,11 @@ def _by_steps(
     shape = (batch, height * width, heads, channels // heads)
     with without_autocast(x):
         dtype = accumulate_dtype(q.dtype)
-        weights = k.reshape(shape).to(dtype).softmax(dim=1)
-        context = torch.einsum('bnhi,bnhj->bhij', weights, v.reshape(shape).to(dtype))
+        # Products rather than einsum, which ONNX has from opset 12 on.
+        query, key, value = (t.reshape(shape).transpose(1, 2) for t in (q, k, v))
+        context = key.to(dtype).softmax(dim=2).transpose(2, 3) @ value.to(dtype)
         context = (context * (channels // heads) ** -0.5).to(q.dtype)
-        seen = torch.einsum('bnhi,bhij->bnhj', q.reshape(shape), context)
+        seen = (query @ context).transpose(1, 2)
     return proj(seen.reshape(x.shape) + q * position)
 
 

@@ -8,7 +8,7 @@ from .autocast import accumulate_dtype
 from .cycle_fc import cycle_fc
 from .map_sums import sum_over_space
 from .mixer_weights import KERNEL_H, KERNEL_W, MixerWeights, branch_weights
-from .recording import is_transformed
+from .recording import standard_operators_only
 
 
 def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
@@ -30,7 +30,7 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
         sums = [sum_over_space(branch, accumulate_dtype(c.dtype)) for branch in (h, w, c)]
         mean = (sum(sums) / (c.shape[1] * c.shape[2])).to(c.dtype)
         a_h, a_w, a_c = (a[:, None, None, :] for a in branch_weights(mean, weights.reweight))
-        if is_transformed():  # vmap supports neither addcmul nor writing into a shared map
+        if standard_operators_only(x, weights.weight_c):
             mixed = h * a_h + w * a_w + c * a_c
         else:
             # In place where no gradient needs h: on small maps, memory costs more than multiplying.

@@ -69,9 +69,9 @@ def softmax_branches(logits: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
         tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
     """
     # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
-    weights = logits.unflatten(-1, (-1, 3)).softmax(dim=-1)
+    weights = logits.reshape(logits.shape[0], logits.shape[1] // 3, 3).softmax(dim=-1)
     # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.
-    return weights.movedim(-1, 0).contiguous().unbind(0)
+    return weights.permute(2, 0, 1).contiguous().unbind(0)
 
 
 def weigh_branches(means: Tensor, weights: MixerWeights) -> Tensor:
