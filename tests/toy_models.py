@@ -29,9 +29,20 @@ def save_detector(folder, masks=False):
     return _save(cfg, folder, dict(classes=CLASSES, palette=PALETTE))
 
 
-def save_segmentor(folder, classes=('sky', 'road', 'tree')):
-    """A Semantic FPN; returns the paths of config and checkpoint."""
+def save_segmentor(folder, classes=('sky', 'road', 'tree'), channels=3, load=None, **data):
+    """A Semantic FPN; returns the paths of config and checkpoint.
+
+    ``load`` is the loading step of images, ``data`` are settings of the data sets to test.
+    """
     cfg = load_config('fpn_cyclemlp_b1_256x256_600i_small')
+    if load is not None:
+        cfg.model.backbone.in_channels = channels
+        norm = dict(mean=[110.0], std=[58.0]) if channels == 1 else dict(mean=None, std=None)
+        cfg.model.data_preprocessor.update(bgr_to_rgb=False, **norm)
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            loader.dataset.pipeline = [load, dict(type='LoadAnnotations'),
+                                       dict(type='PackSegInputs')]  # fmt: skip
+            loader.dataset.update(data)
     cfg.model.neck.in_channels = list(ARCH['widths'])
     cfg.model.decode_head.num_classes = len(classes)
     palette = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]

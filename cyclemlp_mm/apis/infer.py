@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from cyclemlp_mm.checks import check_score_thr, check_writable
+from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
 
 from .arguments import add_cfg_options, add_deploy, add_unsafe_load, new_parser
@@ -130,12 +131,14 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     _check(args)
     # Slow to import, and not needed for --help.
     from cyclemlp_mm.inference import PredictionWriter, Predictor, Tiling, find_inputs
+    from cyclemlp_mm.inference.inputs import own_suffixes
 
     tiling = None
     if args.tile is not None:
         tiling = Tiling(args.tile, 0.2 if args.tile_overlap is None else args.tile_overlap)
     passed_over = []
-    inputs = find_inputs(args.inputs, passed_over)
+    suffixes = own_suffixes(load_config(args.config, args.cfg_options))
+    inputs = find_inputs(args.inputs, passed_over, suffixes)
     predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy,
                           args.as_stored)  # fmt: skip
     writer = PredictionWriter(

@@ -108,7 +108,8 @@ def _train(args: argparse.Namespace) -> None:
             said += _move_earlier_run(cfg)
         runner = _build_runner(cfg, start_from)
         for line in said:
-            runner.logger.info(line)
+            is_warning = line.startswith('warning: ')
+            (runner.logger.warning if is_warning else runner.logger.info)(line)
         try:
             with progress_bar(runner):
                 runner.train()

@@ -120,7 +120,7 @@ def _field(args: argparse.Namespace) -> Path:
     if args.images:
         images = _normalised_images(cfg, args.images, args.size, args.number)
     else:
-        images = random_images(args.number, args.size)
+        images = random_images(args.number, args.size, cfg.model.backbone.get('in_channels', 3))
     name = f'{type(backbone).__name__}, {Path(args.config).stem}'
     torch.manual_seed(0)
     networks = {

@@ -20,6 +20,8 @@ _STAND_IN = 64
 #: An image of more than 8 bits whose 8-bit form ends here or below is reported as too dark.
 DARK = 63
 DARK_KIND = 'more than 8 bits become nearly black'
+#: A half turn, a mirror image or a square: no size tells which way annotations are made.
+UNSURE_KIND = 'EXIF rotation that keeps the size'
 #: mmcv's ``color_type`` of the images that are decoded here.
 _COLOUR_TYPES = ('color', 'grayscale')
 
@@ -191,6 +193,12 @@ def read_image(
             f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
         )
     unusual = [u for u in facts.unusual if (u, color_type) != ('grey', 'grayscale')]
+    if flag.endswith('_ignore_orientation'):
+        unusual[unusual.index('EXIF rotation')] = 'EXIF rotation left out, as in the annotations'
+    elif 'EXIF rotation' in unusual and _is_annotated(results) and (
+        not facts.is_transposed or facts.height == facts.width
+    ):
+        unusual[unusual.index('EXIF rotation')] = UNSURE_KIND
     if not facts.is_deep:
         return _decode(content, flag, backend, path), unusual
     values = _deep_values(content, flag)
@@ -413,6 +421,10 @@ def _expected_size(results: dict, otherwise: 'tuple[int, int]') -> 'tuple[int, i
         return facts.height, facts.width
     height, width = results.get('height'), results.get('width')
     return (int(height), int(width)) if height and width else otherwise
+
+
+def _is_annotated(results: dict) -> bool:
+    return bool(results.get('seg_map_path') or results.get('height'))
 
 
 def _without_path(message: str, path: str) -> str:

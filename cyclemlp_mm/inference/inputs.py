@@ -49,7 +49,10 @@ class Input:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_inputs(items: 'Sequence[str]', passed_over: 'list[Path] | None' = None) -> 'list[Input]':
+def find_inputs(
+    items: 'Sequence[str]', passed_over: 'list[Path] | None' = None,
+    suffixes: 'tuple[str, ...]' = (),
+) -> 'list[Input]':  # fmt: skip
     """All files that are meant.
 
     Args:
@@ -57,6 +60,7 @@ def find_inputs(items: 'Sequence[str]', passed_over: 'list[Path] | None' = None)
             them) and globs (``**`` goes through folders).
         passed_over (list[Path], optional): Gets the files of folders and globs that are neither
             images nor videos by their suffix; hidden files are not among them.
+        suffixes (tuple[str]): That images end in, too. Defaults to ().
 
     Returns:
         list[Input]: In the order of ``items``, sorted within each; each file once.
@@ -67,7 +71,8 @@ def find_inputs(items: 'Sequence[str]', passed_over: 'list[Path] | None' = None)
     """
     paths = {}  # path: its name
     for item in items:
-        for path, name in _expand(item, [] if passed_over is None else passed_over):
+        left_out = [] if passed_over is None else passed_over
+        for path, name in _expand(item, left_out, IMAGE_SUFFIXES + suffixes):
             paths.setdefault(path.resolve(), (path, name))
     taken, found = set(), []
     for path, name in paths.values():
@@ -137,25 +142,27 @@ def read_image(path: 'str | Path') -> np.ndarray:
     return load_image.read_image(str(path), {}, limit_pixels=False)[0]
 
 
-def _expand(item: str, passed_over: 'list[Path]') -> 'Iterator[tuple[Path, str]]':
+def _expand(
+    item: str, passed_over: 'list[Path]', suffixes: 'tuple[str, ...]'
+) -> 'Iterator[tuple[Path, str]]':
     path = user_path(item)
     check_regular(path)
     if path.is_file():
-        if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        if path.suffix.lower() not in suffixes + VIDEO_SUFFIXES:
             raise UserError(
-                f'{item} is neither an image ({" ".join(IMAGE_SUFFIXES)}) nor a video '
+                f'{item} is neither an image ({" ".join(suffixes)}) nor a video '
                 f'({" ".join(VIDEO_SUFFIXES)}) by its suffix'
             )
         yield path, path.name
     elif path.is_dir():
-        files = _images_and_videos(path.iterdir(), passed_over)
+        files = _images_and_videos(path.iterdir(), passed_over, suffixes)
         if not files:
             raise MissingFileError(f'folder {item} holds no image and no video')
         yield from ((file, file.name) for file in files)
     elif glob.has_magic(str(path)):
         root = Path(*_before_magic(path.parts))
         matches = map(Path, glob.glob(str(path), recursive=True))
-        files = _images_and_videos(matches, passed_over)
+        files = _images_and_videos(matches, passed_over, suffixes)
         if not files:
             raise MissingFileError(f'{item} matches no image and no video')
         yield from ((file, str(file.relative_to(root))) for file in files)
@@ -163,8 +170,10 @@ def _expand(item: str, passed_over: 'list[Path]') -> 'Iterator[tuple[Path, str]]
         raise MissingFileError(f'{item}: no such file or folder')
 
 
-def _images_and_videos(paths: 'Iterator[Path]', passed_over: 'list[Path]') -> 'list[Path]':
-    files, others = split_images(paths, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+def _images_and_videos(
+    paths: 'Iterator[Path]', passed_over: 'list[Path]', suffixes: 'tuple[str, ...]'
+) -> 'list[Path]':
+    files, others = split_images(paths, suffixes + VIDEO_SUFFIXES)
     passed_over += others
     return files
 
@@ -193,11 +202,22 @@ def _check_whole(path: Path) -> None:
         raise BadImageError(f'{path} is no whole image: {error}') from error
 
 
-def loading_steps(cfg: Config) -> list:
-    """The first step of the test pipeline, or an empty list where there is none."""
+def own_suffixes(cfg: Config) -> 'tuple[str, ...]':
+    """What the images of a config's test data end in, where the data set says so, as '.npy'."""
+    suffix = str(_test_data(cfg).get('img_suffix') or '')
+    return (Path(f'x{suffix}').suffix.lower(),) if '.' in suffix else ()
+
+
+def _test_data(cfg: Config) -> dict:
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = loader.get('dataset') or {}
     while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
         dataset = dataset.get('dataset') or dataset['datasets'][0]
+    return dataset
+
+
+def loading_steps(cfg: Config) -> list:
+    """The first step of the test pipeline, or an empty list where there is none."""
+    dataset = _test_data(cfg)
     steps = dataset.get('pipeline') or cfg.get('test_pipeline') or []
     return [step for step in steps if str(step.get('type')).startswith('Load')][:1]

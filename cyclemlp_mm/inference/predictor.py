@@ -1,5 +1,6 @@
 """A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
 
+import copy
 from collections.abc import Sequence
 from inspect import signature
 from itertools import groupby
@@ -73,6 +74,7 @@ class Predictor:
         self.device = check_device(device)
         with model_errors(config):
             self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+        self._takes_grey = [s.get('color_type') for s in loading_steps(cfg)] == ['grayscale']
         self.read = image_reader(cfg, as_stored)  # the inferencer has set the toolbox's scope
         if deploy:
             to_deploy(self.inferencer.model)
@@ -97,6 +99,11 @@ class Predictor:
         Raises:
             UserError: The model cannot take an image, e.g. as it is too small or too narrow.
         """
+        if self._takes_grey:  # frames of videos, and pictures from elsewhere
+            images = [
+                cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.shape[2:] == (3,) else image
+                for image in images
+            ]
         predictions = []
         for _, group in groupby(images, key=lambda image: image.shape):
             chunk = list(group)
@@ -160,7 +167,7 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
 
     # Images are read before, by the config's own loading step, and handed over as arrays; the
     # inferencers insist on this one.
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     for step in loading_steps(cfg):
         if step['type'] != 'LoadImageFromFile':
             step.clear()

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.image_notes import kind_of
-from cyclemlp_mm.datasets.load_image import DARK_KIND, LoadCheckedImage, read_image
+from cyclemlp_mm.datasets.load_image import (
+    DARK_KIND,
+    UNSURE_KIND,
+    LoadCheckedImage,
+    read_image,
+)
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
@@ -54,6 +59,14 @@ def check_images(
             report.warning(
                 where, f'{looked}: {found[0][1]}, e.g. {found[0][0]}',
                 'Say which value is to become 255: --cfg-options image_max_value=4095 (of 12 bits)',
+            )  # fmt: skip
+        elif kind == UNSURE_KIND:
+            others = sum(k.startswith('EXIF rotation left out') for k in unusual)
+            report.warning(
+                where, f'{looked} have an {kind}, so nothing tells whether their annotations are '
+                f'for the image as stored or as turned: {some([n for n, _ in found])}. They are '
+                'turned' + ', though annotations of other images here are for the image as stored'
+                * bool(others), 'Save the images turned, without EXIF orientation',
             )  # fmt: skip
         else:
             report.note(where, f'{looked} are converted ({kind}): {some([n for n, _ in found])}')

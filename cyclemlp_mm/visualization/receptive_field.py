@@ -125,12 +125,18 @@ def resnet50_levels(
                 f"{checkpoint} does not hold torchvision's ResNet-50: {str(error)[:200]}"
             ) from error
     cut = create_feature_extractor(network.eval(), [names[s] for s in strides])
-    return lambda image: list(cut(image).values())
+
+    def levels(image: Tensor) -> 'list[Tensor]':
+        if image.shape[1] != 3:  # of a model of other channels
+            image = image.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        return list(cut(image).values())
+
+    return levels
 
 
-def random_images(number: int, size: int) -> Tensor:
-    """Normal noise, as normalised images are: (number, 3, size, size); always the same."""
-    return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(0))
+def random_images(number: int, size: int, channels: int = 3) -> Tensor:
+    """Normal noise, as normalised images are: (number, channels, size, size); always the same."""
+    return torch.randn(number, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def as_levels(backbone: nn.Module) -> 'Callable[[Tensor], Sequence[Tensor]]':

@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from toy_models import save_detector, save_segmentor
@@ -14,6 +16,7 @@ from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.inference import Predictor
 
 SIZE = (96, 64)  # width, height as stored
 #: Turns that change the size, and ones that do not.
@@ -128,3 +131,34 @@ def test_a_pipe_as_an_image_or_label_does_not_hang(segmentor, tmp_path):
         infer([config, checkpoint, f'{tmp_path}/*.jpg', '--out', str(tmp_path / 'out')])
     with pytest.raises(UserError, match=r'pipe\.jpg is not a regular file'):
         infer([config, checkpoint, str(tmp_path / 'pipe.jpg'), '--out', str(tmp_path / 'out')])
+
+
+GREY = dict(type='LoadImageFromFile', color_type='grayscale')
+BANDS = dict(type='LoadImageFromNpyFile')
+
+
+@pytest.mark.parametrize('channels, load', [(1, GREY), (4, BANDS)])
+def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, load):
+    """Inference, feature maps, fields and the gallery read as the config's pipeline does."""
+    data = shutil.copytree(segmentor[2], tmp_path / 'data')
+    classes = tuple((data / 'classes.txt').read_text().split())
+    settings = dict(data_root=str(data), type='BaseSegDataset', metainfo=dict(classes=classes))
+    if load is BANDS:
+        settings['img_suffix'] = '.npy'
+        for image in list(data.glob('images/*/*.jpg')):
+            rgb = np.asarray(Image.open(image), np.float32)
+            np.save(image.with_suffix('.npy'), (np.concatenate([rgb, rgb[..., :1]], 2) - 99) / 58)
+            image.unlink()
+    model = save_segmentor(tmp_path / 'model', classes, channels, load, **settings)
+    config, checkpoint = map(str, model)
+    monkeypatch.chdir(tmp_path)
+    report = infer([config, checkpoint, f'{data}/images/validation', '--out', 'out'])
+    assert report.num_images == 3 and len(list(tmp_path.glob('out/vis/*'))) == 3
+    image = str(min(data.glob('images/validation/*')))
+    for arguments in (['features', config, checkpoint, image], ['gallery', config, checkpoint],
+                      ['field', config, '--size', '64', '--number', '1']):  # fmt: skip
+        visualize([*arguments, '--out', f'{arguments[0]}.png'])
+        assert (tmp_path / f'{arguments[0]}.png').is_file()
+    if load is GREY:  # what is decoded elsewhere, as frames of videos are
+        predictor = Predictor(config, checkpoint, 'cpu')
+        predictor.predict([np.zeros((64, 64, 3), np.uint8)])

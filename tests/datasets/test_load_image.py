@@ -11,6 +11,7 @@ from PIL import Image
 from cyclemlp_mm.datasets.image_notes import take_notes
 from cyclemlp_mm.datasets.load_image import (
     MOST_IN_A_ROW,
+    UNSURE_KIND,
     LoadCheckedImage,
     as_picture,
     read_image,
@@ -18,6 +19,8 @@ from cyclemlp_mm.datasets.load_image import (
 )
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.preflight.findings import Report
+from cyclemlp_mm.preflight.images import check_images
 
 mmcv_transforms = pytest.importorskip('mmcv.transforms')
 
@@ -224,3 +227,24 @@ def test_other_loading_steps_skip_what_they_cannot_read(tmp_path):
     with pytest.raises(UserError, match=r'b\.npy.*An evaluation needs all'):
         LoadCheckedImage(step, True)(dict(img_path=str(tmp_path / 'b.npy')))
     assert as_picture(results['img']).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize('orientation, size, said', [
+    (3, SIZE, UNSURE_KIND), (2, SIZE, UNSURE_KIND), (6, (48, 48), UNSURE_KIND),
+    (6, SIZE, 'EXIF rotation left out, as in the annotations'), (6, SIZE[::-1], 'EXIF rotation'),
+    (1, SIZE, None),
+])  # fmt: skip
+def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / 'a.jpg').write_bytes(encode(picture(size=size), exif=exif))
+    known = SIZE if said != UNSURE_KIND else size
+    _, unusual = read_image(str(tmp_path / 'a.jpg'), dict(height=known[1], width=known[0]))
+    assert unusual == ([said] if said else [])
+    _, unusual = read_image(str(tmp_path / 'a.jpg'), {})  # nothing is annotated
+    assert unusual == ['EXIF rotation'] * (said is not None)
+    report = Report()
+    info = (str(tmp_path / 'a.jpg'), dict(height=known[1], width=known[0]))
+    check_images(report, [info], True, 0.05)
+    assert [finding.level for finding in report.findings] == (
+        [] if said is None else ['warning' if said == UNSURE_KIND else 'note'])  # fmt: skip
