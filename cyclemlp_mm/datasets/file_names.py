@@ -45,7 +45,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file as Windows, macOS or Linux write them, without empty ones at the end.
+    """Lines of a text file as Windows, macOS or Linux write them.
 
     UTF-8 with or without a byte-order mark, and UTF-16 with one.
 
@@ -65,7 +65,7 @@ def read_lines(path: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error})') from error
-    return text.rstrip().splitlines()
+    return text.splitlines()
 
 
 def check_list_encoding(path: Path) -> None:

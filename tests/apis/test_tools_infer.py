@@ -146,7 +146,7 @@ def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
     drawn = cv2.VideoCapture(str(tmp_path / 'out' / 'vis' / 'walk.mp4'))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and drawn.get(cv2.CAP_PROP_FPS) == 12
     code = int(drawn.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little').decode()
-    assert code.lower() in ('vp09', 'avc1', 'h264')  # what browsers play
+    assert code.lower() in ('vp09', 'vp90', 'avc1', 'h264')  # what browsers play
     content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
     assert [entry['frame'] for entry in content['images']] == [0, 1, 2, 3, 4]
     run(segmentor, path, '--out', tmp_path / 'out2', '--no-vis')

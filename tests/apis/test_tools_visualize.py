@@ -90,6 +90,10 @@ def test_an_image_that_the_model_cannot_take_is_named(detector, tmp_path):
     data = write_coco(tmp_path / 'shapes', 2, 2, (64, 64))
     [first, _] = sorted((data / 'val2017').iterdir())
     Image.new('RGB', (2000, 3)).save(first)
+    path = data / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['images'][0].update(width=2000, height=3)
+    path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf'{first.name}: cannot predict images of 2000×3 px'):
         draw('gallery', *detector, '--data', data)
 

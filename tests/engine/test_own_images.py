@@ -154,6 +154,9 @@ def test_encodings_of_lists_and_names(lists):
     (lists / 'train_list.txt').write_bytes(content.encode('utf-8-sig'))
     with pytest.raises(UserError, match=r'train_list\.txt begins with a byte-order mark'):
         use_own_data(load_config(CONFIG), lists)
+    (lists / 'train_list.txt').write_text(content + '\n')  # which mmpretrain cannot split
+    with pytest.raises(UserError, match=r'train_list\.txt, line 7: expected'):
+        use_own_data(load_config(CONFIG), lists)
 
 
 @pytest.mark.parametrize('change, cause', [
