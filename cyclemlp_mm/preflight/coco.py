@@ -108,13 +108,6 @@ def _check_classes(
     classes: Sequence[str],
     dataset: ConfigDict,
 ) -> None:
-    if isinstance(classes, str):
-        report.error(
-            'metainfo.classes',
-            f'is the text {classes!r}, not a tuple of names',
-            f'Write a comma: classes=({classes!r},)',
-        )
-        return
     names = list(categories.values())
     absent = [name for name in classes if name not in names]
     if absent:

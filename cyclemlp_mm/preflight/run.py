@@ -60,6 +60,13 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     looked_at, trained, paths = [], (), defaultdict(set)
     for split, dataset in data_sets(cfg):
         classes = _classes(dataset)
+        if isinstance(classes, str):
+            report.error(
+                f'{split}_dataloader.dataset.metainfo.classes',
+                f'is the text {classes!r}, neither a tuple of names nor a file of them',
+                f'Write a comma: classes=({classes!r},)',
+            )
+            classes = (classes,)
         if not trained:  # the data set of training comes first
             trained = classes
         elif classes and list(classes) != list(trained):
@@ -197,6 +204,8 @@ def _is_needed(step: dict) -> bool:
 def _classes(dataset: ConfigDict) -> 'Sequence[str]':
     """Class names of a data set: of the config, or of the class."""
     given = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(given, str) and Path(given).is_file():  # mmengine reads it
+        return [name for line in read_lines(Path(given)) if (name := line.strip())]
     return given or getattr(_kind(dataset), 'METAINFO', {}).get('classes') or ()
 
 

@@ -212,3 +212,21 @@ def test_a_config_that_exchanges_the_names_of_the_data(name, write, tmp_path, mo
     with pytest.raises(UserError):
         check(['c.py'])
     assert 'names would be exchanged' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', [DET, SEG])
+def test_one_class_without_a_comma(name, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmdet' if name == DET else 'mmseg')
+    monkeypatch.chdir(tmp_path)
+    data = (write_coco if name == DET else write_ade20k)(tmp_path / 'data', 4, 2, (64, 64))
+    cfg = use_own_data(load_config(name), data)
+    names = cfg.train_dataloader.dataset.metainfo.classes
+    cfg.train_dataloader.dataset.metainfo.classes = 'circle'
+    cfg.dump('c.py')
+    with pytest.raises(UserError):
+        check(['c.py'])
+    assert "metainfo.classes: is the text 'circle'" in capsys.readouterr().out
+    cfg.train_dataloader.dataset.metainfo.classes = 'names.txt'
+    (tmp_path / 'names.txt').write_text('\n'.join(names))
+    cfg.dump('c.py')
+    check(['c.py'])

@@ -104,7 +104,6 @@ CASES = {
     'a class without a box': (
         lambda made: made['categories'].append(dict(id=9, name='animal')),
         dict(classes=['dog', 'animal', 'cat']), 'warning: .*no box of 1 class: animal'),
-    'a text for a list of names': (lambda made: None, dict(classes='cat'), r"classes=\('cat',\)"),
     'another order in a data set by order': (
         lambda made: None, dict(classes=CLASSES[::-1], kind='CocoDataset'),
         'CocoDataset gives labels in the order of the file .*names would be exchanged'),
