@@ -61,7 +61,7 @@ class ConvNorm(Foldable, nn.Module):
             return y if residual is None else residual + y
         weight, bias = folded(self.conv, self.norm)
         if weight is None:
-            y = self._finish(self._convolve(x, self.conv.weight, None))
+            y = self._finish(self._convolve(x, self.conv.weight, self.conv.bias))
             return y if residual is None else residual + y
         if self._is_linear and not self.act and _plain(x, weight, residual):
             return add_linear(x, weight.flatten(1), bias, residual)
@@ -83,11 +83,14 @@ class ConvNorm(Foldable, nn.Module):
 
     @property
     def _untouched(self) -> bool:
-        return untouched(nn.Conv2d, self.conv) and not listened_to(self.norm)
+        settings = dict(dilation=(1, 1), padding_mode='zeros')
+        return untouched(nn.Conv2d, self.conv, bias=None, **settings) and not listened_to(self.norm)
 
     @property
     def _is_linear(self) -> bool:
-        return self.conv.kernel_size == self.conv.stride == (1, 1) and self.conv.groups == 1
+        conv = self.conv
+        one_cell = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+        return one_cell and conv.groups == 1
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: 'Tensor | None') -> Tensor:
         if self._is_linear:
@@ -118,11 +121,12 @@ class Aggregate(ConvNorm):
 
     def forward(self, maps: 'list[Tensor]') -> Tensor:
         """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
-        if not self._untouched:
+        if not (self._untouched and self._is_linear):
             return super().forward(torch.cat(maps, dim=-1))
         weight, bias = folded(self.conv, self.norm)
         fixed = weight is not None
-        weight = weight if fixed else self.conv.weight
+        if not fixed:
+            weight, bias = self.conv.weight, self.conv.bias
         first, *weights = weight.flatten(1).split(self.in_channels, dim=1)
         y = F.linear(maps[0], first, bias)
         for x, part in zip(maps[1:], weights, strict=True):

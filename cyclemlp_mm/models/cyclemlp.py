@@ -7,6 +7,7 @@ Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); written anew h
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from cyclemlp_mm.ops import (
     untouched,
 )
 from cyclemlp_mm.ops.recording import standard_operators_only
+from cyclemlp_mm.ops.untouched import has_global_hooks
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
 from .arch import check_four_ints, resolve_arch
@@ -66,6 +68,7 @@ class CycleMixer(Foldable, nn.Module):
 
     def __init__(self, channels: int, reweight: bool = True, backend: str = 'auto') -> None:
         super().__init__()
+        self.channels = channels
         self.backend = check_backend(backend)
         self.mlp_c = nn.Linear(channels, channels, bias=False)
         self.sfc_h = CycleFC(channels, channels, KERNEL_H)
@@ -73,7 +76,7 @@ class CycleMixer(Foldable, nn.Module):
         self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
         self.proj = nn.Linear(channels, channels)
         #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
-        self.register_buffer('matrix', None, persistent=False)
+        self.matrix: Tensor | None = None
 
     def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
@@ -82,40 +85,65 @@ class CycleMixer(Foldable, nn.Module):
             RuntimeError: The backend cannot run here, or a layer in this one was put in another's
                 place, or has hooks, so that only 'auto' and 'reference' can.
         """
-        if not self._untouched:
+        weights = self._own_weights()
+        if weights is None:
             y = self._by_layers(x)
             return y if residual is None else residual + y
-        if self.matrix is not None and not standard_operators_only(x):
-            return apply_matrix(x, self.matrix, residual)
-        return cycle_mixer(x, self.mixer_weights(), self.backend, residual)
+        if self._takes_matrix(x, weights):
+            return apply_matrix(x, self._current_matrix(weights), residual)
+        return cycle_mixer(x, weights, self.backend, residual)
 
     def fold(self) -> None:
         """Make the mixer's matrix once, where it does not depend on the image: without reweighting,
         and unless a backend was asked for."""
-        if self.reweight is None and self.backend == 'auto' and self._untouched:
-            self.matrix = fixed_matrix(self.mixer_weights())
+        self.matrix = None
+        weights = self._own_weights()
+        if self.reweight is None and self.backend == 'auto' and weights is not None:
+            self.matrix = self._current_matrix(weights)
 
     def train(self, mode: bool = True) -> 'CycleMixer':
-        """Switch the mode; in training the matrix would grow stale, so it is dropped."""
+        """Switch the mode; in training, weights change at every step: there is no matrix."""
         if mode:
             self.matrix = None
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args: object) -> None:
-        self.matrix = None  # of the weights that are now replaced
-        super()._load_from_state_dict(*args)
-
-    @property
-    def _untouched(self) -> bool:
+    def _takes_matrix(self, x: Tensor, weights: MixerWeights) -> bool:
+        """Whether deploy mode's matrix may stand for the weights."""
+        tensors = weights[:-1]
         return (
-            untouched(nn.Linear, self.mlp_c, self.proj)
-            and untouched(CycleFC, self.sfc_h, self.sfc_w)
-            and (self.reweight is None or is_plain_mlp(self.reweight))
+            self.matrix is not None
+            and not standard_operators_only(x, *tensors)
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+            and not any(t.is_inference() for t in tensors)  # their changes are not counted
         )
+
+    def _current_matrix(self, weights: MixerWeights) -> Tensor:
+        """Deploy mode's matrix, made again if a weight was replaced, moved or changed in place."""
+        tensors = weights[:-1]
+        state = [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self.matrix is None or state != self._made_of[0]:
+            self.matrix = fixed_matrix(weights)
+            self._made_of = state, tensors  # which live on, so that no other has their address
+        return self.matrix
+
+    def _own_weights(self) -> 'MixerWeights | None':
+        """The parameters, if they say all that the layers do."""
+        if not (
+            untouched(nn.Linear, self.mlp_c, bias=False)
+            and untouched(nn.Linear, self.proj)
+            and untouched(CycleFC, self.sfc_h, kernel_size=KERNEL_H)
+            and untouched(CycleFC, self.sfc_w, kernel_size=KERNEL_W)
+            and (self.reweight is None or is_plain_mlp(self.reweight))
+        ):
+            return None
+        w = self.mixer_weights()
+        squares = (w.weight_h, w.weight_w, w.weight_c, w.weight_proj)
+        shape = (self.channels, self.channels)
+        return w if all(square.shape == shape for square in squares) else None
 
     def _by_layers(self, x: Tensor) -> Tensor:
         """The mixer in the published order of operations, by calling its layers."""
-        if self.backend not in ('auto', 'reference'):
+        if self.backend not in ('auto', 'reference') and not has_global_hooks():
             raise RuntimeError(
                 f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks, or is '
                 "not the one it was built with, and has to be called. mixer_backend='auto' does"

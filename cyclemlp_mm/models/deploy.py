@@ -17,6 +17,10 @@ def to_deploy(model: nn.Module) -> nn.Module:
       With reweighting the matrix depends on the image, and the mixer makes it by itself.
     - Necks and heads: mmcv's ``ConvModule``, BatchNorm into convolution.
 
+    Weights of a CycleMLP that change afterwards take effect (its matrix is made again), unless they
+    are changed through ``.data``, which PyTorch does not count: fold again then. The other families
+    have no weights left but the folded ones.
+
     State dicts change but for CycleMLP's, so load the checkpoint first; one saved afterwards fits a
     model that went through this itself. Outputs agree to rounding. A second call changes nothing.
 

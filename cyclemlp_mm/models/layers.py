@@ -95,8 +95,7 @@ def is_plain_mlp(mlp: nn.Module) -> bool:
     return (
         untouched(Mlp, mlp)
         and untouched(nn.Linear, mlp.fc1, mlp.fc2)
-        and untouched(nn.GELU, mlp.act)
-        and mlp.act.approximate == 'none'
+        and untouched(nn.GELU, mlp.act, approximate='none')
     )
 
 
@@ -112,7 +111,7 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     Returns:
         Tensor: Same shape.
     """
-    if not (untouched(nn.LayerNorm, norm) and is_plain_mlp(mlp)):
+    if not (untouched(nn.LayerNorm, norm, normalized_shape=x.shape[-1:]) and is_plain_mlp(mlp)):
         return x + drop_path(mlp(norm(x)))
     if is_idle(drop_path):
         return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)

@@ -301,7 +301,9 @@ def _depthwise(x: Tensor, conv: nn.Module, weight: 'Tensor | None' = None) -> Te
 
 def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """``x + conv(x)``: the sum is made by the kernel's centre."""
-    if not untouched(nn.Conv2d, conv):
+    settings = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), padding_mode='zeros')
+    shape = (x.shape[-1], 1, 3, 3)
+    if not untouched(nn.Conv2d, conv, **settings) or conv.weight.shape != shape:
         return x + _depthwise(x, conv)
     centre = conv.weight.new_zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1

@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from cyclemlp_mm.ops.untouched import listened_to
+
 from .arguments import check_bool
 
 
@@ -107,16 +109,28 @@ def fix_statistics(module: nn.Module) -> None:
             child.eval()
 
 
+def _is_batch_norm(norm: nn.Module) -> bool:
+    """Whether it norms as BatchNorm does; a class that does more has a ``forward`` of its own."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    known = (batch_norm.forward, nn.SyncBatchNorm.forward)
+    return isinstance(norm, batch_norm) and type(norm).forward in known
+
+
 def folded(conv: nn.Conv2d, norm: nn.Module) -> 'tuple[Tensor | None, Tensor | None]':
     """Weight and bias of the convolution that equals ``norm(conv(x))``.
 
     Returns:
         tuple: (out, in / groups, k, k) and (out,), differentiable; (None, None) where there is no
-        such convolution: the norm takes its statistics from its input.
+        such convolution: the norm takes its statistics from its input, or does more than that.
     """
     if isinstance(norm, nn.Identity):
         return conv.weight, conv.bias
-    if not isinstance(norm, _BATCH_NORMS) or norm.training or norm.running_mean is None:
+    if (
+        not _is_batch_norm(norm)
+        or norm.training
+        or norm.running_mean is None
+        or listened_to(norm)
+    ):
         return None, None
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.affine:

@@ -91,11 +91,7 @@ def factor_attention(
     Returns:
         Tensor: (B, H, W, C); under autocast in the dtype that the sum of x and a Linear would have.
     """
-    called = not (
-        untouched(nn.LayerNorm, norm)
-        and untouched(nn.Linear, qkv, proj)
-        and untouched(nn.Conv2d, *convs)
-    )
+    called = not _as_documented(x.shape[-1], norm, qkv, proj, convs)
     params = []
     if not called:
         params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
@@ -118,6 +114,29 @@ def factor_attention(
         else:
             y = _forward(tokens, _Params(params, heads), norm.eps, inside)[0]
         return x + y if residual and not inside else y
+
+
+def _as_documented(
+    channels: int,
+    norm: nn.Module,
+    qkv: nn.Module,
+    proj: nn.Module,
+    convs: 'Sequence[nn.Module]',
+) -> bool:
+    """Whether the layers are those that :func:`factor_attention` names, and unchanged."""
+    depthwise = dict(stride=(1, 1), dilation=(1, 1), padding_mode='zeros')
+    return (
+        untouched(nn.LayerNorm, norm, normalized_shape=(channels,))
+        and untouched(nn.Linear, qkv, proj)
+        and qkv.weight.shape == (3 * channels, channels)
+        and proj.weight.shape == (channels, channels)
+        and untouched(nn.Conv2d, *convs, **depthwise)
+        and all(
+            conv.in_channels == conv.out_channels == conv.groups
+            and conv.padding == tuple(side // 2 for side in conv.kernel_size)
+            for conv in convs
+        )
+    )
 
 
 class _Params:

@@ -185,7 +185,13 @@ def chunked_mlp(
     """
     params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     # A GPU keeps whole maps busy.
-    if x.device.type != 'cpu' or standard_operators_only(x, *params) or _is_small(x, fc1):
+    fits = fc2.weight.shape == fc1.weight.shape[::-1]  # else the plain form says why not
+    if (
+        x.device.type != 'cpu'
+        or not fits
+        or _is_small(x, fc1)
+        or standard_operators_only(x, *params)
+    ):
         y = fc2(F.gelu(fc1(norm(x))))
         return x + y if residual else y
     dtype = compute_dtype(x)

@@ -7,6 +7,7 @@ class in the place of a tensor needs operators that PyTorch documents, on whole 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
@@ -45,14 +46,15 @@ def standard_operators_only(*tensors: 'Tensor | None') -> bool:
         *tensors (Tensor, optional): What would be computed with.
     """
     # Recording comes first: a compiler knows its answer, and need not look at the others.
-    return (
+    if (
         is_recording()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
         or _has_function_mode()
-        or not all(map(is_plain, tensors))
-        or any(t is not None and t.device.type not in ('cpu', 'cuda') for t in tensors)
-    )
+        or F.linear is not torch._C._nn.linear  # counters put their own functions there
+    ):
+        return True
+    return any(t is not None and not (is_plain(t) and (t.is_cpu or t.is_cuda)) for t in tensors)
 
 
 def _has_function_mode() -> bool:

@@ -1,5 +1,9 @@
 """Deploy mode: same outputs, less to compute, twice the same."""
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -120,3 +124,119 @@ def test_shared_convolutions_with_norms_of_their_own_stay():
     head = Head()
     check(head, torch.randn(1, 3, 4, 4, dtype=torch.float64))
     assert batch_norms(head) == 2
+
+
+def in_place(layer):
+    with torch.no_grad():
+        layer.weight.mul_(1.5)
+
+
+def in_inference_mode(layer):
+    with torch.inference_mode():
+        layer.weight.mul_(1.5)
+
+
+def replaced(layer):
+    layer.weight = nn.Parameter(layer.weight.detach() * 1.5)
+
+
+def other_data(layer):
+    layer.weight.data = layer.weight.data * 1.5
+
+
+def loaded(layer, assign=False):
+    state = {name: tensor * 1.5 for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict(state, **({'assign': True} if assign else {}))
+
+
+def assigned(layer):
+    loaded(layer, assign=True)
+
+
+def made_in_inference_mode(layer):
+    with torch.inference_mode():
+        layer.weight = nn.Parameter(layer.weight * 1.5, requires_grad=False)
+    with torch.inference_mode():
+        layer.weight.mul_(1.5)
+
+
+CHANGES = [
+    in_place, in_inference_mode, replaced, other_data, loaded, assigned, made_in_inference_mode
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('layer', ['mlp_c', 'sfc_h', 'sfc_w', 'proj'])
+def test_weights_that_change_after_folding_take_effect(change, layer):
+    model = CycleMLP(CYCLE).double().eval()
+    deployed = to_deploy(copy.deepcopy(model))
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = deployed(image)
+        for one in (model, deployed):
+            change(getattr(one.stages[1][1].mixer, layer))
+        assert deployed.stages[1][1].mixer.matrix is not None
+        after = deployed(image)
+        assert worst(after[1], before[1]) > 1e-6
+        assert all(worst(a, b) < 1e-12 for a, b in zip(after, model(image), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(after, deployed(image), strict=True))
+
+
+@pytest.mark.parametrize('family', ['mpvit', 'repmlp', 'summed'])
+def test_every_parameter_left_by_folding_is_used(family):
+    if family == 'repmlp':
+        pytest.importorskip('mmpretrain')
+        from cyclemlp_mm.models.repmlp import RepMLPNet
+
+        model = RepMLPNet(
+            dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16]), 64
+        )
+    else:
+        model = MPViT(TINY) if family == 'mpvit' else CycleMLP(CYCLE)
+    to_deploy(randomise_norms(model).double())
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(image)
+        for name, parameter in model.named_parameters():
+            kept = parameter.clone()
+            parameter.add_(torch.rand_like(parameter))
+            after = model(image)
+            assert any((a != b).any() for a, b in zip(after, before, strict=True)), name
+            parameter.copy_(kept)
+        assert all(torch.equal(a, b) for a, b in zip(model(image), before, strict=True))
+
+
+def test_gradients_of_a_folded_model():
+    model = CycleMLP(CYCLE).double().eval()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    grads = []
+    for one in (model, to_deploy(copy.deepcopy(model))):
+        cost = sum(torch.sin(level).sum() for level in one(image))
+        grads.append(torch.autograd.grad(cost, list(one.parameters())))
+    assert all(worst(a, b) < 1e-9 for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize('reweight', [False, True])
+def test_copies_of_a_folded_model(reweight):
+    model = to_deploy(CycleMLP(dict(CYCLE, reweight=reweight)))
+    image = torch.randn(1, 3, 64, 64)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    load = dict(weights_only=False) if 'weights_only' in torch.load.__kwdefaults__ else {}
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, **load),
+        nn.DataParallel(model),
+    ]
+    with torch.no_grad():
+        expected = model(image)
+        for one in copies:
+            assert all(torch.equal(a, b) for a, b in zip(one(image), expected, strict=True))
+        halved = copies[0].double()
+        levels = halved(image.double())
+        assert all(worst(a, b) < 1e-5 for a, b in zip(expected, levels, strict=True))
+        undeployed = copy.deepcopy(halved).train().eval()
+        exact = undeployed(image.double())
+        assert all(worst(a, b) < 1e-12 for a, b in zip(levels, exact, strict=True))

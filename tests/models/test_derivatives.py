@@ -1,14 +1,15 @@
 """Derivatives by every route of PyTorch: the right value, on small maps and on large ones."""
 
-import copy
-import sys
 
 import pytest
 import torch
+from changed_models import by_layers
 from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 from cyclemlp_mm.models import CycleMLP, MPViT
+
+pytestmark = pytest.mark.usefixtures('form')
 
 WIDTHS = dict(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
 CYCLE = dict(**WIDTHS, mlp_ratios=(2, 2, 2, 2), reweight=True, downsample='conv')
@@ -30,21 +31,6 @@ FAMILIES = {
     'mpvit': lambda: MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=2)),
     'repmlp': repmlp,
 }
-#: Limits between the plain forms and the fast ones, set so that small maps take the fast ones.
-FAST = {
-    'ops.mixer_backend': dict(FOLD_MIN_NUMEL=0),
-    'ops.mlp_chunks': dict(PLAIN_MAX_BYTES=0, HIDDEN_CHUNK_BYTES=1, MIN_CHUNK_TOKENS=8),
-    'ops.shifted_product': dict(CPU_CHUNK_BYTES=1),
-    'ops.factor_attention': dict(CHUNK_BYTES=1),
-    'models.layers': dict(NCHW_PART_BYTES=1),
-}
-
-
-@pytest.fixture(params=['small map', 'large map'], autouse=True)
-def form(request, monkeypatch):
-    for module, limits in FAST.items() if request.param == 'large map' else ():
-        for name, value in limits.items():
-            monkeypatch.setattr(sys.modules[f'cyclemlp_mm.{module}'], name, value)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -112,16 +98,6 @@ def test_vmap_over_images_and_over_models(model):
         for i, parameters in enumerate((plain, other)):
             for got, wanted in zip(levels, functional_call(model, parameters, (image,))):
                 assert_close(got[i], wanted)
-
-
-def by_layers(model):
-    """The same model with hooks everywhere, so that every layer is called: PyTorch alone."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.register_forward_hook(lambda *_: None)
-        if hasattr(module, 'backend'):
-            module.backend = 'auto'  # the others cannot call layers
-    return model
 
 
 def test_products_with_the_hessian(model):
