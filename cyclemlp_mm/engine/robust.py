@@ -20,6 +20,9 @@ def make_robust(cfg: Config) -> None:
             by_epoch = loop.pop('by_epoch', True)
             loop['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
         loop['type'] = LOOPS.get(loop['type'], loop['type'])
+    val = cfg.get('val_cfg')
+    if val is not None and val.get('type', 'ValLoop') == 'ValLoop':
+        val['type'] = 'PatientValLoop'
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint is not None and checkpoint.get('type') == 'CheckpointHook':

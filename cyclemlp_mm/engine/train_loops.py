@@ -5,18 +5,20 @@ Against mmengine's: every iteration and every sample has random states of its ow
 next batch, where mmengine begins it anew.
 """
 
+import errno
+import tempfile
 from bisect import bisect
 from collections.abc import Iterator
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, ValLoop
 from mmengine.runner import loops as mmengine_loops
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.datasets.random_states import seed_all
 from cyclemlp_mm.datasets.training_loader import TrainingLoader, training_loader
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CheckpointError, UserError
 
 _ITERATION = 1  # kinds of places, see random_states; 0 is a sample
 #: Key of the message hub, and so of checkpoints: batches that the current epoch has behind it.
@@ -40,7 +42,12 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         """One epoch, or what is left of it."""
         hub = self.runner.message_hub
-        start = hub.get_info(BATCHES_DONE, 0) or 0
+        start = hub.get_info(BATCHES_DONE) or 0
+        if type(start) is not int or start < 0:
+            raise CheckpointError(
+                f'the resumed checkpoint says that {start!r:.50} batches of the epoch are done: it '
+                'is damaged. Resume an earlier one'
+            )
         _note_length(self.runner, self.dataloader)
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -89,6 +96,37 @@ class ResumableIterLoop(IterBasedTrainLoop):
         """One iteration, from random states of its own."""
         seed_all(_common_seed(self.runner), _ITERATION, self._iter, get_rank())
         super().run_iter(data_batch)
+
+
+@LOOPS.register_module()
+class PatientValLoop(ValLoop):
+    """``ValLoop`` of a training that goes on where a full disk leaves no room for results.
+
+    Metrics write predictions to temporary files; of several processes, the others would wait.
+
+    Args:
+        *args: As for :class:`mmengine.runner.ValLoop`.
+        **kwargs: The same.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._evaluate = self.evaluator.evaluate
+        self.evaluator.evaluate = self._evaluate_patiently
+
+    def _evaluate_patiently(self, size: int) -> dict:
+        try:
+            return self._evaluate(size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or get_world_size() > 1:
+                raise
+            for metric in self.evaluator.metrics:
+                metric.results.clear()  # or the next evaluation would count them too
+            self.runner.logger.error(
+                f'this validation has no figures: {error}. Training goes on; make room in '
+                f'{tempfile.gettempdir()} and {self.runner.work_dir}'
+            )
+            return {}
 
 
 class _Stream:

@@ -635,6 +635,47 @@ def test_every_write_of_a_run_survives_a_full_disk(small_disk, by_epoch, tensorb
     assert printed.count('Training goes on; make room') == 1
 
 
+@METRICS.register_module()
+class FullOnce(BaseMetric):
+    """No room for the results of the second evaluation."""
+
+    calls = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        FullOnce.calls += 1
+        if FullOnce.calls == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/tmp/results.json')
+        return dict(score=FullOnce.calls, results=len(results))
+
+
+def test_an_evaluation_without_room_for_its_results(tmp_path, capsys):
+    """It has no figures; the next one counts its own results only, with averaged weights."""
+    FullOnce.calls = 0
+    ema = dict(type='EMAHook')
+    cfg = config(tmp_path, custom_hooks=[ema], **evaluated())
+    cfg.val_evaluator = dict(type='FullOnce')
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    train(cfg)
+    assert names_of(tmp_path) == ['best_score_epoch_4.pth', 'epoch_4.pth']
+    assert re.search('this validation has no figures: .*No space left', capsys.readouterr().out)
+    info = read_checkpoint(tmp_path / 'epoch_4.pth')['message_hub']['log_scalars']
+    assert list(info['val/results'].data[0]) == [5, 5, 5]
+
+
+@pytest.mark.parametrize('batches', ['7', -1, 2.5, [1]], ids=str)
+def test_a_count_of_batches_that_is_none(trained, tmp_path, batches):
+    folder = tmp_path / 'wd'
+    shutil.copytree(trained, folder)
+    content = torch.load(folder / 'epoch_2.pth', weights_only=False)
+    content['message_hub']['runtime_info']['batches_done'] = batches
+    torch.save(content, folder / 'epoch_2.pth')
+    with pytest.raises(CheckpointError, match='batches of the epoch are done: it is damaged'):
+        resumed(folder, folder / 'epoch_2.pth')
+
+
 def test_a_pointer_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     """The file is there, and --resume finds it."""
     from cyclemlp_mm.engine import atomic_checkpoints
