@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from paths import ROOT
 from PIL import Image
 from toy_models import save_detector, save_segmentor
 from toy_runs import NO_WORKERS
@@ -15,6 +17,7 @@ from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+from cyclemlp_mm.engine import load_config, skip_bad_images
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
 
@@ -162,3 +165,19 @@ def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, lo
     if load is GREY:  # what is decoded elsewhere, as frames of videos are
         predictor = Predictor(config, checkpoint, 'cpu')
         predictor.predict([np.zeros((64, 64, 3), np.uint8)])
+
+
+def test_shipped_configs_name_the_hook_that_loads_images():
+    """So the toolboxes' own tools load alike; a hook of the user's own stays the only one."""
+    names = [path.stem for path in (ROOT / 'configs').glob('*.py')]
+    for name in names:
+        cfg = load_config(name)
+        assert cfg.default_hooks.skip_bad_images.type == 'SkipBadImages', name
+        skip_bad_images(cfg)
+        assert 'SkipBadImages' not in str(cfg.get('custom_hooks'))
+    foreign = Config(dict(custom_hooks=[dict(type='SkipBadImages', max_bad_fraction=0.2)]))
+    skip_bad_images(foreign)
+    assert foreign.custom_hooks == [dict(type='SkipBadImages', max_bad_fraction=0.2)]
+    foreign = Config(dict(default_hooks=dict(logger=None)))
+    skip_bad_images(foreign)
+    assert foreign.custom_hooks == [dict(type='SkipBadImages')]

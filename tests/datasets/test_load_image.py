@@ -125,7 +125,8 @@ def test_a_label_image_says_the_size_as_well(label_size, fits, tmp_path):
         assert results is None and 'annotations are for 30×30' in notes[0].reason
 
 
-@pytest.mark.parametrize('broken', ['missing', 'truncated', 'folder'])
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('broken', ['missing', 'truncated', 'folder', 'pipe'])
 def test_a_label_image_that_cannot_be_read(broken, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(encode(picture()))
     label = tmp_path / 'a.png'
@@ -133,6 +134,8 @@ def test_a_label_image_that_cannot_be_read(broken, tmp_path):
         label.write_bytes(encode(picture('L'), 'PNG')[:-100])
     elif broken == 'folder':
         label.mkdir()
+    elif broken == 'pipe':
+        os.mkfifo(label)
     results, notes = load(tmp_path / 'a.jpg', seg_map_path=str(label))
     assert results is None and 'a.png' in notes[0].reason
 
