@@ -6,11 +6,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cyclemlp_mm.ops.recording import is_recording
+from cyclemlp_mm.ops.recording import is_recording, is_transformed
 
 
 def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
     """``block(*inputs)``, whose activations are computed again in the backward pass.
+
+    Inside transforms of ``torch.func`` and forward-mode AD, activations are kept.
 
     Args:
         block (nn.Module): Its BatchNorms update their statistics in the forward pass alone.
@@ -19,6 +21,8 @@ def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
     Returns:
         Tensor: The block's output.
     """
+    if is_transformed():  # transforms of torch.func do not support recomputation
+        return block(*inputs)
     norms = [
         module
         for module in block.modules()

@@ -1,6 +1,5 @@
 """Derivatives by every route of PyTorch: the right value, on small maps and on large ones."""
 
-
 import pytest
 import torch
 from changed_models import by_layers
@@ -154,3 +153,23 @@ def test_rows_of_the_jacobian_and_the_hessian(model, vectorize):
         assert_close(hessian(of(model))(few), wanted[1])
         forward = functional.jacobian(of(model), few, vectorize=True, strategy='forward-mode')
         assert_close(forward, wanted[0])
+
+
+def test_activation_checkpointing(model):
+    image, direction = images(batch=2)
+
+    def derivatives():
+        def of(x):
+            return cost(model(x))
+
+        hvp = functional.hvp(of, image, direction)[1]
+        return [grad(of)(image), jvp(of, (image,), (direction,))[1], hvp]
+
+    model.train()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()  # transforms do not support updates of statistics
+    wanted = derivatives()
+    model.with_cp = True
+    for got, expected in zip(derivatives(), wanted, strict=True):
+        assert_close(got, expected)
