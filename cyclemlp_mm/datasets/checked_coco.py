@@ -91,7 +91,7 @@ class CheckedCOCO(COCO):
             self.counts['crowds'] += is_crowd(ann)
             ann = dict(ann, id=number, iscrowd=int(is_crowd(ann)), ignore=0)
             if trouble:
-                ann['segmentation'] = mask if trouble == SHORT else None
+                ann['segmentation'] = mask if with_masks and trouble == SHORT else None
             annotations.append(ann)
         if content['annotations'] and not annotations:
             reasons = '; '.join(f'{n} {trouble}' for trouble, n in self.counts.items() if n)

@@ -150,7 +150,8 @@ def _check_images(report: Report, where: Path, images: list) -> list[dict]:
     if double:
         report.error(where, f'{count(len(double), "image id")} are used twice: {some(double)}',
                      'Number the images anew')  # fmt: skip
-    twice = [name for name, n in Counter(image['file_name'] for image in named).items() if n > 1]
+    files = Counter(os.path.normpath(image['file_name']) for image in named)
+    twice = [name for name, n in files.items() if n > 1]
     if twice:
         report.warning(
             where,

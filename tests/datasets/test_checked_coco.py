@@ -204,6 +204,14 @@ def test_run_length_codes_that_end_early_are_never_decoded(tmp_path, as_text):
         build(file, pipeline=[dict(type='LoadAnnotations', with_mask=True)])
 
 
+@pytest.mark.parametrize('mask', [[[1, 2]], [[1, 2, 3, 4]], 'x', [[1, 'x', 3, 4, 5, 6]], {}])
+def test_masks_that_nobody_asked_for_are_not_passed_on(tmp_path, mask):
+    """Whoever reads the ground truth, as the gallery, decodes the others."""
+    file = write(tmp_path, each('annotations', lambda n, a: n or a.update(segmentation=mask)))
+    passed = ['mask' in one for one in build(file).get_data_info(0)['instances']]
+    assert passed == [False, True, True, True]
+
+
 def test_another_file_than_the_loaders(tmp_path):
     file = write(tmp_path)
     with pytest.raises(UserError, match=r'evaluator reads .*a\.json, but image /data/other\.jpg'):

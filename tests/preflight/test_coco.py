@@ -56,7 +56,7 @@ def change(key, **values):
 
 
 def listed_twice(made):
-    made['images'].append(dict(made['images'][0], id=77))
+    made['images'].append(dict(made['images'][0], id=77, file_name='./0.jpg'))
 
 
 FILTER = dict(filter_cfg=dict(filter_empty_gt=True, min_size=81))
