@@ -210,7 +210,8 @@ def _report_passed_over(
     if others:
         report.warning(
             folder, f'{count(len(others), "image file")} are passed over, since they do not end in '
-            f'img_suffix: {some([p.name for p in others])}', 'Convert or rename them',
+            f'img_suffix, or are not regular files: {some([p.name for p in others])}',
+            'Convert or rename them',
         )  # fmt: skip
 
 
