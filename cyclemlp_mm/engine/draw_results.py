@@ -22,7 +22,7 @@ _WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 @HOOKS.register_module()
 class DrawResults(Hook):
-    """Draws every image of a test as the model saw it, beside its ground truth.
+    """Draws every image of a test as the model saw it, next to its ground truth.
 
     The toolboxes' visualisation hooks read the image again, turned as EXIF says also where its
     annotations are for the image as stored, and give images of one name in two folders one file.

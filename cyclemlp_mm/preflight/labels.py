@@ -85,7 +85,7 @@ def check_labels(
     chosen = sample(infos, full)
     seen = _Seen(chosen, step)
     if not full and len(infos) > len(chosen) and _is_binary(seen.pixels):
-        seen = _Seen(infos, step)  # too grave to be told from a sample
+        seen = _Seen(infos, step)  # too serious to judge by a sample
     where = Path(infos[0]['seg_map_path']).parent
     if seen.unreadable:
         report.error(where, f'{len(seen.unreadable)} of {count(seen.number, "label image")} cannot '
