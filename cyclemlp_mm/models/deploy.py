@@ -4,6 +4,8 @@ from collections import Counter
 
 from torch import nn
 
+from cyclemlp_mm.ops.untouched import listened_to
+
 from .foldable import Foldable
 from .norms import folded
 
@@ -51,9 +53,10 @@ def _is_conv_module(module: nn.Module) -> bool:
 
 def _fold_conv_module(module: nn.Module) -> None:
     conv_then_norm = tuple(module.order[:2]) == ('conv', 'norm')
-    if not (module.with_norm and conv_then_norm) or hasattr(module.conv, 'weight_orig'):
+    if not (module.with_norm and conv_then_norm):
         return
-    if type(module.conv).__name__ != 'Conv2d':  # others do more to their weight
+    # Others do more to their weight, as do hooks (pruning, spectral norm).
+    if type(module.conv).__name__ != 'Conv2d' or listened_to(module.conv):
         return
     weight, bias = folded(module.conv, module.norm)
     if weight is None:

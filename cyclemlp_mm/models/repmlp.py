@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
 
+from cyclemlp_mm.ops.untouched import listened_to, untouched
 from cyclemlp_mm.weights import split_pretrained
 from cyclemlp_mm.weights.repmlp import REPMLP_FORMAT
 
@@ -47,8 +48,9 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
             getattr(self, f'repconv{kernel}').bn = build_norm(norm_cfg, self.num_sharesets)
 
     def local_inject(self) -> None:
-        """Fold norm and local perceptron into the one Linear; a second call does nothing."""
-        if self.deploy:
+        """Fold norm and local perceptron into the one Linear; a second call does nothing, nor does
+        the first where one of them was changed or has hooks."""
+        if self.deploy or not self._untouched:
             return
         with torch.no_grad():
             weight, bias = self.get_equivalent_fc3()
@@ -58,6 +60,15 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         self.fc3.bias = nn.Parameter(bias.contiguous())
         self.fc3_bn = nn.Identity()
         self.deploy = True
+
+    @property
+    def _untouched(self) -> bool:
+        branches = [getattr(self, f'repconv{k}') for k in self.reparam_conv_kernels or ()]
+        if any(type(branch) is not mmpretrain_repmlp.ConvModule for branch in branches):
+            return False
+        convs = [self.fc3, *(branch.conv for branch in branches)]
+        others = [self.fc3_bn, *branches, *(branch.norm for branch in branches)]
+        return untouched(nn.Conv2d, *convs, bias=None) and not any(map(listened_to, others))
 
     def fold(self) -> None:
         """See :meth:`local_inject`."""
@@ -249,7 +260,8 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
     def fold(self) -> None:
         """Fold the patch embedding's norm; the blocks do theirs themselves."""
         conv, norm = self.patch_embed.projection, self.patch_embed.norm
-        weight, bias = (None, None) if norm is None else folded(conv, norm)
+        own = norm is not None and untouched(nn.Conv2d, conv, bias=None)
+        weight, bias = folded(conv, norm) if own else (None, None)
         if weight is not None:
             conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
             self.patch_embed.norm = None

@@ -240,3 +240,30 @@ def test_copies_of_a_folded_model(reweight):
         undeployed = copy.deepcopy(halved).train().eval()
         exact = undeployed(image.double())
         assert all(worst(a, b) < 1e-12 for a, b in zip(levels, exact, strict=True))
+
+
+def test_layers_that_were_changed_are_not_folded():
+    pytest.importorskip('mmpretrain')
+    from cyclemlp_mm.models.repmlp import RepMLPNet
+
+    class Plus(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
+    model = randomise_norms(RepMLPNet(arch, 64)).double().eval()
+    blocks = [m for m in model.modules() if hasattr(m, 'local_inject')]
+    ffn = next(m for m in model.modules() if hasattr(m, 'ffn_block')).ffn_block
+    conv = next(m for m in ffn.modules() if isinstance(m, nn.Conv2d))
+    seen = []
+    model.patch_embed.projection.__class__ = Plus
+    blocks[0].fc3.__class__ = Plus
+    blocks[1].repconv3.conv.register_forward_hook(lambda *_: seen.append('repconv3'))
+    conv.register_forward_hook(lambda module, inputs, output: output + 1)
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(image)
+        after = to_deploy(model)(image)
+    assert all(worst(a, b) < 1e-12 for a, b in zip(after, before, strict=True))
+    assert seen == ['repconv3'] * 2
+    assert [block.deploy for block in blocks[:3]] == [False, False, True]
