@@ -30,7 +30,7 @@ WRONG = {
     'convert_weights.py': (['gone.pth', 'new.pth'], r'gone\.pth'),
     'export.py': (['no_such_config', 'gone.pth', 'new.onnx'], 'no_such_config'),
     'get_flops.py': (['--arch', 'b9'], 'b9'),
-    'infer.py': (['no_such_config', 'gone.pth', 'gone.jpg'], r'gone\.jpg'),
+    'infer.py': (['no_such_config', 'gone.pth', 'gone.jpg'], 'no_such_config'),
     'make_demo_data.py': (['coco', 'data', '--size', '1', '1'], '32'),
     'model_zoo.py': (['--root', 'nowhere'], 'nowhere'),
     'test.py': (['no_such_config', 'gone.pth'], 'no_such_config'),

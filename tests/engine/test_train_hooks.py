@@ -878,7 +878,7 @@ def test_sigterm_before_the_first_iteration(tmp_path, monkeypatch, moment, capsy
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    cfg = config(tmp_path)
+    cfg = config(tmp_path, launcher='none')
     monkeypatch.setattr(tool, '_prepare_training', lambda args: (cfg, None, []))
     if moment == 'check':
         monkeypatch.setattr(tool, '_prepare_training', stop)
