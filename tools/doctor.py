@@ -26,11 +26,11 @@ PARTS = {
     'mmcv': ('import mmcv; print(mmcv.__version__)', 'det, seg, cls', 'MMCV'),
     "mmcv's ops": ('import mmcv.ops as o; print("with CUDA" if "not" not in '
                    'str(o.get_compiling_cuda_version()) else "CPU only")', 'det, seg', 'MMCV'),
-    'mmdet': ('import mmdet; print(mmdet.__version__)', 'det', "pip install 'cyclemlp_mm[det]'"),
-    'mmseg': ('import mmseg; print(mmseg.__version__)', 'seg', "pip install 'cyclemlp_mm[seg]'"),
-    'mmpretrain': ('import mmpretrain; print(mmpretrain.__version__)', 'cls',
-                   "pip install 'cyclemlp_mm[cls]'"),
-    'cyclemlp_mm': ('import cyclemlp_mm; print(cyclemlp_mm.__version__)', '',
+    **{name: (f'import {name}, {name}.apis, {name}.datasets, {name}.engine, {name}.evaluation, '
+              f'{name}.models, {name}.visualization; print({name}.__version__)', extra,
+              f"pip install 'cyclemlp_mm[{extra}]'")
+       for name, extra in (('mmdet', 'det'), ('mmseg', 'seg'), ('mmpretrain', 'cls'))},
+    'cyclemlp_mm': ('import cyclemlp_mm.apis; print(cyclemlp_mm.__version__)', '',
                     'pip install -e .  (in a checkout)'),
 }  # fmt: skip
 BUILD_MMCV = (
@@ -86,6 +86,7 @@ def hint(output):
          'pip install --force-reinstall torch torchvision  (as a pair, from one index)'),
         (r'mmcv\._ext|undefined symbol.*(?:c10|torch)', BUILD_MMCV),
         (r'MMCV==(\S+) is used but incompatible', 'pip install the mmcv that the message names'),
+        (r'/transformers/|NoneType takes no arguments', "pip install 'transformers<5'"),
         (r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),
         (r'libGL\.so', 'pip install --force-reinstall --no-deps opencv-python-headless'),
         (r'Numpy is not available|_ARRAY_API not found', "pip install 'numpy<2'"),

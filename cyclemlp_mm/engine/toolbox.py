@@ -26,10 +26,12 @@ def require_toolbox(cfg: Config) -> str:
             f'the config says default_scope={scope!r}; expected one of {", ".join(EXTRAS)}'
         )
     try:
-        importlib.import_module(scope)
-    except ImportError as error:
+        importlib.import_module(f'{scope}.models')  # where imports break
+    except Exception as error:  # a package beside it, of a version that it was not written for
         raise MissingToolboxError(
-            f'the config needs {scope}, which cannot be imported ({error}). In a checkout, run '
+            f'the config needs {scope}, which cannot be imported '
+            f'({type(error).__name__}: {error}). '
+            'tools/doctor.py finds the cause. In a checkout, run '
             f"`make setup`; elsewhere, `pip install 'cyclemlp_mm[{EXTRAS[scope]}]'` (see the "
             "README on mmcv's compiled ops)"
         ) from error

@@ -40,6 +40,26 @@ def test_a_broken_part_is_named_and_mended(tmp_path):
     assert 'BROKEN' not in next(line for line in printed.splitlines() if line.startswith('torch '))
 
 
+@pytest.mark.parametrize('name', ['mmdet', 'mmseg'])
+def test_a_toolbox_whose_models_do_not_import(name, tmp_path):
+    """As with transformers 5 beside it: the package itself imports."""
+    package = tmp_path / name
+    (package / 'models').mkdir(parents=True)
+    (package / '__init__.py').write_text('__version__ = "3"\n')
+    for part in ('apis', 'datasets', 'engine', 'evaluation', 'visualization'):
+        (package / f'{part}.py').write_text('')
+    (package / 'models' / '__init__.py').write_text(
+        "from transformers_stub import Base\nclass A(Base):\n    pass\n"
+    )
+    (tmp_path / 'transformers_stub.py').write_text('Base = None\n')
+    module = runpy.run_path(str(DOCTOR))
+    failed, last, out = module['run_python'](
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r}); {module["PARTS"][name][0]}'
+    )
+    assert failed and last == 'TypeError: NoneType takes no arguments'
+    assert module['hint'](out) == "pip install 'transformers<5'"
+
+
 def test_two_lineages_in_one_folder():
     check = runpy.run_path(str(DOCTOR))['check_distributions']
     [(what, mend)] = check({'mmcv', 'onedl-mmcv', 'torch'})

@@ -69,6 +69,20 @@ def test_options_that_a_config_may_lack(key):
     assert node == 'new'
 
 
+def test_a_toolbox_that_fails_to_import_is_a_sentence(tmp_path, monkeypatch):
+    """A package beside it of another version: the error may be of any kind."""
+    (tmp_path / 'mmdet').mkdir()
+    (tmp_path / 'mmdet' / '__init__.py').write_text('')
+    (tmp_path / 'mmdet' / 'models.py').write_text('class A(None):\n    pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in sys.modules if n.split('.')[0] == 'mmdet']:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingToolboxError, match=r'\(TypeError: .*tools/doctor\.py'):
+        require_toolbox(Config(dict(default_scope='mmdet')))
+    for name in [n for n in sys.modules if n.split('.')[0] == 'mmdet']:
+        del sys.modules[name]
+
+
 def test_missing_toolbox_says_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmseg', None)
     with pytest.raises(MissingToolboxError, match=r'pip install .cyclemlp_mm\[seg\]'):
