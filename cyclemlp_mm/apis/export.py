@@ -14,7 +14,7 @@ from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
-from cyclemlp_mm.export import PARTS, ExportedPart, ExportReport, export_model
+from cyclemlp_mm.export import OPSETS, PARTS, ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import onnx_runner, program_runner
 from cyclemlp_mm.export.latency import latencies
 from cyclemlp_mm.models import to_deploy
@@ -52,6 +52,14 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
         metavar=('HEIGHT', 'WIDTH'),
         help='then measure one image of this size, with PyTorch and as exported, on the CPU',
     )
+    parser.add_argument(
+        '--opset',
+        type=int,
+        default=20,
+        choices=OPSETS,
+        metavar='N',
+        help='of an .onnx file, 11 to 20, for older readers (default: %(default)s)',
+    )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     add_unsafe_load(parser)
     add_deploy(parser)
@@ -82,7 +90,8 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
         _load_whole(model, args.checkpoint)
     if args.deploy:
         to_deploy(model)
-    report = export_model(model, args.dst, args.part, _metadata(cfg, args), args.force)
+    metadata = _metadata(cfg, args)
+    report = export_model(model, args.dst, args.part, metadata, args.force, args.opset)
     print(report)
     if args.time is not None:
         _print_latencies(model, report, tuple(args.time))
@@ -102,8 +111,8 @@ def _print_latencies(model: nn.Module, report: ExportReport, size: 'tuple[int, i
     run = onnx_runner(report.path) if report.path.suffix == '.onnx' else program_runner(report.path)
     ours, exported = latencies(ExportedPart(model, report.part), run, (1, *size))
     print(
-        f'{report.part} at 1x3x{size[0]}x{size[1]}, {torch.get_num_threads()} threads, median of '
-        f'10: PyTorch {1000 * ours:.1f} ms, exported {1000 * exported:.1f} ms'
+        f'{report.part} at 1x{report.channels}x{size[0]}x{size[1]}, {torch.get_num_threads()} '
+        f'threads, median of 10: PyTorch {1000 * ours:.1f} ms, exported {1000 * exported:.1f} ms'
     )
 
 
@@ -135,7 +144,7 @@ def _metadata(cfg: Config, args: argparse.Namespace) -> 'dict[str, str]':
     is_rgb = norm.get('bgr_to_rgb') or norm.get('to_rgb')
     return dict(
         config=Path(args.config).stem,
-        input='float32 (batch, 3, height, width), (pixel - mean) / std',
+        input='float32 (batch, channels, height, width), (pixel - mean) / std',
         channels='RGB' if is_rgb else 'as loaded',
         mean=json.dumps(list(norm.get('mean') or ())),
         std=json.dumps(list(norm.get('std') or ())),

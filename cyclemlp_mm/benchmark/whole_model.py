@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.export.parts import image_channels
 
 from .counting import check_visible, multiply_adds
 
@@ -85,7 +86,9 @@ def count_parts(model: nn.Module, size: 'tuple[int, int]') -> 'dict[str, int]':
             f'{", ".join(strange) or "no backbone"}, and only {", ".join(sorted(known))} are known'
         )
     counts: dict[str, int] = {}
-    features: Tensor | tuple = torch.empty(1, 3, *size, device='meta')
+    features: Tensor | tuple = torch.empty(
+        1, image_channels(model.backbone), *size, device='meta'
+    )
 
     def run(name: str, module: nn.Module, given: object) -> object:
         check_visible(module)

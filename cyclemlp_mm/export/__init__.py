@@ -2,6 +2,14 @@
 
 from .parts import PARTS, ExportedPart
 from .plain import plain_form
-from .write import SUFFIXES, ExportReport, export_model
+from .write import OPSETS, SUFFIXES, ExportReport, export_model
 
-__all__ = ['PARTS', 'SUFFIXES', 'ExportReport', 'ExportedPart', 'export_model', 'plain_form']
+__all__ = [
+    'OPSETS',
+    'PARTS',
+    'SUFFIXES',
+    'ExportReport',
+    'ExportedPart',
+    'export_model',
+    'plain_form',
+]

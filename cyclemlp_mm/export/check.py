@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cyclemlp_mm.errors import UserError
+
+from .parts import ExportedPart
 
 #: Largest difference allowed, of the largest absolute value of an output.
 TOLERANCE = 1e-4
@@ -15,13 +17,13 @@ Runner = Callable[[Tensor], 'list[Tensor]']
 
 
 def largest_difference(
-    module: nn.Module, run: Runner, shapes: 'Sequence[tuple[int, int, int]]'
+    module: ExportedPart, run: Runner, shapes: 'Sequence[tuple[int, int, int]]'
 ) -> float:
     """Run both on random images and compare.
 
     Args:
-        module (nn.Module): The model, as PyTorch runs it.
-        run (Callable): What was exported: an image (B, 3, H, W) to a list of outputs.
+        module (ExportedPart): The model, as PyTorch runs it.
+        run (Callable): What was exported: an image (B, C, H, W) to a list of outputs.
         shapes (Sequence[tuple[int, int, int]]): (batch, height, width) of each image.
 
     Returns:
@@ -33,11 +35,11 @@ def largest_difference(
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in shapes:
-        image = torch.randn(batch, 3, height, width, generator=generator)
+        image = torch.randn(batch, module.channels, height, width, generator=generator)
         with torch.no_grad():
             expected = module(image)
         for i, (ours, theirs) in enumerate(zip(expected, run(image), strict=True)):
-            where = f'output {i} for an image of {batch}x3x{height}x{width}'
+            where = f'output {i} for an image of {batch}x{module.channels}x{height}x{width}'
             if ours.shape != theirs.shape:
                 raise UserError(
                     f'the exported model differs from PyTorch: {where} has shape '

@@ -4,20 +4,20 @@ import statistics
 import time
 
 import torch
-from torch import nn
 
 from .check import Runner
+from .parts import ExportedPart
 
 
 def latencies(
-    module: nn.Module, run: Runner, shape: 'tuple[int, int, int]', repeats: int = 10
+    module: ExportedPart, run: Runner, shape: 'tuple[int, int, int]', repeats: int = 10
 ) -> 'tuple[float, float]':
     """Median seconds per image batch of PyTorch and of the exported file, on the CPU.
 
     The two take turns, so that what else the machine does meets both alike.
 
     Args:
-        module (nn.Module): The model, as PyTorch runs it.
+        module (ExportedPart): The model, as PyTorch runs it.
         run (Callable): What was exported.
         shape (tuple[int, int, int]): (batch, height, width).
         repeats (int): Measurements of each, after two of warm-up. Defaults to 10.
@@ -26,7 +26,7 @@ def latencies(
         tuple[float, float]: PyTorch, exported.
     """
     batch, height, width = shape
-    image = torch.randn(batch, 3, height, width)
+    image = torch.randn(batch, module.channels, height, width)
     taken = {module: [], run: []}
     with torch.inference_mode():
         for i in range(repeats + 2):

@@ -25,6 +25,7 @@ class ExportedPart(nn.Module):
 
     Attributes:
         output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
+        channels (int): Channels of the image.
         min_side (int): Smallest image side that it is exported for.
 
     Raises:
@@ -44,6 +45,7 @@ class ExportedPart(nn.Module):
             )
         if self.part == 'neck' and getattr(model, 'neck', None) is None:
             raise UserError('--part neck: this model has no neck; take --part backbone')
+        self.channels = image_channels(model.backbone)
         self.model = model.backbone if self.part == 'backbone' else model
         self.is_segmentor = self.part == 'model' and hasattr(model, 'decode_head')
         self.output_names = ('logits',) if self.part == 'model' else tuple(
@@ -54,7 +56,7 @@ class ExportedPart(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
-        """(B, 3, H, W), normalised, to the part's outputs."""
+        """(B, channels, H, W), normalised, to the part's outputs."""
         if self.part == 'backbone':
             return tuple(self.model(image))
         if self.part == 'neck':
@@ -67,6 +69,14 @@ class ExportedPart(nn.Module):
         return (
             F.interpolate(logits, size, mode='bilinear', align_corners=head.align_corners),
         )
+
+
+def image_channels(backbone: nn.Module) -> int:
+    """Channels of the images that a backbone takes: its ``in_channels``, or its first layer's."""
+    for module in backbone.modules():
+        if type(channels := getattr(module, 'in_channels', None)) is int:
+            return channels
+    return 3
 
 
 def _num_levels(model: nn.Module, part: str) -> int:

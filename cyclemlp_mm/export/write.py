@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import MissingToolboxError, UserError
@@ -25,6 +25,7 @@ from .parts import ExportedPart
 from .plain import plain_form
 
 SUFFIXES = ('.onnx', '.pt2')
+OPSETS = range(11, 21)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ExportReport:
         difference (float): Largest difference from PyTorch, relative.
         checked (tuple): (batch, height, width) of the images it was checked with.
         min_side (int): Smallest image side that it takes.
+        channels (int): Channels of the image. Defaults to 3.
     """
 
     path: Path
@@ -46,9 +48,10 @@ class ExportReport:
     difference: float
     checked: 'tuple[tuple[int, int, int], ...]'
     min_side: int
+    channels: int = 3
 
     def __str__(self) -> str:
-        shapes = ', '.join('x'.join(map(str, (b, 3, h, w))) for b, h, w in self.checked)
+        shapes = ', '.join('x'.join(map(str, (b, self.channels, h, w))) for b, h, w in self.checked)
         return (
             f'{self.path}: {", ".join(self.outputs)}; {self.difference:.1e} relative to PyTorch '
             f'at {shapes}; any batch, sides from {self.min_side}'
@@ -61,6 +64,7 @@ def export_model(
     part: 'str | None' = None,
     metadata: 'Mapping[str, str] | None' = None,
     force: bool = False,
+    opset: int = 20,
 ) -> ExportReport:
     """Export a model for any batch, height and width.
 
@@ -70,11 +74,12 @@ def export_model(
     Args:
         model (nn.Module): A built mmdet, mmseg or mmpretrain model; it is put in eval mode and on
             the CPU.
-        path (str | Path): ``.onnx`` (opset 20) or ``.pt2`` (``torch.export``).
+        path (str | Path): ``.onnx`` or ``.pt2`` (``torch.export``).
         part (str, optional): 'backbone', 'neck' or 'model', see
             :class:`~cyclemlp_mm.export.ExportedPart`.
         metadata (Mapping[str, str], optional): Written into an ONNX file.
         force (bool): Replace a file that is there. Defaults to False.
+        opset (int): Of an ONNX file, 11 to 20. Defaults to 20.
 
     Returns:
         ExportReport: What was written and how it was checked.
@@ -89,23 +94,24 @@ def export_model(
         raise UserError(f'cannot export to {path}: it must end in {" or ".join(SUFFIXES)}')
     if path.exists() and not force:
         raise UserError(f'{path} is there already: choose another name, or --force to replace it')
+    if opset not in OPSETS:
+        raise UserError(f'the opset must be {OPSETS[0]} to {OPSETS[-1]}, but got {opset}')
     check_writable(path, 'DST')
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
     min_side = module.min_side
     shapes = ((1, min_side + 60, min_side + 33), (3, min_side + 9, min_side + 76))
-    program = _capture(module, min_side)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.draft{path.suffix}')
     try:
         if path.suffix == '.onnx':
-            _save_onnx(program, draft, module.output_names, dict(metadata or {}))
+            _save_onnx(module, draft, opset, dict(metadata or {}))
             refuse_custom_operators(draft)
             run = onnx_runner(draft)
         else:
             content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
-            torch.export.save(program, content)
+            torch.export.save(_capture(module), content)
             draft.write_bytes(content.getbuffer())
             run = program_runner(draft)
         difference = largest_difference(module, run, shapes)
@@ -115,44 +121,59 @@ def export_model(
     finally:
         with suppress(OSError):  # it would hide the error that led here
             draft.unlink(missing_ok=True)
-    return ExportReport(path, module.part, module.output_names, difference, shapes, min_side)
+    return ExportReport(
+        path, module.part, module.output_names, difference, shapes, min_side, module.channels
+    )
 
 
 #: Axes of the image that are not fixed, by the names that they have in the file.
 _FREE = {0: 'batch', 2: 'height', 3: 'width'}
 
 
-def _capture(module: ExportedPart, min_side: int) -> torch.export.ExportedProgram:
+def _capture(module: ExportedPart) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
     sizes = {
-        axis: torch.export.Dim(name, min=min_side if axis else 1) for axis, name in _FREE.items()
+        axis: torch.export.Dim(name, min=module.min_side if axis else 1)
+        for axis, name in _FREE.items()
     }
-    example = torch.zeros(2, 3, min_side + 60, min_side + 92)
     with torch.no_grad():
         return torch.export.export(
-            plain_form(module), (example,), dynamic_shapes={'image': sizes}
+            plain_form(module), (_example(module),), dynamic_shapes={'image': sizes}
         )
 
 
-def _save_onnx(
-    program: torch.export.ExportedProgram,
-    path: Path,
-    output_names: 'tuple[str, ...]',
-    metadata: 'dict[str, str]',
-) -> None:
+def _example(module: ExportedPart) -> Tensor:
+    return torch.zeros(2, module.channels, module.min_side + 60, module.min_side + 92)
+
+
+def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str, str]) -> None:
+    """By the exporter of ``torch.export`` from opset 18 on, which is its oldest; below, of
+    TorchScript."""
+    import onnx
+
+    names = dict(input_names=['image'], output_names=list(module.output_names))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # on what the exporter's own parts will drop one day
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=20,
-            input_names=['image'],
-            output_names=list(output_names),
-            dynamic_shapes={'image': dict(_FREE)},  # here it only names them
-            verbose=False,
-        )
-    onnx_program.model.metadata_props.update(metadata)
-    onnx_program.save(str(path))
+        warnings.simplefilter('ignore')  # on what the exporters' own parts will drop one day
+        if opset >= 18:
+            program = torch.onnx.export(
+                _capture(module), dynamo=True, opset_version=opset, verbose=False,
+                dynamic_shapes={'image': dict(_FREE)},  # here it only names them
+                **names,
+            )  # fmt: skip
+            program.save(str(path))
+        else:
+            free = {'image': dict(_FREE)}
+            free |= {name: {0: 'batch'} for name in module.output_names}
+            with torch.no_grad():
+                torch.onnx.export(
+                    plain_form(module), (_example(module),), str(path), dynamo=False,
+                    opset_version=opset, dynamic_axes=free, **names,
+                )  # fmt: skip
+    model = onnx.load(str(path))
+    # Shapes of what is inside, of which onnxruntime's quantisation takes old ones for its own.
+    del model.graph.value_info[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(path))
 
 
 def _require_onnx() -> None:
