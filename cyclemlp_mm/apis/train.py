@@ -4,6 +4,7 @@ import argparse
 import re
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from cyclemlp_mm.engine.stop_on_signal import TrainingStopped, stoppable
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS, add_vis_backends
 from cyclemlp_mm.engine.work_dir_lock import work_dir_lock
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.preflight import run_preflight
 
 from .arguments import (
@@ -231,7 +232,30 @@ def _build_runner(cfg: Config, start_from: 'str | None') -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if resume:
         runner._resume, runner._load_from = resume, load_from
+        _guard_resume(runner)
     return runner
+
+
+def _guard_resume(runner: Runner) -> None:
+    """Let what a checkpoint's parts cause while they are read back name the file and the part."""
+    resume = runner.resume
+
+    def guarded(filename: str, *args: object, **kwargs: object) -> None:
+        try:
+            resume(filename, *args, **kwargs)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # a state of another library may be wrong in any way
+            lines = ' '.join(f.line or '' for f in traceback.extract_tb(error.__traceback__)[:6])
+            names = dict(param_schedulers='sched', optimizer='optim', message_hub='message_hub')
+            part = next((name for name, text in names.items() if text in lines), 'meta')
+            raise CheckpointError(
+                f'checkpoint {filename} cannot be resumed: its part {part!r} makes no sense '
+                f'({type(error).__name__}: {error}). Resume another one; to start a new training '
+                'from its weights, use --cfg-options load_from=FILE'
+            ) from error
+
+    runner.resume = guarded
 
 
 def _use_amp(cfg: Config) -> None:

@@ -12,7 +12,7 @@ from cyclemlp_mm.apis import train
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.non_finite import NonFiniteLossError
 from cyclemlp_mm.engine.summary import run_summary
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import CheckpointError, UserError
 
 TRAIN = sys.modules['cyclemlp_mm.apis.train']  # the package has the function of the same name
 DEMO = 'retinanet_cyclemlp_demo'
@@ -96,7 +96,8 @@ def toy_runner(folder, losses, name, max_iters=None, **more):
             [dict(inputs=torch.tensor([float(loss)])) for loss in losses]),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), train_cfg=cfg.train_cfg,
         default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
-        custom_hooks=[h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'],
+        custom_hooks=[*(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
+                      dict(type='CheckLoadedWeights')],
         visualizer=dict(type='Visualizer', name=f'{name}_{folder.name}', vis_backends=[]),
         resume=more.get('resume', False), load_from=more.get('load_from'),
     )  # fmt: skip
@@ -129,3 +130,30 @@ def test_a_resumed_training_with_nothing_left_says_so(tmp_path):
     longer = toy_runner(tmp_path, [1, 1], 'longer', 3, resume=True, load_from=saved)
     longer.train()
     assert 'nothing was left' not in run_summary(longer)
+
+
+#: Parts of a checkpoint, each with values of a wrong type or without a sense.
+SENSELESS = {
+    'optimizer': [3, [], {}, dict(state=3, param_groups=[]), dict(state={}, param_groups=5)],
+    'param_schedulers': [3, [5], [[]], 'text'],
+    'message_hub': [3, [], {}, dict(log_scalars=3, runtime_info={}, resumed_keys={})],
+    'meta': [3, {}, dict(epoch='a', iter=2), dict(epoch=1, iter=-1), dict(epoch=1, iter=None)],
+}
+
+
+@pytest.mark.parametrize('part', SENSELESS)
+def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
+    toy_runner(tmp_path, [1, 1], f'sane_{part}').train()
+    saved = next(tmp_path.glob('*_2.pth'))
+    content = torch.load(saved, weights_only=False)
+    for number, value in enumerate(SENSELESS[part]):
+        file = tmp_path / f'iter_{part}_{number}.pth'
+        torch.save({**content, part: value}, file)
+        runner = toy_runner(
+            tmp_path, [1, 1], f'{part}{number}', 3, resume=True, load_from=str(file)
+        )
+        TRAIN._guard_resume(runner)
+        try:
+            runner.train()  # resumed, or an error that names the file
+        except CheckpointError as error:
+            assert file.name in str(error)
