@@ -124,7 +124,9 @@ class DenseBackbone(StrictInit):
                 f'{name} expects images as (B, {self.in_channels}, H, W), but got '
                 f'{tuple(image.shape)}'
             )
-        if min(image.shape[2:]) < self.min_size:
+        height, width = image.shape[2:]
+        # Not min(): it would tie a recorded graph to the longer side.
+        if height < self.min_size or width < self.min_size:
             raise ValueError(
                 f'{name} needs images of at least {self.min_size}x{self.min_size} px (its coarsest '
                 f'level has stride 32), but got {image.shape[2]}x{image.shape[3]}: resize or pad'
