@@ -183,8 +183,11 @@ class ConvDownsample(nn.Module):
         weight = getattr(self.proj, 'weight', None)
         if x.device.type != 'cpu' or not isinstance(weight, Tensor):
             return False  # a quantised convolution's weight is a method
-        small = SMALL_MAP_TIMES * x.numel() <= weight.numel()
-        return small and not standard_operators_only(x, weight)
+        # The size is read last: a recorded graph would be tied to it.
+        return (
+            not standard_operators_only(x, weight)
+            and SMALL_MAP_TIMES * x.numel() <= weight.numel()
+        )
 
 
 class PatchMerging(nn.Module):
