@@ -121,7 +121,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _is_own_name(self, name: str) -> bool:
         """Whether this hook gives that name to a checkpoint."""
-        regular = {self.filename_tmpl.format(int(n)) for n in re.findall(r'\d+', name)}
+        regular = {self.filename_tmpl.format(int(n)) for n in re.findall(r'\d{1,18}', name)}
         best = name.startswith('best_') and any(name.endswith(f'_{end}') for end in regular)
         interrupted = self.by_epoch and re.sub(r'_iter_\d+(?=\.\w+$)', '', name) in regular
         return name in regular or best or interrupted

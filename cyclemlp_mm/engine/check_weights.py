@@ -1,6 +1,7 @@
 """Weights of a whole model: completely where it is tested or resumed, else said part by part."""
 
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
@@ -201,6 +202,14 @@ def check_resumable(checkpoint: dict, source: str) -> None:
             f'checkpoint {source} cannot be resumed: it does not say how far its training was. To '
             'start a new training from its weights, use --cfg-options load_from=FILE'
         )
+    for part, kind in (('resumed_keys', bool), ('log_scalars', HistoryBuffer)):
+        wrong = [key for key, value in hub[part].items() if not isinstance(value, kind)]
+        if wrong:
+            raise CheckpointError(
+                f'checkpoint {source} cannot be resumed: message_hub.{part}.{wrong[0]} is a '
+                f'{type(hub[part][wrong[0]]).__name__}, not a {kind.__name__}. To start a new '
+                'training from its weights, use --cfg-options load_from=FILE'
+            )
     if 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin anew
         raise CheckpointError(
             f'checkpoint {source} cannot be resumed: it holds weights without the state of the '

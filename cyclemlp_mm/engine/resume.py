@@ -111,6 +111,9 @@ def find_newest(folder: 'str | Path', pointer: 'Path | None' = None) -> FoundChe
     for path in sorted(folder.glob('*.pth')):
         if path.name.startswith(('.', 'best_')):  # half written; weights without a state
             continue
+        if not path.is_file():  # a pipe would hang
+            broken.append(f'{path} is not a file')
+            continue
         try:
             states[path] = _progress(path)
         except CheckpointError as error:

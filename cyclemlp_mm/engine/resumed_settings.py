@@ -7,14 +7,23 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from numbers import Real
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import Tensor
 from torch.optim import Optimizer
 
 from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.weights.limits import shorten
+
+from .sharded import is_sharded
 
 _NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
+#: What Adam and SGD keep of each parameter.
+_AVERAGES = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
+#: Settings of which one is None where the other is given.
+_MAY_BE_NONE = ('.eta_min', '.eta_min_ratio')
 _SIMPLE = (int, float, str, tuple, list, Counter, type(None))
 
 
@@ -39,8 +48,13 @@ def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
     changes = []
     for name, part, state in parts:
         groups = _groups(part.optimizer, state, f'checkpoint {source}: {name}')
+        _check_groups(part.optimizer, groups, f'checkpoint {source}: {name}')
+        if not is_sharded(runner.model):
+            _check_state(part.optimizer, groups, state, f'checkpoint {source}: {name}')
         changes += _of_groups(part.optimizer.param_groups, groups)
-    changes += _of_schedules(runner.param_schedulers, checkpoint.get('param_schedulers'))
+    saved = checkpoint.get('param_schedulers')
+    _check_schedules(runner.param_schedulers, saved, f'checkpoint {source}: param_schedulers')
+    changes += _of_schedules(runner.param_schedulers, saved)
     if changes:
         shown = list(dict.fromkeys(changes))
         more = f' and {len(shown) - 6} more' if len(shown) > 6 else ''
@@ -55,7 +69,9 @@ def _groups(optimizer: Optimizer, state: object, name: str) -> 'list[dict]':
     groups = state.get('param_groups') if isinstance(state, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise CheckpointError(f'{name} is not the state of an optimiser. To use the file, {_NEW}')
-    sizes = [len(g.get('params', ())) for g in groups]
+    if not all(isinstance(group.get('params'), list) for group in groups):
+        raise CheckpointError(f'{name}: a group has no list of parameters. To use the file, {_NEW}')
+    sizes = [len(group['params']) for group in groups]
     own_sizes = [len(group['params']) for group in optimizer.param_groups]
     kind = type(optimizer).__name__
     if sizes != own_sizes:
@@ -76,6 +92,70 @@ def _groups(optimizer: Optimizer, state: object, name: str) -> 'list[dict]':
             f'was trained with, or {_NEW}'
         )
     return groups
+
+
+def _check_groups(optimizer: Optimizer, saved: 'list[dict]', name: str) -> None:
+    for i, (ours, theirs) in enumerate(zip(optimizer.param_groups, saved)):
+        for key in ours:
+            if key != 'params' and not (isinstance(ours[key], bool) and theirs.get(key) is None):
+                _check_kind(theirs.get(key, ours[key]), ours[key], f'{name}.param_groups.{i}.{key}')
+
+
+def _check_state(optimizer: Optimizer, groups: 'list[dict]', saved: dict, name: str) -> None:
+    """Steps and averages of the usual optimisers; those of others are not known."""
+    state = saved.get('state')
+    if not isinstance(state, dict) or not all(isinstance(part, dict) for part in state.values()):
+        raise CheckpointError(f'{name}.state is no dict of dicts. To use the file, {_NEW}')
+    numbers = [number for group in groups for number in group['params']]
+    own = [param for group in optimizer.param_groups for param in group['params']]
+    for number, param in zip(numbers, own):
+        part = state.get(number, {}) if isinstance(number, (int, str)) else {}
+        for key, value in part.items():
+            if key == 'step':
+                _check_kind(value, 0, f'{name}.state.{number}.{key}')
+            elif key in _AVERAGES and (value is not None or key != 'momentum_buffer') and (
+                not isinstance(value, Tensor) or value.shape != param.shape
+            ):  # fmt: skip
+                raise CheckpointError(
+                    f'{name}.state.{number}.{key} is no tensor of the shape {tuple(param.shape)} '
+                    f'of its parameter. To use the file, {_NEW}'
+                )
+
+
+def _check_schedules(own: object, saved: object, name: str) -> None:
+    if isinstance(own, Mapping) and isinstance(saved, Mapping):
+        for key in own:
+            _check_schedules(own[key], saved.get(key), f'{name}.{key}')
+    elif isinstance(own, list) and isinstance(saved, list):
+        for i, (schedule, state) in enumerate(zip(own, saved)):
+            if not isinstance(state, dict):
+                raise CheckpointError(f'{name}.{i} is no dict. To use the file, {_NEW}')
+            changed = state.get('param_name', schedule.param_name)
+            if changed not in list(schedule.optimizer.param_groups[0]):
+                raise CheckpointError(
+                    f'{name}.{i}.param_name is {shorten(changed)}, which the optimiser of this '
+                    f'training does not have. Resume another checkpoint, or {_NEW}'
+                )
+            for key, ours in schedule.state_dict().items():
+                _check_kind(state.get(key, ours), ours, f'{name}.{i}.{key}')
+
+
+def _check_kind(saved: object, own: object, name: str) -> None:
+    """Raise where a setting is not of the kind that this training has: number, text, list, dict."""
+    kind = next((kind for kind in (Real, str, (list, tuple), dict) if isinstance(own, kind)), None)
+    if kind is None or (saved is None and name.endswith(_MAY_BE_NONE)):
+        return
+    if kind is Real and isinstance(saved, Tensor) and saved.numel() == 1:
+        saved = saved.item()
+    fits = isinstance(saved, kind) and saved == saved  # not nan
+    if not fits:
+        raise CheckpointError(
+            f'{name} is {shorten(saved)}, where this training has {shorten(own)}. Resume another '
+            f'checkpoint, or {_NEW}'
+        )
+    if kind == (list, tuple) and own and all(isinstance(part, Real) for part in own):
+        for part in saved:
+            _check_kind(part, own[0], name)
 
 
 def _of_groups(own: 'list[dict]', saved: 'list[dict]') -> 'Iterator[str]':

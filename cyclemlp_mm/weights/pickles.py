@@ -32,6 +32,7 @@ _DEEPEST = 100
 _MIB = 1 << 20
 _MOST_UNSHARED = 1_000_000
 _MOST_ODD_KEYS = 10_000
+_MOST_BITS = 10_000  # Python writes no number of over 4300 digits
 _LARGEST_KEY = 2**61 - 2  # Python's hash modulus: beyond, a file can give all of its keys one hash
 _MOST_DIMENSIONS = 32  # numpy's own limit before 2.0
 _TEXT_ID = re.compile(r"\('storage', <class '([\w.]+)'>, '(\w+)', '[^']*', (\d{1,18})\)")
@@ -303,6 +304,8 @@ def _unfold(
     if isinstance(value, (Named, StorageType, Storage)):
         raise refuse(value)
     if not isinstance(value, _CONTAINERS):
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise RefusedContent('it holds a whole number of thousands of digits')
         return 0, 1
     if id(value) not in seen:
         seen[id(value)] = None

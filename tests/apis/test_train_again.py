@@ -94,7 +94,8 @@ def toy_runner(folder, losses, name, max_iters=None, **more):
         model=Toy(), work_dir=str(folder), experiment_name=f'{name}_{folder.name}', cfg=cfg,
         train_dataloader=torch.utils.data.DataLoader(
             [dict(inputs=torch.tensor([float(loss)])) for loss in losses]),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), train_cfg=cfg.train_cfg,
+        optim_wrapper=dict(optimizer=more.get('optimizer', dict(type='SGD', lr=0.1))),
+        param_scheduler=more.get('param_scheduler'), train_cfg=cfg.train_cfg,
         default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
         custom_hooks=[*(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
                       dict(type='CheckLoadedWeights')],
@@ -157,3 +158,52 @@ def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
             runner.train()  # resumed, or an error that names the file
         except CheckpointError as error:
             assert file.name in str(error)
+
+
+#: Single values that mmengine takes over as they are, and that training would fail of later.
+SPOILT = {
+    'optimizer.param_groups.0.params': [3, None],
+    'optimizer.param_groups.0.lr': [[1], 'x', None, float('nan')],
+    'optimizer.param_groups.0.weight_decay': ['x', {}],
+    'optimizer.param_groups.0.betas': [0.9, [None, None], ['a', 'b']],
+    'optimizer.param_groups.0.amsgrad': [b'x'],
+    'optimizer.state': [[], {0: 3}],
+    'optimizer.state.0.exp_avg': [None, [], torch.ones(7)],
+    'optimizer.state.0.step': [[1], 'x', torch.ones(2)],
+    'param_schedulers.0.end': ['x', None],
+    'param_schedulers.0.start_factor': ['x', {}],
+    'param_schedulers.0.param_name': [[], 'rate', float('nan')],
+    'param_schedulers.0._global_step': [{}, None],
+    'param_schedulers.0.base_values': [3, ['x']],
+    'message_hub.resumed_keys.train/lr': [None, -1],
+    'message_hub.resumed_keys.last_ckpt': ['x', []],
+    'message_hub.log_scalars.train/lr': [None, [1]],
+}
+
+
+@pytest.mark.parametrize('place', SPOILT)
+def test_a_single_senseless_value_is_named(place, tmp_path):
+    settings = dict(
+        optimizer=dict(type='AdamW', lr=0.1),
+        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)],
+    )
+    toy_runner(tmp_path, [1, 1], 'sane', **settings).train()
+    saved = str(next(tmp_path.glob('*_2.pth')))
+    toy_runner(tmp_path, [1, 1], 'on', 3, resume=True, load_from=saved, **settings).train()
+    *path, last = [int(part) if part.isdigit() else part for part in place.split('.')]
+    for number, value in enumerate(SPOILT[place]):
+        content = node = torch.load(saved, weights_only=False)
+        for part in path:
+            node = node[part]
+        assert last in node
+        node[last] = value
+        torch.save(content, tmp_path / 'iter_9.pth')
+        runner = toy_runner(
+            tmp_path, [1, 1], f'x{number}', 3, resume=True,
+            load_from=str(tmp_path / 'iter_9.pth'), **settings,
+        )  # fmt: skip
+        TRAIN._guard_resume(runner)
+        with pytest.raises(CheckpointError, match=r'iter_9\.pth') as raised:
+            runner.train()
+        said = str(raised.value)
+        assert place in said or 'list of parameters' in said or 'makes no sense' in said

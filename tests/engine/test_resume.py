@@ -114,6 +114,25 @@ def test_a_spoiled_pointer_is_a_hint_at_most(tmp_path, monkeypatch, pointer, tem
         assert 'last_checkpoint names no checkpoint of' in said
 
 
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'dangling link'])
+def test_what_is_no_file_is_no_checkpoint(tmp_path, kind):
+    """A pipe used to be waited for."""
+    save(tmp_path, 'epoch_1.pth')
+    make = dict(folder=os.mkdir, pipe=os.mkfifo).get(kind, lambda path: path.symlink_to('/none'))
+    make(tmp_path / 'epoch_2.pth')
+    found = find_newest(tmp_path)
+    assert found.path.name == 'epoch_1.pth'
+    assert 'epoch_2.pth' in ''.join(found.notes)
+
+
+@pytest.mark.parametrize('part', ['seed', 'iter', 'experiment_name'])
+def test_a_number_that_python_cannot_write_is_refused(tmp_path, part):
+    """10**5000 in a message is a ValueError."""
+    path = save(tmp_path, 'epoch_1.pth', **{part: -(10**5000)})
+    with pytest.raises(CheckpointError, match='whole number of thousands of digits'):
+        resume_training(Config(dict(work_dir=str(tmp_path))), str(path))
+
+
 @pytest.mark.parametrize('kind', ['folder', 'pipe'])
 def test_a_pointer_that_is_no_file(tmp_path, kind):
     save(tmp_path, 'epoch_1.pth')

@@ -356,8 +356,10 @@ def test_the_best_one_stays_where_the_folder_was_copied(trained, tmp_path):
         ('keep_ckpt_ids', '{victim}'), ('interrupted_ckpt', '{wd}/../victim/epoch_5.pth'),
         ('best_ckpt', 7), ('best_ckpt', ['{victim}']), ('last_ckpt', '{victim}/x.pth'),
         ('best_score', 'high'), ('best_score', None),
+        ('best_ckpt', f'best_score_epoch_{"1" * 5000}.pth'),
+        ('interrupted_ckpt', f'epoch_{"1" * 5000}.pth'),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_what_a_crafted_checkpoint_names_is_not_removed(trained, tmp_path, key, value):
     """Folders, links and other files, here and elsewhere; epoch_7.pth is a link, 8 a folder."""
