@@ -153,10 +153,17 @@ def test_tensors_of_other_classes_become_tensors(tmp_path):
         read_checkpoint(tmp_path / 'b.pth')
 
 
-@pytest.mark.parametrize('content', [
-    torch.nn.Linear(2, 2), {'args': torch.nn.GELU}, {'f': pathlib.os.path.join},
-    [np.ma.masked_array([1.0], [0])], {'a': np.array([{}], object)}, {'t': torch.Generator()},
-], ids=str)  # fmt: skip
+NOT_DATA = {
+    'module': torch.nn.Linear(2, 2),
+    'class': {'args': torch.nn.GELU},
+    'function': {'f': pathlib.os.path.join},
+    'masked array': [np.ma.masked_array([1.0], [0])],
+    'array of objects': {'a': np.array([{}], object)},
+    'generator': {'t': torch.Generator()},
+}
+
+
+@pytest.mark.parametrize('content', NOT_DATA.values(), ids=NOT_DATA)
 def test_what_is_not_data_is_refused_by_name(content, tmp_path):
     try:
         torch.save(content, tmp_path / 'a.pth')
