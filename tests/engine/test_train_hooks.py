@@ -667,6 +667,16 @@ def test_an_evaluation_without_room_for_its_results(tmp_path, capsys):
     assert list(info['val/results'].data[0]) == [5, 5, 5]
 
 
+def test_an_evaluation_without_room_in_several_processes(tmp_path, monkeypatch):
+    """An error: the others would wait for this one."""
+    FullOnce.calls = 1
+    cfg = config(tmp_path, **evaluated())
+    cfg.val_evaluator = dict(type='FullOnce')
+    monkeypatch.setattr('cyclemlp_mm.engine.train_loops.get_world_size', lambda: 2)
+    with pytest.raises(OSError, match='No space left'):
+        train(cfg)
+
+
 @pytest.mark.parametrize('batches', ['7', -1, 2.5, [1]], ids=str)
 def test_a_count_of_batches_that_is_none(trained, tmp_path, batches):
     folder = tmp_path / 'wd'
