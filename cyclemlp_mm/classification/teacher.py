@@ -41,9 +41,8 @@ class FrozenTeacher(nn.Module):
         self.checkpoint = checkpoint
         self.is_loaded = False
         self.flips = _of(student_norm, 'to_rgb') != _of(teacher_norm, 'to_rgb')
-        scale, shift = _carry_over(student_norm, teacher_norm, self.flips)
-        self.register_buffer('scale', scale)
-        self.register_buffer('shift', shift)
+        self._norms = student_norm, teacher_norm
+        self._set_norm()
         self.requires_grad_(False)
         self.train(False)
 
@@ -53,6 +52,12 @@ class FrozenTeacher(nn.Module):
     def train(self, mode: bool = True) -> 'FrozenTeacher':
         """Stays in eval mode, whatever ``mode`` says."""
         return super().train(False)
+
+    def _set_norm(self) -> None:
+        scale, shift = _carry_over(*self._norms, self.flips)
+        device = self.scale.device if hasattr(self, 'scale') else None
+        self.register_buffer('scale', scale.to(device))
+        self.register_buffer('shift', shift.to(device))
 
     def load(self) -> None:
         """Read the checkpoint; every tensor has to fit.
@@ -70,6 +75,7 @@ class FrozenTeacher(nn.Module):
                 f'teacher checkpoint {self.checkpoint} does not fit model.teacher ({first}): give '
                 'the config and the checkpoint of the same classifier'
             ) from error
+        self._set_norm()  # to_empty() leaves it as memory is found
         self.is_loaded = True
         print_log(f'teacher: loaded {len(state_dict)} tensors from {self.checkpoint}', 'current')
 

@@ -269,6 +269,15 @@ class CycleMLP(DenseBackbone):
     }
     published_format = CYCLEMLP_FORMAT
 
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Truncated normal (std 0.02) Linears, as CycleFC does by itself; convolutions keep
+        PyTorch's default, as published."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
     def __init__(
         self,
         arch: 'str | Mapping' = 'b1',
@@ -310,7 +319,7 @@ class CycleMLP(DenseBackbone):
                     for _ in range(depths[i])
                 )
             )
-        self.apply(_init_linear)
+        self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
 
 
@@ -318,14 +327,6 @@ def _downsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
     if kind == 'conv':
         return ConvDownsample(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
     return PatchMerging(in_channels, out_channels)
-
-
-def _init_linear(module: nn.Module) -> None:
-    # CycleFC initialises itself alike; convolutions keep PyTorch's default, as published.
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_settings(settings: dict) -> dict:

@@ -236,6 +236,18 @@ class MPViT(DenseBackbone):
     }
     published_format = MPVIT_FORMAT
 
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Normal convolutions, of deviation sqrt(2 / (k k out)), and truncated normal Linears."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
     def __init__(
         self,
         arch: 'str | Mapping' = 'small',
@@ -274,7 +286,7 @@ class MPViT(DenseBackbone):
             )
             for i in range(self.out_indices[-1] + 1)
         )
-        self.apply(_init)
+        self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:
@@ -308,17 +320,6 @@ def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     centre = conv.weight.new_zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
     return _depthwise(x, conv, conv.weight + centre)
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _check_settings(settings: dict) -> dict:

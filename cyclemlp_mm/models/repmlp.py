@@ -139,6 +139,12 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
     arch_zoo: ClassVar[Mapping[str, dict]] = mmpretrain_repmlp.RepMLPNet.arch_zoo
     published_format = REPMLP_FORMAT
 
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """mmcv's own initialisation of its ``ConvModule``."""
+        if isinstance(module, mmpretrain_repmlp.ConvModule):
+            module.init_weights()
+
     def __init__(
         self,
         arch: 'str | Mapping' = 'base',

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import ClassVar
 
+import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, update_init_info
 from mmengine.runner import load_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from cyclemlp_mm.errors import DownloadError
 from cyclemlp_mm.weights import LoadReport, PublishedFormat, check_fit, init_from_checkpoint
@@ -25,6 +29,15 @@ class StrictInit(BaseModule):
     #: Blocks of each stage of the arch, those that ``out_indices`` leaves out included.
     depths: Sequence[int] = ()
     _pretrained_cfgs: list[dict]
+    #: Names of tensors that were on the meta device and not loaded since: their values are not set.
+    _unset: frozenset[str] = frozenset()
+
+    @staticmethod
+    def init_layer(module: nn.Module) -> None:
+        """Initialise a layer where the family does not take what PyTorch's own layers start with.
+
+        A family calls ``self.apply(self.init_layer)`` when it is built.
+        """
 
     def check_fit(
         self,
@@ -50,6 +63,16 @@ class StrictInit(BaseModule):
             file = local_metadata.get('file', 'that is loaded')
             self._check_file(part_of(state_dict, prefix), file, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if local_metadata.get('assign_to_params_buffers') or not self._on_meta():
+            self._unset = frozenset(n for n in self._unset if prefix + n not in state_dict)
+
+    def _apply(self, *args: object, **kwargs: object) -> StrictInit:
+        self._unset |= self._on_meta()  # to_empty() gives them memory as it finds it
+        return super()._apply(*args, **kwargs)
+
+    def _on_meta(self) -> set[str]:
+        tensors = chain(self.named_parameters(), self.named_buffers())
+        return {name for name, tensor in tensors if tensor.is_meta}
 
     def _check_file(self, state_dict: dict[str, Tensor], file: str, prefix: str) -> None:
         own = self.state_dict()
@@ -92,7 +115,21 @@ class StrictInit(BaseModule):
         return 0, number  # the stem
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises."""
+        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises.
+
+        After ``to_empty()`` of a model from the meta device, all that was not loaded is initialised
+        first, as when the model is built on another device.
+
+        Raises:
+            RuntimeError: The backbone is on the meta device, or a layer cannot be initialised.
+        """
+        if self._on_meta():
+            raise RuntimeError(
+                f'{type(self).__name__} is on the meta device, where tensors have no values: call '
+                'to_empty(device=…) of the model first'
+            )
+        if self._unset:
+            self._set_values()
         if self.init_cfg is not None:
             super().init_weights()
         for cfg in self._pretrained_cfgs:
@@ -106,6 +143,30 @@ class StrictInit(BaseModule):
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
         self._is_init = True
+
+    @torch.no_grad()
+    def _set_values(self) -> None:
+        """Initialise all tensors, but for those that have values."""
+        own = dict(chain(self.named_parameters(), self.named_buffers()))
+        kept = {name: t.clone() for name, t in own.items() if name not in self._unset}
+        for name, module in self.named_modules():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+            elif [*module.parameters(False), *module.buffers(False)]:
+                raise RuntimeError(
+                    f'{name}, a {type(module).__name__}, cannot be initialised after to_empty(): '
+                    'it has no reset_parameters()'
+                )
+        self.apply(self.init_layer)
+        for name, tensor in kept.items():
+            own[name].copy_(tensor)
+        self._unset = frozenset()
+        print_log(
+            f'{type(self).__name__}: initialised, as it was built on the meta device. Norms of '
+            'necks and heads, and mean and std of a data_preprocessor, are set by no toolbox after '
+            'to_empty(): load or set them',
+            'current', logging.WARNING,
+        )  # fmt: skip
 
 
 def _asked_by_mmengine() -> bool:

@@ -1,0 +1,194 @@
+"""Models built on the meta device: what to_empty() and init_weights() make of them."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import cyclemlp_mm  # noqa: F401
+
+SMALL = dict(depths=(1, 1, 1, 1), widths=(32, 32, 64, 64))
+REPMLP = dict(channels=[16, 32, 32, 64], depths=[1] * 4, sharesets_nums=[1, 4, 4, 8])
+FAMILIES = {
+    'b': dict(
+        type='CycleMLP',
+        arch=dict(SMALL, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'),
+    ),
+    't': dict(
+        type='CycleMLP',
+        arch=dict(SMALL, mlp_ratios=(2, 2, 2, 2), reweight=False, downsample='patch_merging'),
+        frozen_stages=1,
+    ),
+    'mpvit': dict(type='MPViT', arch=dict(SMALL, paths=(2, 3, 3, 3), mlp_ratio=2)),
+    'mpvit_gn': dict(
+        type='MPViT',
+        arch=dict(SMALL, paths=(2, 1, 1, 1), mlp_ratio=2),
+        norm_cfg=dict(type='GN', num_groups=4),
+    ),
+    'repmlp': dict(type='DenseRepMLPNet', arch=REPMLP, img_size=64, reparam_conv_kernels=(1, 3)),
+    'repmlp_deploy': dict(type='RepMLPNet', arch=REPMLP, img_size=64, deploy=True),
+}
+
+
+def tensors_of(model):
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def build_empty(cfg):
+    """On the meta device, then with memory that holds nothing of use."""
+    with torch.device('meta'):
+        model = MODELS.build(copy.deepcopy(cfg))
+    assert all(tensor.is_meta for tensor in tensors_of(model).values())
+    model.to_empty(device='cpu')
+    spoil(model)
+    return model
+
+
+def spoil(model, value=3):
+    with torch.no_grad():
+        for tensor in tensors_of(model).values():
+            tensor.fill_(value)
+
+
+def assert_alike(model, usual):
+    """The same tensors where they are constant, elsewhere the same distribution."""
+    ours, theirs = tensors_of(model), tensors_of(usual)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        other = theirs[name]
+        assert tensor.requires_grad == other.requires_grad, name
+        if other.unique().tolist() in ([0], [1]):
+            assert torch.equal(tensor, other), name
+        elif other.numel() >= 256:
+            assert tensor.std().item() == pytest.approx(other.std().item(), rel=0.25), name
+            assert abs(tensor.mean() - other.mean()) < 5 * other.std() / other.numel() ** 0.5, name
+        else:
+            assert tensor.abs().max() < 4 * other.abs().max(), name
+
+
+@pytest.mark.parametrize('cfg', FAMILIES.values(), ids=FAMILIES)
+def test_a_model_without_values_is_initialised_as_on_the_cpu(cfg):
+    torch.manual_seed(0)
+    usual = MODELS.build(copy.deepcopy(cfg))
+    model = build_empty(cfg)
+    model.init_weights()
+    assert_alike(model, usual)
+    model.to('meta').to_empty(device='cpu')  # values can be lost later, too
+    spoil(model)
+    model.init_weights()
+    assert_alike(model, usual)
+
+
+@pytest.mark.parametrize('name', ['b', 'mpvit', 'repmlp'])
+def test_a_file_is_loaded_into_a_model_without_values(name, tmp_path):
+    cfg, file = FAMILIES[name], str(tmp_path / 'weights.pth')
+    saved = MODELS.build(copy.deepcopy(cfg))
+    state_dict = saved.state_dict()
+    first = 'final_norm.weight' if name == 'repmlp' else 'norm0.weight'
+    state_dict.pop(first, None)  # as in published files
+    torch.save(state_dict, file)
+    cfg = dict(cfg, init_cfg=dict(type='Pretrained', checkpoint=file))
+    model = build_empty(cfg)
+    model.init_weights()
+    for key, tensor in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+    with torch.device('meta'):
+        model = MODELS.build(copy.deepcopy(cfg))
+    with pytest.raises(RuntimeError, match=r'on the meta device.* to_empty\(device=…\)'):
+        model.init_weights()  # the file would be read into nothing
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_what_was_loaded_is_not_initialised_again(assign):
+    saved = MODELS.build(FAMILIES['b'])
+    spoil(saved, 0.5)
+    if assign:
+        with torch.device('meta'):
+            model = MODELS.build(FAMILIES['b'])
+        model.load_state_dict(saved.state_dict(), assign=True)
+    else:
+        model = build_empty(FAMILIES['b'])
+        model.load_state_dict(saved.state_dict())
+    model.init_weights()
+    assert all((tensor == 0.5).all() for tensor in tensors_of(model).values())
+
+
+def test_what_was_not_in_a_file_is_initialised():
+    model = build_empty(FAMILIES['b'])
+    state_dict = {n: torch.full_like(t, 0.5) for n, t in model.state_dict().items()}
+    norms = [name for name in state_dict if name.startswith('norm')]
+    for name in norms:
+        del state_dict[name]
+    model.load_state_dict(state_dict, strict=False)
+    model.init_weights()
+    for name, tensor in tensors_of(model).items():
+        expected = 0.5 if name in state_dict else float(name.endswith('weight'))
+        assert (tensor == expected).all(), name
+
+
+@pytest.mark.parametrize('name', ['b', 'mpvit', 'repmlp'])
+def test_init_weights_leaves_a_model_of_the_cpu_as_it_is(name):
+    model = MODELS.build(copy.deepcopy(FAMILIES[name]))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    model.to(torch.float64).to(torch.float32).init_weights()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
+
+
+def test_a_layer_that_cannot_be_initialised_is_named():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+    with torch.device('meta'):
+        model = MODELS.build(FAMILIES['t'])
+        model.stages[0][0].scale = Scale()
+    model.to_empty(device='cpu')
+    with pytest.raises(RuntimeError, match=r'stages\.0\.0\.scale, a Scale, cannot be initialised'):
+        model.init_weights()
+
+
+def test_a_classifier_without_values(log_lines):
+    pytest.importorskip('mmpretrain')
+    init_default_scope('mmpretrain')
+    cfg = dict(
+        type='ImageClassifier',
+        backbone=dict(FAMILIES['b'], out_indices=(3,)),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=8, in_channels=64),
+    )
+    model = build_empty(cfg)
+    model.init_weights()
+    usual = MODELS.build(copy.deepcopy(cfg))
+    assert_alike(model.backbone, usual.backbone)
+    assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.25)
+    assert (model.head.fc.bias == 0).all()
+    assert any('built on the meta device' in line for line in log_lines)
+
+
+def test_a_teacher_without_values(tmp_path):
+    pytest.importorskip('mmpretrain')
+    from cyclemlp_mm.classification.teacher import FrozenTeacher
+
+    init_default_scope('mmpretrain')
+    classifier = dict(
+        type='ImageClassifier',
+        data_preprocessor=dict(mean=[10.0, 20.0, 30.0], std=[4.0, 5.0, 6.0], to_rgb=False),
+        backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=4, in_channels=64),
+    )
+    norm = dict(mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0], to_rgb=True)
+    file = str(tmp_path / 'teacher.pth')
+    usual = FrozenTeacher(classifier, norm, file)
+    torch.save(usual.model.state_dict(), file)
+    model = FrozenTeacher(classifier, norm, file).to('meta').to_empty(device='cpu')
+    spoil(model)
+    usual.load()
+    model.load()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(image), usual(image))
