@@ -135,9 +135,10 @@ def test_images_of_every_suffix_are_read(folders):
     for file, suffix in zip(files, ('.webp', '.TIFF', '.jfif', '.gif', '.jp2')):
         Image.open(file).save(file.with_suffix(suffix), 'JPEG' if suffix == '.jfif' else None)
         file.unlink()
-    from mmpretrain.registry import DATASETS
+    from mmengine.registry import DATASETS, init_default_scope
 
     data = use_own_data(load_config(CONFIG), folders).train_dataloader.dataset
+    init_default_scope('mmpretrain')
     assert len(DATASETS.build({**data, 'pipeline': []})) == before
 
 
