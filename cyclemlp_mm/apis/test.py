@@ -10,11 +10,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch
+from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch, is_first_process
 from cyclemlp_mm.engine.config_data import other_evaluated_files
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
-from cyclemlp_mm.preflight import Report
+from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.signatures import check_signatures
 
 from .arguments import (
@@ -72,12 +72,15 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
         check_writable(args.show_dir, '--show-dir', is_folder=True)
+    said = take_classes_of(cfg)
+    if is_first_process(cfg.launcher):
+        said += _check_data(cfg)
     if args.out is not None:
         _dump_into(cfg, args.out)
-    said = take_classes_of(cfg)
     runner = Runner.from_cfg(cfg)
     for line in said:
-        runner.logger.info(line)
+        is_warning = line.startswith('warning: ')
+        (runner.logger.warning if is_warning else runner.logger.info)(line)
     if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
         runner.register_hook(DeployModel())
     if args.show_dir is not None:
@@ -96,6 +99,14 @@ def _check_settings(cfg: Config) -> None:
     read = ('test_', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'env_cfg')
     check_signatures(report, cfg, read)
     report.raise_errors('the evaluation')
+
+
+def _check_data(cfg: Config) -> 'list[str]':
+    """What to log of the data; raises a UserError where the figures would be wrong."""
+    report = Report()
+    check_test_data(report, cfg)
+    report.raise_errors('the evaluation')
+    return [str(finding) for finding in report.findings]
 
 
 def _drawing_hook(cfg: Config, folder: str) -> DrawResults:

@@ -4,6 +4,6 @@
 """
 
 from .findings import Finding, Report
-from .run import run_preflight
+from .run import check_test_data, run_preflight
 
-__all__ = ['Finding', 'Report', 'run_preflight']
+__all__ = ['Finding', 'Report', 'check_test_data', 'run_preflight']

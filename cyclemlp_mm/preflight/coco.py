@@ -190,13 +190,14 @@ def _check_boxes(
         if categories[ann['category_id']] in classes:
             used.append(ann)
     good = [ann for ann in used if not is_crowd(ann)]
-    ids = (ann.get('id') for ann in annotations if isinstance(ann, dict))
-    double = [i for i, n in Counter(i for i in ids if is_id(i)).items() if n > 1]
+    objects = Counter((ann['image_id'], ann['category_id'], *ann['bbox']) for ann in good)
+    double = [key[0] for key, n in objects.items() if n > 1]
     if double:
-        report.error(
+        report.warning(
             where,
-            f'{count(len(double), "annotation id")} are used twice: {some(double)}',
-            'Number the annotations anew',
+            f'{count(len(double), "object")} are listed more than once (same image, class and '
+            f'box), in images {some(double)}: the evaluation expects each entry to be found',
+            'Write each object once',
         )
     of_all = f'of {count(len(annotations), "box")}'
     for trouble, these in found.items():
@@ -217,8 +218,8 @@ def _check_boxes(
     if not good:
         report.error(
             where,
-            f'none of its {count(len(annotations), "box")} can be learned (those of crowds, with '
-            '"iscrowd" or "ignore" of 1, are not)',
+            f'none of its {count(len(annotations), "box")} can be learned or evaluated (those of '
+            'crowds, with "iscrowd" or "ignore" of 1, are not)',
             'See the lines above, and the class names',
         )
     elif all(0 <= v <= 1 for ann in good for v in ann['bbox']):

@@ -15,7 +15,7 @@ from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.bad_images import check_max_value
-from cyclemlp_mm.engine.config_data import data_sets, other_evaluated_files
+from cyclemlp_mm.engine.config_data import data_sets, evaluators, other_evaluated_files
 from cyclemlp_mm.errors import UserError
 
 from .coco import check_coco
@@ -59,14 +59,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     limit = cfg.get('max_bad_fraction', 0.05)
     looked_at, trained, paths = [], (), defaultdict(set)
     for split, dataset in data_sets(cfg):
-        classes = _classes(dataset)
-        if isinstance(classes, str):
-            report.error(
-                f'{split}_dataloader.dataset.metainfo.classes',
-                f'is the text {classes!r}, neither a tuple of names nor a file of them',
-                f'Write a comma: classes=({classes!r},)',
-            )
-            classes = (classes,)
+        classes = _checked_classes(report, split, dataset)
         if not trained:  # the data set of training comes first
             trained = classes
         elif classes and list(classes) != list(trained):
@@ -107,6 +100,37 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if weights:
             check_weights(report, cfg, model)
     return report
+
+
+@annotations_kept()
+def check_test_data(report: Report, cfg: Config) -> None:
+    """Check what a model is evaluated on: annotations, labels and class names.
+
+    What is wrong there is wrong in the figures, which no training's check has seen.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): As it goes to the Runner. Not changed.
+    """
+    if all(evaluator.get('format_only') for evaluator in evaluators(cfg, ['test'])):
+        return  # the annotations are elsewhere
+    for split, dataset in data_sets(cfg, ['test']):
+        classes = _checked_classes(report, split, dataset)
+        _check_listed(report, cfg, dataset, classes)
+        _check_dataset(report, cfg, split, dataset, classes, full=False)
+
+
+def _checked_classes(report: Report, split: str, dataset: ConfigDict) -> 'Sequence[str]':
+    """Class names of a data set; a text that is none is reported."""
+    classes = _classes(dataset)
+    if not isinstance(classes, str):
+        return classes
+    report.error(
+        f'{split}_dataloader.dataset.metainfo.classes',
+        f'is the text {classes!r}, neither a tuple of names nor a file of them',
+        f'Write a comma: classes=({classes!r},)',
+    )
+    return (classes,)
 
 
 def _check_listed(

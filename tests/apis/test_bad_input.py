@@ -17,6 +17,7 @@ from bad_images import encode, picture
 from paths import ROOT
 from PIL import Image
 
+from cyclemlp_mm.apis import test as run_test
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.run_tool import run_tool
@@ -227,9 +228,6 @@ ERRORS = {
         '"iscrowd" is neither 0 nor 1'),
     'double image ids': (
         each('images', lambda i: i.update(id=1)), [DET, *COCO], '1 image id are used twice: 1'),
-    'double annotation ids': (
-        each('annotations', lambda a: a.update(id=7)), [DET, *COCO],
-        'annotation id are used twice'),
     'images without a size': (
         each('images', lambda i: i.pop('width')), [DET, *COCO],
         '6 images have no "width" and "height"'),
@@ -460,6 +458,9 @@ WARNINGS = {
     'one listed image missing': (
         add_lines('gone1.jpg 0\n'), [CLS, '--data', 'lists'],
         r'1 of 17 images are not in .*train: gone1\.jpg'),
+    'objects listed twice': (
+        edit(lambda c: c['annotations'].extend(dict(a, id=900) for a in c['annotations'][:3])),
+        [DET, *COCO], '3 objects are listed more than once'),
     'classes left out': (
         nothing, [DET, *COCO, '--classes', 'circle', 'square'],
         r'not trained, as the config does not name them: \w+ \(\d+ box'),
@@ -490,6 +491,38 @@ def test_the_check_warns_with_a_count(case, data, capsys):
     code, printed = outcome_of(check, [*argv, '--full'], capsys)
     assert code == 0, printed
     assert re.search(rf'^warning: .*{said}', printed, re.MULTILINE), printed
+
+
+def _mask_of_another_size(folder):
+    for file in (folder / 'ade/annotations/validation').iterdir():
+        Image.new('L', (10, 10)).save(file)
+
+
+@pytest.mark.parametrize(
+    'prepare, argv, said',
+    [
+        (each('annotations', lambda a: a['bbox'].__setitem__(slice(2, 4), [60, 44]), file=VAL_JSON),
+         [DET, *COCO], 'warning: .*val2017.json: .* reach beyond the image'),
+        (each('annotations', lambda a: a.update(area=1.0), file=VAL_JSON),
+         [MASKS, *COCO], 'warning: .*val2017.json: the "area" of'),
+        (lambda f: (f / 'coco/annotations/instances_train2017.json').unlink(),
+         [DET, *COCO], 'holds no state dict'),  # the validation part is enough
+        (each('annotations', lambda a: a.update(bbox=[0.1, 0.1, 0.2, 0.2]), file=VAL_JSON),
+         [DET, *COCO], 'error: .*val2017.json: all boxes are made of numbers from 0 to 1'),
+        (each('images', lambda i: i.update(file_name='x\\' + i['file_name']), file=VAL_JSON),
+         [MASKS, *COCO], 'error: .*val2017: 2 of 2 images are missing: .*in another folder'),
+        (_mask_of_another_size, [SEG, *ADE], 'error: .*annotations/validation'),
+        (lambda f: shutil.rmtree(f / 'folders/val/circle'), [CLS, *OWN_FOLDERS],
+         'error: .*class folder'),
+    ],
+)  # fmt: skip
+def test_an_evaluation_looks_at_its_data_as_well(prepare, argv, said, data, capsys):
+    """Figures of wrong annotations are wrong, and no training has looked at them."""
+    prepare(data)
+    torch.save(dict(state_dict={}), 'c.pth')
+    code, printed = outcome_of(run_test, [argv[0], 'c.pth', '--work-dir', 'wd', *argv[1:]], capsys)
+    assert code == 2 and 'Traceback' not in printed, printed
+    assert re.search(said, printed, re.DOTALL), printed
 
 
 def test_good_data_have_nothing_to_say(data, capsys):

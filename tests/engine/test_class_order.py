@@ -123,6 +123,9 @@ def test_segmentation_in_another_order_is_refused(tmp_path, monkeypatch):
     data = write_ade20k(tmp_path / 'ade', 2, 2, (64, 64))
     names = checkpoint(SEG, data, 'c.pth')
     argv = [SEG, 'c.pth', '--data', str(data), '--work-dir', 'wd', '--classes', *names[::-1]]
+    with pytest.raises(UserError, match=r'classes\.txt: names the labels as .* exchanged'):
+        run_test([*argv, '--cfg-options', *NO_WORKERS])
+    (data / 'classes.txt').unlink()
     with pytest.raises(UserError, match=r'c\.pth was trained with .* in another order'):
         run_test([*argv, '--cfg-options', *NO_WORKERS])
 
