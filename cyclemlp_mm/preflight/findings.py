@@ -54,7 +54,7 @@ class Report:
         return any(finding.where.startswith(where) for finding in self.findings)
 
     def raise_errors(self, before: str = 'training', more: str = '') -> None:
-        """Raise a UserError with all errors, if there are any.
+        """Raise a UserError with all errors and the warnings about their files, if there are any.
 
         Args:
             before (str): What they are in the way of. Defaults to 'training'.
@@ -62,7 +62,9 @@ class Report:
         """
         errors = self.of(ERROR)
         if errors:
-            said = '\n  '.join(str(e).removeprefix('error: ') for e in errors)
+            places = {error.where for error in errors}
+            about = [f for f in self.findings if f.where in places and f.level != NOTE]
+            said = '\n  '.join(str(f).removeprefix('error: ') for f in about)
             raise UserError(
                 f'the check before {before} found {count(len(errors), "error")}:\n  {said}'
                 + (f'\n{more}' if more else '')

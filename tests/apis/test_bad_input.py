@@ -192,6 +192,9 @@ ERRORS = {
         'not four finite numbers'),
     'an annotation without an image': (
         each('annotations', lambda a: a.pop('image_id'), 1), [DET, *COCO], 'they lack image_id'),
+    'category ids of texts': (
+        each('annotations', lambda a: a.update(category_id=str(a['category_id']))), [DET, *COCO],
+        r'category_id is a number in one place and a text in the other.*\n.*none of its'),
     'no box can be learned': (
         each('annotations', lambda a: a.update(bbox=[1, 1, 0, 0])), [DET, *COCO],
         'none of its .* can be learned'),
