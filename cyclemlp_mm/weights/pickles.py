@@ -561,6 +561,11 @@ def _tensor(
 
 def _tensor_v3(*arguments: object) -> Tensor:
     *first, hooks, dtype, metadata = (*arguments, None)[:8]
+    if type(dtype) is Named and dtype.call is None:
+        raise RefusedContent(
+            f'it holds a tensor of {shorten(dtype.name)}, a type that PyTorch {torch.__version__} '
+            'does not have: read it with the version that wrote it, and convert the tensor'
+        )
     if not isinstance(dtype, torch.dtype):
         raise DamagedFile('a tensor has no type')
     return _tensor(*first, hooks, metadata, dtype)
