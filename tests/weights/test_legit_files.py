@@ -125,7 +125,8 @@ def tensors():
     yield 'negated', [torch._neg_view(torch.ones(3)), torch._neg_view(imaginary).conj()]
     kinds = ['bfloat16', 'float16', 'float64', 'int8', 'int16', 'int32', 'uint8', 'bool']
     yield 'types', [torch.ones(3, dtype=getattr(torch, kind)) for kind in kinds]
-    yield 'rare types', [torch.zeros(3, dtype=getattr(torch, kind)) for kind in rare_types()]
+    if rare := [torch.zeros(3, dtype=getattr(torch, kind)) for kind in rare_types()]:
+        yield 'rare types', rare
     yield 'sparse', [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()]
 
 
