@@ -277,7 +277,8 @@ ERRORS = {
     'colours for labels': (
         label(lambda a: np.stack([a] * 3, -1)), [SEG, *ADE], r'save label indices in one channel'),
     'labels of 16 bits': (
-        label(lambda a: a.astype(np.uint16) + 300), [SEG, *ADE], r'labels up to 30\d; mmseg reads'),
+        label(lambda a: np.where(a == 1, 300, a.astype(np.uint16))), [SEG, *ADE],
+        r'labels up to 300; mmseg reads'),
     'a truncated label image': (
         label(lambda a: encode(picture('L'), 'PNG')[:500]), [SEG, *ADE], 'truncated'),
     'a label image of another size': (
@@ -528,7 +529,8 @@ def test_an_evaluation_looks_at_its_data_as_well(prepare, argv, said, data, caps
     assert re.search(said, printed, re.DOTALL), printed
 
 
-def test_good_data_have_nothing_to_say(data, capsys):
+@pytest.mark.usefixtures('data')
+def test_good_data_have_nothing_to_say(capsys):
     for argv in ([DET, *COCO], [MASKS, *COCO], [SEG, *ADE], [CLS, *FOLDERS],
                  [CLS, '--data', 'lists'], [CLS, *OWN_FOLDERS], [CLS, *OWN_LISTS]):  # fmt: skip
         code, printed = outcome_of(check, [*argv, '--full'], capsys)
@@ -543,10 +545,3 @@ def test_what_nobody_thought_of_comes_with_a_sentence_in_front(capsys):
     with pytest.raises(ZeroDivisionError):
         run_tool(tool)
     assert 'error: unexpected ZeroDivisionError: deep inside' in capsys.readouterr().err
-
-
-def test_enough_kinds():
-    from bad_images import BAD_IMAGES
-
-    bad = sum(outcome != 'read' for _, outcome, _ in BAD_IMAGES.values())
-    assert bad >= 25 and len(ERRORS) + len(WARNINGS) >= 60

@@ -1,6 +1,7 @@
 """tools/get_flops.py: published figures by the command line, and errors of one sentence."""
 
 import json
+import re
 
 import pytest
 from toy_runs import run_tool
@@ -12,7 +13,7 @@ from cyclemlp_mm.errors import UserError
 def test_a_backbone_as_a_user_counts_it(tmp_path):
     _, printed = run_tool('get_flops.py', '--arch', 'b2', cwd=tmp_path)
     assert 'CycleMLP b2 at 224 x 224' in printed
-    assert '3.88 G' in printed or '3.89 G' in printed or '3.9' in printed
+    assert re.search(r'multiply-adds +3\.8[89] G', printed)
     _, printed = run_tool('get_flops.py', 'fpn_cyclemlp_b1_512x512_40k_ade20k', '--json',
                           cwd=tmp_path)  # fmt: skip
     found = json.loads(printed)  # nothing else is printed, not even what mmseg warns of
@@ -33,7 +34,7 @@ def test_proposals_of_a_two_stage_detector_are_counted(capsys):
     assert 'roi_head.mask_head' in capsys.readouterr().out
 
 
-def test_the_teacher_is_no_part_of_the_student(capsys):
+def test_the_teacher_is_no_part_of_the_student():
     plain, taught = (get_flops([name]) for name in ('cyclemlp_b1_in1k', 'cyclemlp_b1_distill_in1k'))
     assert plain['parameters'] == taught['parameters']
     assert plain['multiply_adds'] == taught['multiply_adds']

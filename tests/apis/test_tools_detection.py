@@ -186,7 +186,7 @@ def test_every_tool_helps(tool, tmp_path):
 
 
 @pytest.mark.parametrize('script', sorted(p.name for p in (ROOT / 'tools').glob('*.sh')))
-def test_every_script_says_its_usage(script, tmp_path):
+def test_every_script_says_its_usage(script):
     import subprocess
 
     done = subprocess.run([str(ROOT / 'tools' / script)], stderr=subprocess.PIPE, text=True)

@@ -248,7 +248,7 @@ def test_the_original_is_not_overwritten(detector, images, tmp_path):
     assert (folder / '0.png').read_bytes() == before
 
 
-def test_errors(detector, images, tmp_path):
+def test_errors(detector, images):
     config, checkpoint = detector
     with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
         run((config, 'gone.pth'), images)

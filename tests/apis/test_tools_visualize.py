@@ -39,7 +39,7 @@ def test_fields(detector, tmp_path, capsys):
     assert text.startswith('<?xml')
     printed = capsys.readouterr().out
     assert printed.count('CycleMLP') == printed.count('ResNet-50') == 4  # stride 4 as well
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r'epoch_1\.pth does not fit'):
         draw('field', 'cyclemlp_demo', '--weights', checkpoint, '--size', 64, '--number', 1)
 
 

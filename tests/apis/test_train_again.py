@@ -42,7 +42,7 @@ def start(*arguments):
         train([DEMO, '--work-dir', 'wd', '--skip-check', *arguments])
 
 
-def test_checkpoints_of_an_earlier_training_are_moved(work_dir, monkeypatch):
+def test_checkpoints_of_an_earlier_training_are_moved(work_dir):
     start()
     [moved] = work_dir.glob('earlier_*')
     assert {path.name for path in moved.iterdir()} == {*OLD, 'last_checkpoint', f'{DEMO}.py'}
@@ -112,7 +112,7 @@ def test_a_training_of_losses_that_are_all_nan_is_an_error(losses, tmp_path):
     assert runner.model.weight == 1
 
 
-def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path, log_lines):
+def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path):
     runner = toy_runner(tmp_path, ['nan', 1, 'nan'], 'some')
     lines = []
     runner.logger.warning = lambda text, *rest: lines.append(text)
@@ -158,6 +158,8 @@ def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
             runner.train()  # resumed, or an error that names the file
         except CheckpointError as error:
             assert file.name in str(error)
+        else:
+            assert runner.iter == 3
 
 
 #: Single values that mmengine takes over as they are, and that training would fail of later.

@@ -61,7 +61,7 @@ def test_nothing_is_kept_and_the_collector_goes_on(file):
         del held
         assert watched() is not None
     assert gc.isenabled() and watched() is None
-    with pytest.raises(UserError), annotations_kept():
+    with pytest.raises(UserError, match=rf'{file.name} .*JSON'), annotations_kept():
         file.write_text('[' * 100_000)
         read_coco(file)
     assert gc.isenabled()

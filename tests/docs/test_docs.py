@@ -80,7 +80,7 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize('page, command, marked', ALL, ids=IDS)
-def test_every_command_is_one_that_its_tool_takes(page, command, marked, monkeypatch, capsys):
+def test_every_command_is_one_that_its_tool_takes(page, command, marked, monkeypatch):
     words = words_of(command)
     if words[0] == 'python' and words[1].startswith('tools/'):
         tool, arguments = words[1], words[2:]
@@ -171,7 +171,7 @@ def test_unmarked_commands_run(tmp_path):
     assert (tmp_path / 'work_dirs' / 'first' / 'epoch_6.pth').is_file()
 
 
-def test_python_examples(tmp_path, capsys):
+def test_python_examples(capsys):
     text = (ROOT / 'docs' / 'get_started.md').read_text()
     [example] = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
     exec(compile(example, 'get_started.md', 'exec'), {})

@@ -21,7 +21,8 @@ class Line(BaseModel):
 
 
 def wrapper_of(model, kind):
-    cfg = dict(type=kind, optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=1.0))
+    sgd = dict(type='SGD', lr=0.1, momentum=0.9)
+    cfg = dict(type=kind, optimizer=sgd, clip_grad=dict(max_norm=1.0))
     return build_optim_wrapper(model, cfg)
 
 
@@ -55,9 +56,14 @@ def test_state_goes_on_without_mixed_precision():
     model = Line()
     mixed = wrapper_of(model, 'CpuAmpOptimWrapper')
     model.train_step(dict(inputs=torch.randn(4, 8)), mixed)
-    wrapper_of(model, 'OptimWrapper').load_state_dict(mixed.state_dict())
+    plain = wrapper_of(model, 'OptimWrapper')
+    plain.load_state_dict(mixed.state_dict())
+    for parameter in model.parameters():
+        momentum = plain.optimizer.state[parameter]['momentum_buffer']
+        assert momentum.dtype == torch.float32 and momentum.any()
+        assert torch.equal(momentum, mixed.optimizer.state[parameter]['momentum_buffer'])
 
 
 def test_unknown_arguments_are_refused():
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match='loss_scale'):
         CpuAmpOptimWrapper(optimizer=torch.optim.SGD(Line().parameters(), 0.1), loss_scale=1.0)

@@ -159,7 +159,9 @@ def test_another_file_for_the_loader_than_for_the_evaluator(coco):
     (DET, lambda names: ('zebra', *names[1:]), 'labels would not mean the same'),
     (SEG, lambda names: names[::-1], 'labels would not mean the same'),
 ])  # fmt: skip
-def test_validation_with_other_classes_than_training(name, classes, found, tmp_path, monkeypatch):
+def test_validation_with_other_classes_than_training(
+    name, classes, found, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip('mmdet' if name == DET else 'mmseg')
     monkeypatch.chdir(tmp_path)
     data = (write_coco if name == DET else write_ade20k)(tmp_path / 'data', 4, 2, (64, 64))
@@ -172,6 +174,7 @@ def test_validation_with_other_classes_than_training(name, classes, found, tmp_p
     else:
         with pytest.raises(UserError):
             check(['c.py'])
+        assert found in capsys.readouterr().out
 
 
 def test_classes_of_heads_only(coco):

@@ -190,7 +190,7 @@ def test_a_flipped_bit_is_seen(tmp_path):
     at = content.index(torch.ones(1).numpy().tobytes())
     content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r'epoch_1\.pth.*(damaged|CRC)'):
         find_newest(tmp_path)
 
 

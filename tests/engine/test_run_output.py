@@ -104,7 +104,7 @@ def test_an_evaluation_without_a_best_is_no_missing_one(make_runner, value, save
     assert re.match(said, run_summary(runner))
 
 
-def test_the_bar_on_a_terminal(make_runner, monkeypatch):
+def test_the_bar_on_a_terminal(make_runner):
     runner = make_runner()
     screen = io.StringIO()
     bar = ProgressBar(Console(file=screen, force_terminal=True, width=120))

@@ -285,7 +285,7 @@ def test_a_validation_that_improved_nothing_is_not_repeated(tmp_path):
         'due_validation'] is False  # fmt: skip
 
 
-def test_the_pointer_follows_the_file_that_was_resumed(tmp_path, monkeypatch):
+def test_the_pointer_follows_the_file_that_was_resumed(tmp_path):
     """Killed between the two, and with nothing left to save."""
     train(config(tmp_path))
     pointer = tmp_path / 'last_checkpoint'
@@ -505,28 +505,18 @@ def test_signals_are_given_back(tmp_path):
 
 
 @pytest.mark.parametrize('last', [False, True])
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, log_lines, last):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, last):
     """Reported; training goes on and saves again when there is space, or ends with an error."""
     from cyclemlp_mm.engine import atomic_files
 
-    real, calls = os.fsync, []
+    real, attempts = os.fsync, []
 
     def fsync(descriptor):
-        calls.append(descriptor)
-        if real_file(descriptor).endswith('.pth') and fails(len(list(saved))):
-            raise OSError(28, 'No space left on device')
-        saved.append(descriptor)
+        if os.readlink(f'/proc/self/fd/{descriptor}').endswith('.pth'):
+            attempts.append(1)
+            if len(attempts) in ((4,) if last else (2, 3)):
+                raise OSError(28, 'No space left on device')
         return real(descriptor)
-
-    def real_file(descriptor):
-        return os.readlink(f'/proc/self/fd/{descriptor}')
-
-    saved = []
-    attempts = []
-
-    def fails(_):
-        attempts.append(1)
-        return len(attempts) in ((2, 3) if not last else (4,))
 
     monkeypatch.setattr(atomic_files.os, 'fsync', fsync)
     if last:
@@ -543,7 +533,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, log_lines
 
 
 @pytest.mark.parametrize('metrics', [['score'], ['score', 'other']])
-def test_a_full_disk_leaves_the_best_checkpoint(tmp_path, monkeypatch, log_lines, metrics):
+def test_a_full_disk_leaves_the_best_checkpoint(tmp_path, monkeypatch, metrics):
     """And what the run knows of it: the file that was not written is not its best one."""
     from cyclemlp_mm.engine import atomic_files
 
@@ -907,7 +897,7 @@ def test_sigterm_before_the_first_iteration(tmp_path, monkeypatch, moment, capsy
     assert not (tmp_path / LOCK).exists()
 
 
-def test_sigterm_during_the_imports(tmp_path):
+def test_sigterm_during_the_imports():
     with subprocess.Popen([sys.executable, str(ROOT / 'tools' / 'train.py'), DEMO]) as process:
         time.sleep(0.7)
         process.send_signal(signal.SIGTERM)

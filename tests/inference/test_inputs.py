@@ -63,7 +63,7 @@ def test_broken_images_are_refused(tmp_path):
     for name in ('cut.jpg', 'text.png', 'empty.jpg'):
         with pytest.raises(UserError, match=f'{name} is (no whole image|no image that|empty)'):
             read_image(tmp_path / name)
-    with pytest.raises(MissingFileError):
+    with pytest.raises(MissingFileError, match=r'gone\.jpg'):
         read_image(tmp_path / 'gone.jpg')
 
 

@@ -125,7 +125,10 @@ def test_nothing_found_is_no_error():
     assert len(found) == 0 and found.boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize('size, overlap', [(63, 0.2), (128, -0.1), (128, 0.95)])
-def test_bad_tilings_are_refused(size, overlap):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    'size, overlap, said',
+    [(63, 0.2, 'at least 64 px'), (128, -0.1, 'overlap .*-0'), (128, 0.95, r'overlap .*0\.95')],
+)
+def test_bad_tilings_are_refused(size, overlap, said):
+    with pytest.raises(UserError, match=said):
         Tiling(size, overlap)

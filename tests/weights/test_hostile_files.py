@@ -107,7 +107,7 @@ def test_the_file_is_hostile_and_the_way_round_warns(form, tmp_path):
         except CheckpointError as error:
             assert form == 'paddle' and 'entry hidden is no array' in str(error)
     assert mark.exists()
-    with pytest.raises(CheckpointError):  # it ends with the block
+    with pytest.raises(CheckpointError, match='is refused'):  # it ends with the block
         read_checkpoint(path)
 
 
