@@ -154,3 +154,17 @@ def test_other_paddle_files(tmp_path):
         load(PADDLE_TINY, path)
     with pytest.raises(CheckpointError, match='Paddle file, but not of a CycleMLP'):
         load_from_path(str(path))
+
+
+@pytest.mark.parametrize('kind', ['<f4', '>f4', '<f2', '<u2'])
+@pytest.mark.parametrize('inner_names', [False, True])
+def test_an_array_under_many_names_takes_its_memory_once(kind, inner_names, tmp_path):
+    """A file of 4 MB, one array under a thousand names, took 4.5 GB."""
+    array = np.ones((100, 100), kind).T
+    entry = ('inner', array) if inner_names else array
+    content = {f'a{i}': entry for i in range(100)}
+    (tmp_path / 'x.pdparams').write_bytes(pickle.dumps(content, protocol=4))
+    tensors = read_checkpoint(tmp_path / 'x.pdparams').values()
+    assert len(tensors) == 100 and all(tensor.shape == (100, 100) for tensor in tensors)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}
+    assert sum(storages.values()) == array.nbytes
