@@ -66,6 +66,8 @@ def read_coco(ann_file: Path) -> dict:
 def _parse(ann_file: Path) -> dict:
     try:
         content = json.loads(ann_file.read_bytes())  # UTF-8, also with a mark, 16 or 32
+    except UnicodeDecodeError as error:
+        raise UserError(f'{ann_file} is not in UTF-8: save it as UTF-8 ({error})') from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'{ann_file} is no JSON: {error}') from error
     lacking = [k for k in _LISTS if not isinstance(content, dict) or k not in content]

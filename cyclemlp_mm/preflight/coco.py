@@ -141,11 +141,19 @@ def _check_images(report: Report, where: Path, images: list) -> list[dict]:
         if isinstance(image, dict) and is_id(image.get('id'))
         and isinstance(image.get('file_name'), str)
     ]  # fmt: skip
-    if len(named) < len(images):
-        kept = set(map(id, named))
-        broken = [i for i, image in enumerate(images) if id(image) not in kept]
-        report.error(where, f'{count(len(broken), "image")} lack "id" or "file_name" (a number and '
-                            f'a text), e.g. number {some(broken)} in the list')  # fmt: skip
+    for key, is_right, kind in (
+        ('id', is_id, 'a number or a text'),
+        ('file_name', lambda name: isinstance(name, str), "a text; LVIS's is the end of coco_url"),
+    ):
+        wrong = [
+            i for i, image in enumerate(images)
+            if not isinstance(image, dict) or not is_right(image.get(key))
+        ]  # fmt: skip
+        if wrong:
+            report.error(
+                where, f'{count(len(wrong), "image")} lack "{key}" ({kind}), e.g. number '
+                f'{some(wrong)} in the list', f'Write "{key}" for each image',
+            )  # fmt: skip
     double = [i for i, n in Counter(image['id'] for image in named).items() if n > 1]
     if double:
         report.error(where, f'{count(len(double), "image id")} are used twice: {some(double)}',
@@ -193,10 +201,11 @@ def _check_boxes(
     objects = Counter((ann['image_id'], ann['category_id'], *ann['bbox']) for ann in good)
     double = [key[0] for key, n in objects.items() if n > 1]
     if double:
+        images = some(list(dict.fromkeys(double)))
         report.warning(
             where,
             f'{count(len(double), "object")} are listed more than once (same image, class and '
-            f'box), in images {some(double)}: the evaluation expects each entry to be found',
+            f'box), in images {images}: the evaluation expects each entry to be found',
             'Write each object once',
         )
     of_all = f'of {count(len(annotations), "box")}'
@@ -215,7 +224,9 @@ def _check_boxes(
             f'Write "{flag}": 0 where it is one object (annotation tools set it for masks drawn '
             'with a brush)',
         )
-    if not good:
+    if not annotations:
+        report.error(where, 'it has no boxes ("annotations" is empty)', 'Write some')
+    elif not good:
         report.error(
             where,
             f'none of its {count(len(annotations), "box")} can be learned or evaluated (those of '
@@ -250,6 +261,8 @@ def _ids(these: list[tuple[int, object]]) -> str:
 
 def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
     """What probably happened to boxes with a trouble; '' where nothing fits them."""
+    if trouble.startswith(MALFORMED):
+        return 'Correct these annotations, or take them out of the file'
     if trouble in (UNKNOWN, NO_IMAGE):
         key, known = ('category_id', categories) if trouble == UNKNOWN else ('image_id', sizes)
         texts = set(map(str, known))

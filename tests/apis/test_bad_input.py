@@ -222,7 +222,11 @@ ERRORS = {
     'an image id of a list': (
         each('images', lambda i: i.update(id=[1]), 1), [DET, *COCO], '1 image lack "id"'),
     'an image name of a number': (
-        each('images', lambda i: i.update(file_name=5), 1), [DET, *COCO], '1 image lack "id"'),
+        each('images', lambda i: i.update(file_name=5), 1), [DET, *COCO],
+        r'1 image lack "file_name".*Write "file_name"'),
+    'images of LVIS': (
+        each('images', lambda i: i.update(coco_url='http://x/' + i.pop('file_name'))),
+        [MASKS, *COCO], r'6 images lack "file_name" \(a text; LVIS.* coco_url'),
     'nothing but crowds': (
         each('annotations', lambda a: a.update(iscrowd=1)), [DET, *COCO],
         'none of its .* can be learned'),
@@ -231,11 +235,18 @@ ERRORS = {
         '"iscrowd" is neither 0 nor 1'),
     'double image ids': (
         each('images', lambda i: i.update(id=1)), [DET, *COCO], '1 image id are used twice: 1'),
+    'no annotations': (
+        edit(lambda c: c['annotations'].clear(), VAL_JSON), [DET, *COCO], 'it has no boxes'),
+    'an encoding of Windows': (
+        lambda f: (f / 'coco' / TRAIN_JSON).write_bytes(
+            (f / 'coco' / TRAIN_JSON).read_bytes().replace(b'circle', b'k\xe4se')), [DET, *COCO],
+        r'train2017\.json is not in UTF-8: save it as UTF-8'),
     'images without a size': (
         each('images', lambda i: i.pop('width')), [DET, *COCO],
         '6 images have no "width" and "height"'),
     'images without a name': (
-        each('images', lambda i: i.pop('file_name'), 1), [DET, *COCO], 'lack "id" or "file_name"'),
+        each('images', lambda i: i.pop('file_name'), 1), [DET, *COCO],
+        '1 image lack "file_name"'),
     'all images missing': (
         drop('coco/train2017/*.jpg'), [DET, *COCO], r'6 of 6 images are missing'),
     'masks without polygons': (
