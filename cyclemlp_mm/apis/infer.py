@@ -289,5 +289,5 @@ def _print_oddities(report: InferReport, passed_over: 'list[Path]') -> None:
         print(f'converted {len(files)} of {report.num_images} images, e.g. {path}: {said}')
     if passed_over:
         names = ', '.join(sorted({path.suffix.lower() or path.name for path in passed_over}))
-        print(f'left out  {len(passed_over)} files that are neither images nor videos ({names}), '
-              f'e.g. {passed_over[0]}')  # fmt: skip
+        print(f'left out  {len(passed_over)} files ({names}), neither images nor videos, or in '
+              f"sub-folders ('FOLDER/**/*' takes those), e.g. {passed_over[0]}")  # fmt: skip

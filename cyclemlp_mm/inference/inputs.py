@@ -59,7 +59,8 @@ def find_inputs(
         items (Sequence[str]): Files, folders (their images and videos, not those of folders in
             them) and globs (``**`` goes through folders).
         passed_over (list[Path], optional): Gets the files of folders and globs that are neither
-            images nor videos by their suffix; hidden files are not among them.
+            images nor videos by their suffix, and the images and videos in sub-folders of folders;
+            hidden files are not among them.
         suffixes (tuple[str]): That images end in, too. Defaults to ().
 
     Returns:
@@ -156,8 +157,13 @@ def _expand(
         yield path, path.name
     elif path.is_dir():
         files = _images_and_videos(path.iterdir(), passed_over, suffixes)
+        deeper = _images_and_videos(path.glob('*/**/*'), [], suffixes)
+        passed_over += deeper
         if not files:
-            raise MissingFileError(f'folder {item} holds no image and no video')
+            raise MissingFileError(
+                f'folder {item} holds no image and no video'
+                + f"; for the {len(deeper)} in its sub-folders, give '{item}/**/*'" * bool(deeper)
+            )
         yield from ((file, file.name) for file in files)
     elif glob.has_magic(str(path)):
         root = Path(*_before_magic(path.parts))

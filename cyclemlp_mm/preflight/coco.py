@@ -268,19 +268,24 @@ def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
         texts = set(map(str, known))
         if all(str(ann[key]) in texts for ann in these):
             return f'Their {key} is a number in one place and a text in the other: write numbers'
-    if trouble == CUT and all(
-        _fit_as_corners(ann['bbox'], sizes[ann['image_id']]) for ann in these
-    ):
-        return (
-            "All of them fit as [x1, y1, x2, y2]: COCO's boxes are [x, y, width, height], not "
-            'corners'
-        )
+    for kind, fit in (('[x1, y1, x2, y2]', _fit_as_corners), ('[x, y of the centre, width, '
+                      'height]', _fit_as_centres)):  # fmt: skip
+        if trouble == CUT and all(fit(ann['bbox'], sizes[ann['image_id']]) for ann in these):
+            return (
+                f"All of them fit as {kind}: COCO's boxes are [x, y of the corner at the top left, "
+                'width, height]'
+            )
     return ''
 
 
 def _fit_as_corners(box: list, size: tuple) -> bool:
     x1, y1, x2, y2 = box
-    return 0 <= x1 < x2 <= size[0] + 1 and 0 <= y1 < y2 <= size[1] + 1
+    return -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
+
+
+def _fit_as_centres(box: list, size: tuple) -> bool:
+    x, y, width, height = box
+    return _fit_as_corners([x - width / 2, y - height / 2, x + width / 2, y + height / 2], size)
 
 
 def _check_masks(

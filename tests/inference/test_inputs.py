@@ -86,6 +86,20 @@ def test_files_that_are_passed_over_are_returned(tmp_path):
         assert sorted(p.name for p in left_out) == ['notes.txt', 'x.psd']
 
 
+def test_images_in_sub_folders_are_counted_and_the_glob_is_named(tmp_path):
+    for name in ('cam1/0001.jpg', 'cam2/deep/0001.png', 'cam2/notes.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    with pytest.raises(UserError, match=r"for the 2 in its sub-folders, give '.*/\*\*/\*'"):
+        find_inputs([str(tmp_path)])
+    (tmp_path / 'top.jpg').write_bytes(b'')
+    left_out = []
+    assert [s.name for s in find_inputs([str(tmp_path)], left_out)] == ['top']
+    assert sorted(p.name for p in left_out) == ['0001.jpg', '0001.png']
+    found = find_inputs([f'{tmp_path}/**/*'])
+    assert [s.name for s in found] == ['cam1/0001', 'cam2/deep/0001', 'top']
+
+
 def test_a_video_that_ends_early_is_reported(tmp_path):
     cv2 = pytest.importorskip('cv2')
     path = tmp_path / 'a.avi'

@@ -79,6 +79,9 @@ CASES = {
     'corners': (
         change('annotations', bbox=lambda a: [70, a['bbox'][1], 90, a['bbox'][1] + 10]), {},
         'reach beyond .*All of them fit as .x1, y1, x2, y2.'),
+    'centres': (
+        change('annotations', bbox=[90, 70, 20, 20], area=400), {},
+        'reach beyond .*All of them fit as .x, y of the centre, width, height.'),
     'parts of the image': (
         change('annotations', bbox=[0.1, 0.2, 0.3, 0.25], area=0.07), {},
         'error: .*numbers from 0 to 1'),
