@@ -13,16 +13,22 @@ class CheckLabels:
     """Turns the data's own ignore label into mmseg's, and stops on labels that name no class.
 
     Stands right behind ``LoadAnnotations``. Without it, a stray label reaches the loss as an index
-    outside its range: a crash inside a kernel on a GPU, or a nan accuracy.
+    outside its range: a crash inside a kernel on a GPU, or a nan accuracy; metrics leave it out.
 
     Args:
         num_classes (int): Number of classes; labels 0 to ``num_classes - 1`` name one.
-        ignore_label (int, optional): Label of pixels to leave out, besides 255. Defaults to None.
+        ignore_label (int, optional): Label of pixels to leave out, besides ``ignore_index``, which
+            it becomes. Defaults to None.
+        ignore_index (int): What the loss or the metric leaves out. Defaults to 255.
     """
 
-    def __init__(self, num_classes: int, ignore_label: 'int | None' = None) -> None:
+    def __init__(
+        self, num_classes: int, ignore_label: 'int | None' = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:  # fmt: skip
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.ignore_index = ignore_index
 
     def __call__(self, results: dict) -> dict:
         """Change ``results['gt_seg_map']``, uint8 (H, W), in place; pass through if absent.
@@ -39,9 +45,9 @@ class CheckLabels:
                 f'{label_map.shape}: save label indices, not colours'
             )
         if self.ignore_label is not None:
-            label_map[label_map == self.ignore_label] = IGNORE_INDEX
-        counts = np.bincount(label_map.ravel(), minlength=256)
-        stray = [int(i) for i in np.flatnonzero(counts[:IGNORE_INDEX]) if i >= self.num_classes]
+            label_map[label_map == self.ignore_label] = self.ignore_index
+        found = np.flatnonzero(np.bincount(label_map.ravel()))
+        stray = [int(i) for i in found if i >= self.num_classes and i != self.ignore_index]
         if stray:
             raise UserError(self._say_stray(results, stray))
         return results
@@ -52,9 +58,10 @@ class CheckLabels:
             stray = [label + 1 for label in stray]
             rule = f'0 (ignore) and 1 to {self.num_classes}'
         elif self.ignore_label is not None:
-            rule = f'0 to {self.num_classes - 1}, {self.ignore_label} and 255 (ignore)'
+            ignored = f'{self.ignore_label} and {self.ignore_index}'
+            rule = f'0 to {self.num_classes - 1}, {ignored} (ignore)'
         else:
-            rule = f'0 to {self.num_classes - 1} and 255 (ignore)'
+            rule = f'0 to {self.num_classes - 1} and {self.ignore_index} (ignore)'
         return (
             f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
             f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is one of '
@@ -63,5 +70,6 @@ class CheckLabels:
 
     def __repr__(self) -> str:
         return (
-            f'CheckLabels(num_classes={self.num_classes}, ignore_label={self.ignore_label})'
+            f'CheckLabels(num_classes={self.num_classes}, ignore_label={self.ignore_label}, '
+            f'ignore_index={self.ignore_index})'
         )

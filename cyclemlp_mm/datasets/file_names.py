@@ -44,6 +44,11 @@ def files_in(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()]
 
 
+def is_no_class(folder: str) -> bool:
+    """Whether the name of a folder is one that a system or a tool gives, not a class."""
+    return folder.startswith('.') or folder == '__MACOSX'
+
+
 def read_lines(path: Path) -> list[str]:
     """Lines of a text file as Windows, macOS or Linux write them.
 
@@ -65,6 +70,10 @@ def read_lines(path: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error})') from error
+    if '\0' in text:
+        raise UserError(
+            f'{path} is not in UTF-8 (it holds NULs, as UTF-16 and UTF-32 do): save it as UTF-8'
+        )
     return text.splitlines()
 
 

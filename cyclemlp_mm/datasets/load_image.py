@@ -9,9 +9,10 @@ import numpy as np
 
 from cyclemlp_mm.errors import UserError
 
+from .check_labels import CheckLabels
 from .image_files import BadImageError, ImageFacts, check_regular, image_facts, read_file
 from .image_notes import CONVERTED, SKIPPED, leave_note
-from .load_labels import UNREADABLE, LoadCheckedLabels, loads_label_images
+from .load_labels import IGNORED, UNREADABLE, LoadCheckedLabels, loads_label_images
 
 #: So many images in a row that cannot be read are no accident, but a wrong path or a lost disk.
 MOST_IN_A_ROW = 50
@@ -206,12 +207,19 @@ def read_image(
         image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
     else:
         image = _decode(content, flag, backend, path)
-    if values is not None and image.max() <= DARK:
+    low, high = image.min(), _high(image)
+    if values is not None and high <= DARK:
+        stored = _high(values)
         unusual[unusual.index('more than 8 bits')] = (
-            f'{DARK_KIND} ({values.min():g} to {values.max():g} are '
-            f'{image.min()} to {image.max()} of 255; image_max_value sets what becomes 255)'
+            f'{DARK_KIND} ({values.min():g} to {stored:g} are {low} to {high:g} of 255; '
+            f'image_max_value={2 ** int(stored).bit_length() - 1} would use all of them)'
         )
     return image, unusual
+
+
+def _high(pixels: np.ndarray) -> float:
+    """The largest value but for one pixel in a thousand: a hot pixel makes no image bright."""
+    return float(np.quantile(pixels, 0.999, method='lower'))
 
 
 def _deep_values(content: bytes, flag: str) -> 'np.ndarray | None':
@@ -251,22 +259,29 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
     return found
 
 
-def check_images(dataset: object, is_evaluation: bool, max_value: 'float | None' = None) -> int:
+def check_images(
+    dataset: object, is_evaluation: bool, max_value: 'float | None' = None,
+    ignore_index: int = IGNORED,
+) -> int:  # fmt: skip
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
-    Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`.
+    Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`, which stops on
+    those that name no class of the data set.
 
     Args:
         dataset (Dataset): Its pipelines are changed in place.
         is_evaluation (bool): See :class:`LoadCheckedImage`.
         max_value (float, optional): See :class:`LoadCheckedImage`. Defaults to None.
+        ignore_index (int): Label that the loss or the metric leaves out. Defaults to 255.
 
     Returns:
         int: How many loading steps of images were replaced.
     """
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    check = CheckLabels(len(classes), ignore_index=ignore_index) if classes else None
     count = 0
     for steps in _pipelines(dataset):
-        count += check_steps(steps, is_evaluation, max_value)
+        count += check_steps(steps, is_evaluation, max_value, check)
     return count
 
 
@@ -294,7 +309,10 @@ def as_picture(image: np.ndarray) -> np.ndarray:
     return image[..., ::-1]
 
 
-def check_steps(steps: list, is_evaluation: bool, max_value: 'float | None' = None) -> int:
+def check_steps(
+    steps: list, is_evaluation: bool, max_value: 'float | None' = None,
+    check: 'CheckLabels | None' = None,
+) -> int:  # fmt: skip
     """As :func:`check_images`, for a list of built transforms, changed in place."""
     scales = resize_scales(steps)
     lists = list(_step_lists(steps))
@@ -308,7 +326,8 @@ def check_steps(steps: list, is_evaluation: bool, max_value: 'float | None' = No
                 )
                 count += 1
             elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
-                part[i] = LoadCheckedLabels(step)
+                has_own = any(isinstance(other, CheckLabels) for p in lists for other in p)
+                part[i] = LoadCheckedLabels(step, None if has_own else check)
     return count
 
 

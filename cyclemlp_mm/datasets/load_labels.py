@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from .check_labels import CheckLabels
 from .image_files import BadImageError, check_regular, image_facts, read_file
 
 #: Set in the results of an image whose label image cannot be read.
@@ -26,10 +27,12 @@ class LoadCheckedLabels:
 
     Args:
         transform (LoadAnnotations): The transform to stand for, mmseg's.
+        check (CheckLabels, optional): Stops on labels that name no class. Defaults to None.
     """
 
-    def __init__(self, transform: object) -> None:
+    def __init__(self, transform: object, check: 'CheckLabels | None' = None) -> None:
         self.transform = transform
+        self.check = check
 
     def __call__(self, results: dict) -> dict:
         """Load ``results['seg_map_path']`` into ``gt_seg_map``, uint8 (H, W).
@@ -39,7 +42,12 @@ class LoadCheckedLabels:
 
         Raises:
             BadImageError: The labels are a pipe, a socket or a device.
+            UserError: A label names no class.
         """
+        results = self._load(results)
+        return self.check(results) if self.check is not None else results
+
+    def _load(self, results: dict) -> dict:
         if results.pop(UNREADABLE, False):
             results['gt_seg_map'] = np.full(results['ori_shape'], IGNORED, np.uint8)
             results['seg_fields'].append('gt_seg_map')

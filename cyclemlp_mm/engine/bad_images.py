@@ -14,6 +14,8 @@ from cyclemlp_mm.datasets.load_image import check_images
 from cyclemlp_mm.datasets.training_loader import TrainingLoader, training_loader
 from cyclemlp_mm.errors import UserError
 
+from .config_data import ignore_index
+
 #: So many files are named in the log for each reason; the others are counted.
 MOST_NAMED = 5
 
@@ -59,15 +61,16 @@ class SkipBadImages(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check images of the training data."""
-        check_images(runner.train_dataloader.dataset, False, self.max_value)
+        ignored = ignore_index(runner.cfg, 'train')
+        check_images(runner.train_dataloader.dataset, False, self.max_value, ignored)
 
     def before_val(self, runner: Runner) -> None:
         """Check images of the validation data."""
-        runner.val_loop.dataloader = self._checked(runner.val_loop.dataloader, runner.seed)
+        runner.val_loop.dataloader = self._checked(runner, 'val')
 
     def before_test(self, runner: Runner) -> None:
         """Check images of the test data."""
-        runner.test_loop.dataloader = self._checked(runner.test_loop.dataloader, runner.seed)
+        runner.test_loop.dataloader = self._checked(runner, 'test')
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
@@ -135,9 +138,10 @@ class SkipBadImages(Hook):
             said = '; '.join(f'{n} {what} ({why})' for (what, why), n in sorted(counts.items()))
             runner.logger.warning(f'images of the {phase} data so far: {said}')
 
-    def _checked(self, loader: DataLoader, seed: int) -> DataLoader:
-        check_images(loader.dataset, True, self.max_value)
-        return training_loader(loader, seed, place_samples=False)
+    def _checked(self, runner: Runner, phase: str) -> DataLoader:
+        loader = getattr(runner, f'{phase}_loop').dataloader
+        check_images(loader.dataset, True, self.max_value, ignore_index(runner.cfg, phase))
+        return training_loader(loader, runner.seed, place_samples=False)
 
 
 def check_max_value(cfg: Config) -> 'float | None':

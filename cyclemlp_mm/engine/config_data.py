@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
+from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
+
 
 def data_sets(
     cfg: Config, phases: Sequence[str] = ('train', 'val', 'test')
@@ -78,6 +80,17 @@ def evaluators(cfg: Config, phases: Sequence[str] = ('val', 'test')) -> Iterator
         evaluator = cfg.get(f'{phase}_evaluator')
         if evaluator is not None:
             yield from evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+
+
+def ignore_index(cfg: Config, *phases: str) -> int:
+    """Label that the heads, or in 'val' and 'test' the metrics, of a segmentor leave out.
+
+    mmseg's own, 255, where they say nothing or different things.
+    """
+    parts = [settings for _, settings in heads(cfg.get('model') or {})] if 'train' in phases \
+        else evaluators(cfg, phases)  # fmt: skip
+    found = {part['ignore_index'] for part in parts if isinstance(part.get('ignore_index'), int)}
+    return found.pop() if len(found) == 1 else IGNORE_INDEX
 
 
 def use_checked_coco(cfg: Config) -> None:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from cyclemlp_mm.datasets.file_names import (
     check_list_encoding,
     files_in,
+    is_no_class,
     read_lines,
     say_spelling,
 )
@@ -88,7 +89,7 @@ def _find_list(root: Path, split: str) -> str:
 
 def _classes_of_folders(root: Path, splits: 'Sequence[str]') -> 'tuple[str, ...]':
     found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
-    hidden = [f'{s}/{name}' for s in splits for name in found[s] if name.startswith('.')]
+    hidden = [f'{s}/{name}' for s in splits for name in found[s] if is_no_class(name)]
     if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
         raise UserError(
             f'{root}: mmpretrain takes every folder for a class, {", ".join(hidden[:5])} as well: '

@@ -8,6 +8,7 @@ from pathlib import Path
 from cyclemlp_mm.datasets.file_names import (
     check_list_encoding,
     files_in,
+    is_no_class,
     read_lines,
     say_spelling,
 )
@@ -93,7 +94,7 @@ def check_class_folders(
         list[tuple[str, dict]]: Image files, each with an empty dict.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    hidden = [name for name in names if name.startswith('.')]
+    hidden = [name for name in names if is_no_class(name)]
     if hidden:
         report.error(folder, f'mmpretrain takes every folder for a class, {some(hidden)} as well',
                      'Take it out')  # fmt: skip
@@ -138,7 +139,7 @@ def warn_of_passed_over(
     kinds = some(sorted({p.suffix.lower() or p.name for p in others}))
     images, _ = split_images(others)
     said = (
-        f'{count(len(others), "file")} are passed over ({kinds}), since they do not end in '
+        f'{count(len(others), "file")} passed over ({kinds}), not ending in '
         f'{", ".join(suffixes)}: {some([p.name for p in others])}'
     )
     if images:

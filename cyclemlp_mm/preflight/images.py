@@ -1,10 +1,13 @@
 """Image files of a data set: broken ones, and ones that have to be converted."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+
+from mmengine.config import Config
 
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.image_notes import kind_of
@@ -17,6 +20,9 @@ from cyclemlp_mm.datasets.load_image import (
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
+
+#: So many images are tried until one can be read.
+_MOST_TRIED = 5
 
 
 def check_images(
@@ -56,9 +62,10 @@ def check_images(
     for kind, found in unusual.items():
         looked = f'{len(found)} of {count(len(chosen), "image")} looked at'
         if kind == DARK_KIND:
+            most = max(int(re.search(r'image_max_value=(\d+)', k)[1]) for _, k in found)
             report.warning(
                 where, f'{looked}: {found[0][1]}, e.g. {found[0][0]}',
-                'Say which value is to become 255: --cfg-options image_max_value=4095 (of 12 bits)',
+                f'Say which value is to become 255: --cfg-options image_max_value={most}',
             )  # fmt: skip
         elif kind == UNSURE_KIND:
             others = sum(k.startswith('EXIF rotation left out') for k in unusual)
@@ -84,6 +91,47 @@ def _look(
         return loader.read({**known, 'img_path': path})[1]
     except BadImageError as error:
         return str(error).replace(path, Path(path).name)
+
+
+def check_channels(
+    report: Report, cfg: Config, files: 'Sequence[tuple[str, dict]]', loader: LoadCheckedImage,
+    seen: 'set[int]',
+) -> None:  # fmt: skip
+    """Compare the channels that a pipeline loads with those that the model takes.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): Of the training.
+        files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
+        loader (LoadCheckedImage): The pipeline's loading step.
+        seen (set[int]): Numbers of channels that were compared before; changed.
+    """
+    channels = None
+    for path, known in files[:_MOST_TRIED]:
+        try:
+            image, _ = loader.read({**known, 'img_path': path})
+        except BadImageError:  # another check reports it
+            continue
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        break
+    if channels is None or channels in seen:
+        return
+    seen.add(channels)
+    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    said = f'but the images are loaded with {count(channels, "channel")}, e.g. {path}'
+    for name in ('mean', 'std'):
+        values = settings.get(name) or [0]
+        spread = channels == 1 and cfg.get('default_scope') != 'mmdet'  # grey becomes as many
+        if len(values) not in (1, channels) and not spread:
+            report.error(f'data_preprocessor.{name}', f'has {count(len(values), "value")}, {said}',
+                         f'Write {count(channels, "value")}' if channels in (1, 3) else
+                         'Write one value for all, or None for mean and std')  # fmt: skip
+    if channels == 1:
+        channels = len(settings.get('mean') or [0])
+    taken = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    if 'backbone' in cfg.model and taken != channels:
+        report.error('model.backbone.in_channels', f'is {taken}, {said}',
+                     f'Set it to {channels}, or change the loading step')  # fmt: skip
 
 
 def check_shared_images(report: Report, train: 'Iterable[str]', val: 'Iterable[str]') -> None:

@@ -32,18 +32,21 @@ class _Rule(NamedTuple):
     reduce_zero_label: bool
     ignore_label: 'int | None'
     label_map: 'dict[int, int] | None'
+    ignore_index: int = IGNORED
 
     def class_of(self, value: int) -> 'int | None':
         """The class of a value; IGNORED, or None for one that names no class."""
         if self.reduce_zero_label:
             value = IGNORED if value in (0, IGNORED) else value - 1
         value = (self.label_map or {}).get(value, value)
-        if value in (IGNORED, self.ignore_label):
+        if value in (self.ignore_index, self.ignore_label):
             return IGNORED
         return value if 0 <= value < self.num_classes else None
 
     def __str__(self) -> str:
-        said = explain_labels(self.num_classes, self.reduce_zero_label, self.ignore_label)
+        said = explain_labels(
+            self.num_classes, self.reduce_zero_label, self.ignore_label, self.ignore_index
+        )
         if self.label_map is None:
             return said
         left_out = sorted(old for old, new in self.label_map.items() if new == IGNORED)
@@ -54,21 +57,24 @@ class _Rule(NamedTuple):
         )
 
 
-def explain_labels(num_classes: int, reduce_zero_label: bool, ignore_label: 'int | None') -> str:
+def explain_labels(
+    num_classes: int, reduce_zero_label: bool, ignore_label: 'int | None',
+    ignore_index: int = IGNORED,
+) -> str:  # fmt: skip
     """In words, what the pixels of a label image mean."""
     if reduce_zero_label:
         return (
             f'labels 1 to {num_classes} are the classes, 0 and 255 are ignored '
             '(reduce_zero_label=True: 1 is taken off)'
         )
-    ignored = '255 is ignored' if ignore_label in (None, IGNORED) else \
-        f'{ignore_label} and 255 are ignored'  # fmt: skip
+    ignored = f'{ignore_index} is ignored' if ignore_label in (None, ignore_index) else \
+        f'{ignore_label} and {ignore_index} are ignored'  # fmt: skip
     return f'labels 0 to {num_classes - 1} are the classes, {ignored} (reduce_zero_label=False)'
 
 
 def check_labels(
     report: Report, dataset: dict, infos: 'Sequence[dict]', classes: 'Sequence[str]', full: bool,
-    is_training: bool = True,
+    is_training: bool = True, ignore_index: int = IGNORED,
 ) -> None:  # fmt: skip
     """Look at label images as the pipeline of a data set reads them.
 
@@ -79,9 +85,10 @@ def check_labels(
         classes (Sequence[str]): Class names of the data set.
         full (bool): All of them, or a sample.
         is_training (bool): Whether they are learned from. Defaults to True.
+        ignore_index (int): What the heads or the metric leave out. Defaults to 255.
     """
     step = label_step(dataset)
-    rule = _rule(report, dataset, infos[0], len(classes), step)
+    rule = _rule(report, dataset, infos[0], len(classes), step)._replace(ignore_index=ignore_index)
     chosen = sample(infos, full)
     seen = _Seen(chosen, step)
     if not full and len(infos) > len(chosen) and _is_binary(seen.pixels):
@@ -162,15 +169,17 @@ def _check_values(
             if counts_from_one else
             'Is a class name missing, or is one of these to be ignored (--ignore-label)?',
         )  # fmt: skip
-    elif len(unseen) == len(classes) and not seen.unreadable:
-        report.error(where, 'no pixel of any class', f'Expected are {rule}')
     elif _is_binary(seen.pixels) and unseen:
-        add = report.error if is_training else report.warning
-        add(
-            where, f'the {looked} looked at hold 0 and 255 only, and 255 is ignored: '
+        is_wrong = is_training or len(unseen) == len(classes)
+        (report.error if is_wrong else report.warning)(
+            where, f'the {looked} looked at hold 0 and 255 only, and '
+            f'{"both are" if rule.class_of(0) == IGNORED else "255 is"} ignored: '
             f'{some(unseen)} would never be learned or evaluated',
             'Write class indices: 1 for 255 (and give --ignore-label 255 with --data)',
         )  # fmt: skip
+    elif len(unseen) == len(classes) and not seen.unreadable:
+        report.error(where, f'no pixel of any class: {rule}; labels found: '
+                            f'{some(sorted(seen.pixels), 10)}')  # fmt: skip
     elif rule.reduce_zero_label and classes[-1] in unseen and seen.pixels[0]:
         named = f', and the first class is named {classes[0]!r}' \
             if classes[0].lower() in _BACKGROUND else ''  # fmt: skip

@@ -3,8 +3,10 @@
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -39,10 +41,15 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
     for key, settings in heads(cfg.model):
         for name in ('class_weight', 'pos_weight'):
             weights = settings.get(name)
+            if isinstance(weights, str):
+                from mmseg.models.losses.utils import get_class_weight  # of mmseg's losses alone
+
+                with suppress(OSError, ValueError, TypeError):  # reported when the model is built
+                    weights = get_class_weight(weights)
             expected = num_classes
             if key.endswith('loss_cls') and not settings.get('use_sigmoid'):
                 expected += 1  # the background is a class of softmax, the last one
-            if isinstance(weights, (list, tuple)) and len(weights) != expected:
+            if isinstance(weights, (list, tuple, np.ndarray)) and len(weights) != expected:
                 report.error(
                     f'{key}.{name}', f'has {count(len(weights), "weight")}, but there are '
                     f'{count(num_classes, "class")}' + ' and the background'

@@ -21,7 +21,7 @@ from cyclemlp_mm.errors import UserError
 from .coco import check_coco
 from .findings import Report, some
 from .folders import check_class_folders, check_list, warn_of_passed_over
-from .images import check_images, check_shared_images
+from .images import check_channels, check_images, check_shared_images
 from .model import (
     build_model,
     check_batch,
@@ -57,7 +57,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     if report.findings:  # what is wrong there is read by all that follows
         return report
     limit = cfg.get('max_bad_fraction', 0.05)
-    looked_at, trained, paths = [], (), defaultdict(set)
+    looked_at, trained, paths, channels = [], (), defaultdict(set), set()
     for split, dataset in data_sets(cfg):
         classes = _checked_classes(report, split, dataset)
         if not trained:  # the data set of training comes first
@@ -78,7 +78,10 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if split == 'train' and classes:
             check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
-        check_images(report, files, full, limit, _loader(cfg, dataset))
+        loader = _loader(cfg, dataset)
+        check_images(report, files, full, limit, loader)
+        if loader is not None and not re.search('RGB2Gray|Albu', str(dataset.pipeline)):
+            check_channels(report, cfg, files, loader, channels)
         paths[split].update(path for path, _ in files)
     check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
     for finding in other_evaluated_files(cfg):
@@ -91,7 +94,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     if cfg.default_scope == 'mmseg':
         check_crop(report, cfg)
         if model is not None:
-            check_batch_of_one(report, cfg, model)
+            check_batch_of_one(report, cfg, model, len(paths['train']))
     if model is not None:
         check_layers(report, cfg, model)
         check_levels(report, cfg, model)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from cyclemlp_mm.datasets.image_files import (
     split_images,
 )
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
+from cyclemlp_mm.engine.config_data import ignore_index
 from cyclemlp_mm.errors import UserError
 
 from .findings import Report, count, some
@@ -62,7 +64,9 @@ def check_segmentation(
         _report_missing(report, where, labels, dataset)
         infos = [info for info in infos if _is_there(info['seg_map_path'], dataset)]
         if infos and classes:
-            check_labels(report, dataset, infos, classes, full, split == 'train')
+            phases = ('train',) if split == 'train' else ('val', 'test')
+            ignored = ignore_index(cfg, *phases)
+            check_labels(report, dataset, infos, classes, full, split == 'train', ignored)
     if split == 'val':
         _check_sizes(report, cfg, dataset, infos)
     return [(str(info['img_path']), info) for info in infos]
@@ -79,37 +83,54 @@ def check_crop(report: Report, cfg: Config) -> None:
     dataset = cfg.train_dataloader.get('dataset') or {}
     while 'dataset' in dataset and not dataset.get('pipeline'):
         dataset = dataset['dataset']
-    steps = list(dataset.get('pipeline') or ())
-    kinds = [str(step.get('type')) for step in steps]
-    if not canvas or 'RandomCrop' not in kinds or 'Resize' in kinds[kinds.index('RandomCrop') :]:
+    crop = _last_size(dataset.get('pipeline') or ())
+    if not canvas or crop is None:
         return
-    crop = steps[kinds.index('RandomCrop')].get('crop_size')
-    crop, canvas = ((v, v) if isinstance(v, int) else tuple(v) for v in (crop, canvas))
+    canvas = (canvas, canvas) if isinstance(canvas, int) else tuple(canvas)
     where = 'model.data_preprocessor.size'
     if any(c > k for c, k in zip(canvas, crop)):
         padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
         report.warning(
-            where, f'is {_by(canvas)}, but crops are {_by(crop)}: {padding:.0%} of each training '
-            "image will be padding, which counts in the branches' weights of every CycleMLP block",
-            f'Set it to {crop}, or the crop to {canvas}',
+            where, f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {padding:.0%} of each '
+            "training image will be padding, which counts in the branches' weights of every "
+            'CycleMLP block',
+            f'Set it to {crop}, or the size in the pipeline to {canvas}',
         )  # fmt: skip
     elif canvas != crop:
         report.warning(
-            where, f'is {_by(canvas)}, smaller than the crops of {_by(crop)}: images smaller than '
-            'a crop are not padded to its size, and a batch of several sizes fails',
+            where, f'is {_by(canvas)}, smaller than the {_by(crop)} of the pipeline: images '
+            'smaller than a crop are not padded to its size, and a batch of several sizes fails',
             f'Set it to {crop}',
         )  # fmt: skip
 
 
-def check_batch_of_one(report: Report, cfg: Config, model: nn.Module) -> None:
+def _last_size(steps: 'Sequence[dict]') -> 'tuple[int, int] | None':
+    """Height and width that a pipeline gives to images, where a step of mmseg's decides it."""
+    size = None
+    for step in steps:
+        kind, scale = str(step.get('type')).rpartition('.')[2], step.get('scale')
+        if kind == 'RandomCrop':
+            size = step.get('crop_size')
+        elif kind == 'Resize' and scale and not step.get('keep_ratio'):
+            size = scale if isinstance(scale, int) else scale[::-1]
+        elif re.search('Resize|Pad|Crop|Mosaic|Choice|Albu', kind):
+            size = None
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def check_batch_of_one(
+    report: Report, cfg: Config, model: nn.Module, number: 'int | None' = None
+) -> None:  # fmt: skip
     """Find batch norms that see one value for each channel, by a training step's forward pass.
 
     Args:
         report (Report): Gets the findings.
         cfg (Config): Of a segmentor.
         model (nn.Module): Built from it; not changed.
+        number (int, optional): Images that are trained on. Defaults to None: not known.
     """
-    if cfg.train_dataloader.get('batch_size') != 1 or not hasattr(model, 'decode_head'):
+    size, last = cfg.train_dataloader.get('batch_size'), _last_batch(cfg.train_dataloader, number)
+    if 1 not in (size, last) or not hasattr(model, 'decode_head'):
         return
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and any(
         isinstance(module, nn.SyncBatchNorm) for module in model.modules()
@@ -129,12 +150,25 @@ def check_batch_of_one(report: Report, cfg: Config, model: nn.Module) -> None:
         # Other errors come from heads that take other arguments; training decides there.
         if 'more than 1 value per channel' in str(error):
             report.error(
-                'train_dataloader.batch_size', 'is 1 for each process, but the model normalises a '
+                'train_dataloader.batch_size', (
+                    'is 1 for each process' if size == 1 else
+                    f'is {size}, and the last batch of {number} images is one image'
+                ) + ', but the model normalises a '
                 'map of one pixel over the batch (BN behind a global pooling, as in UPerHead, '
                 'PSPHead and ASPPHead), which needs two values or more',
-                'Set it to 2 or more, or take GN: model.decode_head.norm_cfg='
+                ('Set it to 2 or more' if size == 1 else 'Set train_dataloader.drop_last=True')
+                + ', or take GN: model.decode_head.norm_cfg='
                 'dict(type="GN", num_groups=8)',
             )  # fmt: skip
+
+
+def _last_batch(loader: ConfigDict, number: 'int | None') -> 'int | None':
+    """Images in the last batch of an epoch of each process; None where all are of one size."""
+    sampler = str((loader.get('sampler') or {}).get('type'))
+    if not number or 'DefaultSampler' not in sampler or loader.get('drop_last'):
+        return None
+    each = -(-number // int(os.environ.get('WORLD_SIZE', 1)))
+    return each % loader.get('batch_size', 1) or None
 
 
 def _infos(report: Report, dataset: ConfigDict) -> 'list[dict]':
@@ -209,8 +243,8 @@ def _report_passed_over(
     others = [p for p in images if os.path.abspath(p) not in listed]
     if others:
         report.warning(
-            folder, f'{count(len(others), "image file")} are passed over, since they do not end in '
-            f'img_suffix, or are not regular files: {some([p.name for p in others])}',
+            folder, f'{count(len(others), "image file")} passed over, not ending in img_suffix, '
+            f'or not a regular file: {some([p.name for p in others])}',
             'Convert or rename them',
         )  # fmt: skip
 

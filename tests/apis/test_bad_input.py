@@ -319,6 +319,9 @@ train_dataloader = dict(dataset=dict(
     "Jupyter's folder among the classes": (
         lambda f: (f / 'folders/train/.ipynb_checkpoints').mkdir(), [CLS, *FOLDERS],
         r'every folder for a class, train/\.ipynb_checkpoints as well'),
+    "a Mac's folder of a zip file among the classes": (
+        lambda f: [(f / f'folders/{split}/__MACOSX').mkdir() for split in ('train', 'val')],
+        [CLS, *FOLDERS], r'for a class, train/__MACOSX, val/__MACOSX as well'),
     'class folders, without --data': (
         lambda f: (f / 'folders/val/.ipynb_checkpoints').mkdir(), [CLS, *OWN_FOLDERS],
         r'folders/val: mmpretrain takes every folder for a class, \.ipynb_checkpoints'),

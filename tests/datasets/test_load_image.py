@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 from bad_images import BAD_IMAGES, SIZE, encode, exif_rotated, picture
+from mmengine.config import Config
 from PIL import Image
 
+from cyclemlp_mm.datasets import CheckLabels, load_image
 from cyclemlp_mm.datasets.image_notes import take_notes
 from cyclemlp_mm.datasets.load_image import (
     MOST_IN_A_ROW,
@@ -20,7 +22,7 @@ from cyclemlp_mm.datasets.load_image import (
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.images import check_images
+from cyclemlp_mm.preflight.images import check_channels, check_images
 
 mmcv_transforms = pytest.importorskip('mmcv.transforms')
 
@@ -92,6 +94,37 @@ def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
     assert np.array_equal(results['gt_seg_map'], expected)
     assert results['seg_map_path'] == str(tmp_path / 'a.png')
     assert results['seg_fields'] == ['gt_seg_map']
+
+
+@pytest.mark.parametrize('settings, ignore_index, stray', [
+    (dict(reduce_zero_label=False), 255, 'labels .9. name no class; with 3 classes, labels are 0'),
+    (dict(reduce_zero_label=True), 255, 'labels .9. name no class.*0 .ignore. and 1 to 3'),
+    (dict(reduce_zero_label=False), 9, None),  # the head's and the metric's own
+    (dict(reduce_zero_label=False, own=True), 255, None),  # the pipeline says what 9 is
+])  # fmt: skip
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_stray_labels_stop_an_evaluation(settings, ignore_index, stray, wrapped, tmp_path):
+    """mmseg's metric leaves them out: nan, or a figure of the other pixels."""
+    datasets = pytest.importorskip('mmseg.datasets')
+    Image.fromarray(np.array([[1, 1], [2, 9]], np.uint8)).save(tmp_path / 'a.png')
+    Image.new('RGB', (2, 2)).save(tmp_path / 'a.jpg')
+    settings = dict(settings)
+    check = [CheckLabels(3, ignore_label=9)] * settings.pop('own', False)
+    dataset = datasets.BaseSegDataset(
+        data_root=str(tmp_path), data_prefix=dict(img_path='', seg_map_path=''),
+        metainfo=dict(classes=('a', 'b', 'c')), pipeline=[
+            mmcv_transforms.LoadImageFromFile(),
+            pytest.importorskip('mmseg.datasets.transforms').LoadAnnotations(), *check,
+        ], **settings,
+    )  # fmt: skip
+    if wrapped:
+        dataset = pytest.importorskip('mmengine.dataset').RepeatDataset(dataset, 2)
+    load_image.check_images(dataset, True, ignore_index=ignore_index)
+    if stray is None:
+        assert dataset[0]['gt_seg_map'].max() in (9, 255)
+    else:
+        with pytest.raises(UserError, match=stray):
+            dataset[0]
 
 
 def test_scales_of_a_pipeline():
@@ -181,6 +214,17 @@ def deep_values(folder, suffix, largest, colours=False):
     return path, ramp
 
 
+@pytest.mark.parametrize('largest, said', [(700, '=1023 '), (255, '=255 '), (40000, None)])
+def test_a_hot_pixel_does_not_make_an_image_bright(largest, said, tmp_path):
+    path, ramp = deep_values(tmp_path, '.png', largest)
+    ramp[0, 0] = 65535
+    pytest.importorskip('cv2').imwrite(str(path), ramp)
+    take_notes()
+    LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), False)(dict(img_path=str(path)))
+    [note] = take_notes()
+    assert ('nearly black' in note.reason) == bool(said) and (said or '') in note.reason
+
+
 @pytest.mark.parametrize('suffix', ['.png', '.tif'])
 @pytest.mark.parametrize('colours', [False, True])
 def test_twelve_bits_in_sixteen(suffix, colours, tmp_path):
@@ -191,7 +235,7 @@ def test_twelve_bits_in_sixteen(suffix, colours, tmp_path):
     results = LoadCheckedImage(transform, False)(dict(img_path=str(path)))
     assert results['img'].max() <= 16
     [note] = take_notes()
-    assert 'nearly black (0 to 4095 are 0 to 1' in note.reason and 'image_max_value' in note.reason
+    assert 'nearly black (0 to 40' in note.reason and 'image_max_value=4095' in note.reason
     results = LoadCheckedImage(transform, False, max_value=4095)(dict(img_path=str(path)))
     expected = np.round(ramp * (255 / 4095)).astype(np.uint8)
     assert np.array_equal(results['img'], np.stack([expected] * 3, -1))
@@ -223,6 +267,32 @@ class LoadArray(mmcv_transforms.LoadImageFromFile):
     def transform(self, results):
         results['img'] = np.load(results['img_path'])
         return results
+
+
+@pytest.mark.parametrize('channels, model, expected', [
+    (4, {}, ['backbone.in_channels: is 3, but', 'data_preprocessor.mean: has 3 values']),
+    (4, dict(in_channels=4, mean=None), []), (4, dict(in_channels=4, mean=[0]), []),
+    (3, dict(in_channels=1), ['backbone.in_channels: is 1, but']),
+    (1, {}, []),  # mmseg makes three of it, by three means
+    (1, dict(mean=[0]), ['backbone.in_channels: is 3, but']),
+    (1, dict(in_channels=1, mean=[0]), []),
+    (1, dict(scope='mmdet'), ['data_preprocessor.mean: has 3 values']),
+])  # fmt: skip
+def test_channels_of_images_and_model(channels, model, expected, tmp_path):
+    np.save(tmp_path / 'a.npy', np.ones((4, 6, channels), np.float32))
+    settings = dict(dict(in_channels=3, mean=[1, 2, 3], scope='mmseg'), **model)
+    cfg = Config(dict(default_scope=settings['scope'], model=dict(
+        backbone=dict(type='CycleMLP', in_channels=settings['in_channels']),
+        data_preprocessor=dict(mean=settings['mean']),
+    )))  # fmt: skip
+    report, seen = Report(), set()
+    loader = LoadCheckedImage(LoadArray(), False)
+    for _ in range(2):  # of training and validation: reported once
+        check_channels(report, cfg, [(str(tmp_path / 'a.npy'), {})], loader, seen)
+    found = sorted(str(finding) for finding in report.of('error'))
+    assert len(found) == len(expected), found
+    assert all(f'loaded with {channels} channel' in text for text in found)
+    assert all(any(part in text for text in found) for part in expected)
 
 
 def test_other_loading_steps_skip_what_they_cannot_read(tmp_path):

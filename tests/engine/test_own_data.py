@@ -266,6 +266,10 @@ def test_encodings_of_class_names(ade, encoding):
     (ade / 'classes.txt').write_bytes('背景\n'.encode('gbk'))
     with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8'):
         use_own_data(load_config(UPERNET), ade)
+    for other in ('utf-16-le', 'utf-16-be', 'utf-32', 'utf-32-le'):
+        (ade / 'classes.txt').write_bytes('sky\nroad\n'.encode(other))
+        with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8 \(it holds NULs'):
+            use_own_data(load_config(UPERNET), ade)
 
 
 def test_hidden_files_of_a_mac_are_left_out(ade):

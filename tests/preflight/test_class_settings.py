@@ -1,5 +1,6 @@
 """Settings that belong to a number of classes, or to the label of what is ignored."""
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
@@ -24,13 +25,23 @@ def said(check, cfg, *args):
         ('loss_cls', dict(class_weight=[1.0] * 4), None),  # one for the background
         ('loss_cls', dict(class_weight=[1.0] * 3), 'Write 4 weights'),
         ('loss_cls', dict(use_sigmoid=True, class_weight=[1.0] * 3), None),
-        ('loss_decode', dict(class_weight='weights.npy'), None),
+        ('loss_decode', dict(class_weight='no_such_file.npy'), None),  # found when it is built
         ('loss_cls', dict(class_weight=1.0), None),
     ],
 )
 def test_class_weights(key, loss, expected):
     found = said(check_num_classes, dict(model=dict(head=dict(num_classes=3, **{key: loss}))), 3)
     assert [expected in one for one in found] == [True] * bool(expected)
+
+
+@pytest.mark.parametrize('name', ['w.json', 'w.npy'])
+def test_class_weights_of_a_file(name, tmp_path):
+    pytest.importorskip('mmseg')
+    np.save(tmp_path / 'w.npy', np.ones(2))
+    (tmp_path / 'w.json').write_text('[1, 1]')
+    head = dict(num_classes=3, loss_decode=dict(class_weight=str(tmp_path / name)))
+    [found] = said(check_num_classes, dict(model=dict(head=head)), 3)
+    assert 'has 2 weights' in found and 'Write 3 weights' in found
 
 
 def test_heads_of_other_classes_are_not_compared():

@@ -36,7 +36,9 @@ def write(folder, labels, suffix='.png'):
         Image.new('RGB', (8, 8), (9, 9, 9)).save(folder / 'images' / f'{i}.jpg')
 
 
-def look(folder, classes=('a', 'b'), full=False, split='train', ignore_label=None, **settings):
+def look(
+    folder, classes=('a', 'b'), full=False, split='train', ignore_label=None, cfg=(), **settings
+):  # fmt: skip
     """Findings of the check, as (level, text)."""
     steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
     if ignore_label is not None:
@@ -49,7 +51,8 @@ def look(folder, classes=('a', 'b'), full=False, split='train', ignore_label=Non
         **settings,
     )  # fmt: skip
     report = Report()
-    check_segmentation(report, Config(dict(model={})), split, dataset, classes, full)
+    cfg = Config(dict(dict(model={}), **dict(cfg)))
+    check_segmentation(report, cfg, split, dataset, classes, full)
     return [(finding.level, str(finding)) for finding in report.findings]
 
 
@@ -84,7 +87,12 @@ CASES = {
     'masks of 0 and 255, ignoring 2': (
         [squares(0, 255)], dict(ZERO_COUNTS, ignore_label=2), ERROR, '0 and 255 only'),
     'masks of 0 and 255, 0 ignored': (
-        [squares(0, 255)], ZERO_IGNORED, ERROR, 'no pixel of any class'),
+        [squares(0, 255)], ZERO_IGNORED, ERROR, '0 and 255 only, and both are ignored'),
+    'masks of 0 and 255 to evaluate, 0 ignored': (
+        [squares(0, 255)], dict(ZERO_IGNORED, split='val'), ERROR, 'Write class indices'),
+    'nothing but an ignored label': (
+        [squares(0)], ZERO_IGNORED, ERROR, 'no pixel of any class: labels 1 to 2 are the classes, '
+        r'0 and 255 are ignored \(.*\); labels found: 0'),
     'masks of 0 and 255 to evaluate': (
         [squares(0, 255)], dict(ZERO_COUNTS, split='val'), WARNING, '0 and 255 only'),
     'one image of 100 has the object': (
@@ -96,6 +104,20 @@ CASES = {
     'a stray label beside a label_map': (
         [squares(0, 13, 25, 25)], dict(type='CityscapesDataset', classes=('car', 'road'),
         img_suffix='.jpg', seg_map_suffix='.png'), ERROR, 'labels 25 name no class'),
+    'an own ignore_index of the head': (
+        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, cfg=dict(
+            model=dict(decode_head=dict(ignore_index=11)))), WARNING,
+        r'labels 0 to 1 are the classes, 11 is ignored.*50\.0%'),
+    '255 beside an own ignore_index': (
+        [squares(0, 1, 11, 255)], dict(ZERO_COUNTS, cfg=dict(
+            model=dict(decode_head=dict(ignore_index=11)))), ERROR, 'labels 255 name no class'),
+    'an ignore_index that the metric does not have': (
+        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, split='val', cfg=dict(
+            model=dict(decode_head=dict(ignore_index=11)), val_evaluator=dict(type='IoUMetric'))),
+        ERROR, 'labels 11 name no class'),
+    'an own ignore_index of the metric': (
+        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, split='val', cfg=dict(
+            val_evaluator=[dict(type='IoUMetric', ignore_index=11)])), WARNING, '11 is ignored'),
     'two settings of one thing': (
         [squares(1, 2)], dict(ZERO_COUNTS, pipeline=[
             dict(type='LoadImageFromFile'),
@@ -187,7 +209,7 @@ def test_images_that_are_passed_over(tmp_path):
     (tmp_path / 'images' / '._0.jpg').write_bytes(bytes(99))  # of a Mac
     found = look(tmp_path)
     assert [level for level, _ in found] == [WARNING, NOTE]
-    assert '1 image file are passed over' in found[0][1] and 'b.webp' in found[0][1]
+    assert '1 image file passed over' in found[0][1] and 'b.webp' in found[0][1]
 
 
 @pytest.mark.timeout(60)

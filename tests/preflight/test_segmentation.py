@@ -32,8 +32,8 @@ def said(check, *arguments):
 
 
 @pytest.mark.parametrize('canvas, text', [
-    ((256, 256), None), ((512, 512), 'warning: .*is 512×512, but crops are 256×256: 75%'),
-    ((256, 320), 'warning: .*20% of each'), ((224, 224), 'warning: .*smaller than the crops'),
+    ((256, 256), None), ((512, 512), 'warning: .*is 512×512, but the pipeline gives 256×256: 75%'),
+    ((256, 320), 'warning: .*20% of each'), ((224, 224), 'warning: .*smaller than the 256×256 of'),
 ])  # fmt: skip
 def test_crop_and_canvas(canvas, text):
     cfg = load_config(FPN)
@@ -43,6 +43,23 @@ def test_crop_and_canvas(canvas, text):
         assert found == []
     else:
         assert len(found) == 1 and re.match(text, found[0])
+
+
+@pytest.mark.parametrize('step, is_found', [
+    (dict(type='Resize', scale=(96, 48), keep_ratio=False), True),
+    (dict(type='Resize', scale=256), False),
+    (dict(type='Resize', scale=(96, 48), keep_ratio=True), False),  # of the image's own shape
+    (dict(type='RandomResize', scale=(96, 48)), False),
+])  # fmt: skip
+def test_resize_and_canvas(step, is_found):
+    cfg = load_config(FPN)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline[:] = [s for s in pipeline if s.type.startswith(('Load', 'Pack'))]
+    pipeline.insert(2, step)
+    found = said(check_crop, cfg)
+    assert len(found) == is_found
+    if is_found:
+        assert 'the pipeline gives 48×96: 93% of each' in found[0]
 
 
 def test_shipped_crops_fit():
@@ -83,6 +100,21 @@ def test_norms_over_one_value(batch, head, is_found):
     assert len(found) == is_found
     if is_found:
         assert found[0].startswith('error: train_dataloader.batch_size: is 1') and 'GN' in found[0]
+
+
+@pytest.mark.parametrize('number, loader, is_found', [
+    (4, {}, True), (3, {}, False), (5, {}, False), (4, dict(drop_last=True), False),
+    (4, dict(sampler=dict(type='InfiniteSampler')), False),
+])  # fmt: skip
+def test_norms_over_the_one_value_of_a_last_batch(number, loader, is_found):
+    cfg, model = model_of(UPERNET, 3, norm_cfg=dict(type='BN'))
+    cfg.train_dataloader.update(sampler=dict(type='DefaultSampler', shuffle=True))
+    cfg.train_dataloader.update(loader)
+    found = said(check_batch_of_one, cfg, model, number)
+    assert len(found) == is_found
+    if is_found:
+        assert 'batch_size: is 3, and the last batch of 4 images is one image' in found[0]
+        assert 'drop_last=True' in found[0]
 
 
 @pytest.mark.parametrize('batch, is_mixed, is_found', [
