@@ -5,6 +5,7 @@ Prints a line for each family: the largest difference of its levels and of its g
 
 import copy
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -25,10 +26,10 @@ def families():
         yield f'CycleMLP {downsample}', CycleMLP(dict(**WIDTHS, **arch))
     yield 'CycleMLP with_cp', CycleMLP(dict(**WIDTHS, **arch), with_cp=True)
     yield 'MPViT', MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=4), norm_eval=True)
-    try:
-        from cyclemlp_mm.models.repmlp import RepMLPNet
-    except ImportError:
+    if find_spec('mmpretrain') is None:
         return
+    from cyclemlp_mm.models.repmlp import RepMLPNet
+
     arch = dict(channels=[16, 32, 64, 128], depths=[1, 1, 2, 1], sharesets_nums=[1, 4, 16, 32])
     yield 'RepMLP', RepMLPNet(arch, img_size=64, norm_eval=True)
 

@@ -24,9 +24,11 @@ def summed(**options):
 
 
 def repmlp():
-    module = pytest.importorskip('cyclemlp_mm.models.repmlp')
+    pytest.importorskip('mmpretrain')
+    from cyclemlp_mm.models.repmlp import RepMLPNet
+
     arch = dict(channels=[16, 32, 32, 32], depths=[1, 1, 1, 1], sharesets_nums=[1, 2, 4, 8])
-    return module.RepMLPNet(arch, img_size=64)
+    return RepMLPNet(arch, img_size=64)
 
 
 MODELS = {
