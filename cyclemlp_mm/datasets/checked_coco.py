@@ -152,6 +152,12 @@ class CheckedCocoMetric(CocoMetric):
         if ann_file is not None:
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
                 self._coco_api = CheckedCOCO(path, 'segm' in self.metrics, is_evaluated=True)
+            if not self._coco_api.anns and not self.format_only:
+                raise UserError(
+                    f'{ann_file}: "annotations" is empty or missing, so there is nothing to '
+                    'compare with; to only write predictions, set format_only=True and '
+                    'outfile_prefix of the evaluator'
+                )
             counts = self._coco_api.counts
             for what in LEFT_OUT:
                 if counts[what]:

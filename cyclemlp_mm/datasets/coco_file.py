@@ -70,6 +70,8 @@ def _parse(ann_file: Path) -> dict:
         raise UserError(f'{ann_file} is not in UTF-8: save it as UTF-8 ({error})') from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'{ann_file} is no JSON: {error}') from error
+    if isinstance(content, dict):
+        content.setdefault('annotations', [])  # COCO's lists of test images have none
     lacking = [k for k in _LISTS if not isinstance(content, dict) or k not in content]
     if lacking:
         raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')

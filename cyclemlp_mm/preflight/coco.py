@@ -225,7 +225,7 @@ def _check_boxes(
             'with a brush)',
         )
     if not annotations:
-        report.error(where, 'it has no boxes ("annotations" is empty)', 'Write some')
+        report.error(where, 'it has no boxes: "annotations" is empty or missing', 'Write some')
     elif not good:
         report.error(
             where,

@@ -212,6 +212,20 @@ def test_masks_that_nobody_asked_for_are_not_passed_on(tmp_path, mask):
     assert passed == [False, True, True, True]
 
 
+@pytest.mark.parametrize(
+    'change', [lambda c: c.pop('annotations'), lambda c: c['annotations'].clear()]
+)
+def test_a_list_of_test_images_without_annotations(tmp_path, change):
+    """COCO's test-dev: predictions are written, and no figure is made of nothing."""
+    file = write(tmp_path, change)
+    assert len(build(file, test_mode=True)) == 3
+    with pytest.raises(UserError, match=r'a\.json: "annotations" is empty or missing.*format_only'):
+        evaluate(file)
+    evaluate(file, format_only=True, outfile_prefix=str(tmp_path / 'found'))
+    found = json.loads((tmp_path / 'found.bbox.json').read_text())
+    assert len(found) == 12 and {one['category_id'] for one in found} == {1, 2, 3}
+
+
 def test_another_file_than_the_loaders(tmp_path):
     file = write(tmp_path)
     with pytest.raises(UserError, match=r'evaluator reads .*a\.json, but image /data/other\.jpg'):
