@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from cyclemlp_mm.engine import (
+    check_loaded_weights,
     load_config,
     prepare_launch,
     require_toolbox,
@@ -58,7 +59,7 @@ def prepare_config(
     if cfg.get('unsafe_load'):
         allow_unsafe_loading()
     install_safe_loading()  # configs of earlier work dirs do not name it
-    _check_weights(cfg)
+    check_loaded_weights(cfg)
     skip_bad_images(cfg)  # also in evaluation: every tool loads images alike
     return cfg
 
@@ -73,8 +74,3 @@ def take_classes_of(cfg: Config) -> 'list[str]':
         return []  # of the others, labels are numbers without names: the hook compares them
     content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
     return take_class_order(cfg, trained_classes(content), cfg.load_from)
-
-
-def _check_weights(cfg: Config) -> None:
-    hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') != 'CheckLoadedWeights']
-    cfg.custom_hooks = [*hooks, dict(type='CheckLoadedWeights')]

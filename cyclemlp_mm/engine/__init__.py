@@ -13,7 +13,7 @@ from .own_data import use_own_data
 from .palette import class_palette
 from .patient_logger import PatientLoggerHook
 from .resume import resume_training
-from .robust import make_robust, skip_bad_images
+from .robust import check_loaded_weights, make_robust, skip_bad_images
 from .sharded import ShardedStrategy, shard_layers
 from .stop_on_signal import StopOnSignal
 from .toolbox import require_toolbox
@@ -32,6 +32,7 @@ __all__ = [
     'SkipBadImages',
     'StopOnNonFiniteLoss',
     'StopOnSignal',
+    'check_loaded_weights',
     'class_palette',
     'config_path',
     'configs_dir',

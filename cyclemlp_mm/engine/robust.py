@@ -37,10 +37,19 @@ def make_robust(cfg: Config) -> None:
 
 def skip_bad_images(cfg: Config) -> None:
     """Add :class:`.bad_images.SkipBadImages` for training and evaluation, if it is not there."""
-    hook = dict(type='SkipBadImages')
+    _add_if_missing(cfg, 'SkipBadImages')
+
+
+def check_loaded_weights(cfg: Config) -> None:
+    """Add :class:`.check_weights.CheckLoadedWeights`, if it is not there."""
+    _add_if_missing(cfg, 'CheckLoadedWeights')
+
+
+def _add_if_missing(cfg: Config, kind: str) -> None:
+    """Shipped configs name these hooks, for the toolboxes' own tools."""
     hooks = [*cfg.setdefault('default_hooks', {}).values(), *(cfg.get('custom_hooks') or [])]
-    if not any(h and h.get('type') == hook['type'] for h in hooks):
-        add_hook(cfg, hook)
+    if not any(h and h.get('type') == kind for h in hooks):
+        add_hook(cfg, dict(type=kind))
 
 
 def add_hook(cfg: Config, hook: dict) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
-from cyclemlp_mm.engine import load_config, skip_bad_images
+from cyclemlp_mm.engine import check_loaded_weights, load_config, skip_bad_images
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
 
@@ -167,17 +168,22 @@ def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, lo
         predictor.predict([np.zeros((64, 64, 3), np.uint8)])
 
 
-def test_shipped_configs_name_the_hook_that_loads_images():
+def test_shipped_configs_name_the_hooks_of_images_and_weights():
     """So the toolboxes' own tools load alike; a hook of the user's own stays the only one."""
     names = [path.stem for path in (ROOT / 'configs').glob('*.py')]
     for name in names:
         cfg = load_config(name)
         assert cfg.default_hooks.skip_bad_images.type == 'SkipBadImages', name
+        assert cfg.default_hooks.check_weights.type == 'CheckLoadedWeights', name
         skip_bad_images(cfg)
-        assert 'SkipBadImages' not in str(cfg.get('custom_hooks'))
+        check_loaded_weights(cfg)
+        assert not cfg.get('custom_hooks') or not re.search(
+            'SkipBadImages|CheckLoadedWeights', str(cfg.custom_hooks)
+        )
     foreign = Config(dict(custom_hooks=[dict(type='SkipBadImages', max_bad_fraction=0.2)]))
     skip_bad_images(foreign)
     assert foreign.custom_hooks == [dict(type='SkipBadImages', max_bad_fraction=0.2)]
     foreign = Config(dict(default_hooks=dict(logger=None)))
     skip_bad_images(foreign)
-    assert foreign.custom_hooks == [dict(type='SkipBadImages')]
+    check_loaded_weights(foreign)
+    assert foreign.custom_hooks == [dict(type='SkipBadImages'), dict(type='CheckLoadedWeights')]

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from toy_runs import NO_WORKERS, TINY_BACKBONE
 
 from cyclemlp_mm.apis import test as run_test
@@ -140,6 +141,24 @@ def test_classification_with_other_folders_is_refused(tmp_path, monkeypatch):
         shutil.move(first, first.with_name('zebra'))
     with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
         run_test([CLS, 'c.pth', '--data', str(data), '--work-dir', 'wd', *OPTIONS])
+
+
+@pytest.mark.parametrize(
+    'name, write', [(DET, write_coco), (SEG, write_ade20k), (CLS, write_image_folders)]
+)
+def test_a_plain_runner_refuses_another_order(name, write, tmp_path, monkeypatch):
+    """As the toolboxes' own tools run a shipped config."""
+    pytest.importorskip({DET: 'mmdet', SEG: 'mmseg', CLS: 'mmpretrain'}[name])
+    monkeypatch.chdir(tmp_path)
+    data = write(tmp_path / 'data', 4, 4, (64, 64))
+    names = checkpoint(name, data, 'c.pth')
+    options = NO_WORKERS + (TINY_BACKBONE if name != SEG else [])
+    cfg = load_config(name, {k: eval(v) for k, v in (o.split('=', 1) for o in options)})
+    use_own_data(cfg, data)
+    cfg.work_dir, cfg.load_from = 'wd', 'c.pth'
+    cfg.test_dataloader.dataset.metainfo = dict(classes=names[::-1])
+    with pytest.raises(UserError, match=r'c\.pth was trained with .* in another order'):
+        Runner.from_cfg(cfg).test()
 
 
 def test_another_file_for_the_loader_than_for_the_evaluator(coco):

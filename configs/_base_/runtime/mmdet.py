@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    check_weights=dict(type='CheckLoadedWeights'),
     skip_bad_images=dict(type='SkipBadImages'),
     visualization=dict(type='DetVisualizationHook'))
 env_cfg = dict(

@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=3, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    check_weights=dict(type='CheckLoadedWeights'),
     skip_bad_images=dict(type='SkipBadImages'),
     visualization=dict(type='SegVisualizationHook'))
 env_cfg = dict(
