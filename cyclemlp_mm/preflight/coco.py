@@ -291,12 +291,22 @@ def _fit_as_centres(box: list, size: tuple) -> bool:
 def _check_masks(
     report: Report, where: Path, annotations: list[dict], sizes: dict, is_evaluated: bool
 ) -> None:
-    """Masks that stop the training or the evaluation, and such that are only dropped."""
-    found = defaultdict(list)
+    """Masks that stop the training or the evaluation, that are dropped, or of something else."""
+    found, elsewhere = defaultdict(list), []
     for ann in annotations:
         trouble = mask_trouble(ann.get('segmentation'), sizes[ann['image_id']], is_evaluated)
         if trouble:
             found[trouble].append(ann['id'])
+        elif isinstance(ann['segmentation'], list) and not _cover_box(ann):
+            elsewhere.append(ann['id'])
+    if elsewhere:
+        add = report.error if len(elsewhere) == len(annotations) else report.warning
+        add(
+            where,
+            f'{count(len(elsewhere), "annotation")} have polygons that cover less than a quarter '
+            f'of their box, ids {some(elsewhere)}',
+            'Write polygons of the same object as the box, in pixels (not from 0 to 1): x before y',
+        )
     for trouble, idents in found.items():
         said = f'{count(len(idents), "annotation")} {trouble}, ids {some(idents)}'
         if trouble == SHORT:
@@ -308,6 +318,18 @@ def _check_masks(
                 "Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or COCO's RLE; or "
                 'leave these boxes out',
             )
+
+
+def _cover_box(ann: dict) -> bool:
+    """Whether the extent of an object's polygons covers a quarter of its box or more."""
+    x, y, width, height = ann['bbox']
+    across = [polygon[::2] for polygon in ann['segmentation']]
+    down = [polygon[1::2] for polygon in ann['segmentation']]
+    common = [
+        max(0, min(start + length, max(map(max, values))) - max(start, min(map(min, values))))
+        for start, length, values in ((x, width, across), (y, height, down))
+    ]
+    return common[0] * common[1] >= 0.25 * width * height
 
 
 def _check_filter(

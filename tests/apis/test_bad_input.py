@@ -235,6 +235,10 @@ ERRORS = {
         '"iscrowd" is neither 0 nor 1'),
     'double image ids': (
         each('images', lambda i: i.update(id=1)), [DET, *COCO], '1 image id are used twice: 1'),
+    'polygons from 0 to 1': (
+        each('annotations', lambda a: a.update(segmentation=[[v / 64 for v in polygon] for polygon
+                                                             in a['segmentation']])),
+        [MASKS, *COCO], r'\d+ annotations have polygons that cover less than a quarter .*pixels'),
     'no annotations': (
         edit(lambda c: c['annotations'].clear(), VAL_JSON), [DET, *COCO], 'it has no boxes'),
     'an encoding of Windows': (
@@ -463,6 +467,9 @@ WARNINGS = {
     'polygons of two points': (
         each('annotations', lambda a: a.update(segmentation=[[1, 2, 3, 4]]), 1), [MASKS, *COCO],
         '1 annotation have no polygon of at least three points'),
+    'a polygon of another object': (
+        masks([[60, 44, 63, 44, 63, 47]]), [MASKS, *COCO],
+        '1 annotation have polygons that cover less than a quarter of their box, ids 1'),
     'one image missing': (
         drop('coco/train2017/*1.jpg'), [DET, *COCO], r'1 of 6 images are missing: 0+1\.jpg'),
     'one image truncated': (
