@@ -16,10 +16,10 @@ from cyclemlp_mm.errors import UserError
 from .predictions import Instances, Prediction, Segments
 from .predictor import Predictor, encode_mask
 
-#: Two boxes are of one object if their parts in the shared strip have at least this IoU.
+#: Two boxes can be of one object if their parts in the shared strip have at least this IoU.
 SAME_IOU = 0.5
-#: A box cut by its tile's border is a piece of another tile's if that much of it lies inside.
-PIECE_INSIDE = 0.7
+#: A cut box is a piece of another tile's box if that box covers at least this part of it.
+PIECE_COVERED = 0.5
 #: A box is cut if it comes this near to an inner border of its tile, as a fraction of the tile.
 CUT_MARGIN = 0.02
 
@@ -132,11 +132,15 @@ def join_tiles(
 ) -> Instances:
     """Instances of all tiles, those of one object joined.
 
-    Boxes of two tiles are of one object if they have the same class and (a) their parts in the
-    strip that both tiles see overlap by an IoU of ``SAME_IOU``, each box with one other at most; or
-    (b) one of them is cut by its tile's border and lies mostly (``PIECE_INSIDE``) in the other. The
-    best box that no border cuts stands for the object; where all are cut, their union does, with
-    the highest score. Boxes of one tile are never joined: the model's own NMS has judged them.
+    Boxes of two tiles are of one object if they have the same class and their parts in the strip
+    that both tiles see overlap by an IoU of at least ``SAME_IOU``; the surest pairs come first, by
+    IoU and, far less, by their scores. Boxes of one tile are never of one object, also not through
+    a third box: the model's own NMS has judged them, and one may be in front of the other.
+
+    The box with the most room to the inner borders of its tile stands for the object, with the mean
+    score of the boxes that no border cuts; where all are cut, their union does, with the highest
+    score. A cut box without a partner is dropped where another tile sees its place whole and has a
+    larger box there that covers it (``PIECE_COVERED``).
 
     Args:
         found (Sequence[Instances]): Per tile, in pixels of the whole image.
@@ -147,10 +151,41 @@ def join_tiles(
         Instances: Best score first.
     """
     everything = _concatenated(found)
-    tile_of = np.repeat(np.arange(len(tiles)), [len(part) for part in found])
+    boxes, scores, labels = everything.boxes, everything.scores, everything.labels
     first = np.concatenate([[0], np.cumsum([len(part) for part in found])])
-    cut = _is_cut(everything.boxes, tiles[tile_of], size)
-    leader = list(range(len(everything)))  # of a union-find
+    tile_of = np.repeat(np.arange(len(tiles)), np.diff(first))
+    room = _room(boxes, tiles[tile_of], size)
+    margin = CUT_MARGIN * (tiles[:, 2:] - tiles[:, :2]).max()
+    cut = room < margin
+    areas = _area(boxes)
+    piece = np.zeros(len(boxes), bool)
+    pairs = [np.empty((0, 3))]  # how sure, box, box
+    for a in range(len(tiles) - 1):
+        strips = _intersection(tiles[a : a + 1], tiles[a + 1 :])[0]
+        for b in np.flatnonzero(_area(strips)) + a + 1:
+            in_a, in_b = (np.arange(first[t], first[t + 1]) for t in (a, b))
+            same_class = labels[in_a][:, None] == labels[in_b]
+            strip = strips[b - a - 1]
+            iou = same_class * _iou(_clipped(boxes[in_a], strip), _clipped(boxes[in_b], strip))
+            i, j = np.nonzero(iou >= SAME_IOU)
+            i, j, iou = in_a[i], in_b[j], iou[i, j]
+            pairs.append(np.stack([iou**4 * scores[i] * scores[j], i, j], axis=1))
+            shared = _area(_intersection(boxes[in_a], boxes[in_b])) * same_class
+            for here, there, common, tile in ((in_a, in_b, shared, b), (in_b, in_a, shared.T, a)):
+                covered = common >= PIECE_COVERED * areas[here][:, None]
+                covered &= (common > 0) & (areas[here][:, None] < areas[there])
+                seen_whole = _room(boxes[here], tiles[tile], size) >= margin
+                piece[here] |= cut[here] & seen_whole & covered.any(axis=1)
+    pairs = np.concatenate(pairs)
+    groups = _groups(pairs[np.argsort(-pairs[:, 0], kind='stable'), 1:].astype(int), tile_of)
+    groups = [group for group in groups if len(group) > 1 or not piece[group[0]]]
+    return _joined(everything, groups, room, cut)
+
+
+def _groups(pairs: np.ndarray, tile_of: np.ndarray) -> 'list[list[int]]':
+    """Boxes by object: pairs (P, 2) in order, unless a tile would have two boxes of the object."""
+    leader = list(range(len(tile_of)))  # of a union-find
+    seen_in = [{tile} for tile in tile_of.tolist()]  # tiles of each leader's boxes
 
     def find(i: int) -> int:
         while leader[i] != i:
@@ -158,64 +193,38 @@ def join_tiles(
             i = leader[i]
         return i
 
-    for a in range(len(tiles) - 1):
-        strips = _intersection(tiles[a : a + 1], tiles[a + 1 :])[0]
-        for b in np.flatnonzero(_area(strips)) + a + 1:
-            if not len(found[a]) or not len(found[b]):
-                continue
-            for i, j in _same_objects(
-                found[a], found[b], cut[first[a] : first[a + 1]], cut[first[b] : first[b + 1]],
-                strips[b - a - 1],
-            ):  # fmt: skip
-                leader[find(first[b] + j)] = find(first[a] + i)
+    for i, j in pairs.tolist():
+        a, b = find(i), find(j)
+        if seen_in[a].isdisjoint(seen_in[b]):
+            leader[b] = a
+            seen_in[a] |= seen_in[b]
     groups = {}
-    for i in range(len(everything)):
+    for i in range(len(leader)):
         groups.setdefault(find(i), []).append(i)
-    return _joined(everything, list(groups.values()), cut)
+    return list(groups.values())
 
 
-def _same_objects(
-    a: Instances, b: Instances, cut_a: np.ndarray, cut_b: np.ndarray, strip: np.ndarray
-) -> 'list[tuple[int, int]]':
-    """Pairs of indices, of one object each."""
-    same_class = a.labels[:, None] == b.labels[None]
-    in_a, in_b = _clipped(a.boxes, strip), _clipped(b.boxes, strip)
-    shared = _area(_intersection(in_a, in_b))
-    union = _area(in_a)[:, None] + _area(in_b)[None] - shared
-    iou = np.where(same_class & (union > 0), shared / np.maximum(union, 1e-9), 0)
-    pairs = []
-    rest = iou.copy()
-    while rest.size and rest.max() >= SAME_IOU:  # the best pair first, each box once
-        i, j = np.unravel_index(rest.argmax(), rest.shape)
-        pairs.append((int(i), int(j)))
-        rest[i], rest[:, j] = 0, 0
-    common = _area(_intersection(a.boxes, b.boxes))
-    area_a, area_b = _area(a.boxes)[:, None], _area(b.boxes)[None]
-    piece_a = cut_a[:, None] & (area_a <= area_b) & (common >= PIECE_INSIDE * area_a)
-    piece_b = cut_b[None] & (area_b <= area_a) & (common >= PIECE_INSIDE * area_b)
-    pieces = np.argwhere(same_class & (piece_a | piece_b) & (common > 0))
-    return pairs + [(int(i), int(j)) for i, j in pieces]
-
-
-def _joined(everything: Instances, groups: 'list[list[int]]', cut: np.ndarray) -> Instances:
-    keep, boxes, masks = [], everything.boxes.copy(), everything.masks
-    masks = None if masks is None else list(masks)
+def _joined(
+    everything: Instances, groups: 'list[list[int]]', room: np.ndarray, cut: np.ndarray
+) -> Instances:
+    """One instance per group."""
+    keep, boxes, scores = [], everything.boxes.copy(), everything.scores.copy()
+    masks = None if everything.masks is None else list(everything.masks)
     for group in groups:
-        group = sorted(group, key=lambda i: -everything.scores[i])
-        whole = [i for i in group if not cut[i]]
-        best = whole[0] if whole else group[0]
-        keep.append(best)
-        if not whole and len(group) > 1:
+        best = max(group, key=room.__getitem__)
+        if cut[best]:
+            best = max(group, key=scores.__getitem__)
             members = everything.boxes[group]
             boxes[best] = [*members[:, :2].min(axis=0), *members[:, 2:].max(axis=0)]
-            if masks is not None:
+            if masks is not None and len(group) > 1:
                 code = coco_mask.merge([everything.masks[i] for i in group])
                 masks[best] = dict(size=list(code['size']), counts=code['counts'].decode())
-    scores = everything.scores.copy()
-    for best, group in zip(keep, groups, strict=True):
-        scores[best] = everything.scores[group].max()
-    joined = Instances(boxes, scores, everything.labels, masks)
+        else:  # the maximum would favour whatever several tiles see
+            whole = [i for i in group if not cut[i]]
+            scores[best] = everything.scores[whole].mean(dtype=np.float64)
+        keep.append(best)
     keep = np.array(keep, dtype=int)
+    joined = Instances(boxes, scores, everything.labels, masks)
     return joined.pick(keep[np.argsort(-scores[keep], kind='stable')])
 
 
@@ -229,13 +238,13 @@ def _concatenated(found: 'Sequence[Instances]') -> Instances:
     )
 
 
-def _is_cut(boxes: np.ndarray, tiles: np.ndarray, size: 'tuple[int, int]') -> np.ndarray:
-    """bool, (N,): whether a box touches a border of its tile that is none of the image."""
+def _room(boxes: np.ndarray, tiles: np.ndarray, size: 'tuple[int, int]') -> np.ndarray:
+    """(N,): pixels between each box and the nearest border of its tile, (N, 4) or (4,), that is
+    none of the image; infinite if there is none, negative if the box reaches beyond."""
     height, width = size
-    margin = CUT_MARGIN * (tiles[:, 2:] - tiles[:, :2])
-    low = (tiles[:, :2] > 0) & (boxes[:, :2] < tiles[:, :2] + margin)
-    high = (tiles[:, 2:] < (width, height)) & (boxes[:, 2:] > tiles[:, 2:] - margin)
-    return (low | high).any(axis=1)
+    low = np.where(tiles[..., :2] > 0, boxes[:, :2] - tiles[..., :2], np.inf)
+    high = np.where(tiles[..., 2:] < (width, height), tiles[..., 2:] - boxes[:, 2:], np.inf)
+    return np.minimum(low, high).min(axis=1)
 
 
 def _clipped(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -246,6 +255,13 @@ def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, 4) and (M, 4) to (N, M, 4); no area where they do not meet."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     return np.concatenate([low, np.minimum(a[:, None, 2:], b[None, :, 2:])], axis=2)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, 4) and (M, 4) to (N, M); 0 where a box has no area."""
+    shared = _area(_intersection(a, b))
+    union = _area(a)[:, None] + _area(b) - shared
+    return shared / np.where(union > 0, union, 1)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

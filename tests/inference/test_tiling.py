@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Instances, Segments, Tiling, predict_tiled
 from cyclemlp_mm.inference.predictor import encode_mask
+from cyclemlp_mm.inference.tiling import join_tiles
 
 
 class PerfectDetector:
@@ -77,6 +78,107 @@ def test_every_object_is_found_once(data):
     assert (np.diff(found.scores) <= 0).all()
 
 
+def instances(*rows):
+    """Of one class, from (x1, y1, x2, y2, score)."""
+    rows = np.array(rows, np.float32).reshape(-1, 5)
+    return Instances(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64), None)
+
+
+def seen_by_tiles(boxes, size, tiling, scores=None):
+    """What a detector that sees behind things finds in each tile of an image of one class."""
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.linspace(0.9, 0.5, len(boxes)) if scores is None else scores
+    tiles = tiling.tiles(*size)
+    found = []
+    for x1, y1, x2, y2 in tiles:
+        clipped = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
+        here = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        found.append(Instances(
+            clipped[here], np.float32(scores)[here], np.zeros(here.sum(), np.int64), None
+        ))  # fmt: skip
+    return join_tiles(found, tiles, size)
+
+
+@st.composite
+def crowds(draw):
+    """Boxes of one class: apart, in front of an earlier one, or beside one of the same size."""
+    height, width = draw(st.integers(130, 500)), draw(st.integers(130, 500))
+    boxes = []
+    for _ in range(draw(st.integers(1, 8))):
+        x, y = draw(st.integers(0, width - 8)), draw(st.integers(0, height - 8))
+        w, h = draw(st.integers(6, 300)), draw(st.integers(6, 300))
+        place = draw(st.sampled_from(['anywhere', 'inside', 'beside'])) if boxes else 'anywhere'
+        if place != 'anywhere':
+            x1, y1, x2, y2 = draw(st.sampled_from(boxes))
+            if place == 'inside' and min(x2 - x1, y2 - y1) > 8:
+                w, h = draw(st.integers(3, x2 - x1 - 4)), draw(st.integers(3, y2 - y1 - 4))
+                x, y = draw(st.integers(x1 + 1, x2 - w - 1)), draw(st.integers(y1 + 1, y2 - h - 1))
+            elif place == 'beside' and x2 < width - 8:
+                x, y, w, h = x2, y1, x2 - x1, y2 - y1
+        box = (x, y, min(x + w, width), min(y + h, height))
+        if box not in boxes:
+            boxes.append(box)
+    return (height, width), boxes
+
+
+@settings(max_examples=100, deadline=None)
+@given(crowds(), st.sampled_from([96, 128, 200]), st.sampled_from([0.1, 0.25, 0.5]), st.booleans())
+def test_objects_in_front_of_others_of_their_class_stay(crowd, side, overlap, alike):
+    size, boxes = crowd
+    scores = np.full(len(boxes), 0.7) if alike else None
+    found = seen_by_tiles(boxes, size, Tiling(side, overlap), scores)
+    assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
+
+
+@pytest.mark.parametrize(
+    'boxes',
+    [
+        [(40, 40, 200, 120), (90, 60, 110, 80)],  # across the border of the first tile
+        [(40, 40, 200, 120), (96, 60, 127, 90)],  # fills the strip that two tiles see
+        [(10, 10, 250, 250), (60, 60, 190, 190), (100, 100, 120, 120)],
+        [(40, 40, 200, 120), (60, 50, 110, 80), (112, 50, 150, 80)],
+    ],
+)
+def test_a_small_box_in_front_of_a_large_one_across_a_border(boxes):
+    found = seen_by_tiles(boxes, (260, 260), Tiling(128, 0.25))
+    assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
+
+
+def test_boxes_of_one_tile_are_never_united():
+    """Also not by a box of another tile that is like both of them."""
+    tiles = Tiling(128, 0.5).tiles(128, 192)
+    twins = instances((20, 10, 126, 60, 0.9), (22, 12, 126, 62, 0.8))
+    other = instances((64, 10, 130, 60, 0.7))
+    assert len(join_tiles([twins, other], tiles, (128, 192))) == 2
+
+
+def test_many_objects_of_one_size_and_score_stay():
+    boxes = [(x, y, x + 20, y + 20) for x in range(0, 400, 20) for y in range(0, 240, 20)]
+    found = seen_by_tiles(boxes, (240, 400), Tiling(128, 0.25), np.full(len(boxes), 0.8))
+    assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
+
+
+def test_the_tile_that_sees_most_around_an_object_is_believed():
+    """Its box; the score is the mean of the views that no border cuts, not the luckiest one."""
+    tiles = Tiling(128, 0.5).tiles(128, 256)  # begin at 0, 64 and 128
+    found = join_tiles(
+        [instances((100, 10, 124, 40, 0.9)), instances((101, 11, 125, 41, 0.5)), instances()],
+        tiles, (128, 256),
+    )  # fmt: skip
+    assert found.boxes.tolist() == [[101, 11, 125, 41]]
+    assert found.scores == pytest.approx([0.7])
+
+
+def test_a_piece_goes_where_another_tile_sees_it_whole():
+    """Too inexact to be matched, but covered by a larger box. Where none covers it, it stays."""
+    tiles = Tiling(128, 0.5).tiles(128, 192)
+    piece = instances((100, 30, 128, 45, 0.8))
+    whole = instances((95, 10, 150, 60, 0.6))
+    assert join_tiles([piece, whole], tiles, (128, 192)).boxes.tolist() == whole.boxes.tolist()
+    elsewhere = instances((130, 70, 160, 90, 0.6))
+    assert len(join_tiles([piece, elsewhere], tiles, (128, 192))) == 2
+
+
 def test_an_object_larger_than_a_tile_is_one():
     boxes = [(20, 30, 470, 80), (100, 100, 130, 480)]
     found = predict_tiled(PerfectDetector(masks=True), picture(500, 500, boxes), Tiling(128, 0.25))
@@ -86,6 +188,18 @@ def test_an_object_larger_than_a_tile_is_one():
         assert inside.shape == (500, 500)
         assert inside.sum() == (box[2] - box[0]) * (box[3] - box[1])
         assert inside[box[1] : box[3], box[0] : box[2]].all()
+
+
+def test_masks_of_objects_in_front_of_others_are_their_own():
+    large, small = (40, 40, 200, 120), (90, 60, 110, 80)  # numbers 1 and 4: of one class
+    numbers = picture(260, 260, [large, (210, 10, 230, 30), (210, 210, 230, 230), small])
+    found = predict_tiled(PerfectDetector(masks=True), numbers, Tiling(128, 0.25))
+    areas = {
+        tuple(box): int(coco_mask.area(mask))
+        for box, mask in zip(found.boxes.astype(int).tolist(), found.masks, strict=True)
+    }
+    assert len(areas) == 4
+    assert areas[small] == 20 * 20 and areas[large] == 160 * 80 - 20 * 20
 
 
 def test_neighbours_of_one_class_stay_two():
