@@ -59,7 +59,7 @@ def _fold_conv_module(module: nn.Module) -> None:
     if type(module.conv).__name__ != 'Conv2d' or listened_to(module.conv):
         return
     weight, bias = folded(module.conv, module.norm)
-    if weight is None:
+    if weight is None or bias is None:  # no bias: the norm is an Identity
         return
     module.conv.weight = nn.Parameter(weight.detach())
     module.conv.bias = nn.Parameter(bias.detach())

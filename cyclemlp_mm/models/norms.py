@@ -116,6 +116,13 @@ def _is_batch_norm(norm: nn.Module) -> bool:
     return isinstance(norm, batch_norm) and type(norm).forward in known
 
 
+def is_plain_batch_norm(norm: nn.Module) -> bool:
+    """Whether a norm has statistics, weight and bias, and nothing listens to it."""
+    return _is_batch_norm(norm) and norm.affine and norm.running_mean is not None and (
+        not listened_to(norm)
+    )  # fmt: skip
+
+
 def folded(conv: nn.Conv2d, norm: nn.Module) -> 'tuple[Tensor | None, Tensor | None]':
     """Weight and bias of the convolution that equals ``norm(conv(x))``.
 

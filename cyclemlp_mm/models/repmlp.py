@@ -22,7 +22,7 @@ from .arguments import check_bool, check_positive_int
 from .checkpointing import checkpointed
 from .foldable import Foldable
 from .levels import check_frozen_stages, resolve_out_indices
-from .norms import SyncBNOrBN, build_norm, fix_statistics, folded
+from .norms import SyncBNOrBN, build_norm, fix_statistics, folded, is_plain_batch_norm
 from .strict_init import StrictInit
 
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
@@ -67,8 +67,12 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         if any(type(branch) is not mmpretrain_repmlp.ConvModule for branch in branches):
             return False
         convs = [self.fc3, *(branch.conv for branch in branches)]
-        others = [self.fc3_bn, *branches, *(branch.norm for branch in branches)]
-        return untouched(nn.Conv2d, *convs, bias=None) and not any(map(listened_to, others))
+        norms = [self.fc3_bn, *(branch.norm for branch in branches)]
+        return (
+            untouched(nn.Conv2d, *convs, bias=None)
+            and all(map(is_plain_batch_norm, norms))
+            and not any(map(listened_to, branches))
+        )
 
     def fold(self) -> None:
         """See :meth:`local_inject`."""
@@ -268,7 +272,7 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         conv, norm = self.patch_embed.projection, self.patch_embed.norm
         own = norm is not None and untouched(nn.Conv2d, conv, bias=None)
         weight, bias = folded(conv, norm) if own else (None, None)
-        if weight is not None:
+        if weight is not None and bias is not None:
             conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
             self.patch_embed.norm = None
 

@@ -231,3 +231,20 @@ def test_other_kernels_are_named():
     said = r'holds depths 1-2-1-1, reparam_conv_kernels 1, 3; the model has .*_kernels 3'
     with pytest.raises(CheckpointError, match=said):
         RepMLPNet(TINY, 64).check_fit(file, 'x.pth')
+
+
+@pytest.mark.parametrize('settings', [dict(affine=False), dict(track_running_stats=False), None])
+@pytest.mark.parametrize('name', ['fc3_bn', 'repconv1.bn', 'repconv3.bn'])
+def test_a_norm_that_was_changed_is_not_folded(settings, name):
+    torch.manual_seed(0)
+    model = randomise(RepMLPNet(TINY, 64, reparam_conv_kernels=(1, 3)))
+    for block in [m for m in model.modules() if hasattr(m, 'fc3_bn')]:
+        parent, _, last = name.rpartition('.')
+        features = block.fc3_bn.num_features
+        other = nn.Identity() if settings is None else nn.BatchNorm2d(features, **settings)
+        setattr(block.get_submodule(parent), last, other)
+    model.patch_embed.norm = nn.Identity()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(image)
+        assert max(map(worst, to_deploy(model)(image), expected)) < 1e-4
