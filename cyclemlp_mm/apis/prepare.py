@@ -20,7 +20,7 @@ from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.user_path import user_path
-from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
+from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading, read_before_loading
 
 
 def prepare_config(
@@ -72,5 +72,7 @@ def take_classes_of(cfg: Config) -> 'list[str]':
     """
     if cfg.get('load_from') is None or cfg.default_scope != 'mmdet':
         return []  # of the others, labels are numbers without names: the hook compares them
-    content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
+    ours = '://' not in cfg.load_from or cfg.load_from.startswith('http')
+    read = read_before_loading if ours else CheckpointLoader.load_checkpoint
+    content = read(cfg.load_from)
     return take_class_order(cfg, trained_classes(content), cfg.load_from)

@@ -81,7 +81,8 @@ class AtomicCheckpointHook(CheckpointHook):
         """Keep what a resumed checkpoint says of other checkpoints, if these are this run's."""
         source = self._source(runner)
         own = self._found(source)
-        if own is None or (self.is_local and not os.path.samefile(source, own)):
+        is_url = '://' in source
+        if own is None or (self.is_local and (is_url or not os.path.samefile(source, own))):
             named = {}
             runner.logger.info(
                 f'{source} is not of the folder {self.out_dir}: checkpoints that it names are not '

@@ -70,9 +70,10 @@ def require_same_classes(trained: Sequence[str], names: Sequence[str], source: s
     if not different and (len(trained) == len(names) or not trained or not names):
         return
     kind = 'in another order' if sorted(trained) == sorted(names) else 'others'
+    trained, names = ([name[:60] for name in listed] for listed in (trained, names))
     raise UserError(
-        f'{source} was trained with the classes {list(trained)}, but the data has {kind}: '
-        f'{list(names)}. Labels would not mean the same: take the names and the order of the '
+        f'{source} was trained with the classes {trained}, but the data has {kind}: '
+        f'{names}. Labels would not mean the same: take the names and the order of the '
         'training data (categories in the annotation file, classes.txt and its labels, '
         'metainfo.classes)'
     )

@@ -1,7 +1,6 @@
 """``--resume auto``: the newest checkpoint of a work dir that can be read."""
 
 import re
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,23 +8,10 @@ from mmengine.config import Config
 
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.user_path import user_path
-from cyclemlp_mm.weights import read_checkpoint
+from cyclemlp_mm.weights import read_before_loading, read_checkpoint
 
 from .check_weights import check_resumable
 from .class_order import take_class_order, trained_classes
-
-
-def _entry(key: str, value: bytes) -> re.Pattern:
-    """A key of a dict with its value, as pickle's protocols 2 to 5 write them."""
-    length = len(key)
-    name = rb'(?:X%c\0\0\0|\x8c%c)%b(?:q.|r....|\x94)?' % (length, length, key.encode())
-    return re.compile(name + value, re.DOTALL)
-
-
-_NUMBER = rb'(?:K(.)|M(..)|J(....))'
-_ITERATION, _EPOCH = _entry('iter', _NUMBER), _entry('epoch', _NUMBER)
-_TIME = _entry('time', rb'(?:X\x0f\0\0\0|\x8c\x0f)(\d{8}_\d{6})')
-_OPTIMIZER = _entry('optimizer', b'')
 
 
 class FoundCheckpoint(NamedTuple):
@@ -69,7 +55,7 @@ def resume_training(cfg: Config, source: str) -> 'list[str]':
         path, content = str(found.path), found.content
     else:
         path = source if '://' in source else str(user_path(source))
-        content = read_checkpoint(path)
+        content = read_before_loading(path)
     cfg.resume = True
     cfg.load_from = path
     said += take_class_order(cfg, trained_classes(content), path)
@@ -128,7 +114,7 @@ def find_newest(folder: 'str | Path', pointer: 'Path | None' = None) -> FoundChe
         notes.append(f'last_checkpoint names no checkpoint of {folder}: it is not used')
     for path in order:
         try:
-            content = read_checkpoint(path)
+            content = read_before_loading(str(path))
             check_resumable(content, str(path))
         except CheckpointError as error:
             broken.append(str(error))
@@ -160,20 +146,7 @@ def _progress(path: Path) -> '_Progress | None':
     Raises:
         CheckpointError: The file is damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            [record] = [name for name in archive.namelist() if name.endswith('/data.pkl')]
-            pickled = archive.read(record)
-    except Exception:  # no zip file, or a damaged one: the reader says which
-        pickled = b''
-    iteration, epoch = _ITERATION.search(pickled), _EPOCH.search(pickled)
-    if iteration and epoch:
-        if not _OPTIMIZER.search(pickled):
-            return None
-        time = _TIME.search(pickled)
-        counts = (int.from_bytes(found[found.lastindex], 'little') for found in (iteration, epoch))
-        return _Progress(*counts, time[1].decode() if time else '')
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, tensors=False)
     meta = content.get('meta') if isinstance(content, dict) else None
     if not isinstance(meta, dict) or 'optimizer' not in content:
         return None

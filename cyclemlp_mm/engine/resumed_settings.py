@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from numbers import Real
 
+import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
@@ -20,10 +21,11 @@ from cyclemlp_mm.weights.limits import shorten
 from .sharded import is_sharded
 
 _NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
-#: What Adam and SGD keep of each parameter.
-_AVERAGES = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
 #: Settings of which one is None where the other is given.
 _MAY_BE_NONE = ('.eta_min', '.eta_min_ratio')
+#: Optimisers whose states are not one of each parameter, and settings that change no state.
+_OTHERWISE = (torch.optim.LBFGS, torch.optim.SparseAdam)
+_HOW = {'fused', 'foreach', 'capturable', 'differentiable'}
 _SIMPLE = (int, float, str, tuple, list, Counter, type(None))
 
 
@@ -48,7 +50,13 @@ def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
     changes = []
     for name, part, state in parts:
         groups = _groups(part.optimizer, state, f'checkpoint {source}: {name}')
-        _check_groups(part.optimizer, groups, f'checkpoint {source}: {name}')
+        own_groups = part.optimizer.param_groups
+        for i, (ours, theirs) in enumerate(zip(own_groups, groups)):
+            _check_group(ours, theirs, f'checkpoint {source}: {name}.param_groups.{i}')
+        if (base := state.get('base_param_settings')) is not None:
+            base = base if isinstance(base, dict) else {}
+            where = f'checkpoint {source}: {name}.base_param_settings'
+            _check_group(own_groups[0], dict(base, lr=base.get('lr')), where)
         if not is_sharded(runner.model):
             _check_state(part.optimizer, groups, state, f'checkpoint {source}: {name}')
         changes += _of_groups(part.optimizer.param_groups, groups)
@@ -94,32 +102,56 @@ def _groups(optimizer: Optimizer, state: object, name: str) -> 'list[dict]':
     return groups
 
 
-def _check_groups(optimizer: Optimizer, saved: 'list[dict]', name: str) -> None:
-    for i, (ours, theirs) in enumerate(zip(optimizer.param_groups, saved)):
-        for key in ours:
-            if key != 'params' and not (isinstance(ours[key], bool) and theirs.get(key) is None):
-                _check_kind(theirs.get(key, ours[key]), ours[key], f'{name}.param_groups.{i}.{key}')
+def _check_group(ours: dict, theirs: dict, name: str) -> None:
+    for key in ours:
+        if key != 'params' and not (isinstance(ours[key], bool) and theirs.get(key) is None):
+            _check_kind(theirs.get(key, ours[key]), ours[key], f'{name}.{key}')
 
 
 def _check_state(optimizer: Optimizer, groups: 'list[dict]', saved: dict, name: str) -> None:
-    """Steps and averages of the usual optimisers; those of others are not known."""
+    """Steps and averages of PyTorch's optimisers; those of others are not known."""
     state = saved.get('state')
     if not isinstance(state, dict) or not all(isinstance(part, dict) for part in state.values()):
         raise CheckpointError(f'{name}.state is no dict of dicts. To use the file, {_NEW}')
-    numbers = [number for group in groups for number in group['params']]
-    own = [param for group in optimizer.param_groups for param in group['params']]
-    for number, param in zip(numbers, own):
-        part = state.get(number, {}) if isinstance(number, (int, str)) else {}
-        for key, value in part.items():
-            if key == 'step':
-                _check_kind(value, 0, f'{name}.state.{number}.{key}')
-            elif key in _AVERAGES and (value is not None or key != 'momentum_buffer') and (
-                not isinstance(value, Tensor) or value.shape != param.shape
-            ):  # fmt: skip
-                raise CheckpointError(
-                    f'{name}.state.{number}.{key} is no tensor of the shape {tuple(param.shape)} '
-                    f'of its parameter. To use the file, {_NEW}'
-                )
+    for group, theirs in zip(optimizer.param_groups, groups):
+        kept = _kept(optimizer, theirs)
+        for param, number in zip(group['params'], theirs['params']):
+            part = state.get(number, {}) if isinstance(number, (int, str)) else {}
+            where = f'{name}.state.{number}'
+            # Some have a state before their first step, and never make it later.
+            for key in kept if part or optimizer.state.get(param) else ():
+                if key not in part and not isinstance(optimizer, torch.optim.SGD):
+                    raise CheckpointError(
+                        f'{where} has no {key}, which {type(optimizer).__name__} with the settings '
+                        f'of the checkpoint needs. To use the file, {_NEW}'
+                    )
+            for key, value in part.items():
+                if key == 'step':
+                    _check_kind(value, 0, f'{where}.{key}')
+                elif kept.get(key) and (value is not None or key != 'momentum_buffer') and (
+                    not isinstance(value, Tensor) or value.shape != param.shape
+                ):  # fmt: skip
+                    raise CheckpointError(
+                        f'{where}.{key} is no tensor of the shape {tuple(param.shape)} of its '
+                        f'parameter. To use the file, {_NEW}'
+                    )
+
+
+def _kept(optimizer: Optimizer, group: dict) -> 'dict[str, bool]':
+    """What an optimiser of PyTorch keeps of a parameter, and whether it is of its shape."""
+    kind, shape = type(optimizer), (2, 3)
+    if not kind.__module__.startswith('torch.optim.') or kind in _OTHERWISE:
+        return {}
+    takes = set(inspect.signature(kind).parameters) & set(optimizer.defaults) - _HOW
+    param = torch.zeros(shape, requires_grad=True)
+    param.grad = torch.zeros(shape)
+    try:
+        probe = kind([param], **{key: group[key] for key in takes if key in group})
+        probe.step()
+    except ValueError:  # a setting that only a schedule may give
+        return {}
+    state = {key: value for key, value in probe.state[param].items() if value is not None}
+    return {key: isinstance(value, Tensor) and value.shape == shape for key, value in state.items()}
 
 
 def _check_schedules(own: object, saved: object, name: str) -> None:

@@ -11,7 +11,7 @@ from .loading import (
     load_strictly,
     split_pretrained,
 )
-from .mmengine_loader import install_safe_loading
+from .mmengine_loader import install_safe_loading, read_before_loading
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
 
@@ -26,6 +26,7 @@ __all__ = [
     'init_from_checkpoint',
     'install_safe_loading',
     'load_strictly',
+    'read_before_loading',
     'read_checkpoint',
     'split_pretrained',
     'unsafe_loading',

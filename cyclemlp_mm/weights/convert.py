@@ -20,7 +20,7 @@ from .limits import DamagedFile, shorten
 from .loading import find_paddle
 from .safetensors_files import DATASET_META, write_safetensors
 from .unwrap import find_state_dict, first_parts, split_names
-from .whole_model import ANCHORS, join_whole, split_whole
+from .whole_model import ANCHORS, join_whole, split_whole, with_sensible_meta
 
 #: What ``convert`` writes.
 TARGETS = ('ours', 'published', 'safetensors')
@@ -93,7 +93,7 @@ def convert(
     else:
         new = backbone
     new = {name: tensor.detach().contiguous() for name, tensor in new.items()}
-    sha256 = _write(new, target, to, _meta(content, arch), force)
+    sha256 = _write(new, target, to, _meta(content, arch, str(source)), force)
     return Conversion(
         _kind(state_dict, paddle), arch, len(backbone), len(classifier), len(rest), dropped, sha256
     )
@@ -184,17 +184,17 @@ def _kind(state_dict: 'Mapping[str, Tensor]', paddle: bool) -> str:
     return 'published' if is_certainly_published(bare) else 'ours'
 
 
-def _meta(content: object, arch: str) -> dict:
+def _meta(content: object, arch: str, source: str) -> dict:
     """What a training wrote about itself (class names, config), and the architecture."""
-    meta = content.get('meta') if isinstance(content, dict) else None
-    return {**(meta if isinstance(meta, dict) else {}), 'arch': arch}
+    content = with_sensible_meta(content, source) if isinstance(content, dict) else {}
+    return {**content.get('meta', {}), 'arch': arch}
 
 
 def _as_text(meta: dict) -> 'dict[str, str]':
     """What safetensors has place for: without the class names, a detector would guess."""
     text = {'format': 'pt', 'arch': meta['arch']}
     if isinstance(meta.get('dataset_meta'), dict):
-        text[DATASET_META] = json.dumps(meta['dataset_meta'], default=_plain)
+        text[DATASET_META] = json.dumps(meta['dataset_meta'], default=_plain, skipkeys=True)
     return text
 
 

@@ -72,7 +72,9 @@ def unsafe_loading() -> Iterator[None]:
         allow_unsafe_loading(before)
 
 
-def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
+def read_checkpoint(
+    source: str | Path, map_location: object = 'cpu', tensors: bool = True
+) -> object:
     """Read a checkpoint: ``.pth`` (zip or legacy), ``.pdparams`` or ``.safetensors``.
 
     The format is detected from the content, not from the name. Tensors of other classes and tensors
@@ -82,6 +84,8 @@ def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
         source (str | Path): A local path or an http(s) URL, see :func:`fetch`.
         map_location (str | torch.device | None | Callable): Device for the tensors; None is the
             CPU. Defaults to 'cpu'.
+        tensors (bool): False leaves the numbers of tensors in a zip file unread: they are 0.
+            Defaults to True.
 
     Returns:
         object: What the file holds, normally a dict; of a Paddle file, a
@@ -102,7 +106,7 @@ def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): download or copy it again')
     try:
         try:
-            content = _read(path)
+            content = _read(path, tensors)
         except RefusedContent as error:
             if not _unsafe:
                 raise
@@ -123,7 +127,7 @@ def read_checkpoint(source: str | Path, map_location: object = 'cpu') -> object:
             f'checkpoint {path} cannot be read ({why}): it is truncated, damaged or no '
             f'checkpoint{_looks_like(path)}. Download or copy it again'
         ) from error
-    return content if str(map_location or 'cpu') == 'cpu' else _move(content, map_location)
+    return move_tensors(content, map_location)
 
 
 def fetch(source: str) -> Path:
@@ -206,14 +210,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> object:
+def _read(path: Path, tensors: bool) -> object:
     """Detect the format from the first bytes, and read it."""
     size = path.stat().st_size
     with path.open('rb') as file:
         head = file.read(9)
         file.seek(0)
         if head.startswith(_ZIP_HEAD):
-            return read_zip(file, size)
+            return read_zip(file, size, tensors)
         content = file.read()
     if is_safetensors(head, size):
         return read_safetensors(content)
@@ -254,8 +258,10 @@ def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
         return _as_tensors(pickle.load(file))
 
 
-def _move(content: object, map_location: object) -> object:
-    """Tensors of containers to a device; a tensor that is there twice stays one tensor."""
+def move_tensors(content: object, map_location: object) -> object:
+    """Tensors of containers, on the CPU, to a device; one that is there twice stays one tensor."""
+    if str(map_location or 'cpu') == 'cpu':
+        return content
     moved: dict[int, torch.Tensor] = {}
 
     def to_device(value: object) -> object:

@@ -5,10 +5,17 @@ mmengine's ``CheckpointLoader``, whose own loaders unpickle anything (0.10.7), o
 when the safe way rejects a file (0.10.12). Its registry of loaders by scheme is public.
 """
 
+from __future__ import annotations
+
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .files import read_checkpoint
+from cyclemlp_mm.user_path import user_path
+
+from .files import move_tensors, read_checkpoint
 from .whole_model import for_mmengine
+
+#: The file that was read last by :func:`read_before_loading`, until it is loaded.
+_read: dict[tuple[object, ...], object] = {}
 
 
 def install_safe_loading() -> None:
@@ -24,4 +31,28 @@ def install_safe_loading() -> None:
 
 def load_from_path(filename: str, map_location: object = None) -> object:
     """A local file or an http(s) URL; mmengine logs what follows 'load_from_' in the name."""
-    return for_mmengine(read_checkpoint(filename, map_location), filename)
+    if (stamp := _stamp(filename)) in _read:
+        content = move_tensors(_read.pop(stamp), map_location)
+    else:
+        content = read_checkpoint(filename, map_location)
+    return for_mmengine(content, filename)
+
+
+def read_before_loading(filename: str) -> object:
+    """What a file holds that mmengine loads later in this process: it is not read again then.
+
+    Raises:
+        CheckpointError, MissingFileError, DownloadError: See :func:`.read_checkpoint`.
+    """
+    _read.clear()
+    content = _read[_stamp(filename)] = read_checkpoint(filename)
+    return content
+
+
+def _stamp(filename: str) -> tuple[object, ...]:
+    """A file as it is now: another one may come to have its name."""
+    path = user_path(filename)
+    if '://' in filename or not path.is_file():
+        return (filename,)
+    state = path.stat()
+    return str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns

@@ -15,8 +15,10 @@ _LEGACY_PROTOCOL = 1001
 _ENCRYPTED = 1
 
 
-def read_zip(file: BinaryIO, size: int) -> object:
+def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> object:
     """What a zip file of ``torch.save`` holds, tensors on the CPU, every checksum verified.
+
+    Without ``tensors`` their numbers are not read, but 0.
 
     Raises:
         DamagedFile: It is truncated or changed.
@@ -45,7 +47,11 @@ def read_zip(file: BinaryIO, size: int) -> object:
 
         def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
             if key not in storages:
-                storages[key] = Storage(read(f'{root}data/{key}'), dtype)
+                name = f'{root}data/{key}'
+                skipped = not tensors and name in records
+                # Its pages are taken from memory only when they are written to.
+                content = bytearray(records[name].file_size) if skipped else read(name)
+                storages[key] = Storage(content, dtype)
             return storages[key].of(dtype, count)
 
         pickled = read(pickles[0])

@@ -1,9 +1,14 @@
 """Checkpoints as mmengine loads them, into a whole detector, segmentor or classifier."""
 
+from __future__ import annotations
+
+import logging
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from mmengine.logging import print_log
 from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
@@ -50,10 +55,10 @@ def for_mmengine(content: object, source: str) -> object:
         raise CheckpointError(
             f'checkpoint {source} holds no state dict, but a {type(content).__name__}'
         )
-    meta = content.get('meta')
-    if isinstance(meta, dict):
+    content = with_sensible_meta(content, source)
+    if 'meta' in content:
         # Resuming, mmengine would run this text as Python; what it writes itself is 'cfg'.
-        meta.pop('config', None)
+        content['meta'].pop('config', None)
     named = {n: t for n, t in mapping_in(content).items() if isinstance(n, str)}
     bare, _ = split_names({plain_name(n): t for n, t in named.items()}, ANCHORS)
     for family in FAMILIES:
@@ -74,12 +79,69 @@ def for_mmengine(content: object, source: str) -> object:
     return _with_file(content, content, source)
 
 
+def with_sensible_meta(content: dict, source: str) -> dict:
+    """A checkpoint whose ``meta`` is a dict, with class names and colours that can be used.
+
+    The APIs of the toolboxes take over whatever is there, and end in a traceback later. What makes
+    no sense is None in what is returned, and logged.
+
+    Args:
+        content (dict): Unchanged.
+        source (str): The file, for the message.
+    """
+    if 'meta' not in content:
+        return content
+    meta, odd = content['meta'], []
+    if not isinstance(meta, dict):
+        meta, odd = {}, ['meta']
+    meta = dict(meta)
+    if not isinstance(meta.get('dataset_meta', {}), dict):
+        del meta['dataset_meta']
+        odd.append('meta.dataset_meta')
+    parts = {'meta.': meta}
+    if 'dataset_meta' in meta:
+        named = {k: v for k, v in meta['dataset_meta'].items() if isinstance(k, str)}
+        parts['meta.dataset_meta.'] = meta['dataset_meta'] = named
+    for where, part in parts.items():
+        for classes, palette in (('classes', 'palette'), ('CLASSES', 'PALETTE')):
+            if classes not in part and palette not in part:
+                continue
+            names = _names(part.get(classes))
+            colours = _colours(part.get(palette), len(names or ()))
+            for key, value in ((classes, names), (palette, colours)):
+                if part.get(key) is not None and value is None:
+                    odd.append(where + key)
+                part[key] = value  # both: mmseg looks for either
+    if odd:
+        said = f'checkpoint {source}: {", ".join(odd)} makes no sense, and is not used'
+        print_log(said, 'current', logging.WARNING)
+    return {**content, 'meta': meta}
+
+
+def _names(value: object) -> Sequence[str] | None:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    is_names = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    return value if is_names else None
+
+
+def _colours(value: object, at_least: int) -> list[tuple[int, ...]] | None:
+    value = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+    if isinstance(value, tuple) and all(type(part) is int for part in value):
+        value = [value] * at_least  # mmdet: one for all
+    try:
+        colours = [tuple(int(part) for part in colour) for colour in value]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    fits = all(len(c) == 3 and min(c) >= 0 and max(c) <= 255 for c in colours)
+    return colours if fits and len(colours) >= at_least else None
+
+
 def split_whole(
-    state_dict: 'Mapping[str, Tensor]',
+    state_dict: Mapping[str, Tensor],
     paddle: bool,
     source: str,
     family: PublishedFormat = CYCLEMLP_FORMAT,
-) -> 'tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]':
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """A model's tensors under our names, in three parts.
 
     Args:
@@ -107,10 +169,10 @@ def split_whole(
 
 
 def join_whole(
-    backbone: 'Mapping[str, Tensor]',
-    classifier: 'Mapping[str, Tensor]',
-    rest: 'Mapping[str, Tensor]',
-) -> 'dict[str, Tensor]':
+    backbone: Mapping[str, Tensor],
+    classifier: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     """The inverse of :func:`split_whole`: the names of our models' checkpoints."""
     named = with_prefix(classifier, 'head.fc.')
     return with_prefix(backbone) | named | dict(rest)

@@ -20,6 +20,7 @@ from cyclemlp_mm.engine.atomic_files import PARTIAL, remove_partial_files, write
 from cyclemlp_mm.engine.resume import find_newest
 from cyclemlp_mm.engine.work_dir_lock import LOCK, work_dir_lock
 from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.weights import read_checkpoint
 
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
@@ -154,6 +155,22 @@ def test_the_file_is_asked_not_its_name(tmp_path):
             assert find_newest(tmp_path).path.name == 'epoch_4.pth'
             (tmp_path / 'epoch_4.pth').unlink()
     assert find_newest(tmp_path).path.name == 'epoch_3.pth'
+
+
+def test_how_far_a_checkpoint_is_follows_from_its_meta_alone(tmp_path):
+    """Other parts may have keys of the same names; tensors are not read."""
+    save(tmp_path, 'epoch_1.pth', iter=10)
+    content = torch.load(save(tmp_path, 'epoch_2.pth', iter=5), weights_only=False)
+    torch.save(dict(dict(param_schedulers=[dict(iter=70, epoch=70)]), **content),
+               tmp_path / 'epoch_2.pth')  # fmt: skip
+    assert find_newest(tmp_path).path.name == 'epoch_1.pth'
+    large = dict(content, state_dict={'w': torch.ones(3_000_000)})
+    large['meta'].update(iter=20)
+    torch.save(large, tmp_path / 'epoch_3.pth')
+    parts = read_checkpoint(tmp_path / 'epoch_3.pth', tensors=False)
+    assert parts['meta'] == large['meta'] and not parts['state_dict']['w'].any()
+    found = find_newest(tmp_path)
+    assert found.path.name == 'epoch_3.pth' and found.content['state_dict']['w'].all()
 
 
 def test_checkpoints_of_an_out_dir(tmp_path):

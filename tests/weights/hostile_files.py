@@ -25,7 +25,7 @@ class Hostile:
         self.mark = str(mark)
 
     def __reduce__(self):
-        return os.makedirs, (self.mark, 0o777, True)  # a tool may read a file twice
+        return os.mkdir, (self.mark,)
 
 
 class HostileState(OrderedDict):

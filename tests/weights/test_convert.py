@@ -144,7 +144,7 @@ def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path):
 def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_path):
     whole = {f'backbone.{n}': t for n, t in random_state(out_indices=(1, 2, 3)).items()}
     whole |= {'neck.convs.0.weight': torch.randn(3), 'bbox_head.cls.bias': torch.randn(2)}
-    meta = {'epoch': 3, 'dataset_meta': {'classes': ('cat', 'dog'), 'palette': [(1, 2, 3)]}}
+    meta = {'epoch': 3, 'dataset_meta': {'classes': ('cat', 'dog'), 'palette': [(1, 2, 3)] * 2}}
     torch.save({'state_dict': whole, 'meta': meta, 'optimizer': {}}, tmp_path / 'run.pth')
     done = convert(tmp_path / 'run.pth', tmp_path / 'small.pth')
     assert (done.rest, done.dropped) == (2, 0)

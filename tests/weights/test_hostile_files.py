@@ -170,7 +170,7 @@ def test_tools_refuse(run, evil, tool, arguments, file):
         tool, 'config.py', '--work-dir', 'wd2', *arguments, cwd=run, check=False
     )
     assert code == 2, printed[-3000:]
-    assert f'error: checkpoint {file} is refused: it holds' in printed and 'makedirs' in printed
+    assert f'error: checkpoint {file} is refused: it holds' in printed and 'mkdir' in printed
     assert 'Falling back' not in printed
     assert not evil.exists()
 

@@ -1,25 +1,32 @@
 """A file of another arch never loads, through whatever door, though its first blocks would fit."""
 
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from PIL import Image
 from published_names import published_state_dict
 from torch import nn
 from toy_models import save_detector
 
+from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.export import export
 from cyclemlp_mm.apis.test import test as run_test
 from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT
+from cyclemlp_mm.web.catalogue import ModelChoice
+from cyclemlp_mm.web.workbench import Workbench
 from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}
@@ -165,9 +172,38 @@ def detectors(tmp_path_factory):
 def test_inference_web_and_export(detectors, tmp_path):
     with pytest.raises(CheckpointError, match=EXPECTED):
         Predictor(*detectors, device='cpu')
+    page = Workbench([ModelChoice('toy', Path(detectors[0]), (Path(detectors[1]),))], 'cpu')
+    with pytest.raises(CheckpointError, match=EXPECTED):
+        page.predict('toy', 'large.pth', np.zeros((64, 64, 3), np.uint8))
     for part in ([], ['--part', 'backbone']):
         with pytest.raises(CheckpointError, match=EXPECTED):
             export([*detectors, str(tmp_path / 'x.onnx'), *part])
+
+
+@pytest.mark.parametrize('command', ['features', 'gallery', 'field'])
+def test_pictures(command, detectors, tmp_path):
+    config, large = detectors
+    Image.new('RGB', (64, 64)).save(tmp_path / 'x.png')
+    arguments = dict(
+        features=[config, large, tmp_path / 'x.png'],
+        gallery=[config, large, '--data', write_coco(tmp_path / 'data', 2, 2, (64, 64))],
+        field=[config, '--weights', large, '--size', 64, '--number', 1],
+    )[command]
+    with pytest.raises(CheckpointError, match=EXPECTED):
+        visualize([command, *map(str, arguments), '--out', str(tmp_path / 'y.png')])
+    assert not (tmp_path / 'y.png').exists()
+
+
+def test_conversion_takes_the_arch_from_the_file(detectors, tmp_path, capsys):
+    """It has no config to fit: all is converted, or, with a tensor of another arch, nothing."""
+    convert_weights([detectors[1], str(tmp_path / 'y.pth')])
+    assert 'depths 1-2-2-1' in capsys.readouterr().out
+    state_dict = torch.load(detectors[1])['state_dict']
+    assert torch.load(tmp_path / 'y.pth')['state_dict'].keys() == state_dict.keys()
+    for name in ('stages.1.5.norm1.weight', 'stages.4.0.norm1.weight'):
+        torch.save({**state_dict, f'backbone.{name}': torch.ones(16)}, tmp_path / 'odd.pth')
+        with pytest.raises(CheckpointError, match=r'odd\.pth (looks like CycleMLP|is of no)'):
+            convert_weights([str(tmp_path / 'odd.pth'), str(tmp_path / 'z.pth')])
 
 
 def test_testing_load_from_and_resume(detectors, tmp_path):

@@ -13,10 +13,16 @@ from toy_models import ARCH
 
 from cyclemlp_mm.apis import convert_weights
 from cyclemlp_mm.apis.export import parse_export_args
+from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
-from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading
+from cyclemlp_mm.weights import (
+    allow_unsafe_loading,
+    install_safe_loading,
+    read_before_loading,
+    read_checkpoint,
+)
 from cyclemlp_mm.weights.mmengine_loader import load_from_path
 
 
@@ -60,6 +66,27 @@ def test_other_models_may_hold_what_they_like(installed, entry, wrapper, tmp_pat
     if wrapper:
         assert content['args'] == args
         load_checkpoint(torch.nn.Linear(2, 2), str(tmp_path / 'other.pth'))
+
+
+def test_a_file_that_a_tool_has_read_is_not_read_again(installed, tmp_path, monkeypatch):
+    """With --unsafe-load, its code would run twice."""
+    reads = []
+
+    def read(*args):
+        reads.append(args)
+        return read_checkpoint(*args)
+
+    monkeypatch.setattr('cyclemlp_mm.weights.mmengine_loader.read_checkpoint', read)
+    file = str(tmp_path / 'x.pth')
+    torch.save({'state_dict': {'w': torch.ones(2)}, 'meta': {}}, file)
+    assert take_classes_of(Config(dict(load_from=file, default_scope='mmdet'))) == []
+    content = CheckpointLoader.load_checkpoint(file, lambda storage, _: storage)
+    assert len(reads) == 1 and content['state_dict']['w'].sum() == 2
+    CheckpointLoader.load_checkpoint(file)
+    assert len(reads) == 2  # what a tool has read is for one loading
+    read_before_loading(file)
+    torch.save({'state_dict': {'w': torch.zeros(2)}, 'meta': {}}, file)
+    assert CheckpointLoader.load_checkpoint(file)['state_dict']['w'].sum() == 0
 
 
 def test_ours_may_not(installed, tmp_path):
