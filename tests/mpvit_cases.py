@@ -7,6 +7,7 @@ TINY = dict(depths=(1, 2, 1, 1), widths=(8, 16, 16, 24), paths=(2, 3, 2, 2), mlp
 
 def worst(a, b):
     """Largest difference, relative to the largest value of ``b``."""
+    assert a.shape == b.shape
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
 
 

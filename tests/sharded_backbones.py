@@ -45,15 +45,16 @@ def compare(name, backbone, size):
     held = sum(p.numel() for p in units.parameters())
     image = torch.randn(2, 3, size, size)
     levels, expected = units(image), whole(image)
-    worst = max((a - b).abs().max().item() for a, b in zip(levels, expected, strict=True))
+    # Not Python's max(), which may pass over nan.
+    worst = torch.stack([(a - b).abs().max() for a, b in zip(levels, expected, strict=True)]).max()
     for outputs in (levels, expected):
         sum(level.square().mean() for level in outputs).backward()
     with FullyShardedDataParallel.summon_full_params(units, with_grads=True):
         grads = [p.grad for p in units.parameters()]
-        worst_grad = max(
-            ((a - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)).item()
+        worst_grad = torch.stack([
+            (a - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)
             for a, p in zip(grads, whole.parameters(), strict=True)
-        )
+        ]).max()
     part = held / sum(p.numel() for p in whole.parameters())
     if dist.get_rank() == 0:
         print(f'{name} {size} px: units {dealt_out}, held {part:.2f}, levels {worst:.1e}, '

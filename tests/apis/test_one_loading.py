@@ -144,6 +144,8 @@ BANDS = dict(type='LoadImageFromNpyFile')
 @pytest.mark.parametrize('channels, load', [(1, GREY), (4, BANDS)])
 def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, load):
     """Inference, feature maps, fields and the gallery read as the config's pipeline does."""
+    if not hasattr(pytest.importorskip('mmseg.datasets.transforms.loading'), load['type']):
+        pytest.skip(f'this mmseg has no {load["type"]}')
     data = shutil.copytree(segmentor[2], tmp_path / 'data')
     classes = tuple((data / 'classes.txt').read_text().split())
     settings = dict(data_root=str(data), type='BaseSegDataset', metainfo=dict(classes=classes))

@@ -53,6 +53,7 @@ def cost(levels):
 
 
 def assert_close(got, wanted, tolerance=1e-9):
+    assert got.shape == wanted.shape
     assert float(((got - wanted).norm() / wanted.norm()).detach()) < tolerance
 
 

@@ -63,10 +63,12 @@ def run(mixer, x, weights):
 
 def worst(got, expected):
     """Largest difference over the largest number."""
+    assert got.shape == expected.shape
     scale = expected.abs().max().clamp_min(1e-300).double()
     return float((got.double() - expected.double()).abs().max() / scale)
 
 
 def distance(got, exact):
     """Relative error in the Euclidean norm."""
+    assert got.shape == exact.shape
     return float((got.double() - exact).norm() / exact.norm())
