@@ -171,9 +171,11 @@ def test_the_list_of_a_data_set_decides(tmp_path):
 
 def test_other_loading_steps(tmp_path):
     """Bands in .npy files, labels in .npy files by a step of the user's own."""
-    if not hasattr(pytest.importorskip('mmseg.datasets.transforms.loading'), 'LoadImageFromNpyFile'):
-        pytest.skip('this mmseg has no LoadImageFromNpyFile')
+    from mmseg.datasets.transforms import loading
     from mmseg.registry import TRANSFORMS
+
+    if not hasattr(loading, 'LoadImageFromNpyFile'):
+        pytest.skip('this mmseg has no LoadImageFromNpyFile')
 
     class LoadLabelsOfNpy:
         def __call__(self, results):
