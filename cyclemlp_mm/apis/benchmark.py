@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cyclemlp_mm.benchmark.compare import compare
-from cyclemlp_mm.benchmark.contenders import ARCHS, MPVIT, RIVALS
+from cyclemlp_mm.benchmark.contenders import ARCHS, MPVIT, OWN_FORMS, RIVALS
 from cyclemlp_mm.benchmark.machine import copy_bandwidth, describe, matmul_rate
 from cyclemlp_mm.benchmark.report import add_ratios, table, write
 from cyclemlp_mm.benchmark.workloads import DTYPES
@@ -63,7 +63,8 @@ def benchmark() -> None:
                 (form, dtype)
                 for form in args.forms
                 for dtype in args.form_dtype
-                if (form, dtype) not in _IMPOSSIBLE and not arch.startswith(MPVIT)
+                if (form, dtype) not in _IMPOSSIBLE
+                and (form in OWN_FORMS or not arch.startswith(MPVIT))
             ]
             if arch == args.arch[-1] and not args.config:  # once per size
                 entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
@@ -96,8 +97,9 @@ def _parse() -> argparse.Namespace:
         help='of what ours is compared with (default: as --dtype)',
     )  # fmt: skip
     parser.add_argument(
-        '--forms', nargs='*', choices=['published', 'reference'], default=['published'],
-        help='the same backbone on deform_conv2d (not in bfloat16), or with plain shift + Linear',
+        '--forms', nargs='*', choices=['published', 'reference', 'compiled'], default=['published'],
+        help='the same backbone on deform_conv2d (not in bfloat16), with plain shift + Linear, or '
+        'by torch.compile',
     )  # fmt: skip
     parser.add_argument('--rivals', nargs='*', choices=RIVALS, default=[])
     parser.add_argument('--backend', choices=['auto', *BACKENDS], default='auto')
@@ -109,8 +111,8 @@ def _parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.deploy and args.mode == 'train':
         parser.error('--deploy is for --mode infer')
-    if args.config and (args.rivals or args.backend != 'auto'):
-        parser.error('--rivals and --backend are for backbones, not for --config')
+    if args.config and (args.rivals or args.backend != 'auto' or 'compiled' in args.forms):
+        parser.error('--rivals, --backend and --forms compiled are for backbones, not for --config')
     if args.repeats < 1:
         parser.error(f'--repeats must be at least 1, but got {args.repeats}')
     if args.threads is not None and args.threads < 1:

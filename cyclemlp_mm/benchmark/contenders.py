@@ -10,6 +10,8 @@ from .published_form import plain_form
 #: Backbones of ours by name: CycleMLP's archs, and MPViT's behind a prefix.
 MPVIT = 'mpvit_'
 ARCHS = (*CycleMLP.arch_zoo, *(MPVIT + arch for arch in MPViT.arch_zoo))
+#: Ours as it is, and by ``torch.compile``.
+OWN_FORMS = ('ours', 'compiled')
 #: torchvision's backbones to compare with.
 RIVALS = ('resnet50', 'swin_t', 'convnext_t')
 
@@ -49,9 +51,9 @@ def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False)
     """A backbone by name.
 
     Args:
-        name (str): 'ours', 'published' (CycleMLP on ``deform_conv2d``), 'reference' (plain shift +
-            Linear) or one of :data:`RIVALS`.
-        arch (str): One of :data:`ARCHS`, for the first three; MPViT is only 'ours'.
+        name (str): 'ours', 'compiled' (ours by ``torch.compile``), 'published' (CycleMLP on
+            ``deform_conv2d``), 'reference' (plain shift + Linear) or one of :data:`RIVALS`.
+        arch (str): One of :data:`ARCHS`, for the first four; MPViT has only the first two.
         backend (str): Mixer backend of CycleMLP's 'ours'. Defaults to 'auto'.
         deploy (bool): Whether 'ours' is folded. Defaults to False.
 
@@ -62,11 +64,12 @@ def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False)
         return rival(name)
     torch.manual_seed(0)
     if arch.startswith(MPVIT):
-        if name != 'ours':
+        if name not in OWN_FORMS:
             raise ValueError(f'{name} is a form of CycleMLP, not of {arch}')
         model = MPViT(arch.removeprefix(MPVIT))
     else:
         model = CycleMLP(arch, mixer_backend=backend)
-    if name == 'ours':
-        return to_deploy(model) if deploy else model
-    return plain_form(model, name)
+    if name not in OWN_FORMS:
+        return plain_form(model, name)
+    model = to_deploy(model) if deploy else model
+    return torch.compile(model) if name == 'compiled' else model

@@ -42,6 +42,7 @@ from .layers import (
     is_plain_mlp,
     residual_mlp,
 )
+from .levels import halved
 
 
 def _row(
@@ -321,6 +322,10 @@ class CycleMLP(DenseBackbone):
             )
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
+
+    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+        """Rows and columns of the returned levels: the stem has a border of 2, for a 7x7 kernel."""
+        return halved((height + 1) // 4, (width + 1) // 4, self.out_indices)
 
 
 def _downsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:

@@ -12,10 +12,11 @@ from .arguments import check_bool, check_positive_int
 from .checkpointing import checkpointed
 from .layers import to_nchw
 from .levels import check_frozen_stages, resolve_out_indices
+from .recorded import Recorded, any_size
 from .strict_init import StrictInit
 
 
-class DenseBackbone(StrictInit):
+class DenseBackbone(StrictInit, Recorded):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
 
     A family builds ``self.stem`` and ``self.stages``, on channels-last maps, then calls
@@ -93,7 +94,15 @@ class DenseBackbone(StrictInit):
         Raises:
             ValueError: Another number of dimensions or channels, or a side under 32 px.
         """
+        whole = self.is_one_operator(image)  # first: FX's images have no size
         self._check_image(image)
+        if whole:
+            return self.one_operator(image)
+        with any_size():
+            return self.levels(image)
+
+    def levels(self, image: Tensor) -> 'tuple[Tensor, ...]':
+        """The feature maps of an image that was checked."""
         outputs = []
         x = self.stem(image.permute(0, 2, 3, 1))
         for i in range(self.out_indices[-1] + 1):  # the stages behind were not built

@@ -132,13 +132,12 @@ def seen_as_nchw(x: Tensor) -> Tensor:
 
 def to_nchw(x: Tensor) -> Tensor:
     """A channels-last map, (B, H, W, C), as a contiguous (B, C, H, W) tensor."""
-    in_parts = (
-        x.device.type == 'cpu'
-        and not torch.is_grad_enabled()
-        and not standard_operators_only(x)
-    )
-    image_bytes = x.element_size() * x[:1].numel()
     nchw = x.permute(0, 3, 1, 2)
+    if standard_operators_only(x):
+        # contiguous() would tie a recorded graph to sides other than 1.
+        return nchw.clone(memory_format=torch.contiguous_format)
+    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled()
+    image_bytes = x.element_size() * x[:1].numel()
     if not in_parts or image_bytes <= NCHW_PART_BYTES:
         return nchw.contiguous()
     y = torch.empty_like(nchw, memory_format=torch.contiguous_format)

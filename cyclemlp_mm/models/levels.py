@@ -58,3 +58,13 @@ def check_frozen_stages(frozen_stages: int, num_levels: int) -> int:
             f'that many stages), but got {frozen_stages}'
         )
     return frozen_stages
+
+
+def halved(height: int, width: int, levels: 'Sequence[int]') -> 'list[tuple[int, int]]':
+    """The size of each of ``levels``, where a level is half the one before, rounded up.
+
+    Args:
+        height, width (int): Of level 0.
+        levels (Sequence[int]): Their indices.
+    """
+    return [((height + 2**i - 1) // 2**i, (width + 2**i - 1) // 2**i) for i in levels]

@@ -20,6 +20,7 @@ from .arguments import check_bool, check_positive_int
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
 from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp, seen_as_nchw
+from .levels import halved
 from .norms import fix_statistics
 
 #: Attention heads everywhere, and how the kernels of the relative position encoding share them.
@@ -288,6 +289,10 @@ class MPViT(DenseBackbone):
         )
         self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
+
+    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+        """Rows and columns of the returned levels."""
+        return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:
         """A channels-last map through stage ``index``."""

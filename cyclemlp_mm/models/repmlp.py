@@ -21,8 +21,9 @@ from .arch import resolve_arch
 from .arguments import check_bool, check_positive_int
 from .checkpointing import checkpointed
 from .foldable import Foldable
-from .levels import check_frozen_stages, resolve_out_indices
+from .levels import check_frozen_stages, halved, resolve_out_indices
 from .norms import SyncBNOrBN, build_norm, fix_statistics, folded, is_plain_batch_norm
+from .recorded import Recorded
 from .strict_init import StrictInit
 
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
@@ -93,7 +94,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
 
 
 @MODELS.register_module(name=['DenseRepMLPNet', 'RepMLPNet'], force=True)  # see __init__.py
-class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
+class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 
     An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
@@ -230,6 +231,7 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
         Raises:
             ValueError: Another number of dimensions or channels, no image, or images of no pixel.
         """
+        whole = self.is_one_operator(image)  # first: FX's images have no size
         if image.dim() != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f'RepMLPNet expects images as (B, {self.in_channels}, H, W), but got '
@@ -240,6 +242,16 @@ class DenseRepMLPNet(Foldable, StrictInit, mmpretrain_repmlp.RepMLPNet):
                 f'RepMLPNet needs at least one image, of at least 1x1 px, but got the shape '
                 f'{tuple(image.shape)}'
             )
+        if whole:
+            return self.one_operator(image)
+        return self.levels(image)
+
+    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+        """Rows and columns of the returned levels."""
+        return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
+
+    def levels(self, image: Tensor) -> 'tuple[Tensor, ...]':
+        """The feature maps of an image that was checked."""
         height, width = image.shape[2:]
         # No negative number is divided: ONNX rounds such quotients to zero.
         sizes = zip((height, width), self.img_size)

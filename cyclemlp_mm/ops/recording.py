@@ -25,8 +25,9 @@ def is_recording() -> bool:
 
 def is_transformed() -> bool:
     """True inside transforms of ``torch.func`` (grad, vjp, jvp, vmap, …) and of forward-mode AD."""
-    level = torch._C._functorch.peek_interpreter_stack()
-    return level is not None or forward_ad._current_level >= 0
+    level = torch._C._functorch.peek_interpreter_stack()  # None, which a compiler cannot compare
+    inside = isinstance(level, torch._C._functorch.CInterpreter)
+    return inside or forward_ad._current_level >= 0
 
 
 def is_plain(tensor: 'Tensor | None') -> bool:

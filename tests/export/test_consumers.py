@@ -83,16 +83,19 @@ def test_four_bands_are_counted():
     assert ExportedPart(four, 'backbone').channels == 4
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, '_is_exporting_flag'), reason='PyTorch 2.7 or later'
+)
 @pytest.mark.parametrize('style', STYLES)
 def test_no_choice_by_size_is_recorded(style):
     """Sizes on both sides of every choice that the fast forms make."""
     model = Model(style).backbone
-    free = {axis: torch.export.Dim(name, min=36) for axis, name in ((2, 'height'), (3, 'width'))}
+    free = {axis: torch.export.Dim(name, min=32) for axis, name in ((2, 'height'), (3, 'width'))}
     with torch.no_grad():
         program = torch.export.export(
             model, (torch.zeros(2, 3, 96, 128),), dynamic_shapes={'image': free}
         ).module()
-        for size in ((36, 36), (131, 97), (256, 640)):
+        for size in ((32, 32), (32, 67), (131, 97), (256, 640)):
             image = torch.randn(2, 3, *size)
             for got, wanted in zip(program(image), model(image), strict=True):
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
