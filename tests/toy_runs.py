@@ -1,7 +1,11 @@
 """Small data and settings with which the tools run in seconds."""
 
+import functools
+import json
+import os
 import subprocess
 import sys
+import tempfile
 
 from paths import ROOT
 
@@ -42,16 +46,32 @@ TINY_SEGMENTOR = [
 ]
 
 
-def run_tool(tool, *arguments, cwd, check=True):
-    """Run a script of ``tools/`` as a user does; returns (exit code, all it printed)."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    if check and done.returncode:
-        raise AssertionError(f'{tool} ended with {done.returncode}:\n{done.stdout[-6000:]}')
-    return done.returncode, done.stdout
+@functools.cache
+def _server():
+    """One for each process of the tests."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'tests' / 'tool_server.py')], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def run_tool(tool, *arguments, cwd, check=True, fresh=False):
+    """Run a script of ``tools/`` as a user does; returns (exit code, all it printed).
+
+    In a copy of a process that has imported the toolboxes, or from the start with ``fresh``.
+    """
+    argv = [str(ROOT / 'tools' / tool), *map(str, arguments)]
+    if fresh or not hasattr(os, 'fork'):
+        done = subprocess.run(
+            [sys.executable, *argv], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=600,
+        )  # fmt: skip
+        code, printed = done.returncode, done.stdout
+    else:
+        with tempfile.NamedTemporaryFile('r') as output:
+            job = dict(argv=argv, cwd=str(cwd), env=dict(os.environ), output=output.name)
+            print(json.dumps(job), file=_server().stdin, flush=True)
+            code, printed = int(_server().stdout.readline()), output.read()
+    if check and code:
+        raise AssertionError(f'{tool} ended with {code}:\n{printed[-6000:]}')
+    return code, printed

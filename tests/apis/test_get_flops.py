@@ -15,7 +15,7 @@ def test_a_backbone_as_a_user_counts_it(tmp_path):
     assert 'CycleMLP b2 at 224 x 224' in printed
     assert re.search(r'multiply-adds +3\.8[89] G', printed)
     _, printed = run_tool('get_flops.py', 'fpn_cyclemlp_b1_512x512_40k_ade20k', '--json',
-                          cwd=tmp_path)  # fmt: skip
+                          cwd=tmp_path, fresh=True)  # fmt: skip
     found = json.loads(printed)  # nothing else is printed, not even what mmseg warns of
     assert found['size'] == [512, 512]
     assert found['multiply_adds'] == sum(found['parts'].values())

@@ -180,7 +180,7 @@ def test_weights_that_do_not_fit_stop_the_training_before_it_begins(data, tmp_pa
 
 @pytest.mark.parametrize('tool', sorted(p.name for p in (ROOT / 'tools').glob('*.py')))
 def test_every_tool_helps(tool, tmp_path):
-    _, printed = run_tool(tool, '--help', cwd=tmp_path)
+    _, printed = run_tool(tool, '--help', cwd=tmp_path, fresh=True)
     assert printed.startswith('usage:')
     assert re.search(rf'^examples:\n(  .*\n)*?  .*{tool}', printed, re.MULTILINE)
 
