@@ -1,23 +1,394 @@
-"""Demo data: coloured shapes that occlude one another on textured backgrounds.
+"""Demo data: coloured shapes that occlude one another, in the layouts of COCO, ADE20K, ImageNet.
 
-The generator's public names; its parts are in modules of their own.
+The same arguments give the same images on the same machine.
 """
 
-from .ade20k_writer import SEGMENTATION_CLASSES, SEGMENTATION_PALETTE, label_map, write_ade20k
-from .coco_writer import write_coco
-from .image_folder_writer import write_image_folders, write_image_lists
-from .shape_scenes import CLASSES, PALETTE, Scene, make_scene
+from __future__ import annotations
 
-__all__ = [
-    'CLASSES',
-    'PALETTE',
-    'SEGMENTATION_CLASSES',
-    'SEGMENTATION_PALETTE',
-    'Scene',
-    'label_map',
-    'make_scene',
-    'write_ade20k',
-    'write_coco',
-    'write_image_folders',
-    'write_image_lists',
-]
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cyclemlp_mm.errors import UserError
+
+CLASSES = ('circle', 'square', 'triangle', 'star')
+# One colour per class to draw results with: blue, orange, green and purple of Okabe and Ito, which
+# stay distinguishable for colour-blind people. The shapes themselves have the colours of HUES.
+PALETTE = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)]
+SEGMENTATION_CLASSES = ('background', *CLASSES)
+SEGMENTATION_PALETTE = [(128, 128, 128), *PALETTE]
+# Lowest and highest red, green and blue: colour and shape both show the class, so that a demo
+# needs minutes of training.
+HUES = {
+    'circle': ((150, 255), (0, 110), (0, 110)),
+    'square': ((0, 110), (130, 255), (0, 110)),
+    'triangle': ((0, 110), (0, 110), (150, 255)),
+    'star': ((170, 255), (150, 255), (0, 80)),
+}
+# Distances of the corners from the centre, in radii; all shapes have about the same area.
+CORNERS = {
+    'circle': [1.0] * 60,
+    'square': [1.2] * 4,
+    'triangle': [1.36] * 3,
+    'star': [1.46, 0.56] * 5,
+}
+SPLITS = ('train', 'val')
+MIN_SIDE = 32
+MIN_PIXELS = 16  # of a visible object, which also shows at least half of its whole
+VERSION = 2  # raised with every change of the images
+MANIFEST = 'shapes.json'
+
+
+class FolderInUseError(UserError, FileExistsError):
+    """A folder to write to holds something else."""
+
+
+class Scene(NamedTuple):
+    """An image with its objects.
+
+    Attributes:
+        image (numpy.ndarray): uint8 of shape (H, W, 3), RGB.
+        masks (numpy.ndarray): bool of shape (N, H, W), the visible part of each object, from the
+            lowest to the topmost; no two overlap. N >= 1.
+        labels (numpy.ndarray): int64 of shape (N,), indices into ``CLASSES``.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+
+
+def make_scene(
+    index: int,
+    size: Sequence[int] = (128, 128),
+    seed: int = 0,
+    split: str = 'train',
+    max_objects: int = 6,
+) -> Scene:
+    """Draw one scene; it depends on the arguments alone, not on other scenes.
+
+    Args:
+        index (int): Number of the scene in its split, >= 0.
+        size (Sequence[int]): (width, height) of the image, each >= 32. Default: (128, 128).
+        seed (int): Seed of the data set, >= 0. Default: 0.
+        split (str): 'train' or 'val'; the splits share no scene. Default: 'train'.
+        max_objects (int): Largest number of objects, >= 1. A single one (1) fills a third to
+            three quarters of the short side. Default: 6.
+
+    Returns:
+        Scene: With 1 to ``max_objects`` objects.
+    """
+    width, height = size
+    random = np.random.default_rng([seed, SPLITS.index(split), index])
+    image, base = _background(random, width, height)
+    masks, wholes, labels, colours = [], [], [], []
+    number = random.integers(1, max_objects + 1)
+    for _ in range(8 * number):  # a place that hides too much is not taken
+        if len(labels) == number:
+            break
+        label = int(random.integers(len(CLASSES)))
+        coverage = _random_shape(random, label, width, height, alone=max_objects == 1)
+        mask = coverage >= 0.5
+        visible = [lower & ~mask for lower in masks] + [mask]
+        whole = [*wholes, _count(mask)]
+        if all(_is_shown(part, total) for part, total in zip(visible, whole)):
+            masks, wholes = visible, whole
+            labels.append(label)
+            colours.append(_colour(random, CLASSES[label], base, colours))
+            fill = colours[-1] * (1 - _stripes(random, width, height)[..., None] * 0.3)
+            striped = random.random() < 0.4
+            image += ((fill if striped else colours[-1]) - image) * coverage[..., None]
+    return Scene(np.rint(image).astype(np.uint8), np.stack(masks), np.array(labels))
+
+
+def _background(random: np.random.Generator, width: int, height: int) -> tuple:
+    """Noise of three scales and stripes, all of low contrast, on a base colour."""
+    base = random.integers(50, 206, 3)
+    image = np.zeros((height, width, 3)) + base
+    for cell in (min(width, height) // 3, min(width, height) // 10, 2):
+        noise = random.uniform(-1, 1, (height // cell + 2, width // cell + 2))
+        noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+        image += noise[..., None] * random.uniform(-14, 14, 3)
+    image += _stripes(random, width, height)[..., None] * random.uniform(-22, 22, 3)
+    return image.clip(0, 255), base
+
+
+def _stripes(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """0 and 1 in stripes of a random direction; float64 of shape (height, width)."""
+    turn = random.uniform(0, math.pi)
+    period = random.uniform(0.1, 0.3) * min(width, height)
+    y, x = np.mgrid[:height, :width]
+    return ((x * math.cos(turn) + y * math.sin(turn)) // period % 2).astype(float)
+
+
+def _random_shape(
+    random: np.random.Generator, label: int, width: int, height: int, alone: bool
+) -> np.ndarray:
+    """The share of each pixel that a shape of random size, turn and place covers, in [0, 1]."""
+    short = min(width, height)
+    low, high = (short / 6, short * 3 / 8) if alone else (max(short / 11, 4), short / 5)
+    radius = random.uniform(low, high)
+    x, y = (random.uniform(0.75 * radius, side - 0.75 * radius) for side in (width, height))
+    distances = radius * np.array(CORNERS[CLASSES[label]])
+    angles = random.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(len(distances)) / len(
+        distances
+    )
+    corners = np.stack([x + distances * np.cos(angles), y + distances * np.sin(angles)], axis=1)
+    drawn = np.zeros((height, width), np.uint8)
+    fixed_point = np.rint(16 * (corners - 0.5)).astype(np.int32)
+    cv2.fillPoly(drawn, [fixed_point], 255, cv2.LINE_AA, shift=4)
+    return drawn / 255
+
+
+def _colour(
+    random: np.random.Generator, name: str, base: np.ndarray, others: Sequence[np.ndarray]
+) -> np.ndarray:
+    """A colour that stands out from the background's (by 180) and from other shapes' (by 100)."""
+    low, high = np.array(HUES[name]).T
+    candidates = random.integers(low, high + 1, (32, 3))
+    margins = [np.abs(candidates - base).sum(1) - 180]
+    margins += [np.abs(candidates - other).sum(1) - 100 for other in others]
+    return candidates[np.minimum(np.min(margins, axis=0), 0).argmax()]
+
+
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _is_shown(visible: np.ndarray, whole: int) -> bool:
+    """Whether enough of a shape is visible, and without a hole, which COCO's polygons lack."""
+    shown = _count(visible)
+    if shown < MIN_PIXELS or 2 * shown < whole:
+        return False
+    _, nesting = _contours(visible)
+    return bool((nesting[0, :, 3] < 0).all())
+
+
+def _contours(mask: np.ndarray) -> tuple:
+    """OpenCV's contours of a mask at three times its size, where they run inside of its edges."""
+    large = cv2.resize(mask.astype(np.uint8), None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
+    return cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+    """Polygons from which pycocotools makes the same mask again.
+
+    Args:
+        mask (numpy.ndarray): bool of shape (H, W), without holes.
+
+    Returns:
+        list[list[float]]: For each polygon x1, y1, x2, y2, …
+    """
+    contours, _ = _contours(mask)
+    return [((contour[:, 0] + 0.5) / 3).round(2).ravel().tolist() for contour in contours]
+
+
+def label_map(scene: Scene) -> np.ndarray:
+    """The label of every pixel of a scene.
+
+    Args:
+        scene (Scene): The scene.
+
+    Returns:
+        numpy.ndarray: uint8 of shape (H, W): 0, to be ignored as ADE20K's 'other', in a band of
+        one pixel just outside each shape; elsewhere 1 + the index into ``SEGMENTATION_CLASSES``.
+    """
+    labels = np.ones(scene.image.shape[:2], np.uint8)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    for mask, label in zip(scene.masks, scene.labels):
+        labels[cv2.dilate(mask.astype(np.uint8), cross) > 0] = 0
+        labels[mask] = 2 + label
+    return labels
+
+
+def write_coco(
+    out_dir: str | Path,
+    num_train: int = 400,
+    num_val: int = 100,
+    size: Sequence[int] = (128, 128),
+    seed: int = 0,
+) -> Path:
+    """Write a data set of shapes in the layout of COCO 2017.
+
+    If the same data set is there already, nothing is written.
+
+    Args:
+        out_dir (str | pathlib.Path): Where to; a new or an empty folder, or one with the same
+            data set, whole or interrupted.
+        num_train (int): Number of training images, >= 1. Default: 400.
+        num_val (int): Number of validation images, >= 1. Default: 100.
+        size (Sequence[int]): (width, height) of the images, each >= 32. Default: (128, 128).
+        seed (int): Seed, >= 0. Default: 0.
+
+    Returns:
+        pathlib.Path: ``out_dir``.
+
+    Raises:
+        UserError: A ValueError; if an argument is outside its range.
+        FolderInUseError: A FileExistsError; if ``out_dir`` holds anything else.
+    """
+    return _write('coco', _coco_split, out_dir, num_train, num_val, size, seed)
+
+
+def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
+    """Write the images of :func:`write_coco` in the layout of ADE20K, with ``classes.txt``.
+
+    Label 0 is to be ignored (``reduce_zero_label=True``), label 1 is the background. Arguments,
+    result and errors are those of :func:`write_coco`.
+    """
+    return _write('ade20k', _ade20k_split, out_dir, *args, **kwargs)
+
+
+def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
+    """Write images of one shape each into one folder per class: ``train/circle/*.jpg``, …
+
+    Arguments, result and errors are those of :func:`write_coco`.
+    """
+    return _write('folders', _folders_split, out_dir, *args, **kwargs)
+
+
+def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
+    """Write the images of :func:`write_image_folders` flat, with text files of ``NAME LABEL``.
+
+    The files are ``train_list.txt``, ``val_list.txt`` and ``classes.txt``. Arguments, result and
+    errors are those of :func:`write_coco`.
+    """
+    return _write('lists', _lists_split, out_dir, *args, **kwargs)
+
+
+def _write(
+    layout: str,
+    write_split: Callable[[Path, str, Iterable[Scene]], None],
+    out_dir: str | Path,
+    num_train: int = 400,
+    num_val: int = 100,
+    size: Sequence[int] = (128, 128),
+    seed: int = 0,
+) -> Path:
+    if min(size) < MIN_SIDE:
+        raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
+    for name, value, least in (
+        ('num_train', num_train, 1),
+        ('num_val', num_val, 1),
+        ('seed', seed, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f'{name} must be an integer >= {least}, got {value!r}')
+    folder = Path(out_dir)
+    parameters = dict(
+        generator='shapes',
+        version=VERSION,
+        layout=layout,
+        num_train=num_train,
+        num_val=num_val,
+        size=list(size),
+        seed=seed,
+    )
+    if _is_complete(folder, parameters):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps(parameters))  # without 'files': incomplete
+    most = 1 if layout in ('folders', 'lists') else 6
+    for split, count in zip(SPLITS, (num_train, num_val)):
+        scenes = (make_scene(index, size, seed, split, most) for index in range(count))
+        write_split(folder, split, scenes)
+    if layout != 'coco' and layout != 'folders':
+        names = SEGMENTATION_CLASSES if layout == 'ade20k' else CLASSES
+        (folder / 'classes.txt').write_bytes('\n'.join((*names, '')).encode())
+    (folder / MANIFEST).write_text(
+        json.dumps(dict(parameters, files=_count_files(folder)), indent=2)
+    )
+    return folder
+
+
+def _is_complete(folder: Path, parameters: dict) -> bool:
+    if folder.is_file():
+        raise FolderInUseError(f'{folder} is a file, expected a folder; choose another folder')
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    try:
+        manifest = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise FolderInUseError(
+            f'{folder} is not empty and holds no data set of this generator; '
+            'choose an empty or a new folder'
+        ) from None
+    files = manifest.pop('files', None)
+    if manifest != parameters:
+        different = [
+            f'{key} {manifest.get(key)!r} instead of {value!r}'
+            for key, value in parameters.items()
+            if manifest.get(key) != value
+        ]
+        raise FolderInUseError(
+            f'{folder} holds a data set with {", ".join(different)}; '
+            'remove that folder or choose another one'
+        )
+    return files == _count_files(folder)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob('*'))
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    """Save an RGB image or a label map, by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image):
+        raise OSError(f'{path} could not be written')
+
+
+def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    images, annotations = [], []
+    for image_id, scene in enumerate(scenes, start=1):
+        name = f'{image_id:012d}.jpg'
+        _save(scene.image, folder / f'{split}2017' / name)
+        height, width = scene.image.shape[:2]
+        images.append(dict(id=image_id, file_name=name, width=width, height=height))
+        for mask, label in zip(scene.masks, scene.labels):
+            box = cv2.boundingRect(mask.astype(np.uint8))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=int(label) + 1,
+                    bbox=[float(value) for value in box],
+                    area=float(_count(mask)),
+                    iscrowd=0,
+                    segmentation=mask_to_polygons(mask),
+                )
+            )
+    categories = [dict(id=number, name=name) for number, name in enumerate(CLASSES, start=1)]
+    info = dict(description='Coloured shapes, drawn by cyclemlp_mm')
+    content = dict(info=info, images=images, annotations=annotations, categories=categories)
+    file = folder / 'annotations' / f'instances_{split}2017.json'
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def _ade20k_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    part = dict(train='training', val='validation')[split]
+    for number, scene in enumerate(scenes, start=1):
+        name = f'{part}/ADE_{split}_{number:08d}'
+        _save(scene.image, folder / 'images' / f'{name}.jpg')
+        _save(label_map(scene), folder / 'annotations' / f'{name}.png')
+
+
+def _folders_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    for number, scene in enumerate(scenes, start=1):
+        name = f'{split}_{number:08d}.jpg'
+        _save(scene.image, folder / split / CLASSES[scene.labels[0]] / name)
+
+
+def _lists_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    lines = []
+    for number, scene in enumerate(scenes, start=1):
+        name = f'{split}_{number:08d}.jpg'
+        _save(scene.image, folder / split / name)
+        lines.append(f'{name} {scene.labels[0]}\n')
+    (folder / f'{split}_list.txt').write_text(''.join(lines))
