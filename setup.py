@@ -14,8 +14,11 @@ ROOT = Path(__file__).resolve().parent
 
 # What goes into the package's ``.mim`` folder, where OpenMMLab's tools look for it.
 MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
-# Left out: caches, and the set-up script, which only makes sense in a checkout.
-MIM_IGNORE = shutil.ignore_patterns('__pycache__', '*.py[co]', 'setup_env.py')
+# Left out: caches, and programs for work on the project itself.
+MIM_IGNORE = shutil.ignore_patterns(
+    '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo*',
+    'make_demo_data.py',
+)  # fmt: skip
 
 # onedl-* is the maintained continuation of OpenMMLab with the same import names. An environment of
 # the original packages (mmengine, mmcv, ...) works as well, but a requirement can name only one

@@ -7,13 +7,17 @@ machine.
 import argparse
 import statistics
 import sys
+from pathlib import Path
 
 import torch
 from plain_mpvit import PlainMPViT, randomise_norms
 
-from cyclemlp_mm.benchmark.machine import describe, peak_memory, timed
-from cyclemlp_mm.benchmark.saved_bytes import saved_for_backward
 from cyclemlp_mm.models import MPViT
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+
+from benchmarking.machine import describe, peak_memory, timed
+from benchmarking.saved_bytes import saved_for_backward
 
 LIMIT = 0.8
 

@@ -16,7 +16,10 @@ import torch
 from mmengine.registry import MODELS
 
 import cyclemlp_mm
-from cyclemlp_mm.datasets.shapes import write_coco
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+
+from demo_data.shapes import write_coco
 
 PACKAGE = Path(cyclemlp_mm.__file__).resolve().parent
 MIM = PACKAGE / '.mim'

@@ -9,8 +9,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from cyclemlp_mm.benchmark.counting import backbone_multiply_adds
-from cyclemlp_mm.benchmark.whole_model import SIZES, build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.analysis.counting import backbone_multiply_adds
+from cyclemlp_mm.analysis.whole_model import SIZES, build_on_meta, count_parameters, count_parts
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from cyclemlp_mm.benchmark.contenders import RIVALS, rival
-from cyclemlp_mm.benchmark.counting import (
+from benchmarking.contenders import RIVALS, rival
+from benchmarking.published_form import plain_form
+from cyclemlp_mm.analysis.counting import (
     MultiplyAdds,
     UncountedOperatorError,
     backbone_multiply_adds,
     multiply_adds,
 )
-from cyclemlp_mm.benchmark.published_form import plain_form
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.ops import CycleFC
 

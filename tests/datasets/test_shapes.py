@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from cyclemlp_mm.datasets import shapes
-from cyclemlp_mm.datasets.shapes import (
+from cyclemlp_mm.errors import UserError
+from demo_data import shapes
+from demo_data.shapes import (
     CLASSES,
     SEGMENTATION_CLASSES,
     label_map,
@@ -18,7 +19,6 @@ from cyclemlp_mm.datasets.shapes import (
     write_image_folders,
     write_image_lists,
 )
-from cyclemlp_mm.errors import UserError
 
 SMALL = dict(num_train=5, num_val=3, size=(64, 48), seed=5)
 WRITERS = [write_coco, write_ade20k, write_image_folders, write_image_lists]
@@ -220,7 +220,7 @@ def tool():
 
 @pytest.mark.parametrize('layout, write', zip(['coco', 'ade20k', 'folders', 'lists'], WRITERS))
 def test_the_tool_writes_each_layout(tool, layout, write, tmp_path, capsys):
-    options = '--num-train 2 --num-val 1 --size 48 40 --seed 4'.split()
+    options = ['--num-train', '2', '--num-val', '1', '--size', '48', '40', '--seed', '4']
     tool.main([layout, str(tmp_path / 'tool'), *options])
     assert '2 training and 1 validation images' in capsys.readouterr().out
     assert contents(tmp_path / 'tool') == contents(write(tmp_path / 'call', 2, 1, (48, 40), 4))

@@ -7,13 +7,13 @@ import pytest
 import yaml
 from paths import ROOT
 
-from cyclemlp_mm.apis.model_zoo import model_zoo
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import MissingFileError, UserError
-from cyclemlp_mm.model_zoo import read_collections
-from cyclemlp_mm.model_zoo.figure import draw, points, read_latencies
-from cyclemlp_mm.model_zoo.measure import measure, write_measured
-from cyclemlp_mm.model_zoo.pages import put_block, readme_block
+from model_zoo import model_zoo
+from model_zoo_pages.figure import draw, points, read_latencies
+from model_zoo_pages.measure import measure, write_measured
+from model_zoo_pages.metafiles import read_collections
+from model_zoo_pages.pages import put_block, readme_block
 
 COLLECTIONS = read_collections(ROOT)
 MODELS = {model.name: model for collection in COLLECTIONS for model in collection.models}

@@ -5,7 +5,7 @@ import torch
 from mixer_cases import distance, worst
 from old_torch import OLD
 
-from cyclemlp_mm.benchmark.published_form import plain_form
+from benchmarking.published_form import plain_form
 from cyclemlp_mm.models import CycleMLP
 
 TINY = dict(

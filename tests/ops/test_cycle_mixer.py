@@ -7,7 +7,7 @@ import torch
 from mixer_cases import SHAPES, cast, distance, named, random_weights, run, worst
 from old_torch import CPU_HALVES, new_torch_only
 
-from cyclemlp_mm.benchmark.published_form import published_mixer
+from benchmarking.published_form import published_mixer
 from cyclemlp_mm.ops import cycle_mixer, mixer_backend
 from cyclemlp_mm.ops import shifted_product as shifted_product_module
 

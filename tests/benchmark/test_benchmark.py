@@ -7,7 +7,7 @@ import sys
 import pytest
 from toy_runs import run_tool
 
-from cyclemlp_mm.apis import benchmark
+import benchmark
 from cyclemlp_mm.apis.run_tool import run_tool as in_process
 
 ONCE = ['--repeats', '1', '--threads', '1', '--out', 'out']

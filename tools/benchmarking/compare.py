@@ -28,7 +28,7 @@ def compare(
     Args:
         entries (Sequence[tuple[str, str]]): Contender and dtype; 'amp' trains or infers under
             autocast to bfloat16, any other dtype is that of the weights too.
-        arch (str): One of :data:`~cyclemlp_mm.benchmark.contenders.ARCHS`, or a config.
+        arch (str): One of :data:`~benchmarking.contenders.ARCHS`, or a config.
         size (tuple[int, int, int]): Batch, height, width.
         mode (str): 'infer' or 'train'.
         device (torch.device): Where.

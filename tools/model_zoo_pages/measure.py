@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cyclemlp_mm.benchmark.whole_model import build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.analysis.whole_model import build_on_meta, count_parameters, count_parts
 from cyclemlp_mm.engine import load_config
 
 from .metafiles import Collection, Model

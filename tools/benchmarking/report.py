@@ -9,7 +9,7 @@ def add_ratios(rows: 'list[dict]', rates: 'dict[str, float]') -> None:
     """Add what a reader compares: time over ours, and the part of the machine's rate reached.
 
     Args:
-        rows (list[dict]): See :func:`cyclemlp_mm.benchmark.compare.compare`; changed.
+        rows (list[dict]): See :func:`benchmarking.compare.compare`; changed.
         rates (dict[str, float]): Measured operations per second of a matrix product, by dtype.
     """
     ours = {

@@ -42,7 +42,7 @@ def model_zoo_page(collections: 'Sequence[Collection]', docs: 'str | Path') -> s
 
     Args:
         collections (Sequence[Collection]): See
-            :func:`~cyclemlp_mm.model_zoo.metafiles.read_collections`.
+            :func:`~model_zoo_pages.metafiles.read_collections`.
         docs (str | Path): The docs folder; where it holds the measured latencies, the page shows
             the figure.
     """

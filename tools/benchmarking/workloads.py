@@ -61,7 +61,7 @@ def backbone_workload(
     """A backbone that turns random images into maps; its loss is their mean square.
 
     Args:
-        name, arch, backend, deploy: See :func:`~cyclemlp_mm.benchmark.contenders.contender`.
+        name, arch, backend, deploy: See :func:`~benchmarking.contenders.contender`.
         dtype (str): A key of :data:`DTYPES`, or 'amp': autocast to bfloat16.
         size (tuple[int, int, int]): Batch, height, width.
         train (bool): Whether to train.
@@ -100,7 +100,7 @@ def config_workload(
 
     Args:
         name (str): 'ours', or 'published' or 'reference': see
-            :func:`~cyclemlp_mm.benchmark.published_form.plain_form`.
+            :func:`~benchmarking.published_form.plain_form`.
         config (str): A config file, or the name of a shipped one.
         dtype (str): 'float32', or 'amp': autocast to bfloat16.
         size (tuple[int, int, int]): Batch, height, width.

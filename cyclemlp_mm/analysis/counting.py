@@ -89,7 +89,7 @@ def _takes_a_tensor(args: tuple, kwargs: 'dict | None') -> bool:
 def _uncounted(func: torch._ops.OpOverload) -> UncountedOperatorError:
     return UncountedOperatorError(
         f'cannot count the operator {func._overloadpacket}: it has no formula, and counting it as '
-        'nothing would be wrong. Give it one in cyclemlp_mm/benchmark/counting.py, or, if it does '
+        'nothing would be wrong. Give it one in cyclemlp_mm/analysis/counting.py, or, if it does '
         'no multiply-adds, add it to FREE there'
     )
 
