@@ -55,10 +55,7 @@ def for_mmengine(content: object, source: str) -> object:
         raise CheckpointError(
             f'checkpoint {source} holds no state dict, but a {type(content).__name__}'
         )
-    content = with_sensible_meta(content, source)
-    if 'meta' in content:
-        # Resuming, mmengine would run this text as Python; what it writes itself is 'cfg'.
-        content['meta'].pop('config', None)
+    content = _without_configs(with_sensible_meta(content, source))
     named = {n: t for n, t in mapping_in(content).items() if isinstance(n, str)}
     bare, _ = split_names({plain_name(n): t for n, t in named.items()}, ANCHORS)
     for family in FAMILIES:
@@ -77,6 +74,21 @@ def for_mmengine(content: object, source: str) -> object:
             )
         return {**content, 'state_dict': _with_file(state_dict, state_dict, source)}
     return _with_file(content, content, source)
+
+
+def _without_configs(content: dict) -> dict:
+    """A checkpoint without config texts: mmengine runs them as Python where it uses them.
+
+    It does so when it resumes, and in inferencers that are given weights and no config.
+    """
+    hub = content.get('message_hub')
+    if 'meta' in content:
+        meta = {k: v for k, v in content['meta'].items() if k not in ('cfg', 'config')}
+        content = {**content, 'meta': meta}
+    if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
+        info = {k: v for k, v in hub['runtime_info'].items() if k != 'cfg'}
+        content = {**content, 'message_hub': {**hub, 'runtime_info': info}}
+    return content
 
 
 def with_sensible_meta(content: dict, source: str) -> dict:

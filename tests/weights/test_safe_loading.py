@@ -68,6 +68,24 @@ def test_other_models_may_hold_what_they_like(installed, entry, wrapper, tmp_pat
         load_checkpoint(torch.nn.Linear(2, 2), str(tmp_path / 'other.pth'))
 
 
+@pytest.mark.parametrize('place', ['message_hub', 'meta'])
+def test_a_config_text_is_not_run_by_an_inferencer(installed, place, tmp_path):
+    infer = pytest.importorskip('mmengine.infer')
+    mark = tmp_path / 'was_run'
+    code = f'import os\nos.mkdir({str(mark)!r})\nmodel = dict()\n'
+    content = dict(state_dict=torch.nn.Linear(2, 2).state_dict(), meta=dict(epoch=1))
+    if place == 'meta':
+        content['meta']['cfg'] = code
+    else:
+        content['message_hub'] = dict(runtime_info=dict(cfg=code, iter=3))
+    torch.save(content, tmp_path / 'x.pth')
+    parts = dict.fromkeys(['_init_pipeline', 'visualize', 'postprocess'])
+    kind = type('Inferencer', (infer.BaseInferencer,), parts)  # the least that can be built
+    with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
+        kind(weights=str(tmp_path / 'x.pth'), device='cpu', scope='mmengine')
+    assert not mark.exists()
+
+
 def test_a_file_that_a_tool_has_read_is_not_read_again(installed, tmp_path, monkeypatch):
     """With --unsafe-load, its code would run twice."""
     reads = []
