@@ -94,7 +94,7 @@ def test_mistakes_are_said(folders, lists, tmp_path):
     refuse(folders, 'classification has none', ignore_label=3)
     (folders / 'val' / 'star').rename(folders / 'val' / 'sun')
     refuse(folders, r"only in train: \['star'\], only in val: \['sun'\]")
-    refuse(lists, 'labels up to 3, but there are 2 class names', classes=['a', 'b'])
+    refuse(lists, 'labels up to ., but there are 2 class names', classes=['a', 'b'])
     (lists / 'train_list.txt').write_text('no label here\n')
     refuse(lists, r'train_list.txt, line 1: expected "NAME LABEL"')
     (lists / 'train_list.txt').write_text('gone.jpg 0\n')

@@ -380,6 +380,8 @@ def _ade20k_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
 
 
 def _folders_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    for name in CLASSES:  # also where few images leave one empty
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes, start=1):
         name = f'{split}_{number:08d}.jpg'
         _save(scene.image, folder / split / CLASSES[scene.labels[0]] / name)
