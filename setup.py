@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parent
 MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
 # Left out: caches, and programs for work on the project itself.
 MIM_IGNORE = shutil.ignore_patterns(
-    '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo*',
-    'make_demo_data.py',
+    '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo.py',
 )  # fmt: skip
 
 # onedl-* is the maintained continuation of OpenMMLab with the same import names. An environment of

@@ -27,15 +27,12 @@ from pathlib import Path
 import torch
 
 from cyclemlp_mm.apis import train
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine.atomic_files import PARTIAL
 from cyclemlp_mm.engine.config_files import configs_dir
 from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-
-from demo_data.shapes import write_coco
 
 NUM_TRAIN, BATCH, EPOCHS = 24, 2, 3  # 36 iterations in one process
 CONFIG = """

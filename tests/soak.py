@@ -18,11 +18,8 @@ from pathlib import Path
 
 from paths import ROOT
 
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-
-from demo_data.shapes import write_coco
 
 SETTLING = 5 * 60  # seconds
 ALLOWED = 0.05

@@ -41,9 +41,7 @@ def source(tmp_path_factory):
     target = tmp_path_factory.mktemp('source')
     for path in (ROOT / name for name in SOURCES):
         if path.is_dir():
-            shutil.copytree(
-                path, target / path.name, ignore=shutil.ignore_patterns('__pycache__')
-            )
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns('__pycache__'))
         elif path.is_file():
             shutil.copy2(path, target)
     return target
@@ -85,9 +83,7 @@ def test_wheel_holds_everything(source, wheel):
         ('tools', 'cyclemlp_mm/.mim/tools'),
     ):
         expected = {f'{place}/{name}' for name in names_under(source / folder)}
-        for_a_checkout = re.compile(
-            '.*/tools/(setup_env|make_demo_data|benchmark.*|demo.*|model_zoo.*)(/.*)?[.]py'
-        )
+        for_a_checkout = re.compile('.*/tools/(setup_env|benchmark.*|demo|model_zoo.*)(/.*)?[.]py')
         assert all(for_a_checkout.fullmatch(name) for name in expected - names)
     # Nothing but the package and its metadata: no tests or tools at the top of site-packages.
     tops = {name.split('/')[0] for name in names}

@@ -3,8 +3,8 @@
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
+from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE
 from cyclemlp_mm.engine import load_config, require_toolbox
-from demo_data.shapes import CLASSES, PALETTE
 
 ARCH = dict(
     depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), mlp_ratios=(1, 1, 1, 1), reweight=True,

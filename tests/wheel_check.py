@@ -16,10 +16,7 @@ import torch
 from mmengine.registry import MODELS
 
 import cyclemlp_mm
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-
-from demo_data.shapes import write_coco
+from cyclemlp_mm.datasets.shapes import write_coco
 
 PACKAGE = Path(cyclemlp_mm.__file__).resolve().parent
 MIM = PACKAGE / '.mim'

@@ -14,11 +14,11 @@ from PIL import Image
 
 from cyclemlp_mm.apis.arguments import new_parser
 from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE, write_coco
 from cyclemlp_mm.engine import tools_dir
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.visualization import draw_gallery, draw_loss_curve, read_scalars
 from cyclemlp_mm.visualization.boxes import Boxes
-from demo_data.shapes import CLASSES, PALETTE, write_coco
 
 CONFIG = 'retinanet_cyclemlp_demo'
 NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)

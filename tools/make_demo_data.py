@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 
 from cyclemlp_mm.apis.run_tool import run_tool
-from demo_data.shapes import (
+from cyclemlp_mm.datasets.shapes import (
     write_ade20k,
     write_coco,
     write_image_folders,

@@ -21,7 +21,7 @@ from cyclemlp_mm.apis import test as run_test
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.run_tool import run_tool
-from demo_data.shapes import (
+from cyclemlp_mm.datasets.shapes import (
     write_ade20k,
     write_coco,
     write_image_folders,

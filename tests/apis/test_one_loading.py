@@ -17,10 +17,10 @@ from toy_runs import NO_WORKERS
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.apis.visualize import visualize
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import check_loaded_weights, load_config, skip_bad_images
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
-from demo_data.shapes import write_ade20k, write_coco
 
 SIZE = (96, 64)  # width, height as stored
 #: Turns that change the size, and ones that do not.

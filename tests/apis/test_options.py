@@ -6,9 +6,9 @@ from cyclemlp_mm import apis
 from cyclemlp_mm.apis.arguments import add_cfg_options, new_parser
 from cyclemlp_mm.apis.check import parse_check_args
 from cyclemlp_mm.apis.prepare import prepare_config
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
-from demo_data.shapes import write_ade20k, write_coco
 
 DET, SEG = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR
 
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config, use_own_data
-from demo_data.shapes import write_ade20k, write_coco
 
 
 def run_own_tool(toolbox, config, *options, cwd):

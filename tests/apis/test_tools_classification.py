@@ -10,7 +10,7 @@ import torch
 from paths import ROOT
 from toy_runs import NO_WORKERS, run_tool
 
-from demo_data.shapes import write_image_folders, write_image_lists
+from cyclemlp_mm.datasets.shapes import write_image_folders, write_image_lists
 
 pytest.importorskip('mmpretrain')
 

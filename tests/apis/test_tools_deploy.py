@@ -5,7 +5,7 @@ import re
 import pytest
 from toy_runs import NO_WORKERS, run_tool
 
-from demo_data.shapes import write_ade20k, write_image_folders
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_image_folders
 
 pytest.importorskip('mmseg')
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from paths import ROOT
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, run_tool
 
-from demo_data.shapes import write_coco
+from cyclemlp_mm.datasets.shapes import write_coco
 
 DEMO = 'retinanet_cyclemlp_demo'
 

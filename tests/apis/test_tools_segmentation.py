@@ -9,7 +9,7 @@ from PIL import Image
 from toy_runs import TINY_SEGMENTOR as TINY
 from toy_runs import run_tool
 
-from demo_data.shapes import write_ade20k
+from cyclemlp_mm.datasets.shapes import write_ade20k
 
 CONFIG = 'fpn_cyclemlp_b1_256x256_600i_small'
 

@@ -10,8 +10,8 @@ from toy_models import save_detector, save_segmentor
 from toy_runs import run_tool
 
 from cyclemlp_mm.apis.visualize import visualize
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.errors import CheckpointError, UserError
-from demo_data.shapes import write_ade20k, write_coco
 
 
 @pytest.fixture(scope='module')

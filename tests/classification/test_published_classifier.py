@@ -11,8 +11,8 @@ from paths import ROOT, needs_parity
 from published_names import published_state_dict
 from toy_runs import run_tool
 
+from cyclemlp_mm.datasets.shapes import write_image_lists
 from cyclemlp_mm.engine import load_config
-from demo_data.shapes import write_image_lists
 
 pytest.importorskip('mmpretrain')
 

@@ -10,8 +10,8 @@ import pytest
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.datasets import coco_file
 from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.errors import UserError
-from demo_data.shapes import write_coco
 
 CONTENT = dict(images=[], annotations=[], categories=[dict(id=3, name='cat')])
 

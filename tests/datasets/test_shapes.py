@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from cyclemlp_mm.errors import UserError
-from demo_data import shapes
-from demo_data.shapes import (
+from cyclemlp_mm.datasets import shapes
+from cyclemlp_mm.datasets.shapes import (
     CLASSES,
     SEGMENTATION_CLASSES,
     label_map,
@@ -19,6 +18,7 @@ from demo_data.shapes import (
     write_image_folders,
     write_image_lists,
 )
+from cyclemlp_mm.errors import UserError
 
 SMALL = dict(num_train=5, num_val=3, size=(64, 48), seed=5)
 WRITERS = [write_coco, write_ade20k, write_image_folders, write_image_lists]

@@ -12,6 +12,7 @@ from toy_runs import NO_WORKERS, TINY_BACKBONE
 from cyclemlp_mm.apis import test as run_test
 from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import load_config, resume_training, use_own_data
 from cyclemlp_mm.engine.class_order import (
     require_same_classes,
@@ -20,7 +21,6 @@ from cyclemlp_mm.engine.class_order import (
 )
 from cyclemlp_mm.engine.config_data import use_checked_coco
 from cyclemlp_mm.errors import UserError
-from demo_data.shapes import write_ade20k, write_coco, write_image_folders
 
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
 OPTIONS = ['--cfg-options', *NO_WORKERS, *TINY_BACKBONE]

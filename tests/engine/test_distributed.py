@@ -14,9 +14,9 @@ import pytest
 from paths import ROOT
 from prove_resume import CONFIG, LOOPS
 
+from cyclemlp_mm.datasets.shapes import write_coco, write_image_folders
 from cyclemlp_mm.engine import configs_dir, load_config
 from cyclemlp_mm.weights import read_checkpoint
-from demo_data.shapes import write_coco, write_image_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TESTS = ROOT / 'tests'

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
 
-from demo_data.shapes import write_ade20k, write_coco, write_image_folders
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 
 pytestmark = pytest.mark.timeout(600)
 #: (width, height); of the last one, the small scales of these tests leave nothing.

@@ -7,10 +7,10 @@ from PIL import Image
 
 from cyclemlp_mm.apis.prepare import prepare_config
 from cyclemlp_mm.apis.test import parse_test_args
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import class_palette, load_config, use_own_data
 from cyclemlp_mm.engine.config_data import heads_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
-from demo_data.shapes import write_ade20k, write_coco, write_image_folders
 
 RETINANET, MASK_RCNN = 'retinanet_cyclemlp_b1_fpn_1x_coco', 'mask_rcnn_cyclemlp_b1_fpn_1x_coco'
 UPERNET = 'upernet_cyclemlp_b1_512x512_160k_ade20k'

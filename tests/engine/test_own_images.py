@@ -2,9 +2,9 @@
 
 import pytest
 
+from cyclemlp_mm.datasets.shapes import CLASSES, write_image_folders, write_image_lists
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.errors import MissingFileError, UserError
-from demo_data.shapes import CLASSES, write_image_folders, write_image_lists
 
 pytest.importorskip('mmpretrain')
 CONFIG = 'cyclemlp_b1_in1k'

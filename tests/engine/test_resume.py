@@ -14,13 +14,13 @@ from mmengine.config import Config
 from paths import ROOT
 from toy_runs import run_tool
 
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import resume_training
 from cyclemlp_mm.engine.atomic_files import PARTIAL, remove_partial_files, write_atomically
 from cyclemlp_mm.engine.resume import find_newest
 from cyclemlp_mm.engine.work_dir_lock import LOCK, work_dir_lock
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
-from demo_data.shapes import write_coco
 
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 

@@ -13,9 +13,9 @@ from paths import ROOT
 from prove_resume import final_state, same
 from test_distributed import ENV, IMPORTS, TESTS, largest_difference, run
 
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.weights import read_checkpoint
-from demo_data.shapes import write_ade20k, write_coco
 
 # PyTorch 2.1's gloo lacks what FSDP asks of it.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), new_torch_only]

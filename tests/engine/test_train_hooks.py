@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
 
 from cyclemlp_mm.apis import train as train_tool
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.atomic_checkpoints import make_strategy_atomic
 from cyclemlp_mm.engine.atomic_files import PARTIAL
@@ -35,7 +36,6 @@ from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED, TrainingStopped
 from cyclemlp_mm.engine.work_dir_lock import LOCK
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
-from demo_data.shapes import write_ade20k, write_coco
 
 DEMO, SEGMENTOR = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
 

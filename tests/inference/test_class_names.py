@@ -8,10 +8,10 @@ from PIL import Image
 from toy_models import save_detector, save_segmentor
 
 from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.datasets.shapes import CLASSES
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
-from demo_data.shapes import CLASSES
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from toy_models import ARCH
 
+from cyclemlp_mm.datasets.shapes import write_ade20k
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.preflight.findings import Report
 from cyclemlp_mm.preflight.segmentation import (
@@ -14,7 +15,6 @@ from cyclemlp_mm.preflight.segmentation import (
     check_crop,
     check_segmentation,
 )
-from demo_data.shapes import write_ade20k
 
 pytest.importorskip('mmseg')
 FPN, UPERNET = 'fpn_cyclemlp_b1_256x256_600i_small', 'upernet_cyclemlp_b1_512x512_160k_ade20k'

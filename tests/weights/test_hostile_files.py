@@ -41,13 +41,13 @@ from published_names import published_state_dict
 from toy_runs import run_tool
 
 import cyclemlp_mm.safe_loading  # noqa: F401
+from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import read_checkpoint, unsafe_loading
 from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.pickles import SafeUnpickler
-from demo_data.shapes import write_ade20k, write_coco
 
 TINY = dict(
     depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,

@@ -19,6 +19,7 @@ from cyclemlp_mm.apis.export import export
 from cyclemlp_mm.apis.test import test as run_test
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.apis.visualize import visualize
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
@@ -27,7 +28,6 @@ from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.web.catalogue import ModelChoice
 from cyclemlp_mm.web.workbench import Workbench
 from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
-from demo_data.shapes import write_coco
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}
 PAIRS = [

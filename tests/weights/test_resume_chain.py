@@ -9,10 +9,10 @@ from published_names import published_state_dict
 from test_paddle import write_pdparams
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, run_tool
 
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import read_checkpoint
-from demo_data.shapes import write_coco
 
 DEMO = 'retinanet_cyclemlp_demo'
 TINY = [*TINY_DETECTOR, *TINY_BACKBONE, 'randomness.seed=0', 'val_evaluator.classwise=False']

@@ -11,10 +11,10 @@ from toy_models import save_detector, save_segmentor
 import cyclemlp_mm.safe_loading  # noqa: F401
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.infer import infer
+from cyclemlp_mm.datasets.shapes import CLASSES
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.weights.whole_model import for_mmengine
-from demo_data.shapes import CLASSES
 
 NAMES, RGB = ['a', 'b', 'c', 'd'], [(1, 2, 3)] * 4
 DEEP = {}

@@ -349,7 +349,7 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
         name = f'{image_id:012d}.jpg'
         _save(scene.image, folder / f'{split}2017' / name)
         height, width = scene.image.shape[:2]
-        images.append(dict(id=image_id, file_name=name, width=width, height=height))
+        images.append(dict(id=image_id, file_name=name, width=width, height=height, license=1))
         for mask, label in zip(scene.masks, scene.labels):
             box = cv2.boundingRect(mask.astype(np.uint8))
             annotations.append(
@@ -363,9 +363,16 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
                     segmentation=mask_to_polygons(mask),
                 )
             )
-    categories = [dict(id=number, name=name) for number, name in enumerate(CLASSES, start=1)]
-    info = dict(description='Coloured shapes, drawn by cyclemlp_mm')
-    content = dict(info=info, images=images, annotations=annotations, categories=categories)
+    content = dict(
+        info=dict(description='Coloured shapes, drawn by cyclemlp_mm', version=str(VERSION)),
+        licenses=[dict(id=1, name='CC0 1.0')],
+        images=images,
+        annotations=annotations,
+        categories=[
+            dict(id=number, name=name, supercategory='shape')
+            for number, name in enumerate(CLASSES, start=1)
+        ],
+    )
     file = folder / 'annotations' / f'instances_{split}2017.json'
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))
