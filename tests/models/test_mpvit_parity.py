@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.registry import MODELS
-from parity_rule import golden, rule
+from parity_rule import fill, golden
 from paths import PARITY, needs_parity
 
 import cyclemlp_mm  # noqa: F401 - registers the backbone
@@ -17,7 +17,7 @@ def published_mpvit(name):
     """A published-format state dict; a tensor under a second name has the first one's numbers."""
     keys = json.loads((PARITY / f'keys_{name}.json').read_text())
     return {
-        key: torch.from_numpy(rule().fill(entry.get('same_as', key), entry['shape']))
+        key: torch.from_numpy(fill(entry.get('same_as', key), entry['shape']))
         for key, entry in keys.items()
     }
 

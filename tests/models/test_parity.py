@@ -1,37 +1,21 @@
 """Outputs of the published implementation, reproduced through published-format files."""
 
-import importlib.util
-import json
-
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from parity_rule import golden, published_weights
 from paths import PARITY, needs_parity
 
 import cyclemlp_mm  # noqa: F401 - registers the backbone
 
-GOLDEN = sorted(path.stem for path in PARITY.glob('golden_cyclemlp_*.npz'))
-
-
-def _rule():
-    spec = importlib.util.spec_from_file_location('parity_weights', PARITY / 'weights.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+GOLDEN = sorted(path.stem.removeprefix('golden_') for path in PARITY.glob('golden_cyclemlp_*.npz'))
 
 
 @needs_parity
-@pytest.mark.parametrize('golden', GOLDEN or ['none found'])
-def test_equals_the_published_outputs(golden, tmp_path):
-    rule = _rule()
-    _, _, arch, use = golden.split('_')
-    names = json.loads((PARITY / f'keys_cyclemlp_{arch}_{use}.json').read_text())
-    state = {
-        name: torch.from_numpy(rule.fill(name, entry['shape']))
-        for name, entry in names.items()
-        if not name.endswith('.offset')
-    }
+@pytest.mark.parametrize('name', GOLDEN or ['none found'])
+def test_equals_the_published_outputs(name, tmp_path):
+    _, arch, use = name.split('_')
+    state = published_weights(arch, use)
     torch.save(state, tmp_path / 'published.pth')
     model = MODELS.build(
         dict(
@@ -43,10 +27,9 @@ def test_equals_the_published_outputs(golden, tmp_path):
     )
     model.init_weights()
     model.eval()
-    expected = np.load(PARITY / f'{golden}.npz')
-    size = (int(expected['height']), int(expected['width']), int(expected['batch']))
+    expected, image = golden(name)
     with torch.no_grad():
-        levels = model(torch.from_numpy(rule.image(*size)))
+        levels = model(torch.from_numpy(image))
     got = {f'level{i}': level for i, level in enumerate(levels)}
     if use == 'cls':
         pooled = levels[-1].mean(dim=(2, 3))
