@@ -10,7 +10,7 @@ TEST_FLAGS ?=
 WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo web test lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
+.PHONY: help setup demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
 	soak test-legacy clean
 
 help:  ## list the targets
@@ -25,8 +25,14 @@ demo: setup  ## train, evaluate and draw on generated images, into work_dirs/dem
 web: setup  ## serve a page that predicts images dropped on it, with the model of make demo
 	.venv/bin/python tools/web.py $(WEB_FLAGS)
 
-test: setup  ## run the tests, a process of one thread per core
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_FLAGS)
+# A process of one thread per core.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: setup  ## run the tests of what users rely on
+	$(PYTEST) -m 'not slow' $(TEST_FLAGS)
+
+test-all: setup  ## run all tests, before a release
+	$(PYTEST) $(TEST_FLAGS)
 
 lint: setup  ## check the code's style
 	.venv/bin/python -m ruff check .

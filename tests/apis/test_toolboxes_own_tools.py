@@ -35,6 +35,7 @@ def test_mmdet(tmp_path):
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].* loss: \d', printed)
 
 
+@pytest.mark.slow
 def test_mmseg_with_bn_for_sync_bn(tmp_path):
     data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
     cfg = use_own_data(load_config('upernet_cyclemlp_b1_512x512_160k_ade20k'), data)

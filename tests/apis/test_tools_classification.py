@@ -56,8 +56,13 @@ def test_learns_within_seconds(tmp_path):
     assert accuracy >= 50  # chance is 25
 
 
-@pytest.mark.parametrize('kind', ['soft', 'hard'])
-@pytest.mark.parametrize('amp', [[], ['--amp']])
+@pytest.mark.parametrize(
+    'kind, amp',
+    [
+        ('soft', ['--amp']), pytest.param('soft', [], marks=pytest.mark.slow),
+        ('hard', []), pytest.param('hard', ['--amp'], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_distills_and_saves_the_student_alone(data, teacher, kind, amp, tmp_path):
     student = [
         option.replace('(8,8,8,128)', '(8,8,16,128)') for option in FEW
@@ -106,6 +111,7 @@ def test_resume_with_mixed_precision_and_a_teacher(data, teacher, tmp_path):
     assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_distill(data, teacher, tmp_path):
     """DDP finds every parameter in use, with a teacher of its own in each process."""
     done = subprocess.run(

@@ -21,6 +21,7 @@ def doctor(first_on_path, cwd):
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong(tmp_path):
     code, printed = doctor(tmp_path, tmp_path)
     assert code == 0 and printed.endswith('doctor: no problems\n')

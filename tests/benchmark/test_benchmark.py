@@ -29,10 +29,17 @@ def test_a_backbone_in_training(tmp_path):
     assert (tmp_path / 'out/benchmark.csv').is_file() and (tmp_path / 'out/benchmark.png').is_file()
 
 
-@pytest.mark.parametrize('mode', ['train', 'infer'])
 @pytest.mark.parametrize(
-    'config', ['retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo']
-)
+    'config, mode',
+    [
+        ('retinanet_cyclemlp_demo', 'train'), ('cyclemlp_demo', 'infer'),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+            ('retinanet_cyclemlp_demo', 'infer'), ('cyclemlp_demo', 'train'),
+            ('fpn_cyclemlp_b1_256x256_600i_small', 'train'),
+            ('fpn_cyclemlp_b1_256x256_600i_small', 'infer'),
+        ]),
+    ],
+)  # fmt: skip
 def test_a_whole_config(config, mode, tmp_path):
     pytest.importorskip('mmpretrain')
     run_tool(

@@ -319,11 +319,16 @@ def test_a_folder_that_cannot_be_locked_is_left_to_the_training(tmp_path):
         pass
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     'arguments',
-    [['--how', 'KILL', '--kills', '2'], ['--how', 'TERM', '--kills', '2', '--loop', 'iter']],
+    [
+        ['--how', 'KILL', '--kills', '1'],
+        pytest.param(['--how', 'KILL', '--kills', '3'], marks=pytest.mark.slow),
+        pytest.param(
+            ['--how', 'TERM', '--kills', '2', '--loop', 'iter'], marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_equal_to_the_bit(arguments):
     """A few; `make prove-resume` does many."""

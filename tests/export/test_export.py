@@ -100,7 +100,8 @@ def test_other_models(case, suffix, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no draft stays
 
 
-def test_a_published_file_through_the_tool(tmp_path, capsys):
+@pytest.mark.parametrize('part', ['model', pytest.param('backbone', marks=pytest.mark.slow)])
+def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     arch = dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
     model = build('cyclemlp_b1_in1k', **arch)
     torch.save(published_state_dict(model.backbone, classifier=1000), tmp_path / 'published.pth')
@@ -109,16 +110,15 @@ def test_a_published_file_through_the_tool(tmp_path, capsys):
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{arch!r})))\n'
     )
     arguments = [str(tmp_path / 'tiny.py'), str(tmp_path / 'published.pth')]
-    for part in ('backbone', 'model'):
-        path = tmp_path / f'{part}.pt2'
-        export([*arguments, str(path), '--part', part, '--time', '64', '96'])
-        printed = capsys.readouterr().out
-        assert f'{part}.pt2: ' in printed
-        assert re.search(rf'{part} at 1x3x64x96, .* PyTorch \S+ ms, exported \S+ ms', printed)
-        module = ExportedPart(model, part)
-        if part == 'model':
-            load_checkpoint(model, str(tmp_path / 'published.pth'), strict=True)
-        assert largest_difference(module, program_runner(path), SHAPES[:1]) <= 1e-4
+    path = tmp_path / f'{part}.pt2'
+    export([*arguments, str(path), '--part', part, '--time', '64', '96'])
+    printed = capsys.readouterr().out
+    assert f'{part}.pt2: ' in printed
+    assert re.search(rf'{part} at 1x3x64x96, .* PyTorch \S+ ms, exported \S+ ms', printed)
+    module = ExportedPart(model, part)
+    if part == 'model':
+        load_checkpoint(model, str(tmp_path / 'published.pth'), strict=True)
+    assert largest_difference(module, program_runner(path), SHAPES[:1]) <= 1e-4
     with pytest.raises(UserError, match=r'--time 20 64: --part model .* at least 36 px'):
         export([*arguments, str(tmp_path / 'none.pt2'), '--time', '20', '64'])
     with pytest.raises(UserError, match='is there already: choose another name, or --force'):

@@ -153,18 +153,19 @@ def evil(run):
     return mark
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'tool, arguments, file',
     [
-        ('train.py', ['--resume', 'meta.pth'], 'meta.pth'),
         ('train.py', ['--resume', 'optimizer.pth'], 'optimizer.pth'),
-        ('train.py', ['--cfg-options', 'load_from=meta.pth'], 'meta.pth'),
-        ('train.py', ['--cfg-options', 'load_from=evil.pdparams'], 'evil.pdparams'),
-        ('test.py', ['optimizer.pth'], 'optimizer.pth'),
         ('test.py', ['evil.pdparams'], 'evil.pdparams'),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+            ('train.py', ['--resume', 'meta.pth'], 'meta.pth'),
+            ('train.py', ['--cfg-options', 'load_from=meta.pth'], 'meta.pth'),
+            ('train.py', ['--cfg-options', 'load_from=evil.pdparams'], 'evil.pdparams'),
+            ('test.py', ['optimizer.pth'], 'optimizer.pth'),
+        ]),
     ],
-)
+)  # fmt: skip
 def test_tools_refuse(run, evil, tool, arguments, file):
     code, printed = run_tool(
         tool, 'config.py', '--work-dir', 'wd2', *arguments, cwd=run, check=False
@@ -206,40 +207,34 @@ def test_the_converter_refuses(run, evil):
     assert not evil.exists() and not (run / 'new.pth').exists()
 
 
-INFERENCE = {
-    'DetInferencer': (
-        'from mmdet.apis import DetInferencer\n'
-        "DetInferencer(model='config.py', weights=FILE, device='cpu')\n"
-    ),
-    'init_detector': (
-        'from mmdet.apis import init_detector\n'
-        "init_detector('config.py', FILE, device='cpu')\n"
-    ),
-    'MMSegInferencer': (
-        'from mmseg.apis import MMSegInferencer\n'
-        "MMSegInferencer(model='seg.py', weights=FILE, device='cpu')\n"
-    ),
-    'init_model': (
-        'from mmseg.apis import init_model\n'
-        "init_model('seg.py', FILE, device='cpu')\n"
-    ),
-}  # fmt: skip
+INFERENCE = """
+from mmdet.apis import DetInferencer, init_detector
+from mmseg.apis import MMSegInferencer, init_model
+
+for file in ('meta.pth', 'optimizer.pth'):
+    for call in (
+        lambda: DetInferencer(model='config.py', weights=file, device='cpu'),
+        lambda: init_detector('config.py', file, device='cpu'),
+        lambda: MMSegInferencer(model='seg.py', weights=file, device='cpu'),
+        lambda: init_model('seg.py', file, device='cpu'),
+    ):
+        try:
+            call()
+            print('loaded', file)
+        except Exception as error:
+            print(f'{type(error).__name__}: {error}')
+"""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('api', INFERENCE)
-def test_inference_apis_refuse(run, evil, api):
+def test_inference_apis_refuse(run, evil):
     """As the README shows them: nothing of ours is imported but by the config."""
-    if not (run / 'seg.py').exists():
-        data = write_ade20k(run / 'seg_shapes', 2, 1, (64, 64))
-        use_own_data(load_config('fpn_cyclemlp_b1_256x256_600i_small'), data).dump(run / 'seg.py')
+    data = write_ade20k(run / 'seg_shapes', 2, 1, (64, 64))
+    use_own_data(load_config('fpn_cyclemlp_b1_256x256_600i_small'), data).dump(run / 'seg.py')
+    (run / 'infer.py').write_text(INFERENCE)
+    _, printed = run_tool(run / 'infer.py', cwd=run)
     for file in ('meta.pth', 'optimizer.pth'):
-        done = subprocess.run(
-            [sys.executable, '-c', INFERENCE[api].replace('FILE', repr(file))],
-            cwd=run, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 1
-        assert f'CheckpointError: checkpoint {file} is refused' in done.stderr, done.stderr[-3000:]
+        assert printed.count(f'CheckpointError: checkpoint {file} is refused') == 4, printed
+    assert 'loaded' not in printed
     assert not evil.exists()
 
 
