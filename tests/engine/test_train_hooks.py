@@ -1,6 +1,7 @@
 """Signals, full disks, bad images and bad losses in the middle of a small training."""
 
 import errno
+import multiprocessing
 import os
 import re
 import shlex
@@ -154,6 +155,9 @@ def train(cfg):
     finally:
         for hook in runner.hooks:
             getattr(hook, 'give_back', lambda: None)()
+        # An iterator that was left in the middle waits 5 s for each of its workers.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
     return {n: t.clone() for n, t in runner.model.state_dict().items()}, list(Line.seen)
 
 

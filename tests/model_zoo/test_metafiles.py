@@ -36,7 +36,13 @@ def test_every_config_is_in_one_metafile():
     assert sorted(names) == sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=pytest.mark.slow) if re.search('_(b[2-5]|s|xsmall|base)_', name)
+        else name for name in MODELS
+    ],
+)  # fmt: skip
 def test_stated_sizes_are_those_of_the_built_model(name):
     model = MODELS[name]
     assert (model.parameters, model.flops) == measure(model, ROOT), 'tools/model_zoo.py --measure'
