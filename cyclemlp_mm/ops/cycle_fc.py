@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recording import standard_operators_only
+from .recording import is_compiled, standard_operators_only
 
 
 def check_kernel_size(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
@@ -75,7 +75,7 @@ def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
         Tensor: Same shape and dtype; ``out[b, y, x, i] = x[b, y + dy_i, x + dx_i, i]``.
     """
     taps, axis = _taps_and_axis(kernel_size)
-    if standard_operators_only(x):
+    if _by_groups(x):
         channels = x.shape[-1]
         groups = shifted_groups(F.pad(x, (0, -channels % taps)), kernel_size)
         return torch.stack(groups, dim=-1).flatten(-2)[..., :channels]
@@ -119,6 +119,15 @@ def shifted_groups(x: Tensor, kernel_size: 'tuple[int, int]') -> 'list[Tensor]':
     return groups
 
 
+def _by_groups(*tensors: Tensor) -> bool:
+    """Whether nothing may be written in place.
+
+    torch.compile takes care of that itself, and cannot train on padded groups at any size: with a
+    convolution in the graph, it compares strides whose order it does not know.
+    """
+    return standard_operators_only(*tensors) and not is_compiled()
+
+
 def _taps_and_axis(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
     kernel_h, kernel_w = check_kernel_size(kernel_size)
     return (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
@@ -143,7 +152,7 @@ def cycle_fc(
     Returns:
         Tensor: (B, H, W, C_out).
     """
-    if standard_operators_only(x, weight):
+    if _by_groups(x, weight):
         # The weight's columns are put in the order of the groups: no channel moves by itself.
         taps = max(kernel_size)
         x = torch.cat(shifted_groups(x, kernel_size), dim=-1)

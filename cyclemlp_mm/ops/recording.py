@@ -23,6 +23,12 @@ def is_recording() -> bool:
     return torch.jit.is_tracing() or (ask is not None and ask())
 
 
+def is_compiled() -> bool:
+    """True inside ``torch.compile`` and strict exports, which both read the Python code."""
+    ask = getattr(torch.compiler, 'is_dynamo_compiling', None)
+    return ask is not None and ask()
+
+
 def is_transformed() -> bool:
     """True inside transforms of ``torch.func`` (grad, vjp, jvp, vmap, …) and of forward-mode AD."""
     level = torch._C._functorch.peek_interpreter_stack()  # None, which a compiler cannot compare

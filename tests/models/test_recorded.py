@@ -142,3 +142,25 @@ def test_script_and_fx_name_what_serves(build):
     # As torchvision's create_feature_extractor does it.
     with pytest.raises(UserError, match=r'FX.*out_indices.*torch\.export'):
         fx.symbolic_trace(model)
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_at_any_size_by_the_default_compiler():
+    """It once failed on strides of symbolic sizes, and a second size needs symbolic ones."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = reweighted()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+
+    def gradients(forward, image):
+        model.zero_grad()
+        sum((level * level.detach().sin()).mean() for level in forward(image)).backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    for size in ((64, 64), (96, 128)):
+        image = torch.randn(1, 3, *size)
+        expected = gradients(model, image)
+        for name, gradient in gradients(compiled, image).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=name)
