@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from paths import …`
 sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases import …`
@@ -14,6 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_of_a_toolbox():
+    """Under the scope that a test before has left, names may be a toolbox's own classes."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
 
 
 @pytest.fixture

@@ -7,11 +7,15 @@ when the safe way rejects a file (0.10.12). Its registry of loaders by scheme is
 
 from __future__ import annotations
 
-from mmengine.runner.checkpoint import CheckpointLoader
+import inspect
+
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from torch import nn
 
 from cyclemlp_mm.user_path import user_path
 
 from .files import move_tensors, read_checkpoint
+from .published import PublishedFormat
 from .whole_model import for_mmengine
 
 #: The file that was read last by :func:`read_before_loading`, until it is loaded.
@@ -23,8 +27,9 @@ def install_safe_loading() -> None:
 
     Checkpoints of every model are read so: those that are data load as before; those that are not
     are refused with the reason. Published files of our families come under the names that mmengine
-    expects. Our tools call it, and configs do by naming :mod:`cyclemlp_mm.safe_loading` in
-    ``custom_imports``. Names of other schemes (``torchvision://``, ``s3://``, …) stay mmengine's.
+    expects, but for models without a backbone of ours. Our tools call it, and configs do by naming
+    :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``. Names of other schemes
+    (``torchvision://``, ``s3://``, …) stay mmengine's.
     """
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_path, force=True)
 
@@ -35,7 +40,7 @@ def load_from_path(filename: str, map_location: object = None) -> object:
         content = move_tensors(_read.pop(stamp), map_location)
     else:
         content = read_checkpoint(filename, map_location)
-    return for_mmengine(content, filename)
+    return for_mmengine(content, filename, renamed=not _is_for_another_model())
 
 
 def read_before_loading(filename: str) -> object:
@@ -56,3 +61,19 @@ def _stamp(filename: str) -> tuple[object, ...]:
         return (filename,)
     state = path.stat()
     return str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _is_for_another_model() -> bool:
+    """Whether mmengine's ``load_checkpoint`` loads into a model without a backbone of ours.
+
+    Such as mmpretrain's RepMLPNet or the published CycleMLP, whose own names are those of the file.
+    The loaders of ``CheckpointLoader`` are not told the model: it is read from their caller.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not load_checkpoint.__code__:
+        frame = frame.f_back
+    model = frame and frame.f_locals.get('model')
+    return isinstance(model, nn.Module) and not any(
+        isinstance(getattr(module, 'published_format', None), PublishedFormat)
+        for module in model.modules()
+    )

@@ -34,7 +34,7 @@ ANCHORS = (*(family.example for family in FAMILIES), *_OURS)
 _CLASSIFIER = re.compile(r'head\.(?:fc\.)?(weight|bias)')
 
 
-def for_mmengine(content: object, source: str) -> object:
+def for_mmengine(content: object, source: str, renamed: bool = True) -> object:
     """What a file holds, in the form and under the names that mmengine's loading expects.
 
     Published and Paddle files become ``{'state_dict': {'backbone.…': …, 'head.fc.…': …}}``, so that
@@ -45,6 +45,7 @@ def for_mmengine(content: object, source: str) -> object:
     Args:
         content (object): What :func:`read_checkpoint` returned.
         source (str): The file, for messages.
+        renamed (bool): Whether names of our families are changed. Defaults to True.
 
     Raises:
         CheckpointError: It holds no state dict, or a Paddle file of an unknown family.
@@ -58,7 +59,7 @@ def for_mmengine(content: object, source: str) -> object:
     content = _without_configs(with_sensible_meta(content, source))
     named = {n: t for n, t in mapping_in(content).items() if isinstance(n, str)}
     bare, _ = split_names({plain_name(n): t for n, t in named.items()}, ANCHORS)
-    for family in FAMILIES:
+    for family in FAMILIES if renamed else ():
         if family.is_certain(bare) or (family.is_ours(bare) and not find_paddle(content)):
             return _renamed(content, source, family)
     if find_paddle(content):

@@ -94,7 +94,7 @@ def mmpretrains_repmlp():
 def test_repmlp(tmp_path):
     state = mmpretrains_repmlp().state_dict()
     model = from_file(
-        state, tmp_path / 'zoo.pth', type='RepMLPNet', arch=REPMLP, img_size=HEIGHT,
+        state, tmp_path / 'zoo.pth', type='DenseRepMLPNet', arch=REPMLP, img_size=HEIGHT,
         out_indices=(3,),
     )  # fmt: skip
     levels = model(torch.from_numpy(image(HEIGHT, HEIGHT)))

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mpvit_cases import worst
 from torch import nn
 
@@ -211,10 +211,8 @@ def test_no_image_at_all(shape):
 
 
 def test_is_in_the_root_registry():
-    # Another test may have left mmpretrain's scope, where the first name is mmpretrain's own class.
-    with DefaultScope.overwrite_default_scope('mmengine'):
-        for name in ('RepMLPNet', 'DenseRepMLPNet'):
-            assert type(MODELS.build(dict(type=name, arch=TINY, img_size=64))) is RepMLPNet
+    for name in ('RepMLPNet', 'DenseRepMLPNet'):
+        assert type(MODELS.build(dict(type=name, arch=TINY, img_size=64))) is RepMLPNet
 
 
 def test_arguments_of_mmpretrains_class_name_it():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from published_names import published_state_dict
 from toy_models import ARCH
 
 from cyclemlp_mm.apis import convert_weights
@@ -66,6 +67,47 @@ def test_other_models_may_hold_what_they_like(installed, entry, wrapper, tmp_pat
     if wrapper:
         assert content['args'] == args
         load_checkpoint(torch.nn.Linear(2, 2), str(tmp_path / 'other.pth'))
+
+
+def repmlp_of_mmpretrain():
+    module = pytest.importorskip('mmpretrain.models.backbones.repmlp')
+    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
+    return module.RepMLPNet(arch, img_size=64)
+
+
+def published_cyclemlp(classes=None):
+    """A class of somebody else, with the names of the published file."""
+    model = torch.nn.Module()
+    state = published_state_dict(CycleMLP(ARCH, out_indices=(3,)), classes)
+    for name, tensor in state.items():
+        *parts, last = name.split('.')
+        module = model
+        for part in parts:
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(last, tensor)
+    return model
+
+
+@pytest.mark.parametrize('inside', [None, 'backbone'])
+@pytest.mark.parametrize('wrapper', ['state_dict', None])
+@pytest.mark.parametrize(
+    'build', [repmlp_of_mmpretrain, published_cyclemlp, lambda: published_cyclemlp(5)],
+    ids=['repmlp', 'cyclemlp', 'classifier'],
+)  # fmt: skip
+def test_another_class_with_our_names_loads_its_own_file(
+    installed, build, wrapper, inside, tmp_path
+):
+    trained, model = build(), build()
+    for tensor in trained.state_dict().values():
+        tensor.fill_(2)
+    if inside:
+        trained, model = (torch.nn.ModuleDict({inside: net}) for net in (trained, model))
+    state = trained.state_dict()
+    torch.save({wrapper: state} if wrapper else state, tmp_path / 'theirs.pth')
+    load_checkpoint(model, str(tmp_path / 'theirs.pth'), strict=True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize('place', ['message_hub', 'meta'])
