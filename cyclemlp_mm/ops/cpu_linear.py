@@ -11,13 +11,17 @@ from torch import Tensor
 
 #: Longest sums that oneDNN is given: it adds up in fewer partial sums than the BLAS does, and a
 #: whole backbone in float32 is to stay as close to float64 as the published form is.
-_ONEDNN_MAX_SUM = {torch.float32: 640, torch.bfloat16: 2**31}
+_ONEDNN_MAX_SUM = {torch.float32: 640}
+# On an x86 without AVX-512, oneDNN has no product in bfloat16 and raises.
+_supports_bfloat16 = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+if _supports_bfloat16 is not None and _supports_bfloat16():
+    _ONEDNN_MAX_SUM[torch.bfloat16] = 2**31
 
 
 def has_onednn(x: Tensor) -> bool:
     """Whether oneDNN's fused Linear is to be taken for such an input, (..., C_in).
 
-    On a CPU, in float32 up to C_in = 640, and in bfloat16.
+    On a CPU, in float32 up to C_in = 640, and in bfloat16 where the processor has AVX-512.
     """
     return (
         x.device.type == 'cpu'
