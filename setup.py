@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent
 MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
 # Left out: caches, and programs for work on the project itself.
 MIM_IGNORE = shutil.ignore_patterns(
-    '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo.py',
-)  # fmt: skip
+    '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo.py'
+)
 
 # onedl-* is the maintained continuation of OpenMMLab with the same import names. An environment of
 # the original packages (mmengine, mmcv, ...) works as well, but a requirement can name only one
@@ -34,9 +34,7 @@ EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6', *DET, *SEG]
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
-DEV = [
-    'build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS,
-]  # fmt: skip
+DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS]
 
 
 class BuildPyWithMim(build_py):

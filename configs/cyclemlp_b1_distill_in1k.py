@@ -9,7 +9,8 @@ _base_ = [
 ]
 custom_imports = dict(
     imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.classification'],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 model = dict(
     type='DistilledClassifier',
     teacher={{_base_.teacher}},
@@ -17,4 +18,5 @@ model = dict(
     distillation='soft',  # or 'hard'
     alpha=0.5,
     tau=1.0,
-    backbone=dict(arch='b1'))
+    backbone=dict(arch='b1'),
+)

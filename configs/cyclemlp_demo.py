@@ -13,10 +13,13 @@ model = dict(
             widths=(24, 48, 96, 128),
             mlp_ratios=(3, 3, 3, 3),
             reweight=True,
-            downsample='conv'),
-        drop_path_rate=0.0),
+            downsample='conv',
+        ),
+        drop_path_rate=0.0,
+    ),
     head=dict(num_classes=4, in_channels=128, topk=(1,)),
-    train_cfg=None)  # a mixed image of small shapes on noise teaches little in a minute
+    train_cfg=None,
+)  # a mixed image of small shapes on noise teaches little in a minute
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(64, 64)),
@@ -33,7 +36,8 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(pipeline=train_pipeline))
+    dataset=dict(pipeline=train_pipeline),
+)
 val_dataloader = dict(batch_size=100, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1,))
@@ -50,12 +54,14 @@ param_scheduler = [
         end=max_epochs,
         T_max=max_epochs,
         by_epoch=True,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0))
+    clip_grad=dict(max_norm=5.0),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=32)
 default_hooks = dict(logger=dict(interval=10))

@@ -4,7 +4,8 @@
 _base_ = 'cyclemlp_demo.py'
 custom_imports = dict(
     imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.classification'],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 model = dict(
     type='DistilledClassifier',
     teacher={{_base_.model}},
@@ -12,4 +13,5 @@ model = dict(
     distillation='soft',
     alpha=0.5,
     tau=1.0,
-    backbone=dict(arch=dict(depths=(1, 1, 1, 1))))
+    backbone=dict(arch=dict(depths=(1, 1, 1, 1))),
+)

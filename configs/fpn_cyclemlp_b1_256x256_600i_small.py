@@ -11,12 +11,20 @@ model = dict(
     backbone=dict(arch='b1'),
     # Lovász (arXiv 1705.08790) weighs classes by IoU, not by pixels: from scratch, with cross
     # entropy alone, classes that are like a larger one (pavement, road) suffer.
-    decode_head=dict(loss_decode=[
-        dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-        dict(
-            type='LovaszLoss', loss_type='multi_class', classes='present', per_image=False,
-            reduction='none', loss_weight=1.0),
-    ]))
+    decode_head=dict(
+        loss_decode=[
+            dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+            dict(
+                type='LovaszLoss',
+                loss_type='multi_class',
+                classes='present',
+                per_image=False,
+                reduction='none',
+                loss_weight=1.0,
+            ),
+        ]
+    ),
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

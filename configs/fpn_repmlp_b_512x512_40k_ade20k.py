@@ -7,6 +7,6 @@ _base_ = [
 ]
 checkpoint = (
     'https://download.openmmlab.com/mmclassification/v0/repmlp/'
-    'repmlp-base_3rdparty_8xb64_in1k_20220330-1cb1f11b.pth')
-model = dict(
-    backbone=dict(arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+    'repmlp-base_3rdparty_8xb64_in1k_20220330-1cb1f11b.pth'
+)
+model = dict(backbone=dict(arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))

@@ -7,8 +7,7 @@ _base_ = [
 ]
 # 128 regions of each image are learned from, not COCO's 512: small images do not hold as many
 # objects, and on a CPU the heads took most of an iteration's time.
-model = dict(
-    backbone=dict(arch='b1'), train_cfg=dict(rcnn=dict(sampler=dict(num=128))))
+model = dict(backbone=dict(arch='b1'), train_cfg=dict(rcnn=dict(sampler=dict(num=128))))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -22,7 +21,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))

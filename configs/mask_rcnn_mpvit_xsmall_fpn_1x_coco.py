@@ -7,7 +7,7 @@ _base_ = [
 checkpoint = 'https://dl.dropbox.com/s/vvpq2m474g8tvyq/mpvit_xsmall.pth'
 model = dict(
     backbone=dict(
-        arch='xsmall',
-        drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[128, 192, 256, 256]))
+        arch='xsmall', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[128, 192, 256, 256]),
+)

@@ -5,5 +5,4 @@ _base_ = [
     '_base_/runtime/mmdet.py',
 ]
 checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/CycleMLP_B2.pth'
-model = dict(
-    backbone=dict(arch='b2', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='b2', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))

@@ -13,7 +13,9 @@ model = dict(
             widths=(32, 64, 128, 192),
             mlp_ratios=(4, 4, 4, 4),
             reweight=True,
-            downsample='conv')),
+            downsample='conv',
+        )
+    ),
     neck=dict(in_channels=[64, 128, 192], out_channels=96, num_outs=3, norm_cfg=norm_cfg),
     bbox_head=dict(
         num_classes=4,
@@ -21,7 +23,9 @@ model = dict(
         feat_channels=96,
         stacked_convs=2,
         norm_cfg=norm_cfg,
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32])))
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
+    ),
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -35,7 +39,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=test_pipeline))
@@ -52,11 +57,13 @@ param_scheduler = [
         end=max_epochs,
         T_max=max_epochs,
         by_epoch=True,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=10.0))
+    clip_grad=dict(max_norm=10.0),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 default_hooks = dict(logger=dict(interval=25))

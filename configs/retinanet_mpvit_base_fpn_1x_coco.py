@@ -7,7 +7,7 @@ _base_ = [
 checkpoint = 'https://dl.dropbox.com/s/la8w31m0apj2830/mpvit_base.pth'
 model = dict(
     backbone=dict(
-        arch='base',
-        drop_path_rate=0.4,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[368, 480, 480]))
+        arch='base', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[368, 480, 480]),
+)

@@ -7,7 +7,7 @@ _base_ = [
 checkpoint = 'https://dl.dropbox.com/s/1cmquqyjmaeeg1n/mpvit_tiny.pth'
 model = dict(
     backbone=dict(
-        arch='tiny',
-        drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[176, 216, 216]))
+        arch='tiny', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[176, 216, 216]),
+)

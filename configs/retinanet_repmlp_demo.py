@@ -3,4 +3,5 @@
 _base_ = 'retinanet_cyclemlp_demo.py'
 model = dict(
     backbone=dict(type='DenseRepMLPNet', arch='b', img_size=128),
-    neck=dict(in_channels=[192, 384, 768]))
+    neck=dict(in_channels=[192, 384, 768]),
+)

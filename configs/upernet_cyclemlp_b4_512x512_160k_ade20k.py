@@ -5,6 +5,5 @@ _base_ = [
     '_base_/schedules/ade20k_160k.py',
 ]
 checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/CycleMLP_B4.pth'
-model = dict(
-    backbone=dict(arch='b4', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='b4', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
 train_dataloader = dict(batch_size=2)  # x 8 GPUs

@@ -9,5 +9,6 @@ checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/Cycl
 model = dict(
     backbone=dict(arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512))
+    auxiliary_head=dict(in_channels=512),
+)
 train_dataloader = dict(batch_size=2)  # x 8 GPUs

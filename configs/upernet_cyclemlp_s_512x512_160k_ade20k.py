@@ -9,5 +9,6 @@ checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/Cycl
 model = dict(
     backbone=dict(arch='s', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)
 train_dataloader = dict(batch_size=2)  # x 8 GPUs

@@ -7,9 +7,9 @@ _base_ = [
 checkpoint = 'https://dl.dropbox.com/s/la8w31m0apj2830/mpvit_base.pth'
 model = dict(
     backbone=dict(
-        arch='base',
-        drop_path_rate=0.4,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+        arch='base', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
     decode_head=dict(in_channels=[224, 368, 480, 480]),
-    auxiliary_head=dict(in_channels=480))
+    auxiliary_head=dict(in_channels=480),
+)
 train_dataloader = dict(batch_size=2)  # x 8 GPUs

@@ -7,7 +7,7 @@ _base_ = [
 checkpoint = 'https://dl.dropbox.com/s/y3dnmmy8h4npz7a/mpvit_small.pth'
 model = dict(
     backbone=dict(
-        arch='small',
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
+        arch='small', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    )
+)
 train_dataloader = dict(batch_size=2)  # x 8 GPUs

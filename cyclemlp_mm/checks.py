@@ -1,5 +1,7 @@
 """What a user names, looked at before work is done for it: devices, thresholds, files to write."""
 
+from __future__ import annotations
+
 import inspect
 import tempfile
 import traceback
@@ -21,7 +23,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def check_device(device: 'str | None') -> str:
+def check_device(device: str | None) -> str:
     """The device's name, or an error that says what there is.
 
     Args:
@@ -57,7 +59,7 @@ def check_score_thr(score_thr: float) -> None:
         raise UserError(f'--score-thr must be 0 to 1, but got {score_thr:g}')
 
 
-def check_writable(path: 'str | Path', option: str, is_folder: bool = False) -> None:
+def check_writable(path: str | Path, option: str, is_folder: bool = False) -> None:
     """Refuse a place that cannot be written, before hours of work are to go there.
 
     Nothing is made and nothing is left behind. There must be room for 1 MB; that the disk has room
@@ -87,12 +89,12 @@ def check_writable(path: 'str | Path', option: str, is_folder: bool = False) -> 
     except OSError as error:
         raise UserError(
             f'{option} {path} cannot be written ({error.strerror or error}): take another place, '
-            'or mend this one'
+            'or fix this one'
         ) from error
 
 
 @contextmanager
-def model_errors(config: 'str | Path') -> 'Iterator[None]':
+def model_errors(config: str | Path) -> Iterator[None]:
     """Around the building of a model: what its classes say to a wrong setting, as a sentence.
 
     Args:
@@ -122,7 +124,7 @@ def model_errors(config: 'str | Path') -> 'Iterator[None]':
         ) from error
 
 
-def _failed_code(error: Exception) -> 'traceback.FrameSummary | None':
+def _failed_code(error: Exception) -> traceback.FrameSummary | None:
     """Where the code of a class failed; None where mmengine or a toolbox refused its settings."""
     frames = traceback.extract_tb(error.__traceback__)
     registry = Path(inspect.getfile(Registry)).parent

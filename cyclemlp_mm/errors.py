@@ -1,4 +1,4 @@
-"""Errors that a user can mend; their messages say what failed, where, and how to mend it.
+"""Errors that a user can fix; their messages say what failed, where, and how to fix it.
 
 The tools print these without a traceback. Anything else is a defect and keeps its traceback.
 """

@@ -40,9 +40,14 @@ def with_thumbnail_but_truncated():
 
 def bomb():
     """A PNG of 60000 x 60000 pixels in some hundred bytes."""
+
     def chunk(kind, content):
-        return struct.pack('>I', len(content)) + kind + content + struct.pack(
-            '>I', zlib.crc32(kind + content))  # fmt: skip
+        return (
+            struct.pack('>I', len(content))
+            + kind
+            + content
+            + struct.pack('>I', zlib.crc32(kind + content))
+        )
 
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
@@ -87,9 +92,10 @@ BAD_IMAGES = {
     'stored.jpg': (lambda: exif_rotated(SIZE), 'converted', 'EXIF'),
     'frames.gif': (
         lambda: encode(picture(), 'GIF', save_all=True, append_images=[picture('L')]),
-        'converted', 'frames',
+        'converted',
+        'frames',
     ),
     'plain.bmp': (lambda: encode(picture(), 'BMP'), 'read', ''),
     'plain.webp': (lambda: encode(picture(), 'WEBP'), 'read', ''),
     'plain.jpg': (lambda: encode(picture()), 'read', ''),
-}  # fmt: skip
+}

@@ -128,9 +128,7 @@ class Encoder(nn.Module):
     def __init__(self, c, depth, ratio):
         super().__init__()
         self.cpe, self.crpe = PositionEncoding(c), RelativeEncoding(c // 8)
-        self.MHCA_layers = nn.ModuleList(
-            Layer(c, ratio, self.cpe, self.crpe) for _ in range(depth)
-        )
+        self.MHCA_layers = nn.ModuleList(Layer(c, ratio, self.cpe, self.crpe) for _ in range(depth))
 
     def forward(self, x):
         size = x.shape[2:]

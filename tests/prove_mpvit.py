@@ -53,9 +53,13 @@ def main():
                 seconds[name].append(taken)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     size = f'1x3x{args.size[0]}x{args.size[1]}, MPViT {args.arch}, float32'
-    print(f'\n{size}\ninference  ' + ', '.join(
-        f'{name} {1e3 * medians[name]:.0f} ms ({1e3 * min(v):.0f}-{1e3 * max(v):.0f})'
-        for name, v in seconds.items()))  # fmt: skip
+    print(
+        f'\n{size}\ninference  '
+        + ', '.join(
+            f'{name} {1e3 * medians[name]:.0f} ms ({1e3 * min(v):.0f}-{1e3 * max(v):.0f})'
+            for name, v in seconds.items()
+        )
+    )
     ratios['time'] = medians['ours'] / medians['plain']
 
     with torch.inference_mode():

@@ -60,14 +60,22 @@ randomness = dict(seed={seed}, deterministic=True)
 """
 LOOPS = {
     'epoch': dict(
-        loop=f"type='EpochBasedTrainLoop', max_epochs={EPOCHS}", sampler='DefaultSampler',
-        by_epoch=True, interval=1, keep=2, val_interval=2,
+        loop=f"type='EpochBasedTrainLoop', max_epochs={EPOCHS}",
+        sampler='DefaultSampler',
+        by_epoch=True,
+        interval=1,
+        keep=2,
+        val_interval=2,
     ),
     'iter': dict(
         loop=f"type='IterBasedTrainLoop', max_iters={EPOCHS * NUM_TRAIN // BATCH}",
-        sampler='InfiniteSampler', by_epoch=False, interval=3, keep=1, val_interval=24,
+        sampler='InfiniteSampler',
+        by_epoch=False,
+        interval=3,
+        keep=1,
+        val_interval=24,
     ),
-}  # fmt: skip
+}
 
 
 class Run:
@@ -94,9 +102,12 @@ class Run:
             argv = ['config.py', '--data', 'shapes', '--work-dir', str(self.work_dir), '--resume']
             if processes > 1:
                 os.environ.update(
-                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-                    MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                )  # fmt: skip
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(processes),
+                    MASTER_ADDR='127.0.0.1',
+                    MASTER_PORT=str(port),
+                )
                 argv += ['--launcher', 'pytorch']
             train(argv)
             code = 0

@@ -44,8 +44,9 @@ def polygon(x, y, width, height):
     points = random.choice((12, 20, 25, 30, 60))
     return [
         round(start + side * random.random(), 2)
-        for _ in range(points) for start, side in ((x, width), (y, height))
-    ]  # fmt: skip
+        for _ in range(points)
+        for start, side in ((x, width), (y, height))
+    ]
 
 
 def write_split(root, split, images, boxes):
@@ -64,13 +65,22 @@ def write_split(root, split, images, boxes):
     for i in range(boxes):
         x, y = random.randint(0, 300), random.randint(0, 200)
         width, height = random.randint(8, 300), random.randint(8, 250)
-        annotations.append(dict(
-            id=i + 1, image_id=random.randrange(images), category_id=random.randint(1, CLASSES),
-            bbox=[x, y, width, height], area=width * height, iscrowd=0,
-            segmentation=[polygon(x, y, width, height)],
-        ))  # fmt: skip
-    content = dict(images=listed, annotations=annotations,
-                   categories=[dict(id=i + 1, name=f'class{i}') for i in range(CLASSES)])
+        annotations.append(
+            dict(
+                id=i + 1,
+                image_id=random.randrange(images),
+                category_id=random.randint(1, CLASSES),
+                bbox=[x, y, width, height],
+                area=width * height,
+                iscrowd=0,
+                segmentation=[polygon(x, y, width, height)],
+            )
+        )
+    content = dict(
+        images=listed,
+        annotations=annotations,
+        categories=[dict(id=i + 1, name=f'class{i}') for i in range(CLASSES)],
+    )
     file = root / 'annotations' / f'instances_{split}2017.json'
     file.write_text(json.dumps(content))
     print(f'{split}: {file.stat().st_size >> 20} MiB of annotations', flush=True)
@@ -85,8 +95,9 @@ def main():
         write_split(root, 'train', IMAGES, BOXES)
         write_split(root, 'val', IMAGES // 24, BOXES // 24)
         for config in CONFIGS:
-            subprocess.run([sys.executable, '-W', 'ignore', '-c', CHECK, config, '--data', folder],
-                           check=True)  # fmt: skip
+            subprocess.run(
+                [sys.executable, '-W', 'ignore', '-c', CHECK, config, '--data', folder], check=True
+            )
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from cyclemlp_mm.engine import load_config, shard_layers
 from cyclemlp_mm.models import CycleMLP, MPViT
 
 WIDTHS = dict(depths=(1, 1, 2, 1), widths=(16, 24, 32, 40))
-LAYERS = load_config('upernet_cyclemlp_b5_512x512_160k_ade20k_fsdp')['strategy'][
-    'model_wrapper']['auto_wrap_policy']['layers']  # fmt: skip
+LAYERS = load_config('upernet_cyclemlp_b5_512x512_160k_ade20k_fsdp')['strategy']['model_wrapper'][
+    'auto_wrap_policy'
+]['layers']
 
 
 def families():
@@ -38,9 +39,11 @@ def compare(name, backbone, size):
     """One pass forward and back, of both."""
     whole = copy.deepcopy(backbone).train()
     units = FullyShardedDataParallel(
-        backbone.train(), auto_wrap_policy=partial(shard_layers, layers=LAYERS),
-        device_id=torch.device('cpu'), use_orig_params=True,
-    )  # fmt: skip
+        backbone.train(),
+        auto_wrap_policy=partial(shard_layers, layers=LAYERS),
+        device_id=torch.device('cpu'),
+        use_orig_params=True,
+    )
     dealt_out = sum(isinstance(m, FullyShardedDataParallel) for m in units.modules()) - 1
     held = sum(p.numel() for p in units.parameters())
     image = torch.randn(2, 3, size, size)
@@ -51,14 +54,19 @@ def compare(name, backbone, size):
         sum(level.square().mean() for level in outputs).backward()
     with FullyShardedDataParallel.summon_full_params(units, with_grads=True):
         grads = [p.grad for p in units.parameters()]
-        worst_grad = torch.stack([
-            (a - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)
-            for a, p in zip(grads, whole.parameters(), strict=True)
-        ]).max()
+        worst_grad = torch.stack(
+            [
+                (a - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)
+                for a, p in zip(grads, whole.parameters(), strict=True)
+            ]
+        ).max()
     part = held / sum(p.numel() for p in whole.parameters())
     if dist.get_rank() == 0:
-        print(f'{name} {size} px: units {dealt_out}, held {part:.2f}, levels {worst:.1e}, '
-              f'gradients {worst_grad:.1e}', flush=True)  # fmt: skip
+        print(
+            f'{name} {size} px: units {dealt_out}, held {part:.2f}, levels {worst:.1e}, '
+            f'gradients {worst_grad:.1e}',
+            flush=True,
+        )
     assert dealt_out and part < 0.6 and worst < 1e-5 and worst_grad < 1e-4
 
 

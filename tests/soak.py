@@ -2,7 +2,7 @@
 
     python tests/soak.py --minutes 30
 
-Workers are started anew every epoch. After the first five minutes, each process's memory (the
+Workers are started again every epoch. After the first five minutes, each process's memory (the
 median of every minute) must stay within 5%: of the training process, and of the largest worker.
 """
 
@@ -70,18 +70,30 @@ def main():
         write_coco(Path(folder) / 'shapes', 200, 20, (128, 128))
         log = Path(folder) / 'log'
         command = [
-            sys.executable, str(ROOT / 'tools' / 'train.py'), 'retinanet_cyclemlp_demo', '--data',
-            'shapes', '--work-dir', 'wd', '--cfg-options', 'train_cfg.max_epochs=100000',
-            'train_cfg.val_interval=5', 'train_dataloader.num_workers=2',
-            'train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False',
+            sys.executable,
+            str(ROOT / 'tools' / 'train.py'),
+            'retinanet_cyclemlp_demo',
+            '--data',
+            'shapes',
+            '--work-dir',
+            'wd',
+            '--cfg-options',
+            'train_cfg.max_epochs=100000',
+            'train_cfg.val_interval=5',
+            'train_dataloader.num_workers=2',
+            'train_dataloader.persistent_workers=False',
+            'val_dataloader.persistent_workers=False',
             'test_dataloader.persistent_workers=False',
-        ]  # fmt: skip
+        ]
         started, samples = time.monotonic(), []
         with log.open('w') as file:
             process = subprocess.Popen(
-                command, cwd=folder, stdout=file, stderr=subprocess.STDOUT,
+                command,
+                cwd=folder,
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            )  # fmt: skip
+            )
             while process.poll() is None and time.monotonic() - started < 60 * minutes:
                 time.sleep(1)
                 samples.append((time.monotonic() - started, sample(process.pid)))
@@ -99,7 +111,7 @@ def main():
                 f'{role:<9} {medians[0]:.0f} MiB after 5 minutes, {medians[-1]:.0f} MiB at the '
                 f'end; minutes are within {100 * apart:.1f}% of each other'
             )
-        print(f'{minutes:g} minutes, {epochs} epochs (workers started anew in each)')
+        print(f'{minutes:g} minutes, {epochs} epochs (workers started again in each)')
         sys.exit(failed)
 
 

@@ -21,7 +21,7 @@ def test_all_families_are_registered_and_mmpretrain_is_imported_when_it_is_built
         "for name in ('CycleMLP', 'MPViT', 'DenseRepMLPNet', 'RepMLPNet'):\n"
         '    assert MODELS.get(name), name\n'
         "assert 'mmpretrain' not in sys.modules\n"
-        "arch = dict(channels=[8], depths=[1], sharesets_nums=[1])\n"
+        'arch = dict(channels=[8], depths=[1], sharesets_nums=[1])\n'
         "model = MODELS.build(dict(type='DenseRepMLPNet', arch=arch, out_indices=(0,)))\n"
         "assert type(model) is MODELS.get('DenseRepMLPNet')\n"
     )

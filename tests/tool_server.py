@@ -17,9 +17,18 @@ answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # what the imports print
 
 for module in (
-    'cv2', 'pandas', 'scipy.stats', 'mmengine.runner', 'mmcv.ops', 'mmdet.apis', 'mmseg.apis',
-    'mmpretrain.apis', 'mmdet.models', 'mmseg.models', 'mmpretrain.models',
-):  # fmt: skip
+    'cv2',
+    'pandas',
+    'scipy.stats',
+    'mmengine.runner',
+    'mmcv.ops',
+    'mmdet.apis',
+    'mmseg.apis',
+    'mmpretrain.apis',
+    'mmdet.models',
+    'mmseg.models',
+    'mmpretrain.models',
+):
     with contextlib.suppress(ImportError):
         importlib.import_module(module)
 

@@ -7,9 +7,12 @@ from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE
 from cyclemlp_mm.engine import load_config, require_toolbox
 
 ARCH = dict(
-    depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), mlp_ratios=(1, 1, 1, 1), reweight=True,
+    depths=(1, 1, 1, 1),
+    widths=(8, 16, 24, 32),
+    mlp_ratios=(1, 1, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 
 def save_detector(folder, masks=False):
@@ -40,8 +43,11 @@ def save_segmentor(folder, classes=('sky', 'road', 'tree'), channels=3, load=Non
         norm = dict(mean=[110.0], std=[58.0]) if channels == 1 else dict(mean=None, std=None)
         cfg.model.data_preprocessor.update(bgr_to_rgb=False, **norm)
         for loader in (cfg.val_dataloader, cfg.test_dataloader):
-            loader.dataset.pipeline = [load, dict(type='LoadAnnotations'),
-                                       dict(type='PackSegInputs')]  # fmt: skip
+            loader.dataset.pipeline = [
+                load,
+                dict(type='LoadAnnotations'),
+                dict(type='PackSegInputs'),
+            ]
             loader.dataset.update(data)
     cfg.model.neck.in_channels = list(ARCH['widths'])
     cfg.model.decode_head.num_classes = len(classes)

@@ -50,9 +50,12 @@ TINY_SEGMENTOR = [
 def _server():
     """One for each process of the tests."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tests' / 'tool_server.py')], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / 'tests' / 'tool_server.py')],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def run_tool(tool, *arguments, cwd, check=True, fresh=False):
@@ -63,9 +66,13 @@ def run_tool(tool, *arguments, cwd, check=True, fresh=False):
     argv = [str(ROOT / 'tools' / tool), *map(str, arguments)]
     if fresh or not hasattr(os, 'fork'):
         done = subprocess.run(
-            [sys.executable, *argv], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=600,
-        )  # fmt: skip
+            [sys.executable, *argv],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
         code, printed = done.returncode, done.stdout
     else:
         with tempfile.NamedTemporaryFile('r') as output:

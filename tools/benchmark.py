@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """``tools/benchmark.py``: how fast, against the published form and torchvision's backbones."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import shlex
@@ -70,9 +72,16 @@ def benchmark() -> None:
             if arch == args.arch[-1] and not args.config:  # once per size
                 entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
             found = compare(
-                entries, arch, size, args.mode, device, args.repeats, args.backend,
-                args.deploy, bool(args.config),
-            )  # fmt: skip
+                entries,
+                arch,
+                size,
+                args.mode,
+                device,
+                args.repeats,
+                args.backend,
+                args.deploy,
+                bool(args.config),
+            )
             rows += found
             add_ratios(rows, rates)
             print('\n' + table(found), flush=True)
@@ -84,24 +93,34 @@ def _parse() -> argparse.Namespace:
     parser = new_parser(__doc__, _EXAMPLES)
     parser.add_argument('--arch', nargs='+', default=['b1'], choices=ARCHS)
     parser.add_argument(
-        '--config', nargs='+', metavar='CONFIG',
+        '--config',
+        nargs='+',
+        metavar='CONFIG',
         help='instead of backbones: the whole models of configs, files or names of shipped ones',
-    )  # fmt: skip
+    )
     parser.add_argument('--size', nargs='+', type=_size, default=[(1, 512, 512)], metavar='BxHxW')
     parser.add_argument('--mode', choices=['infer', 'train'], default='infer')
     parser.add_argument(
-        '--dtype', nargs='+', choices=[*DTYPES, 'amp'], default=['float32'],
+        '--dtype',
+        nargs='+',
+        choices=[*DTYPES, 'amp'],
+        default=['float32'],
         help="of ours; 'amp' is autocast to bfloat16",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--form-dtype', nargs='+', choices=[*DTYPES, 'amp'],
+        '--form-dtype',
+        nargs='+',
+        choices=[*DTYPES, 'amp'],
         help='of what ours is compared with (default: as --dtype)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--forms', nargs='*', choices=['published', 'reference', 'compiled'], default=['published'],
+        '--forms',
+        nargs='*',
+        choices=['published', 'reference', 'compiled'],
+        default=['published'],
         help='the same backbone on deform_conv2d (not in bfloat16), with plain shift + Linear, or '
         'by torch.compile',
-    )  # fmt: skip
+    )
     parser.add_argument('--rivals', nargs='*', choices=RIVALS, default=[])
     parser.add_argument('--backend', choices=['auto', *BACKENDS], default='auto')
     add_deploy(parser)
@@ -114,6 +133,8 @@ def _parse() -> argparse.Namespace:
         parser.error('--deploy is for --mode infer')
     if args.config and (args.rivals or args.backend != 'auto' or 'compiled' in args.forms):
         parser.error('--rivals, --backend and --forms compiled are for backbones, not for --config')
+    if args.config and not {'float32', 'amp'}.issuperset(args.dtype):  # heads stay float32
+        parser.error(f'--config takes --dtype float32 or amp, but got {" ".join(args.dtype)}')
     if args.repeats < 1:
         parser.error(f'--repeats must be at least 1, but got {args.repeats}')
     if args.threads is not None and args.threads < 1:
@@ -122,7 +143,7 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _size(text: str) -> 'tuple[int, int, int]':
+def _size(text: str) -> tuple[int, int, int]:
     found = re.fullmatch(r'(\d+)x(\d+)x(\d+)', text)
     if not found:
         raise argparse.ArgumentTypeError(f'expected BATCHxHEIGHTxWIDTH, e.g. 2x512x512: {text!r}')

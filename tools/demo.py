@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """``make demo``: generated images in, a trained detector and pictures out."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import subprocess
@@ -25,7 +27,7 @@ NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
 NUM_DRAWN = 6
 
 
-def demo(argv: 'Sequence[str] | None' = None) -> float:
+def demo(argv: Sequence[str] | None = None) -> float:
     """Generate data, train with ``tools/train.py``, evaluate and draw.
 
     Args:
@@ -53,7 +55,7 @@ def demo(argv: 'Sequence[str] | None' = None) -> float:
     return ap50
 
 
-def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(
         'Train a small RetinaNet-CycleMLP on generated images and draw what it finds',
         '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n',
@@ -70,9 +72,12 @@ def _train(data: Path, work_dir: Path) -> None:
     command += ['--work-dir', str(work_dir)]
     print('training   tools/train.py', *command[2:], flush=True)
     log = work_dir / 'train.log'
-    with log.open('w') as file, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with (
+        log.open('w') as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         for line in process.stdout:
             file.write(line)
             if 'Epoch(' in line:

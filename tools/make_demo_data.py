@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Write a data set of coloured shapes, in the layout of COCO 2017, ADE20K or ImageNet."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 
@@ -81,7 +83,7 @@ def new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: 'Sequence[str] | None' = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the tool.
 
     Args:

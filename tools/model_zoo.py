@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """``tools/model_zoo.py``: pages from metafiles, figures into metafiles, for a checkout."""
 
+from __future__ import annotations
+
 import argparse
 import shutil
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ EXAMPLES = """\
 """
 
 
-def model_zoo(argv: 'Sequence[str] | None' = None) -> 'list[Path]':
+def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
     """Write the pages as the command line says.
 
     Args:
@@ -78,7 +80,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding='utf-8') if path.is_file() else ''
 
 
-def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(
         'Write docs/model_zoo.md and the tables of README.md from the metafiles that '
         'model-index.yml names',
@@ -86,17 +88,21 @@ def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        '--check', action='store_true', help='write nothing; exit with 2 where a page is not up to '
-        'date',
-    )  # fmt: skip
+        '--check',
+        action='store_true',
+        help='write nothing; exit with 2 where a page is not up to date',
+    )
     group.add_argument(
-        '--measure', action='store_true',
+        '--measure',
+        action='store_true',
         help='count parameters and FLOPs of every config, and put them into the metafiles',
-    )  # fmt: skip
+    )
     group.add_argument(
-        '--latency', type=Path, metavar='BENCHMARK.json',
+        '--latency',
+        type=Path,
+        metavar='BENCHMARK.json',
         help='draw accuracy against latency from what tools/benchmark.py measured, and keep it',
-    )  # fmt: skip
+    )
     parser.add_argument('--root', type=Path, help='the checkout (default: the one of this package)')
     return parser.parse_args(argv)
 

@@ -377,8 +377,7 @@ class Steps:
             output = log.read()
         if process.returncode:
             raise SetupError(
-                f'{what} failed (exit code {process.returncode}):\n{tail(output)}',
-                hint_for(output),
+                f'{what} failed (exit code {process.returncode}):\n{tail(output)}', hint_for(output)
             )
 
     def pip(self, *arguments, what, command='install', **options):

@@ -5,6 +5,8 @@ PyTorch's own ``FlopCounterMode`` leaves out, silently, every operator that it h
 that do no multiply-adds worth counting, or stops the count.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
@@ -65,7 +67,7 @@ class MultiplyAdds(TorchDispatchMode):
         return result
 
 
-def _flops(formula: 'Callable', args: tuple, kwargs: dict, result: object) -> int:
+def _flops(formula: Callable, args: tuple, kwargs: dict, result: object) -> int:
     if hasattr(flop_counter, 'flop_registry'):
         return formula(*args, **kwargs, out_val=result)
     args, kwargs, out_shape = tree_map(flop_counter.get_shape, (args, kwargs, result))
@@ -82,7 +84,7 @@ def _is_known(func: torch._ops.OpOverload) -> bool:
     )
 
 
-def _takes_a_tensor(args: tuple, kwargs: 'dict | None') -> bool:
+def _takes_a_tensor(args: tuple, kwargs: dict | None) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_flatten((args, kwargs))[0])
 
 
@@ -94,7 +96,7 @@ def _uncounted(func: torch._ops.OpOverload) -> UncountedOperatorError:
     )
 
 
-def multiply_adds(call: 'Callable[[], object]') -> int:
+def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds of a call.
 
     Args:
@@ -123,7 +125,7 @@ def check_visible(model: nn.Module) -> None:
             )
 
 
-def backbone_multiply_adds(backbone: nn.Module, shape: 'tuple[int, int, int, int]') -> int:
+def backbone_multiply_adds(backbone: nn.Module, shape: tuple[int, int, int, int]) -> int:
     """Multiply-adds of one forward pass of a backbone, without computing it.
 
     Args:

@@ -1,5 +1,7 @@
 """Parameters and multiply-adds of a config's model, part by part, without computing anything."""
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> 'Iterator[None]':
+def _quiet() -> Iterator[None]:
     """Without what models say about losses and training when they are built."""
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -55,12 +57,10 @@ def _quiet() -> 'Iterator[None]':
 
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model; a teacher that it is taught by is no part of it."""
-    return sum(
-        p.numel() for name, p in model.named_parameters() if not name.startswith('teacher.')
-    )
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith('teacher.'))
 
 
-def count_parts(model: nn.Module, size: 'tuple[int, int]') -> 'dict[str, int]':
+def count_parts(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """Multiply-adds of one image's inference, part by part.
 
     Two-stage detectors count ``test_cfg.rpn.max_per_img`` proposals in the box head and
@@ -86,9 +86,7 @@ def count_parts(model: nn.Module, size: 'tuple[int, int]') -> 'dict[str, int]':
             f'{", ".join(strange) or "no backbone"}, and only {", ".join(sorted(known))} are known'
         )
     counts: dict[str, int] = {}
-    features: Tensor | tuple = torch.empty(
-        1, image_channels(model.backbone), *size, device='meta'
-    )
+    features: Tensor | tuple = torch.empty(1, image_channels(model.backbone), *size, device='meta')
 
     def run(name: str, module: nn.Module, given: object) -> object:
         check_visible(module)
@@ -114,7 +112,7 @@ def count_parts(model: nn.Module, size: 'tuple[int, int]') -> 'dict[str, int]':
 _HEADS = ('rpn_head', 'bbox_head', 'roi_head', 'decode_head', 'auxiliary_head', 'head')
 
 
-def _roi_heads(detector: nn.Module) -> 'list[tuple[str, Tensor]]':
+def _roi_heads(detector: nn.Module) -> list[tuple[str, Tensor]]:
     """The heads on regions, with what they are given."""
     heads = [('bbox', detector.test_cfg.rpn.max_per_img)]
     if detector.roi_head.with_mask:

@@ -54,8 +54,10 @@ def _value(text: str) -> object:
             return (value,) if text[0] == '(' and not isinstance(value, tuple) else value
         except (SyntaxError, ValueError) as error:
             if is_dict or 'dict(' in text:
-                raise ValueError(f'{error}; a shell needs quotes around all of it, e.g. '
-                                 '"KEY=dict(type=\'Pretrained\')"') from error  # fmt: skip
+                raise ValueError(
+                    f'{error}; a shell needs quotes around all of it, e.g. '
+                    '"KEY=dict(type=\'Pretrained\')"'
+                ) from error
     if ',' not in text and text[:1] not in ('(', '['):
         return DictAction._parse_int_float_bool(text.strip('\'"'))
     return DictAction._parse_iterable(text)
@@ -75,8 +77,9 @@ def _literal(node: ast.expr) -> object:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and what changes it."""
     parser.add_argument('config', help='config file, or the name of a shipped config')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints '
-                        '(default: work_dirs/NAME-OF-CONFIG)')  # fmt: skip
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'
+    )
     add_cfg_options(parser, ', e.g. train_dataloader.batch_size=4')
 
 
@@ -150,9 +153,11 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """``--launcher``; ``--local-rank`` is what older launchers pass."""
     parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
         help='how the processes were started',
-    )  # fmt: skip
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
 

@@ -1,5 +1,7 @@
 """The check before a training, on its own: the whole of ``tools/check.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 
@@ -16,7 +18,7 @@ EXAMPLES = """\
 """
 
 
-def parse_check_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_check_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/check.py``."""
     parser = new_parser(
         'Look for what is wrong with data, config and machine, without training', EXAMPLES
@@ -31,7 +33,7 @@ def parse_check_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check(argv: 'Sequence[str] | None' = None) -> Report:
+def check(argv: Sequence[str] | None = None) -> Report:
     """Check as the command line says, and print what was found.
 
     Args:

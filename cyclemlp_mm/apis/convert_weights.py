@@ -1,5 +1,7 @@
 """Conversion of weights: the whole of ``tools/convert_weights.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 
@@ -14,7 +16,7 @@ EXAMPLES = """\
 """
 
 
-def convert_weights(argv: 'Sequence[str] | None' = None) -> Conversion:
+def convert_weights(argv: Sequence[str] | None = None) -> Conversion:
     """Convert as the command line says, and print what was recognised and written.
 
     Args:
@@ -24,7 +26,7 @@ def convert_weights(argv: 'Sequence[str] | None' = None) -> Conversion:
         Conversion: What was printed.
 
     Raises:
-        UserError: With what is wrong and how to mend it; nothing was written.
+        UserError: With what is wrong and how to fix it; nothing was written.
     """
     args = _parse_args(argv)
     done = convert(args.source, args.target, args.to, args.force)
@@ -39,7 +41,7 @@ def convert_weights(argv: 'Sequence[str] | None' = None) -> Conversion:
     return done
 
 
-def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(
         'Convert weights of a CycleMLP: from published, Paddle, safetensors or our own files '
         '(backbones, classifiers, whole detectors and segmentors)',

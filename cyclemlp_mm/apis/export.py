@@ -1,5 +1,7 @@
 """Export: the whole of ``tools/export.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections.abc import Sequence
@@ -31,13 +33,16 @@ EXAMPLES = """\
 """
 
 
-def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_export_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/export.py``."""
-    parser = new_parser('Write a model as ONNX or torch.export file, checked against PyTorch',
-                        EXAMPLES)  # fmt: skip
+    parser = new_parser(
+        'Write a model as ONNX or torch.export file, checked against PyTorch', EXAMPLES
+    )
     parser.add_argument('config', help='config file, or the name of a shipped config')
-    parser.add_argument('checkpoint', help='checkpoint file; for --part backbone, published files '
-                        'and whole models alike')  # fmt: skip
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint file; for --part backbone, published files and whole models alike',
+    )
     parser.add_argument('dst', metavar='DST', help='file to write, .onnx or .pt2')
     parser.add_argument(
         '--part',
@@ -67,7 +72,7 @@ def parse_export_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace
     return parser.parse_args(argv)
 
 
-def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
+def export(argv: Sequence[str] | None = None) -> ExportReport:
     """Export as the command line says.
 
     Args:
@@ -77,7 +82,7 @@ def export(argv: 'Sequence[str] | None' = None) -> ExportReport:
         ExportReport: What was written.
 
     Raises:
-        UserError: With what is wrong and how to mend it; nothing is written then.
+        UserError: With what is wrong and how to fix it; nothing is written then.
     """
     args = parse_export_args(argv)
     cfg = load_config(args.config, args.cfg_options)
@@ -107,7 +112,7 @@ def _check_time(model: nn.Module, args: argparse.Namespace) -> None:
         )
 
 
-def _print_latencies(model: nn.Module, report: ExportReport, size: 'tuple[int, int]') -> None:
+def _print_latencies(model: nn.Module, report: ExportReport, size: tuple[int, int]) -> None:
     run = onnx_runner(report.path) if report.path.suffix == '.onnx' else program_runner(report.path)
     ours, exported = latencies(ExportedPart(model, report.part), run, (1, *size))
     print(
@@ -138,7 +143,7 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
     model.load_state_dict(state_dict, strict=False)
 
 
-def _metadata(cfg: Config, args: argparse.Namespace) -> 'dict[str, str]':
+def _metadata(cfg: Config, args: argparse.Namespace) -> dict[str, str]:
     """What a user of the file needs to feed it."""
     norm = cfg.model.get('data_preprocessor') or {}
     is_rgb = norm.get('bgr_to_rgb') or norm.get('to_rgb')

@@ -1,5 +1,7 @@
 """``tools/get_flops.py``: how large a backbone or a whole model is, and what an image costs."""
 
+from __future__ import annotations
+
 import argparse
 import inspect
 import json
@@ -25,7 +27,7 @@ EXAMPLES = """\
 """
 
 
-def get_flops(argv: 'Sequence[str] | None' = None) -> dict:
+def get_flops(argv: Sequence[str] | None = None) -> dict:
     """Count as the command line says, and print the counts.
 
     Args:
@@ -51,7 +53,7 @@ def get_flops(argv: 'Sequence[str] | None' = None) -> dict:
     return found
 
 
-def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(
         'Count the parameters of a backbone or of a whole model, and the multiply-adds of one '
         'image, which papers call FLOPs; an operator that cannot be counted is an error',
@@ -63,10 +65,13 @@ def _parse_args(argv: 'Sequence[str] | None') -> argparse.Namespace:
         '--backbone', default='CycleMLP', metavar='CLASS', help='of --arch (default: %(default)s)'
     )
     parser.add_argument(
-        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
         help='of the image (default: 224 224 for backbones and classifiers, 800 1280 for '
         'detectors, 512 512 for segmentors)',
-    )  # fmt: skip
+    )
     parser.add_argument('--json', action='store_true', help='print the exact counts as json')
     add_cfg_options(parser)
     args = parser.parse_args(argv)
@@ -100,7 +105,7 @@ def _count_backbone(args: argparse.Namespace) -> dict:
     return _result(f'{args.backbone} {args.arch}', size, backbone, parts)
 
 
-def _result(name: str, size: 'tuple[int, int]', model: nn.Module, parts: 'dict[str, int]') -> dict:
+def _result(name: str, size: tuple[int, int], model: nn.Module, parts: dict[str, int]) -> dict:
     return dict(
         model=name,
         size=list(size),

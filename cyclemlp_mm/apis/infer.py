@@ -1,5 +1,7 @@
 """Inference: the whole of ``tools/infer.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Iterator, Sequence
@@ -45,12 +47,12 @@ class InferReport:
 
     out_dir: Path
     num_images: int = 0
-    written: 'list[Path]' = field(default_factory=list)
-    failed: 'dict[Path, str]' = field(default_factory=dict)
-    converted: 'dict[str, list[tuple[Path, str]]]' = field(default_factory=dict)
+    written: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    converted: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
 
 
-def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_infer_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/infer.py``."""
     parser = new_parser('Predict images and videos: boxes, masks or segments', EXAMPLES)
     parser.add_argument('config', help='config file, or the name of a shipped config')
@@ -114,7 +116,7 @@ def parse_infer_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
+def infer(argv: Sequence[str] | None = None) -> InferReport:
     """Predict as the command line says.
 
     Args:
@@ -124,7 +126,7 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
         InferReport: What was written.
 
     Raises:
-        UserError: With what is wrong and how to mend it. Files that cannot be read, or that the
+        UserError: With what is wrong and how to fix it. Files that cannot be read, or that the
             model cannot take, are named at the end, when all others are done.
     """
     args = parse_infer_args(argv)
@@ -139,8 +141,9 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
     passed_over = []
     suffixes = own_suffixes(load_config(args.config, args.cfg_options))
     inputs = find_inputs(args.inputs, passed_over, suffixes)
-    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options, args.deploy,
-                          args.as_stored)  # fmt: skip
+    predictor = Predictor(
+        args.config, args.checkpoint, args.device, args.cfg_options, args.deploy, args.as_stored
+    )
     writer = PredictionWriter(
         args.out, predictor.classes, predictor.palette, args.score_thr, args.json, not args.no_vis
     )
@@ -170,7 +173,7 @@ def infer(argv: 'Sequence[str] | None' = None) -> InferReport:
 class _Picture:
     source: object
     image: np.ndarray
-    frame: 'int | None' = None
+    frame: int | None = None
     fps: float = 25
 
 
@@ -183,9 +186,7 @@ def _check(args: argparse.Namespace) -> None:
     check_writable(args.out, '--out', is_folder=True)
 
 
-def _pictures(
-    inputs: 'Sequence', predictor: object, report: InferReport
-) -> 'Iterator[_Picture]':
+def _pictures(inputs: Sequence, predictor: object, report: InferReport) -> Iterator[_Picture]:
     """Images and frames of all files; a file that cannot be read is noted, and the rest goes on."""
     from cyclemlp_mm.datasets.image_notes import kind_of
     from cyclemlp_mm.inference.video import Video
@@ -207,7 +208,7 @@ def _pictures(
             report.failed[source.path] = str(error)
 
 
-def _chunks(pictures: 'Iterator[_Picture]', size: int) -> 'Iterator[list[_Picture]]':
+def _chunks(pictures: Iterator[_Picture], size: int) -> Iterator[list[_Picture]]:
     chunk = []
     for picture in pictures:
         chunk.append(picture)
@@ -219,7 +220,7 @@ def _chunks(pictures: 'Iterator[_Picture]', size: int) -> 'Iterator[list[_Pictur
 
 
 def _predict_chunk(
-    predictor: object, chunk: 'list[_Picture]', tiling: object, batch_size: int, report: InferReport
+    predictor: object, chunk: list[_Picture], tiling: object, batch_size: int, report: InferReport
 ) -> list:
     """(picture, prediction) of all that the model takes; the others are noted."""
     try:
@@ -245,7 +246,7 @@ def _predict(predictor: object, images: list, tiling: object, batch_size: int) -
     return [predict_tiled(predictor, image, tiling, batch_size) for image in images]
 
 
-def _count(inputs: 'Sequence') -> 'int | None':
+def _count(inputs: Sequence) -> int | None:
     """Images and frames in all; None (a bar without an end) where a video does not tell."""
     from cyclemlp_mm.inference.video import Video
 
@@ -265,9 +266,15 @@ def _count(inputs: 'Sequence') -> 'int | None':
 
 
 def _progress() -> Progress:
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-               TextColumn('elapsed'), TimeElapsedColumn(),
-               TextColumn('left'), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('elapsed'),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
 
 
@@ -282,12 +289,14 @@ def _print_report(report: InferReport, device: str, seconds: float) -> None:
         print(f'json      {report.out_dir / "predictions.json"}')
 
 
-def _print_oddities(report: InferReport, passed_over: 'list[Path]') -> None:
+def _print_oddities(report: InferReport, passed_over: list[Path]) -> None:
     """What was converted before it was predicted, and what was left out."""
     for files in report.converted.values():
         path, said = files[0]
         print(f'converted {len(files)} of {report.num_images} images, e.g. {path}: {said}')
     if passed_over:
         names = ', '.join(sorted({path.suffix.lower() or path.name for path in passed_over}))
-        print(f'left out  {len(passed_over)} files ({names}), neither images nor videos, or in '
-              f"sub-folders ('FOLDER/**/*' takes those), e.g. {passed_over[0]}")  # fmt: skip
+        print(
+            f'left out  {len(passed_over)} files ({names}), neither images nor videos, or in '
+            f"sub-folders ('FOLDER/**/*' takes those), e.g. {passed_over[0]}"
+        )

@@ -1,5 +1,7 @@
 """From command-line arguments to a config that mmengine's Runner takes."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +25,7 @@ from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading, read_before_loading
 
 
-def prepare_config(
-    args: argparse.Namespace, needed: 'Sequence[str]' = ('train', 'val')
-) -> Config:
+def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', 'val')) -> Config:
     """Read the config, apply ``--data`` and ``--cfg-options``, settle work dir and launcher.
 
     Args:
@@ -33,7 +33,7 @@ def prepare_config(
         needed (Sequence[str]): Parts that the folder of ``--data`` must have. Defaults to both.
 
     Raises:
-        UserError: With what is wrong and how to mend it.
+        UserError: With what is wrong and how to fix it.
     """
     options = args.cfg_options or {}
     if 'launcher' in options:
@@ -55,7 +55,7 @@ def prepare_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_launch(cfg, args.launcher)
-    # Not written into the config, which goes into the work dir: the next run is asked anew.
+    # Not written into the config, which goes into the work dir: the next run is asked again.
     if cfg.get('unsafe_load'):
         allow_unsafe_loading()
     install_safe_loading()  # configs of earlier work dirs do not name it
@@ -64,7 +64,7 @@ def prepare_config(
     return cfg
 
 
-def take_classes_of(cfg: Config) -> 'list[str]':
+def take_classes_of(cfg: Config) -> list[str]:
     """Let a detector's data go by the class order of ``cfg.load_from``; returns what to log.
 
     Raises:

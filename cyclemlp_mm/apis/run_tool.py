@@ -1,4 +1,6 @@
-"""How every tool ends: an error the user can mend as a sentence, all else with its traceback."""
+"""How every tool ends: an error the user can fix as a sentence, all else with its traceback."""
+
+from __future__ import annotations
 
 import errno
 import os
@@ -24,7 +26,7 @@ _PARTNER_GONE = re.compile(
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_tool(tool: 'Callable[[], object]') -> None:
+def run_tool(tool: Callable[[], object]) -> None:
     """Run a tool's function; on a :class:`UserError`, print its message and exit with 2.
 
     So does a file or folder that the system refuses: read-only, no permission, a full disk.
@@ -39,7 +41,7 @@ def run_tool(tool: 'Callable[[], object]') -> None:
         _run(tool)
 
 
-def _run(tool: 'Callable[[], object]') -> None:
+def _run(tool: Callable[[], object]) -> None:
     try:
         _check_temporary_folder()
         _recorded(tool)()
@@ -54,8 +56,10 @@ def _run(tool: 'Callable[[], object]') -> None:
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [''])[0]
         is_of_torch = isinstance(error, RuntimeError)
-        if is_of_torch and int(os.environ.get('WORLD_SIZE', 1)) > 1 and _PARTNER_GONE.search(
-            str(error)
+        if (
+            is_of_torch
+            and int(os.environ.get('WORLD_SIZE', 1)) > 1
+            and _PARTNER_GONE.search(str(error))
         ):
             _say(
                 f'process {os.environ.get("RANK")}: stopped, because its connection to another '
@@ -93,12 +97,12 @@ def _refused_file(error: Exception) -> str:
     if not isinstance(error.filename, (str, os.PathLike)):
         return ''
     return (
-        f'{error.filename} cannot be read or written ({error.strerror}): mend that, or name '
+        f'{error.filename} cannot be read or written ({error.strerror}): fix that, or name '
         'another place'
     )
 
 
-def _recorded(tool: 'Callable[[], object]') -> 'Callable[[], object]':
+def _recorded(tool: Callable[[], object]) -> Callable[[], object]:
     if 'TORCHELASTIC_ERROR_FILE' not in os.environ:
         return tool
     from torch.distributed.elastic.multiprocessing.errors import record

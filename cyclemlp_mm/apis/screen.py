@@ -1,5 +1,7 @@
 """What the tools print: names of files and classes cannot control the terminal."""
 
+from __future__ import annotations
+
 import errno
 import logging
 import re
@@ -25,7 +27,7 @@ def guard_screen() -> None:
     sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)
 
 
-def _escape(match: 're.Match') -> str:
+def _escape(match: re.Match) -> str:
     return match[0].encode('unicode_escape', 'surrogatepass').decode()
 
 
@@ -37,7 +39,7 @@ class _Record(logging.LogRecord):
 class _Screen:
     """A stream that escapes; on a full disk it drops text, as there is nowhere to report it."""
 
-    def __init__(self, stream: 'TextIO | _Screen') -> None:
+    def __init__(self, stream: TextIO | _Screen) -> None:
         #: What is below, for progress bars: they move the cursor.
         self.raw = stream.raw if isinstance(stream, _Screen) else stream
 

@@ -1,5 +1,7 @@
 """Evaluation: the whole of ``tools/test.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ EXAMPLES = """\
 """
 
 
-def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_test_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/test.py``; those of mmdet's and mmseg's, and ``--data``."""
     parser = new_parser('Evaluate a checkpoint', EXAMPLES)
     add_config(parser)
@@ -48,7 +50,7 @@ def parse_test_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def test(argv: 'Sequence[str] | None' = None) -> dict:
+def test(argv: Sequence[str] | None = None) -> dict:
     """Evaluate as the command line says.
 
     Args:
@@ -58,7 +60,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
         dict: Metrics by name.
 
     Raises:
-        UserError: With what is wrong and how to mend it.
+        UserError: With what is wrong and how to fix it.
     """
     args = parse_test_args(argv)
     accept_local_rank(args)
@@ -66,8 +68,8 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     _check_settings(cfg)
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
-    for key, what, mend in other_evaluated_files(cfg, ['test']):
-        raise UserError(f'{key} {what}. {mend}')
+    for key, what, fix in other_evaluated_files(cfg, ['test']):
+        raise UserError(f'{key} {what}. {fix}')
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed run leaves True in its config, which wants optimiser state
     if args.show_dir is not None:
@@ -81,7 +83,7 @@ def test(argv: 'Sequence[str] | None' = None) -> dict:
     for line in said:
         is_warning = line.startswith('warning: ')
         (runner.logger.warning if is_warning else runner.logger.info)(line)
-    if args.deploy:  # not by the config, which goes into the work dir: the next run is asked anew
+    if args.deploy:  # not by the config, which goes into the work dir: the next run is asked again
         runner.register_hook(DeployModel())
     if args.show_dir is not None:
         runner.register_hook(_drawing_hook(cfg, args.show_dir))
@@ -101,7 +103,7 @@ def _check_settings(cfg: Config) -> None:
     report.raise_errors('the evaluation')
 
 
-def _check_data(cfg: Config) -> 'list[str]':
+def _check_data(cfg: Config) -> list[str]:
     """What to log of the data; raises a UserError where the figures would be wrong."""
     report = Report()
     check_test_data(report, cfg)
@@ -119,8 +121,7 @@ def _dump_into(cfg: Config, file: str) -> None:
         raise UserError(f'--out must end in .pkl or .pickle, but got {file}')
     check_writable(file, '--out')  # it is written last
     dump = dict(
-        type='DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults',
-        out_file_path=file,
+        type='DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults', out_file_path=file
     )
     evaluators = cfg.test_evaluator
     cfg.test_evaluator = [*evaluators, dump] if isinstance(evaluators, list) else [evaluators, dump]

@@ -1,5 +1,7 @@
 """Training: the whole of ``tools/train.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import shutil
@@ -49,7 +51,7 @@ EXAMPLES = """\
 """
 
 
-def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/train.py``; those of mmdet's and mmseg's, and ``--data``."""
     parser = new_parser('Train a detector, segmentor or classifier', EXAMPLES)
     add_config(parser)
@@ -76,16 +78,19 @@ def parse_train_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
         help='train without looking at data and config first (see tools/check.py)',
     )
     parser.add_argument(
-        '--vis', nargs='+', choices=list(VIS_BACKENDS), default=[],
+        '--vis',
+        nargs='+',
+        choices=list(VIS_BACKENDS),
+        default=[],
         help='also log scalars and pictures to TensorBoard or Weights & Biases',
-    )  # fmt: skip
+    )
     add_own_data(parser)
     add_unsafe_load(parser)
     add_launcher(parser)
     return parser.parse_args(argv)
 
 
-def train(argv: 'Sequence[str] | None' = None) -> None:
+def train(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says.
 
     Args:
@@ -122,7 +127,7 @@ def _train(args: argparse.Namespace) -> None:
         finish_launch()
 
 
-def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, list[str]]':
+def _prepare_training(args: argparse.Namespace) -> tuple[Config, str | None, list[str]]:
     """The config, ``load_from`` of a start at the beginning, and what the log shall say first."""
     cfg = prepare_config(args)
     if args.amp:
@@ -142,14 +147,12 @@ def _prepare_training(args: argparse.Namespace) -> 'tuple[Config, str | None, li
         said += take_classes_of(cfg)
     if not args.skip_check and is_first_process(cfg.launcher):
         report = run_preflight(cfg, weights=False)  # the training loads them itself
-        report.raise_errors(
-            more='tools/check.py CONFIG checks more; --skip-check trains anyway'
-        )
+        report.raise_errors(more='tools/check.py CONFIG checks more; --skip-check trains anyway')
         said += [str(finding) for finding in report.findings]
     return cfg, start_from, said
 
 
-def _move_earlier_run(cfg: Config) -> 'list[str]':
+def _move_earlier_run(cfg: Config) -> list[str]:
     """Move an earlier training's checkpoints out of the way of one that does not continue it.
 
     They would be overwritten one by one, and a later ``--resume`` would find those that are left.
@@ -190,12 +193,17 @@ def _move_earlier_run(cfg: Config) -> 'list[str]':
     ]
 
 
-def _paths(node: object, key: str) -> 'Iterator[tuple[str, Path]]':
+def _paths(node: object, key: str) -> Iterator[tuple[str, Path]]:
     """Keys of a config whose values may be paths."""
     if isinstance(node, str) and node.endswith('.pth') and '://' not in node:
         yield key, Path(node).resolve()
-    parts = node.items() if isinstance(node, (dict, Config)) else \
-        enumerate(node) if isinstance(node, (list, tuple)) else ()  # fmt: skip
+    parts = (
+        node.items()
+        if isinstance(node, (dict, Config))
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    )
     for name, part in parts:
         yield from _paths(part, f'{key}.{name}'.lstrip('.'))
 
@@ -214,13 +222,13 @@ def _resumed_by_config(cfg: Config) -> str:
         raise UserError(
             f'config {cfg.filename}: resume=True means {file}, which is not in the work dir '
             f'{cfg.work_dir}; the config of a resumed run may say so unwanted. To go on from that '
-            f'file, give --resume {file}; to start anew, --cfg-options resume=False load_from=None'
+            f'file, give --resume {file}; to start again, --cfg-options resume=False load_from=None'
         )
     return file
 
 
-def _build_runner(cfg: Config, start_from: 'str | None') -> Runner:
-    """A runner whose work dir gets a config that starts anew, also where this run is resumed.
+def _build_runner(cfg: Config, start_from: str | None) -> Runner:
+    """A runner whose work dir gets a config that starts again, also where this run is resumed.
 
     Args:
         cfg (Config): Changed in place where it resumes.

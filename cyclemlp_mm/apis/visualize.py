@@ -1,5 +1,7 @@
 """Looking inside: the whole of ``tools/visualize.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ EXAMPLES = """\
 """
 
 
-def parse_visualize_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_visualize_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/visualize.py``."""
     parser = new_parser('Draw what a model does and how its training went', EXAMPLES)
     commands = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
@@ -42,7 +44,7 @@ def parse_visualize_args(argv: 'Sequence[str] | None' = None) -> argparse.Namesp
     return parser.parse_args(argv)
 
 
-def visualize(argv: 'Sequence[str] | None' = None) -> Path:
+def visualize(argv: Sequence[str] | None = None) -> Path:
     """Draw as the command line says.
 
     Args:
@@ -52,7 +54,7 @@ def visualize(argv: 'Sequence[str] | None' = None) -> Path:
         Path: The picture.
 
     Raises:
-        UserError: With what is wrong and how to mend it; nothing is written then.
+        UserError: With what is wrong and how to fix it; nothing is written then.
     """
     args = parse_visualize_args(argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
@@ -87,16 +89,34 @@ def _add_field(commands: object) -> argparse.ArgumentParser:
         'field', help='effective receptive field of each level, beside that of ResNet-50'
     )
     _add_config(command)
-    command.add_argument('--weights', metavar='FILE', help='a checkpoint that holds the backbone '
-                         '(default: random weights)')  # fmt: skip
-    command.add_argument('--resnet-weights', metavar='FILE', help="torchvision's ResNet-50 "
-                         '(default: random weights)')  # fmt: skip
-    command.add_argument('--size', type=int, default=224, metavar='PX',
-                         help='side of the images (default: %(default)s)')  # fmt: skip
-    command.add_argument('--number', type=int, default=8, metavar='N',
-                         help='images to average over (default: %(default)s)')  # fmt: skip
-    command.add_argument('--images', nargs='+', metavar='IMAGES',
-                         help='real images, cut to their centre (default: noise)')  # fmt: skip
+    command.add_argument(
+        '--weights',
+        metavar='FILE',
+        help='a checkpoint that holds the backbone (default: random weights)',
+    )
+    command.add_argument(
+        '--resnet-weights', metavar='FILE', help="torchvision's ResNet-50 (default: random weights)"
+    )
+    command.add_argument(
+        '--size',
+        type=int,
+        default=224,
+        metavar='PX',
+        help='side of the images (default: %(default)s)',
+    )
+    command.add_argument(
+        '--number',
+        type=int,
+        default=8,
+        metavar='N',
+        help='images to average over (default: %(default)s)',
+    )
+    command.add_argument(
+        '--images',
+        nargs='+',
+        metavar='IMAGES',
+        help='real images, cut to their centre (default: noise)',
+    )
     command.set_defaults(draw=_field)
     return command
 
@@ -135,7 +155,7 @@ def _field(args: argparse.Namespace) -> Path:
     return draw_receptive_fields(fields, args.out)
 
 
-def _which(weights: 'str | None') -> str:
+def _which(weights: str | None) -> str:
     return Path(weights).name if weights else 'random weights'
 
 
@@ -143,7 +163,7 @@ def _two_lines(name: str) -> str:
     return name.replace(', ', '\n')
 
 
-def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
+def _build_backbone(cfg: Config, weights: str | None) -> nn.Module:
     """The config's backbone, returning every level up to its last."""
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None
@@ -161,7 +181,7 @@ def _build_backbone(cfg: Config, weights: 'str | None') -> nn.Module:
     return backbone
 
 
-def _normalised_images(cfg: Config, items: 'list[str]', size: int, number: int) -> torch.Tensor:
+def _normalised_images(cfg: Config, items: list[str], size: int, number: int) -> torch.Tensor:
     from cyclemlp_mm.inference import find_inputs, image_reader
 
     read = image_reader(cfg)
@@ -188,8 +208,13 @@ def _add_features(commands: object) -> argparse.ArgumentParser:
     _add_config(command)
     command.add_argument('checkpoint', help='checkpoint file')
     command.add_argument('image', help='image file')
-    command.add_argument('--number', type=int, default=4, metavar='N',
-                         help='channels per level (default: %(default)s)')  # fmt: skip
+    command.add_argument(
+        '--number',
+        type=int,
+        default=4,
+        metavar='N',
+        help='channels per level (default: %(default)s)',
+    )
     command.set_defaults(draw=_features)
     return command
 
@@ -225,8 +250,12 @@ def _features(args: argparse.Namespace) -> Path:
 
 def _add_curves(commands: object) -> argparse.ArgumentParser:
     command = commands.add_parser('curves', help='loss, learning rate and metric of trainings')
-    command.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
-                         help='one or several runs, each with all of its starts')  # fmt: skip
+    command.add_argument(
+        'work_dirs',
+        nargs='+',
+        metavar='WORK_DIR',
+        help='one or several runs, each with all of its starts',
+    )
     command.set_defaults(draw=_curves)
     return command
 
@@ -244,12 +273,19 @@ def _add_gallery(commands: object) -> argparse.ArgumentParser:
     _add_config(command)
     command.add_argument('checkpoint', help='checkpoint file')
     command.add_argument('--data', metavar='DIR', help='folder as for tools/train.py --data')
-    command.add_argument('--number', type=int, default=6, metavar='N',
-                         help='images drawn (default: %(default)s)')  # fmt: skip
-    command.add_argument('--limit', type=int, metavar='N',
-                         help='judge the first N images only (default: all)')  # fmt: skip
-    command.add_argument('--score-thr', type=float, default=0.3, metavar='S',
-                         help='boxes count from this score on (default: %(default)s)')  # fmt: skip
+    command.add_argument(
+        '--number', type=int, default=6, metavar='N', help='images drawn (default: %(default)s)'
+    )
+    command.add_argument(
+        '--limit', type=int, metavar='N', help='judge the first N images only (default: all)'
+    )
+    command.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='boxes count from this score on (default: %(default)s)',
+    )
     command.add_argument('--device', help='cpu, cuda, … (default: a GPU if there is one)')
     command.set_defaults(draw=_gallery)
     return command

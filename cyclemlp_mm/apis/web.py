@@ -1,5 +1,7 @@
 """The web demo: the whole of ``tools/web.py`` but its first line."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 
@@ -14,7 +16,7 @@ EXAMPLES = """\
 """
 
 
-def parse_web_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
+def parse_web_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of ``tools/web.py``."""
     parser = new_parser('Serve a page that predicts images dropped on it', EXAMPLES)
     parser.add_argument(
@@ -49,20 +51,23 @@ def parse_web_args(argv: 'Sequence[str] | None' = None) -> argparse.Namespace:
     )
     parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
     parser.add_argument(
-        '--max-mb', type=float, default=20, metavar='MB',
+        '--max-mb',
+        type=float,
+        default=20,
+        metavar='MB',
         help='largest file that is taken (default: %(default)s)',
-    )  # fmt: skip
+    )
     return parser.parse_args(argv)
 
 
-def web(argv: 'Sequence[str] | None' = None) -> None:
+def web(argv: Sequence[str] | None = None) -> None:
     """Serve as the command line says, until it is stopped.
 
     Args:
         argv (Sequence[str], optional): Arguments. Defaults to the process's own.
 
     Raises:
-        UserError: With what is wrong and how to mend it.
+        UserError: With what is wrong and how to fix it.
     """
     args = parse_web_args(argv)
     if args.max_mb <= 0:

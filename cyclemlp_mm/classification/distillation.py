@@ -1,5 +1,7 @@
 """Distillation as in DeiT (arXiv 2012.12877) and the Paddle port of CycleMLP."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from mmengine.registry import MODELS
@@ -78,7 +80,7 @@ class DistilledClassifier(ImageClassifier):
         super().init_weights()
         self.teacher.load()
 
-    def loss(self, inputs: Tensor, data_samples: 'list[DataSample]') -> 'dict[str, Tensor]':
+    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Both parts of the loss, weighted; their sum is what is minimised.
 
         Args:
@@ -108,7 +110,7 @@ class DistilledClassifier(ImageClassifier):
             return hard_distillation_loss(student, teacher)
         return soft_distillation_loss(student, teacher, self.tau)
 
-    def _apply(self, fn: 'Callable[[Tensor], Tensor]', *args, **kwargs) -> 'DistilledClassifier':
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> DistilledClassifier:
         # What moves the model (to, cuda, half) moves the teacher.
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)

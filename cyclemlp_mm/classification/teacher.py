@@ -1,5 +1,7 @@
 """A classifier that only answers: frozen, in eval mode, fed with another model's input."""
 
+from __future__ import annotations
+
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -46,10 +48,10 @@ class FrozenTeacher(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
+    def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self  # it never changes: an averaged copy of the student shares it
 
-    def train(self, mode: bool = True) -> 'FrozenTeacher':
+    def train(self, mode: bool = True) -> FrozenTeacher:
         """Stays in eval mode, whatever ``mode`` says."""
         return super().train(False)
 
@@ -101,7 +103,7 @@ def _of(norm: dict, key: str) -> object:
     return _NO_NORM[key] if value is None else value
 
 
-def _carry_over(student: dict, teacher: dict, flips: bool) -> 'tuple[Tensor, Tensor]':
+def _carry_over(student: dict, teacher: dict, flips: bool) -> tuple[Tensor, Tensor]:
     """Scale and shift, (3, 1, 1) each, from the student's normalised images to the teacher's."""
     mean_s, std_s, mean_t, std_t = (
         torch.tensor(_of(norm, key), dtype=torch.float64)

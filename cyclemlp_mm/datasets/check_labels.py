@@ -1,5 +1,7 @@
 """A pipeline step for segmentation labels of one's own data."""
 
+from __future__ import annotations
+
 import numpy as np
 from mmengine.registry import TRANSFORMS
 
@@ -23,9 +25,8 @@ class CheckLabels:
     """
 
     def __init__(
-        self, num_classes: int, ignore_label: 'int | None' = None,
-        ignore_index: int = IGNORE_INDEX,
-    ) -> None:  # fmt: skip
+        self, num_classes: int, ignore_label: int | None = None, ignore_index: int = IGNORE_INDEX
+    ) -> None:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.ignore_index = ignore_index
@@ -52,7 +53,7 @@ class CheckLabels:
             raise UserError(self._say_stray(results, stray))
         return results
 
-    def _say_stray(self, results: dict, stray: 'list[int]') -> str:
+    def _say_stray(self, results: dict, stray: list[int]) -> str:
         """The message, with labels as they stand in the file, before 0 was taken off."""
         if results.get('reduce_zero_label'):
             stray = [label + 1 for label in stray]

@@ -3,6 +3,8 @@
 COCO's own training file is 448 MB of text, gigabytes as Python objects, and takes seconds to read.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 from collections.abc import Iterator
@@ -13,11 +15,11 @@ from cyclemlp_mm.errors import UserError
 
 _LISTS = ('images', 'annotations', 'categories')
 #: What :func:`annotations_kept` keeps, by file and state of it; None outside of it.
-_kept: 'dict[tuple, dict] | None' = None
+_kept: dict[tuple, dict] | None = None
 
 
 @contextmanager
-def annotations_kept() -> 'Iterator[None]':
+def annotations_kept() -> Iterator[None]:
     """Inside, an annotation file is read once; at the end, nothing of it is kept.
 
     Python's collector of cycles is paused: JSON has none, and to look for some among millions of
@@ -81,7 +83,7 @@ def _parse(ann_file: Path) -> dict:
     return content
 
 
-def category_names(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
+def category_names(ann_file: Path, needs_masks: bool) -> dict[int, str]:
     """Names of an annotation file's categories, by their ids, in the order of the file.
 
     Args:
@@ -104,9 +106,7 @@ def category_names(ann_file: Path, needs_masks: bool) -> 'dict[int, str]':
     if not categories:
         raise UserError(f'{ann_file} has no categories')
     if len(set(categories.values())) != len(content['categories']):
-        raise UserError(
-            f'{ann_file}: category ids or names are double: {content["categories"]}'
-        )
+        raise UserError(f'{ann_file}: category ids or names are double: {content["categories"]}')
     masks = (ann.get('segmentation') for ann in content['annotations'] if isinstance(ann, dict))
     if needs_masks and content['annotations'] and not any(masks):
         raise UserError(

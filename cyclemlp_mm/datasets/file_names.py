@@ -10,14 +10,15 @@ from cyclemlp_mm.errors import UserError
 
 #: Each cause with what it changes in a name; all of them are undone to compare two names.
 _CAUSES = {
-    'Unicode form: accents as one character (NFC) or as two (NFD)':
-        lambda name: unicodedata.normalize('NFC', name),
+    'Unicode form: accents as one character (NFC) or as two (NFD)': lambda name: (
+        unicodedata.normalize('NFC', name)
+    ),
     'backslashes': lambda name: name.replace('\\', '/'),
     'a byte-order mark or spaces': lambda name: name.strip('\ufeff \t\r\n'),
     'URL encoding (%20)': unquote,
     "'./' in front": os.path.normpath,
     'capital letters': str.lower,
-}  # fmt: skip
+}
 
 
 def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:

@@ -4,6 +4,8 @@ Decoders are lenient: OpenCV fills the missing part of a truncated JPEG with gre
 warning. So the ends of files are looked at here, before they are decoded.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import stat
@@ -20,13 +22,34 @@ from cyclemlp_mm.errors import UserError
 
 #: Files that every tool takes for images. What of them cannot be decoded is reported as such.
 IMAGE_SUFFIXES = (
-    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif',
-    '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.avif', '.heic', '.heif',
-)  # fmt: skip
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.jfif',
+    '.png',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.gif',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+    '.jp2',
+    '.avif',
+    '.heic',
+    '.heif',
+)
 _SUFFIXES = {
-    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'MPO': ('.jpg', '.jpeg', '.mpo'), 'PNG': ('.png',),
-    'BMP': ('.bmp',), 'TIFF': ('.tif', '.tiff'), 'WEBP': ('.webp',), 'GIF': ('.gif',),
-}  # fmt: skip
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
+    'MPO': ('.jpg', '.jpeg', '.mpo'),
+    'PNG': ('.png',),
+    'BMP': ('.bmp',),
+    'TIFF': ('.tif', '.tiff'),
+    'WEBP': ('.webp',),
+    'GIF': ('.gif',),
+}
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values under which width and height change places
 _DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'F')
@@ -53,11 +76,11 @@ class ImageFacts(NamedTuple):
     width: int
     height: int
     is_transposed: bool
-    unusual: 'list[str]'
+    unusual: list[str]
     is_deep: bool = False
 
 
-def read_file(path: 'str | Path', backend_args: 'dict | None' = None) -> bytes:
+def read_file(path: str | Path, backend_args: dict | None = None) -> bytes:
     """Content of a file.
 
     Args:
@@ -75,7 +98,7 @@ def read_file(path: 'str | Path', backend_args: 'dict | None' = None) -> bytes:
         raise BadImageError(f'{path} cannot be opened ({error.strerror or error})') from error
 
 
-def check_regular(path: 'str | Path') -> None:
+def check_regular(path: str | Path) -> None:
     """Raise a BadImageError for a pipe, a socket or a device; what is not there is let through."""
     try:
         mode = os.stat(path).st_mode
@@ -86,8 +109,8 @@ def check_regular(path: 'str | Path') -> None:
 
 
 def split_images(
-    files: 'Iterable[Path]', suffixes: 'tuple[str, ...]' = IMAGE_SUFFIXES
-) -> 'tuple[list[Path], list[Path]]':
+    files: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> tuple[list[Path], list[Path]]:
     """Files that are images by their suffix, and the others; hidden files are in neither.
 
     Hidden files, such as the ``._NAME.jpg`` of a Mac, are left out by mmengine's listing as well.
@@ -101,7 +124,7 @@ def split_images(
     return images, [f for f in here if f.suffix.lower() not in suffixes]
 
 
-def image_facts(content: bytes, path: 'str | Path', limit_pixels: bool = True) -> ImageFacts:
+def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> ImageFacts:
     """Look at an image file without decoding its pixels.
 
     Args:
@@ -153,7 +176,7 @@ def _is_deep(image: Image.Image, content: bytes) -> bool:
     return image.mode in _DEEP
 
 
-def _facts_by_opencv(content: bytes, path: 'str | Path') -> ImageFacts:
+def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:
     """Facts of what Pillow does not open: TIFFs with colours of 16 bits, very large images."""
     import cv2  # not needed by the bare package
 
@@ -170,7 +193,7 @@ def _facts_by_opencv(content: bytes, path: 'str | Path') -> ImageFacts:
     )
 
 
-def _unusual(image: Image.Image, path: 'str | Path', orientation: int) -> 'list[str]':
+def _unusual(image: Image.Image, path: str | Path, orientation: int) -> list[str]:
     found = []
     suffix = Path(path).suffix.lower()
     if suffix not in _SUFFIXES.get(image.format, (suffix,)):
@@ -188,7 +211,7 @@ def _unusual(image: Image.Image, path: 'str | Path', orientation: int) -> 'list[
     return found
 
 
-def _is_truncated(content: bytes, kind: 'str | None') -> bool:
+def _is_truncated(content: bytes, kind: str | None) -> bool:
     if kind == 'PNG':
         return b'IEND' not in content[-4096:]
     if kind in ('JPEG', 'MPO'):

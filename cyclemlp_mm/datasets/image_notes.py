@@ -4,10 +4,12 @@ Images are loaded in worker processes, and the log is written by the training pr
 leaves a note here; the ``TrainingLoader`` takes the notes of each sample along with its data.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 SKIPPED, CONVERTED = 'skipped', 'converted'
-_notes: 'list[ImageNote]' = []
+_notes: list[ImageNote] = []
 
 
 class ImageNote(NamedTuple):
@@ -36,7 +38,7 @@ def leave_note(path: str, outcome: str, reason: str) -> None:
     _notes.append(ImageNote(path, outcome, reason))
 
 
-def take_notes() -> 'list[ImageNote]':
+def take_notes() -> list[ImageNote]:
     """Return and forget the notes left in this process."""
     taken = _notes[:]
     _notes.clear()

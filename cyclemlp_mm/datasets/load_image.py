@@ -1,5 +1,7 @@
 """Loading of images that may be broken or unusual, in the place of a pipeline's first step."""
 
+from __future__ import annotations
+
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -53,9 +55,13 @@ class LoadCheckedImage:
     """
 
     def __init__(
-        self, transform: object, is_evaluation: bool, scales: 'Sequence[tuple[int, int]]' = (),
-        max_value: 'float | None' = None, labels_are_images: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        transform: object,
+        is_evaluation: bool,
+        scales: Sequence[tuple[int, int]] = (),
+        max_value: float | None = None,
+        labels_are_images: bool = True,
+    ) -> None:
         self.transform = transform
         self.is_evaluation = is_evaluation
         self.scales = scales
@@ -64,7 +70,7 @@ class LoadCheckedImage:
         self.limit_pixels = True
         self._in_a_row = 0
 
-    def __call__(self, results: dict) -> 'dict | None':
+    def __call__(self, results: dict) -> dict | None:
         """Load ``results['img_path']`` into ``img``, uint8 (H, W, 3), BGR; other loaders: theirs.
 
         Raises:
@@ -96,7 +102,7 @@ class LoadCheckedImage:
         results['img_shape'] = image.shape[:2]
         return results
 
-    def read(self, results: dict) -> 'tuple[np.ndarray, list[str]]':
+    def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
         """The image of ``results['img_path']``, and what had to be converted.
 
         Raises:
@@ -108,9 +114,15 @@ class LoadCheckedImage:
         step = self.transform
         if is_decoded_here(step):
             return read_image(
-                str(results['img_path']), known, step.imdecode_backend, step.backend_args,
-                self.scales, step.color_type, self.max_value, self.limit_pixels,
-            )  # fmt: skip
+                str(results['img_path']),
+                known,
+                step.imdecode_backend,
+                step.backend_args,
+                self.scales,
+                step.color_type,
+                self.max_value,
+                self.limit_pixels,
+            )
         return self._read_by_step(known), []
 
     def _read_by_step(self, known: dict) -> np.ndarray:
@@ -157,10 +169,15 @@ class LoadCheckedImage:
 
 
 def read_image(
-    path: str, results: dict, backend: str = 'cv2', backend_args: 'dict | None' = None,
-    scales: 'Sequence[tuple[int, int]]' = (), color_type: str = 'color',
-    max_value: 'float | None' = None, limit_pixels: bool = True,
-) -> 'tuple[np.ndarray, list[str]]':  # fmt: skip
+    path: str,
+    results: dict,
+    backend: str = 'cv2',
+    backend_args: dict | None = None,
+    scales: Sequence[tuple[int, int]] = (),
+    color_type: str = 'color',
+    max_value: float | None = None,
+    limit_pixels: bool = True,
+) -> tuple[np.ndarray, list[str]]:
     """Read an image, in the orientation that its annotations have.
 
     Args:
@@ -196,8 +213,10 @@ def read_image(
     unusual = [u for u in facts.unusual if (u, color_type) != ('grey', 'grayscale')]
     if flag.endswith('_ignore_orientation'):
         unusual[unusual.index('EXIF rotation')] = 'EXIF rotation left out, as in the annotations'
-    elif 'EXIF rotation' in unusual and _is_annotated(results) and (
-        not facts.is_transposed or facts.height == facts.width
+    elif (
+        'EXIF rotation' in unusual
+        and _is_annotated(results)
+        and (not facts.is_transposed or facts.height == facts.width)
     ):
         unusual[unusual.index('EXIF rotation')] = UNSURE_KIND
     if not facts.is_deep:
@@ -222,7 +241,7 @@ def _high(pixels: np.ndarray) -> float:
     return float(np.quantile(pixels, 0.999, method='lower'))
 
 
-def _deep_values(content: bytes, flag: str) -> 'np.ndarray | None':
+def _deep_values(content: bytes, flag: str) -> np.ndarray | None:
     """Pixels as stored, with more than 8 bits; None where OpenCV cannot decode them."""
     import cv2  # not needed by the bare package
 
@@ -235,7 +254,7 @@ def _deep_values(content: bytes, flag: str) -> 'np.ndarray | None':
         return None
 
 
-def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
+def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
     """The smallest scales that the steps of a pipeline resize images to, keeping their ratio.
 
     Args:
@@ -260,9 +279,11 @@ def resize_scales(steps: 'Sequence') -> 'list[tuple[int, int]]':
 
 
 def check_images(
-    dataset: object, is_evaluation: bool, max_value: 'float | None' = None,
+    dataset: object,
+    is_evaluation: bool,
+    max_value: float | None = None,
     ignore_index: int = IGNORED,
-) -> int:  # fmt: skip
+) -> int:
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
     Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`, which stops on
@@ -285,7 +306,7 @@ def check_images(
     return count
 
 
-def image_loader(dataset: object) -> 'LoadCheckedImage | None':
+def image_loader(dataset: object) -> LoadCheckedImage | None:
     """What loads a data set's images, once :func:`check_images` went over it; None for others."""
     steps = (step for part in _pipelines(dataset) for step in part)
     return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
@@ -310,9 +331,11 @@ def as_picture(image: np.ndarray) -> np.ndarray:
 
 
 def check_steps(
-    steps: list, is_evaluation: bool, max_value: 'float | None' = None,
-    check: 'CheckLabels | None' = None,
-) -> int:  # fmt: skip
+    steps: list,
+    is_evaluation: bool,
+    max_value: float | None = None,
+    check: CheckLabels | None = None,
+) -> int:
     """As :func:`check_images`, for a list of built transforms, changed in place."""
     scales = resize_scales(steps)
     lists = list(_step_lists(steps))
@@ -342,12 +365,13 @@ def loads_images(step: object) -> bool:
 def is_decoded_here(step: object) -> bool:
     """Whether a loading step is mmcv's own, for 8-bit images: :func:`read_image` is as it."""
     return (
-        type(step).__name__ == 'LoadImageFromFile' and step.color_type in _COLOUR_TYPES
+        type(step).__name__ == 'LoadImageFromFile'
+        and step.color_type in _COLOUR_TYPES
         and step.imdecode_backend != 'tifffile'  # returns what is stored, of any depth
-    )  # fmt: skip
+    )
 
 
-def _pipelines(dataset: object) -> 'Iterator[list]':
+def _pipelines(dataset: object) -> Iterator[list]:
     for name in ('_dataset', 'dataset'):
         if hasattr(dataset, name):
             yield from _pipelines(getattr(dataset, name))
@@ -358,7 +382,7 @@ def _pipelines(dataset: object) -> 'Iterator[list]':
         yield steps
 
 
-def _step_lists(steps: list) -> 'Iterator[list]':
+def _step_lists(steps: list) -> Iterator[list]:
     """A list of steps, and those inside of wrapping steps (TestTimeAug, RandomChoice, …)."""
     yield steps
     for step in steps:
@@ -378,15 +402,14 @@ def _setting(step: object, name: str, otherwise: object = None) -> object:
 
 def _are_pairs(scales: object) -> bool:
     return isinstance(scales, (list, tuple)) and all(
-        isinstance(scale, (list, tuple)) and len(scale) == 2
+        isinstance(scale, (list, tuple))
+        and len(scale) == 2
         and all(isinstance(side, (int, float)) for side in scale)
         for scale in scales
-    )  # fmt: skip
+    )
 
 
-def _too_long(
-    height: int, width: int, scales: 'Sequence[tuple[int, int]]'
-) -> 'tuple[int, int] | None':
+def _too_long(height: int, width: int, scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
     short, long = sorted((height, width))
     for scale in scales:
@@ -424,15 +447,13 @@ def _orientation_suffix(results: dict, facts: ImageFacts, path: str) -> str:
     raise _wrong_size(path, shown, expected)
 
 
-def _wrong_size(
-    path: str, size: 'tuple[int, int]', expected: 'tuple[int, int]'
-) -> BadImageError:
+def _wrong_size(path: str, size: tuple[int, int], expected: tuple[int, int]) -> BadImageError:
     return BadImageError(
         f'{path} is {size[1]}×{size[0]}, but its annotations are for {expected[1]}×{expected[0]}'
     )
 
 
-def _expected_size(results: dict, otherwise: 'tuple[int, int]') -> 'tuple[int, int]':
+def _expected_size(results: dict, otherwise: tuple[int, int]) -> tuple[int, int]:
     """(height, width) that the annotations are for, of boxes or of a label image."""
     if results.get('seg_map_path') and not results.get('instances'):
         label_path = str(results['seg_map_path'])

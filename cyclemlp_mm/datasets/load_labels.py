@@ -1,5 +1,7 @@
 """Loading of label images, and of those that mmseg's ``LoadAnnotations`` cannot take."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,7 @@ class LoadCheckedLabels:
         check (CheckLabels, optional): Stops on labels that name no class. Defaults to None.
     """
 
-    def __init__(self, transform: object, check: 'CheckLabels | None' = None) -> None:
+    def __init__(self, transform: object, check: CheckLabels | None = None) -> None:
         self.transform = transform
         self.check = check
 
@@ -81,7 +83,8 @@ def label_step(dataset: dict) -> object:
     Args:
         dataset (dict): Config of a data set; mmseg must be the default scope.
     """
-    def find(steps: object) -> 'dict | None':
+
+    def find(steps: object) -> dict | None:
         for step in steps if isinstance(steps, (list, tuple)) else ():
             if isinstance(step, (list, tuple)):  # of TestTimeAug
                 found = find(step)
@@ -99,7 +102,7 @@ def label_step(dataset: dict) -> object:
     return LoadCheckedLabels(step) if loads_label_images(step) else step
 
 
-def label_reader(dataset: dict) -> 'Callable[[dict], np.ndarray]':
+def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
     """What reads labels as a data set's pipeline does.
 
     Args:
@@ -111,9 +114,10 @@ def label_reader(dataset: dict) -> 'Callable[[dict], np.ndarray]':
     """
     step = label_step(dataset)
     checks = [
-        TRANSFORMS.build(one) for one in dataset.get('pipeline') or ()
+        TRANSFORMS.build(one)
+        for one in dataset.get('pipeline') or ()
         if one.get('type') == 'CheckLabels'
-    ]  # fmt: skip
+    ]
 
     def read(info: dict) -> np.ndarray:
         results = {**info, 'seg_fields': []}

@@ -7,6 +7,8 @@ it. So a training that is resumed in the middle of an epoch sees what it would h
 processes see what one process with twice the batch sees.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import threading
@@ -38,11 +40,18 @@ class TrainingLoader(DataLoader):
         options = {
             name: getattr(loader, name)
             for name in (
-                'num_workers', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator',
-                'prefetch_factor', 'persistent_workers', 'pin_memory_device', 'in_order',
+                'num_workers',
+                'pin_memory',
+                'timeout',
+                'multiprocessing_context',
+                'generator',
+                'prefetch_factor',
+                'persistent_workers',
+                'pin_memory_device',
+                'in_order',
             )
             if hasattr(loader, name)
-        }  # fmt: skip
+        }
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -62,7 +71,7 @@ class TrainingLoader(DataLoader):
         self.batch_sampler.epoch = epoch
         self.batch_sampler.skip = batch
 
-    def __iter__(self) -> 'Iterator[object]':
+    def __iter__(self) -> Iterator[object]:
         """Yield batches, and keep what was noted about their images in ``notes``."""
         for loaded in super().__iter__():
             self.notes += loaded.notes
@@ -85,32 +94,32 @@ def training_loader(loader: DataLoader, seed: int, place_samples: bool = True) -
 
 class _Loaded(NamedTuple):
     batch: object
-    notes: 'list[ImageNote]'
+    notes: list[ImageNote]
 
 
 class _PlacedBatches(Sampler):
     """Batches of (index, place) from batches of indices; leaves out the first ``skip``."""
 
-    def __init__(self, batches: Sampler, seed: 'int | None') -> None:
+    def __init__(self, batches: Sampler, seed: int | None) -> None:
         self.batches = batches
         self.seed = seed
         self.epoch = 0
         self.skip = 0
 
     @property
-    def sampler(self) -> 'Sampler | None':
+    def sampler(self) -> Sampler | None:
         """mmengine's DistSamplerSeedHook sets its epoch."""
         return getattr(self.batches, 'sampler', None)
 
     @property
-    def batch_size(self) -> 'int | None':
+    def batch_size(self) -> int | None:
         """Samples per batch."""
         return getattr(self.batches, 'batch_size', None)
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> 'Iterator[list[tuple]]':
+    def __iter__(self) -> Iterator[list[tuple]]:
         rank, processes = get_dist_info()
         sample = 0
         for batch in self.batches:
@@ -122,7 +131,7 @@ class _PlacedBatches(Sampler):
             numbers = (n * processes + rank for n in range(first, sample))
             yield [(index, self._place(number)) for index, number in zip(batch, numbers)]
 
-    def _place(self, number: int) -> 'tuple[int, ...] | None':
+    def _place(self, number: int) -> tuple[int, ...] | None:
         return None if self.seed is None else (self.seed, _SAMPLE, self.epoch, number)
 
 
@@ -138,7 +147,7 @@ class _NotedDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, place: 'tuple[int, tuple[int, ...] | None]') -> 'tuple[object, list]':
+    def __getitem__(self, place: tuple[int, tuple[int, ...] | None]) -> tuple[object, list]:
         index, seed = place
         if seed is not None:
             seed_all(*seed)
@@ -158,10 +167,10 @@ class _NotedDataset:
 
 
 class _NotedCollate:
-    def __init__(self, collate: 'Callable') -> None:
+    def __init__(self, collate: Callable) -> None:
         self.collate = collate
 
-    def __call__(self, samples: 'list[tuple[object, list]]') -> _Loaded:
+    def __call__(self, samples: list[tuple[object, list]]) -> _Loaded:
         notes = [note for _, found in samples for note in found]
         return _Loaded(self.collate([sample for sample, _ in samples]), notes)
 
@@ -173,7 +182,7 @@ class _WorkerStart:
     training process itself ends its workers.
     """
 
-    def __init__(self, start: 'Callable | None') -> None:
+    def __init__(self, start: Callable | None) -> None:
         self.start = start
 
     def __call__(self, worker_id: int) -> None:

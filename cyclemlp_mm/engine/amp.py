@@ -1,5 +1,7 @@
 """Automatic mixed precision where there is no GPU."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +24,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
     """
 
     @contextmanager
-    def optim_context(self, model: nn.Module) -> 'Iterator[None]':
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast around the forward pass, inside mmengine's own context."""
         with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
             yield

@@ -1,5 +1,7 @@
 """Checkpoints that survive a kill at any moment and a full disk."""
 
+from __future__ import annotations
+
 import math
 import os
 import re
@@ -77,7 +79,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _source(runner: Runner) -> str:
         return str(runner._load_from or find_latest_checkpoint(runner.work_dir))
 
-    def _take_over(self, runner: Runner, named: 'dict[str, object]') -> None:
+    def _take_over(self, runner: Runner, named: dict[str, object]) -> None:
         """Keep what a resumed checkpoint says of other checkpoints, if these are this run's."""
         source = self._source(runner)
         own = self._found(source)
@@ -114,7 +116,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if own is not None and named:
             self._point_to(runner, own)
 
-    def _found(self, path: object) -> 'str | None':
+    def _found(self, path: object) -> str | None:
         """The file of this run's folder with that path's name, if it is there and the run's own."""
         name = os.path.basename(path) if isinstance(path, str) else ''
         own = self.file_backend.join_path(self.out_dir, name)
@@ -130,7 +132,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _backend(self) -> object:
         return getattr(self.file_backend, 'real', self.file_backend)
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Also note whether the evaluation gave a figure, for the summary, and save this step."""
         metrics = metrics or {}
         runner.message_hub.update_info(NUM_FIGURES, len(metrics))
@@ -194,8 +196,11 @@ class AtomicCheckpointHook(CheckpointHook):
         self._saves += 1
         kept = deque(getattr(self, 'keep_ckpt_ids', ()))
         new = not kept or kept[-1] != step
-        outdated = kept[0] if new and self.max_keep_ckpts > 0 and len(kept) >= self.max_keep_ckpts \
-            else None  # fmt: skip
+        outdated = (
+            kept[0]
+            if new and self.max_keep_ckpts > 0 and len(kept) >= self.max_keep_ckpts
+            else None
+        )
         if self.max_keep_ckpts > 0 and new:
             self.keep_ckpt_ids.append(step)  # a deque of that length
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
@@ -245,16 +250,18 @@ class AtomicCheckpointHook(CheckpointHook):
         if message is not None:
             self._report(runner, message)
 
-    def _best(self, runner: Runner) -> 'dict[str, tuple]':
+    def _best(self, runner: Runner) -> dict[str, tuple]:
         """Score and file of each metric's best checkpoint, by the end of the hub's keys."""
         hub = runner.message_hub
         metrics = self.key_indicators if self.save_best else ['']
         ends = [''] if len(metrics) == 1 else [f'_{metric}' for metric in metrics]
-        return {end: (hub.runtime_info.get(f'best_score{end}'),
-                      hub.runtime_info.get(f'best_ckpt{end}')) for end in ends}  # fmt: skip
+        return {
+            end: (hub.runtime_info.get(f'best_score{end}'), hub.runtime_info.get(f'best_ckpt{end}'))
+            for end in ends
+        }
 
     def _put_back_best(
-        self, runner: Runner, end: str, score: 'float | None', path: 'str | None'
+        self, runner: Runner, end: str, score: float | None, path: str | None
     ) -> None:
         for name, value in (('best_score', score), ('best_ckpt', path)):
             runner.message_hub.runtime_info.pop(f'{name}{end}', None)
@@ -302,7 +309,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 f'{path}; --resume finds that file without it'
             )
 
-    def _take_back(self, runner: Runner, kept: 'deque[int]', interrupted: 'str | None') -> None:
+    def _take_back(self, runner: Runner, kept: deque[int], interrupted: str | None) -> None:
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.message_hub.update_info(_INTERRUPTED, interrupted)
         if self.max_keep_ckpts > 0:

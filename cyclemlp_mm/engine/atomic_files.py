@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, whatever ends the process while they are written."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ PARTIAL = '.partial-'
 _OWN_NAME = re.compile(rf'{re.escape(PARTIAL)}\d+-.+', re.DOTALL)
 
 
-def write_atomically(content: bytes, path: 'str | Path') -> None:
+def write_atomically(content: bytes, path: str | Path) -> None:
     """Write a file so that its name means the old content or the new one, never a part.
 
     The bytes go into a file beside it, and to the disk, before it gets the name. A file system that
@@ -31,7 +33,7 @@ def write_atomically(content: bytes, path: 'str | Path') -> None:
 
 
 @contextmanager
-def written_beside(path: 'str | Path') -> 'Iterator[Path]':
+def written_beside(path: str | Path) -> Iterator[Path]:
     """As :func:`write_atomically`, where something else writes.
 
     Args:
@@ -58,15 +60,16 @@ def written_beside(path: 'str | Path') -> 'Iterator[Path]':
         _sync(path.parent, os.O_RDONLY)
 
 
-def remove_partial_files(folder: 'str | Path') -> 'list[str]':
+def remove_partial_files(folder: str | Path) -> list[str]:
     """Remove what killed processes left in a folder; returns the names.
 
     Files of other processes that run on this machine are left to them.
     """
     left = [
-        path for path in Path(folder).glob(f'{PARTIAL}*')
+        path
+        for path in Path(folder).glob(f'{PARTIAL}*')
         if _OWN_NAME.fullmatch(path.name) and path.is_file() and not _is_being_written(path)
-    ]  # fmt: skip
+    ]
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]
@@ -74,7 +77,7 @@ def remove_partial_files(folder: 'str | Path') -> 'list[str]':
 
 def _is_being_written(path: Path) -> bool:
     """Whether another process that is alive began the file."""
-    number = path.name[len(PARTIAL):].split('-')[0]
+    number = path.name[len(PARTIAL) :].split('-')[0]
     if os.name != 'posix' or not number.isdigit() or int(number) in (0, os.getpid()):
         return False
     try:
@@ -101,11 +104,11 @@ class AtomicLocalBackend(LocalBackend):
     Taken by ``backend_args=dict(backend='atomic')``.
     """
 
-    def put(self, obj: 'bytes | memoryview', filepath: 'str | Path') -> None:
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         """Write bytes to a file."""
         write_atomically(obj, filepath)
 
-    def put_text(self, obj: str, filepath: 'str | Path', encoding: str = 'utf-8') -> None:
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text to a file."""
         write_atomically(obj.encode(encoding), filepath)
 

@@ -1,5 +1,7 @@
 """Broken and unusual images in the middle of a training: counted, named, and limited."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 
 from mmengine.config import Config
@@ -98,11 +100,11 @@ class SkipBadImages(Hook):
         """Say the counts."""
         self._summarise(runner, 'train')
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Say the counts."""
         self._summarise(runner, 'val')
 
-    def after_test_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Say the counts."""
         self._summarise(runner, 'test')
 
@@ -144,15 +146,13 @@ class SkipBadImages(Hook):
         return training_loader(loader, runner.seed, place_samples=False)
 
 
-def check_max_value(cfg: Config) -> 'float | None':
+def check_max_value(cfg: Config) -> float | None:
     """``image_max_value`` of a config: what becomes 255 in images of more than 8 bits.
 
     Raises:
         UserError: It is not a number above 0.
     """
     value = cfg.get('image_max_value')
-    if value is not None and not (
-        isinstance(value, (int, float)) and 0 < value < float('inf')
-    ):
+    if value is not None and not (isinstance(value, (int, float)) and 0 < value < float('inf')):
         raise UserError(f'image_max_value is {value!r}; it must be a number above 0, such as 4095')
     return value

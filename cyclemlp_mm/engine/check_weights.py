@@ -1,5 +1,7 @@
 """Weights of a whole model: completely where it is tested or resumed, else said part by part."""
 
+from __future__ import annotations
+
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -92,10 +94,10 @@ def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: b
 
 def compare(
     model: nn.Module,
-    in_file: 'dict[str, Tensor]',
+    in_file: dict[str, Tensor],
     source: str,
     complete: bool,
-    own: 'dict[str, Tensor] | None' = None,
+    own: dict[str, Tensor] | None = None,
 ) -> str:
     """Say what of a model a file holds.
 
@@ -128,14 +130,17 @@ def compare(
         inner = part_of(in_file, prefix)
         report = backbone.check_fit(inner, source, part_of(own, prefix), complete, prefix)
         judged.update(prefix + name for name in inner)
-        lines += [f'  {prefix[:-1]}: in the file, not used: {kind} ({count})'
-                  for kind, count in report.left.items()]  # fmt: skip
+        lines += [
+            f'  {prefix[:-1]}: in the file, not used: {kind} ({count})'
+            for kind, count in report.left.items()
+        ]
     absent = [
-        name for name in needed
+        name
+        for name in needed
         if name not in fitting
         and (complete or name.startswith(BACKBONE))
         and not name.startswith(tuple(strict))
-    ]  # fmt: skip
+    ]
     if absent:
         missing = [name for name in absent if name not in in_file]
         misshapen = [name for name in absent if name in in_file]
@@ -163,7 +168,7 @@ def compare(
     return '\n'.join(lines)
 
 
-def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict[str, Tensor]':
+def _add_prefix(in_file: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """A backbone's own file under the names of a whole model; any other as it is."""
     prefixed = with_prefix(in_file)
     if not any(n in own for n in in_file) and any(n in own for n in prefixed):
@@ -171,15 +176,16 @@ def _add_prefix(in_file: 'dict[str, Tensor]', own: 'dict[str, Tensor]') -> 'dict
     return in_file
 
 
-def _strict_backbones(model: nn.Module) -> 'dict[str, StrictInit]':
+def _strict_backbones(model: nn.Module) -> dict[str, StrictInit]:
     """The backbones of ours in a model, by what their names in its state dict begin with."""
     return {
         plain_name(f'{name}.') if name else '': module
-        for name, module in model.named_modules() if isinstance(module, StrictInit)
-    }  # fmt: skip
+        for name, module in model.named_modules()
+        if isinstance(module, StrictInit)
+    }
 
 
-def _state_dict(model: nn.Module) -> 'dict[str, Tensor]':
+def _state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a model, whole, without the names of what is wrapped around it."""
     if is_sharded(model):
         return whole_state_dict(model)
@@ -210,7 +216,7 @@ def check_resumable(checkpoint: dict, source: str) -> None:
                 f'{type(hub[part][wrong[0]]).__name__}, not a {kind.__name__}. To start a new '
                 'training from its weights, use --cfg-options load_from=FILE'
             )
-    if 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin anew
+    if 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin again
         raise CheckpointError(
             f'checkpoint {source} cannot be resumed: it holds weights without the state of the '
             'optimiser, as best_*.pth do. Resume epoch_*.pth or iter_*.pth; to start a new '

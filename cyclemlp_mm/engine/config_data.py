@@ -87,8 +87,11 @@ def ignore_index(cfg: Config, *phases: str) -> int:
 
     mmseg's own, 255, where they say nothing or different things.
     """
-    parts = [settings for _, settings in heads(cfg.get('model') or {})] if 'train' in phases \
-        else evaluators(cfg, phases)  # fmt: skip
+    parts = (
+        [settings for _, settings in heads(cfg.get('model') or {})]
+        if 'train' in phases
+        else evaluators(cfg, phases)
+    )
     found = {part['ignore_index'] for part in parts if isinstance(part.get('ignore_index'), int)}
     return found.pop() if len(found) == 1 else IGNORE_INDEX
 

@@ -1,5 +1,7 @@
 """Where configs and tools are found: by path, or by the name of one that ships with us."""
 
+from __future__ import annotations
+
 import copy
 import difflib
 import inspect
@@ -21,10 +23,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 #: Settings that a config may lack and that are read from it: by our tools, then by mmengine's
 #: runners and the toolboxes, beside the arguments of the runners.
 _MORE_KEYS = {
-    'image_max_value', 'max_bad_fraction', 'max_non_finite', 'unsafe_load', 'runner_type',
-    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
-}  # fmt: skip
+    'image_max_value',
+    'max_bad_fraction',
+    'max_non_finite',
+    'unsafe_load',
+    'runner_type',
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
 #: Where mmengine reads a config; its functions call the config's path ``filename``.
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
@@ -97,7 +110,7 @@ def config_path(name: str) -> str:
     return str(path if path.is_file() else find_config(Path(name).name))
 
 
-def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
+def load_config(name: str, cfg_options: dict | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 
     Args:
@@ -116,7 +129,7 @@ def load_config(name: str, cfg_options: 'dict | None' = None) -> Config:
     return cfg
 
 
-def merge_options(cfg: Config, options: 'dict | None') -> None:
+def merge_options(cfg: Config, options: dict | None) -> None:
     """Merge ``--cfg-options`` into a config, then check its sections.
 
     Args:
@@ -160,8 +173,9 @@ def _config_error(path: Path, error: Exception) -> UserError:
         cause = cause.__cause__ or cause.__context__
     failed = [  # of modules that are being imported
         (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(cause.__traceback__) if frame.name == '<module>'
-    ]  # fmt: skip
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if frame.name == '<module>'
+    ]
     if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
         failed.append((cause.filename, cause.lineno))
     if failed and Path(failed[-1][0]).absolute() not in read:
@@ -173,7 +187,7 @@ def _config_error(path: Path, error: Exception) -> UserError:
     return UserError(f'config {file} cannot be read: {_first_line(cause)}{where}')
 
 
-def _check_keys(cfg: Config, options: 'dict') -> None:
+def _check_keys(cfg: Config, options: dict) -> None:
     """Refuse dotted keys that mmengine would merge into the config, where nothing reads them.
 
     Those whose first part neither the config nor a runner knows, or which is a variable of the
@@ -225,33 +239,39 @@ def _is_variable(cfg: Config, name: str) -> bool:
 
 def _unread_variable(cfg: Config, key: str) -> str:
     name, _, rest = key.partition('.')
-    places = [
-        place for top in cfg if top != name for place in _places(cfg[top], cfg[name], top)
-    ]  # fmt: skip
+    places = [place for top in cfg if top != name for place in _places(cfg[top], cfg[name], top)]
     # Those of the same name first: a small number stands for many things.
     places.sort(key=lambda place: name not in place)
     keys = [f'{place}.{rest}' if rest else place for place in places[:4]]
-    hint = f'Its value is at {", ".join(keys)}: set what you mean there' if keys else \
-        'Change the config file itself'  # fmt: skip
+    hint = (
+        f'Its value is at {", ".join(keys)}: set what you mean there'
+        if keys
+        else 'Change the config file itself'
+    )
     return (
         f'--cfg-options {key}: {name!r} is a variable of the config, which was used when the '
         f'config was read, so that it would change nothing now. {hint}'
     )
 
 
-def _places(node: object, value: object, key: str) -> 'Iterator[str]':
+def _places(node: object, value: object, key: str) -> Iterator[str]:
     """Keys below ``node`` that hold ``value``, or a text that begins with it."""
     begins = isinstance(value, str) and value and isinstance(node, str) and node.startswith(value)
     if begins or (type(node) is type(value) and node == value):
         yield key
         return
-    items = node.items() if isinstance(node, dict) else \
-        enumerate(node) if isinstance(node, (list, tuple)) else ()  # fmt: skip
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    )
     for name, part in items:
         yield from _places(part, value, f'{key}.{name}')
 
 
-def _unknown_key(key: str, part: str, near: 'list[str]', lacking: str) -> str:
+def _unknown_key(key: str, part: str, near: list[str], lacking: str) -> str:
     hint = f'Did you mean {" or ".join(near)}?' if near else 'One of your own goes into the config'
     return f'--cfg-options {key}: {lacking} {part!r}, so that it would change nothing. {hint}'
 

@@ -1,5 +1,7 @@
 """Of which kind the parts of a config are: settings, or lists of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,22 +11,39 @@ from cyclemlp_mm.errors import UserError
 
 _PHASES = ('train', 'val', 'test')
 _SETTINGS = (
-    'model', 'optim_wrapper', 'optim_wrapper.optimizer', 'default_hooks', 'default_hooks.*',
-    'env_cfg', 'randomness', 'visualizer', 'log_processor', 'auto_scale_lr', 'data_preprocessor',
-    'model_wrapper_cfg', 'strategy', 'tta_model', *(f'{phase}_cfg' for phase in _PHASES),
-    *(f'{phase}_dataloader{part}' for phase in _PHASES
-      for part in ('', '.dataset', '.sampler', '.batch_sampler')),
-)  # fmt: skip
+    'model',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'default_hooks',
+    'default_hooks.*',
+    'env_cfg',
+    'randomness',
+    'visualizer',
+    'log_processor',
+    'auto_scale_lr',
+    'data_preprocessor',
+    'model_wrapper_cfg',
+    'strategy',
+    'tta_model',
+    *(f'{phase}_cfg' for phase in _PHASES),
+    *(
+        f'{phase}_dataloader{part}'
+        for phase in _PHASES
+        for part in ('', '.dataset', '.sampler', '.batch_sampler')
+    ),
+)
 _LISTS = (
-    'custom_hooks', 'vis_backends', 'visualizer.vis_backends',
+    'custom_hooks',
+    'vis_backends',
+    'visualizer.vis_backends',
     *(f'{phase}_dataloader.dataset.pipeline' for phase in _PHASES),
-)  # fmt: skip
+)
 _EITHER = ('param_scheduler', 'val_evaluator', 'test_evaluator')
 
 
 class _Rule(NamedTuple):
     expected: str
-    fits: 'Callable[[object], bool]'
+    fits: Callable[[object], bool]
 
 
 def _are_settings(value: object) -> bool:
@@ -38,9 +57,14 @@ def _are_list(value: object) -> bool:
 _RULES = (
     (_SETTINGS, _Rule('settings, dict(…)', _are_settings)),
     (_LISTS, _Rule('a list of settings, [dict(…), …]', _are_list)),
-    (_EITHER, _Rule('a list of settings, [dict(…), …], or dict(…)',
-                    lambda value: _are_settings(value) or _are_list(value))),
-)  # fmt: skip
+    (
+        _EITHER,
+        _Rule(
+            'a list of settings, [dict(…), …], or dict(…)',
+            lambda value: _are_settings(value) or _are_list(value),
+        ),
+    ),
+)
 
 
 def check_sections(cfg: Config) -> None:
@@ -61,7 +85,7 @@ def check_sections(cfg: Config) -> None:
                     )
 
 
-def parts(cfg: Config, path: str) -> 'Iterator[tuple[str, object]]':
+def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
     """Keys and values at a dotted path; ``*`` stands for all keys of settings.
 
     Args:
@@ -72,7 +96,9 @@ def parts(cfg: Config, path: str) -> 'Iterator[tuple[str, object]]':
     for name in path.split('.'):
         nodes = [
             (f'{key}.{k}'.lstrip('.'), node[k])
-            for key, node in nodes if isinstance(node, (dict, Config))
-            for k in (node if name == '*' else [name]) if k in node
-        ]  # fmt: skip
+            for key, node in nodes
+            if isinstance(node, (dict, Config))
+            for k in (node if name == '*' else [name])
+            if k in node
+        ]
     yield from nodes

@@ -1,5 +1,7 @@
 """Deploy mode for a model that mmengine's Runner has built and loaded."""
 
+from __future__ import annotations
+
 import copy
 
 from mmengine.hooks import Hook
@@ -27,12 +29,10 @@ class DeployModel(Hook):
             runner (Runner): With its checkpoint loaded.
         """
         self._model = model = runner.model
-        runner.model = to_deploy(
-            copy.deepcopy(model.module if is_model_wrapper(model) else model)
-        )
+        runner.model = to_deploy(copy.deepcopy(model.module if is_model_wrapper(model) else model))
         runner.logger.info('deploy mode: what can be folded was folded')
 
-    def after_test_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Put the model back.
 
         Args:

@@ -1,5 +1,7 @@
 """Pictures of a test's predictions, one per image: ``tools/test.py --show-dir``."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,12 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cyclemlp_mm.datasets.image_files import BadImageError
-from cyclemlp_mm.datasets.load_image import (
-    LoadCheckedImage,
-    as_picture,
-    image_loader,
-    read_image,
-)
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, as_picture, image_loader, read_image
 
 _WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -77,7 +74,7 @@ class DrawResults(Hook):
         visualizer.add_datasample(name, image, data_sample=sample, out_file=str(file), **more)
 
 
-def picture_names(paths: 'list[str]', keep_suffix: bool = True) -> 'dict[str, str]':
+def picture_names(paths: list[str], keep_suffix: bool = True) -> dict[str, str]:
     """For each image the name of its picture, relative to the folder that all images share.
 
     Args:
@@ -94,7 +91,8 @@ def picture_names(paths: 'list[str]', keep_suffix: bool = True) -> 'dict[str, st
 
     stems = Counter(os.path.splitext(name)[0] for name in names.values())
     return {
-        path: name if is_kept(name) else
-        f'{os.path.splitext(name)[0] if stems[os.path.splitext(name)[0]] == 1 else name}.png'
+        path: name
+        if is_kept(name)
+        else f'{os.path.splitext(name)[0] if stems[os.path.splitext(name)[0]] == 1 else name}.png'
         for path, name in names.items()
-    }  # fmt: skip
+    }

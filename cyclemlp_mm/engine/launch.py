@@ -1,5 +1,7 @@
 """Start and end of several processes without a GPU, where mmengine's own start needs one."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import sys
@@ -50,9 +52,10 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
         global _has_gloo_threads
         _has_gloo_threads = True
     wrapper = dict(  # what mmengine's own wrapper would have
-        type='MMDistributedDataParallel', broadcast_buffers=False,
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )  # fmt: skip
+    )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
@@ -75,7 +78,7 @@ def finish_launch() -> None:
 
 
 @contextmanager
-def no_teardown_under_gloo() -> 'Iterator[None]':
+def no_teardown_under_gloo() -> Iterator[None]:
     """End the process with the body, where gloo's threads run; elsewhere, do nothing.
 
     A thread of gloo's takes the interpreter's lock to give a tensor back. One that comes to it

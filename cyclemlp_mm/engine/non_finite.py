@@ -1,5 +1,7 @@
 """A loss or gradient that is not finite: left out, and after a few in a row the training stops."""
 
+from __future__ import annotations
+
 from functools import partial
 from pathlib import Path
 
@@ -111,7 +113,7 @@ class StopOnNonFiniteLoss(Hook):
         return f'{good} ({newest} was saved after the last finite loss, and may be as bad)'
 
 
-def _last_saved(runner: Runner) -> 'str | None':
+def _last_saved(runner: Runner) -> str | None:
     """The checkpoint that this training wrote last."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
     return getattr(hooks[0], 'last_good', None) if hooks else None
@@ -120,8 +122,12 @@ def _last_saved(runner: Runner) -> 'str | None':
 def _drop_non_finite(
     optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict, in_parts: bool
 ) -> None:
-    grads = [p.grad for group in optimizer.param_groups for p in group['params']
-             if p.grad is not None and not p.grad.is_sparse]  # fmt: skip
+    grads = [
+        p.grad
+        for group in optimizer.param_groups
+        for p in group['params']
+        if p.grad is not None and not p.grad.is_sparse
+    ]
     # Not by a norm: PyTorch 2.1's largest number takes no notice of NaN, and float16 sums overflow.
     finite = [torch.isfinite(grad).all() for grad in grads]
     bad = ~torch.stack(finite).all() if finite else torch.tensor(False)
@@ -139,12 +145,12 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or value - value == 0
 
 
-def _image_paths(data_batch: object) -> 'list[str]':
+def _image_paths(data_batch: object) -> list[str]:
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     return [str(s.img_path) for s in samples or () if hasattr(s, 'img_path')]
 
 
-def _some(paths: 'list[str]', most: int = 8) -> str:
+def _some(paths: list[str], most: int = 8) -> str:
     paths = list(dict.fromkeys(paths))
     more = f' and {len(paths) - most} more' if len(paths) > most else ''
     return f'{", ".join(paths[:most]) or "unknown"}{more}'

@@ -4,6 +4,8 @@ From a folder in COCO 2017's or ADE20K's layout, or of images sorted by class, f
 of every loader and evaluator, the class names and the ``num_classes`` of every head.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,10 +33,10 @@ ADE20K_SPLITS = {
 
 def use_own_data(
     cfg: Config,
-    data_dir: 'str | Path',
-    classes: 'Sequence[str] | None' = None,
-    ignore_label: 'int | None' = None,
-    needed: 'Sequence[str]' = ('train', 'val'),
+    data_dir: str | Path,
+    classes: Sequence[str] | None = None,
+    ignore_label: int | None = None,
+    needed: Sequence[str] = ('train', 'val'),
 ) -> Config:
     """Point ``cfg`` at ``data_dir``.
 
@@ -83,14 +85,14 @@ def use_own_data(
     return cfg
 
 
-def _no_ignore_label(ignore_label: 'int | None', task: str) -> None:
+def _no_ignore_label(ignore_label: int | None, task: str) -> None:
     if ignore_label is not None:
         raise UserError(f'--ignore-label is for segmentation labels; {task} has none')
 
 
 def _use_coco_layout(
-    cfg: Config, root: Path, classes: 'Sequence[str] | None', needed: 'Sequence[str]'
-) -> 'tuple[str, ...]':
+    cfg: Config, root: Path, classes: Sequence[str] | None, needed: Sequence[str]
+) -> tuple[str, ...]:
     there = _splits(root, COCO_SPLITS, needed, 'COCO 2017')
     found = {
         split: category_names(root / ann_file, needs_masks(cfg, split))
@@ -115,9 +117,12 @@ def _use_coco_layout(
             continue
         ann_file, images = there[split]
         dataset.update(
-            type='CheckedCocoDataset', data_root=str(root), ann_file=ann_file,
-            data_prefix=dict(img=images), metainfo=metainfo,
-        )  # fmt: skip
+            type='CheckedCocoDataset',
+            data_root=str(root),
+            ann_file=ann_file,
+            data_prefix=dict(img=images),
+            metainfo=metainfo,
+        )
     for evaluator in evaluators(cfg):
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
@@ -127,10 +132,10 @@ def _use_coco_layout(
 def _use_ade20k_layout(
     cfg: Config,
     root: Path,
-    classes: 'Sequence[str] | None',
-    ignore_label: 'int | None',
-    needed: 'Sequence[str]',
-) -> 'tuple[str, ...]':
+    classes: Sequence[str] | None,
+    ignore_label: int | None,
+    needed: Sequence[str],
+) -> tuple[str, ...]:
     there = _splits(root, ADE20K_SPLITS, needed, 'ADE20K')
     names = _segmentation_classes(root, classes)
     if ignore_label is not None and not len(names) <= ignore_label <= 255:
@@ -160,11 +165,12 @@ def _use_ade20k_layout(
 
 
 def _splits(
-    root: Path, splits: 'dict[str, tuple[str, str]]', needed: 'Sequence[str]', layout: str
-) -> 'dict[str, tuple[str, str]]':
+    root: Path, splits: dict[str, tuple[str, str]], needed: Sequence[str], layout: str
+) -> dict[str, tuple[str, str]]:
     """The parts of a layout that are needed or there."""
-    lacking = {split: [p for p in parts if not (root / p).exists()]
-               for split, parts in splits.items()}  # fmt: skip
+    lacking = {
+        split: [p for p in parts if not (root / p).exists()] for split, parts in splits.items()
+    }
     missing = [part for split in needed for part in lacking[split]]
     if missing:
         exports = sorted(root.glob('*/_annotations.coco.json'))
@@ -181,7 +187,7 @@ def _splits(
     return {split: parts for split, parts in splits.items() if not lacking[split]}
 
 
-def _segmentation_classes(root: Path, classes: 'Sequence[str] | None') -> 'tuple[str, ...]':
+def _segmentation_classes(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
         file = root / 'classes.txt'
         if not file.is_file():
@@ -226,8 +232,8 @@ def _image_suffix(images: Path, labels: Path) -> str:
 
 
 def _with_label_check(
-    pipeline: 'list[dict]', num_classes: int, ignore_label: 'int | None'
-) -> 'list[dict]':
+    pipeline: list[dict], num_classes: int, ignore_label: int | None
+) -> list[dict]:
     check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
     # The config of an earlier run has the check of that run's data: it would ignore new classes.
     steps = [step for step in pipeline if step['type'] != 'CheckLabels']

@@ -1,5 +1,7 @@
 """``--data DIR`` of a classification config: two layouts of a folder, told apart by themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +23,8 @@ LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
 
 
 def use_image_folders(
-    cfg: Config,
-    root: Path,
-    classes: 'Sequence[str] | None',
-    needed: 'Sequence[str]' = SPLITS,
-) -> 'tuple[str, ...]':
+    cfg: Config, root: Path, classes: Sequence[str] | None, needed: Sequence[str] = SPLITS
+) -> tuple[str, ...]:
     """Point the loaders of a classification config at ``root``.
 
     - Class folders: ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``.
@@ -75,9 +74,14 @@ def use_image_folders(
         for key in ('split', 'classes'):
             loader.dataset.pop(key, None)
         loader.dataset.update(
-            type='CustomDataset', data_root=str(root), data_prefix=prefix, ann_file=ann_file,
-            with_label=True, extensions=IMAGE_SUFFIXES, metainfo=dict(classes=names),
-        )  # fmt: skip
+            type='CustomDataset',
+            data_root=str(root),
+            data_prefix=prefix,
+            ann_file=ann_file,
+            with_label=True,
+            extensions=IMAGE_SUFFIXES,
+            metainfo=dict(classes=names),
+        )
     return names
 
 
@@ -87,7 +91,7 @@ def _find_list(root: Path, split: str) -> str:
     return next((name for name in names if (root / name).is_file()), '')
 
 
-def _classes_of_folders(root: Path, splits: 'Sequence[str]') -> 'tuple[str, ...]':
+def _classes_of_folders(root: Path, splits: Sequence[str]) -> tuple[str, ...]:
     found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
     hidden = [f'{s}/{name}' for s in splits for name in found[s] if is_no_class(name)]
     if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
@@ -113,12 +117,14 @@ def _classes_of_folders(root: Path, splits: 'Sequence[str]') -> 'tuple[str, ...]
 
 
 def _classes_of_lists(
-    root: Path, lists: 'dict[str, str]', classes: 'Sequence[str] | None'
-) -> 'tuple[str, ...]':
+    root: Path, lists: dict[str, str], classes: Sequence[str] | None
+) -> tuple[str, ...]:
     lacking = [split for split in lists if not lists[split]]
     if lacking:
-        raise MissingFileError(f'{root} has {", ".join(filter(None, lists.values()))} but no list '
-                               f'for {lacking[0]}, e.g. {lacking[0]}_list.txt')  # fmt: skip
+        raise MissingFileError(
+            f'{root} has {", ".join(filter(None, lists.values()))} but no list '
+            f'for {lacking[0]}, e.g. {lacking[0]}_list.txt'
+        )
     highest = max(_highest_label(root / name) for name in lists.values())
     file = root / 'classes.txt'
     if classes is None and file.is_file():
@@ -156,9 +162,7 @@ def _prefix_of(root: Path, split: str, list_name: str) -> str:
     for prefix in (split, ''):
         if (root / prefix / name).is_file():
             return prefix
-    spelling = (
-        say_spelling([name], files_in(root / split)) or say_spelling([name], files_in(root))
-    )
+    spelling = say_spelling([name], files_in(root / split)) or say_spelling([name], files_in(root))
     raise MissingFileError(
         f'{root / list_name} begins with {name}, which is neither in {root / split} nor in {root}'
         + (f'; {spelling}: write the names of the files' if spelling else '')

@@ -1,5 +1,7 @@
 """Colours for classes that come without."""
 
+from __future__ import annotations
+
 #: Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), without black.
 OKABE_ITO = (
     (230, 159, 0),
@@ -12,7 +14,7 @@ OKABE_ITO = (
 )
 
 
-def class_palette(num_classes: int) -> 'list[tuple[int, int, int]]':
+def class_palette(num_classes: int) -> list[tuple[int, int, int]]:
     """RGB colours in 0..255, one per class: the safe ones first, then darker rounds of them.
 
     Args:

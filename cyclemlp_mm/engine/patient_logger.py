@@ -1,5 +1,7 @@
 """Log file and figures of a run on a full disk: reported, and training goes on."""
 
+from __future__ import annotations
+
 import logging
 import sys
 from collections.abc import Iterator
@@ -39,12 +41,12 @@ class PatientLoggerHook(LoggerHook):
         with self._surviving(runner):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """As mmengine's."""
         with self._surviving(runner):
             super().after_val_epoch(runner, metrics)
 
-    def after_test_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """As mmengine's."""
         with self._surviving(runner):
             super().after_test_epoch(runner, metrics)
@@ -60,7 +62,7 @@ class PatientLoggerHook(LoggerHook):
             )
 
     @contextmanager
-    def _surviving(self, runner: Runner) -> 'Iterator[None]':
+    def _surviving(self, runner: Runner) -> Iterator[None]:
         try:
             yield
         except OSError as error:

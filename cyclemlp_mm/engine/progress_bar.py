@@ -1,5 +1,7 @@
 """A progress bar with the time left, on a terminal; elsewhere nothing."""
 
+from __future__ import annotations
+
 import logging
 import sys
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from torch import Tensor
 
 
 @contextmanager
-def progress_bar(runner: Runner) -> 'Iterator[None]':
+def progress_bar(runner: Runner) -> Iterator[None]:
     """Show a :class:`ProgressBar` for what the runner does in the block, however it ends.
 
     The hook is given to the runner, not to its config: what the work dir records stays a config
@@ -47,7 +49,7 @@ class ProgressBar(Hook):
 
     priority = 'VERY_LOW'
 
-    def __init__(self, console: 'Console | None' = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
         self.shown = self.console.is_terminal and is_main_process()
         self._progress: Progress | None = None
@@ -59,10 +61,16 @@ class ProgressBar(Hook):
         if not self.shown:
             return
         self._progress = Progress(
-            TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
-            TextColumn('{task.fields[loss]}'), console=self.console, transient=True,
-        )  # fmt: skip
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn('left'),
+            TimeRemainingColumn(),
+            TextColumn('{task.fields[loss]}'),
+            console=self.console,
+            transient=True,
+        )
         self._progress.start()
         # The logger holds the stream from before; rich's own writes above the bar.
         for handler in runner.logger.handlers:
@@ -88,17 +96,24 @@ class ProgressBar(Hook):
         loss = (outputs or {}).get('loss')
         if isinstance(loss, Tensor):
             loss = loss.item()  # float() of one with a gradient warns
-        unit = 'iterations' if isinstance(runner.train_loop, IterBasedTrainLoop) else (
-            f'epoch {runner.epoch + 1}/{runner.max_epochs}'
-        )  # fmt: skip
-        self._show('train', f'train, {unit}', runner.iter + 1, runner.max_iters,
-                   '' if loss is None else f'loss {loss:.3f}')  # fmt: skip
+        unit = (
+            'iterations'
+            if isinstance(runner.train_loop, IterBasedTrainLoop)
+            else (f'epoch {runner.epoch + 1}/{runner.max_epochs}')
+        )
+        self._show(
+            'train',
+            f'train, {unit}',
+            runner.iter + 1,
+            runner.max_iters,
+            '' if loss is None else f'loss {loss:.3f}',
+        )
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         """Move on by a batch of the validation."""
         self._show('val', 'evaluate', batch_idx + 1, len(runner.val_dataloader))
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Remove the validation's line."""
         if self._progress is not None and 'val' in self._tasks:
             self._progress.remove_task(self._tasks.pop('val'))
@@ -112,7 +127,9 @@ class ProgressBar(Hook):
             return
         if kind not in self._tasks:
             # What was done before a resumed run must not count as done at once.
-            self._tasks[kind] = self._progress.add_task(title, total=total, completed=done - 1,
-                                                        loss=loss)  # fmt: skip
-        self._progress.update(self._tasks[kind], description=title, completed=done, total=total,
-                              loss=loss)  # fmt: skip
+            self._tasks[kind] = self._progress.add_task(
+                title, total=total, completed=done - 1, loss=loss
+            )
+        self._progress.update(
+            self._tasks[kind], description=title, completed=done, total=total, loss=loss
+        )

@@ -1,5 +1,7 @@
 """``--resume auto``: the newest checkpoint of a work dir that can be read."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +25,12 @@ class FoundCheckpoint(NamedTuple):
         content (dict | None): What the checkpoint holds.
     """
 
-    path: 'Path | None'
-    notes: 'list[str]'
-    content: 'dict | None' = None
+    path: Path | None
+    notes: list[str]
+    content: dict | None = None
 
 
-def resume_training(cfg: Config, source: str) -> 'list[str]':
+def resume_training(cfg: Config, source: str) -> list[str]:
     """Set ``cfg`` to go on from a checkpoint, with the seed that it was trained with.
 
     Args:
@@ -79,7 +81,7 @@ def checkpoint_folder(cfg: Config) -> Path:
     return Path(work_dir) if out_dir == work_dir else Path(out_dir) / Path(work_dir).name
 
 
-def find_newest(folder: 'str | Path', pointer: 'Path | None' = None) -> FoundCheckpoint:
+def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpoint:
     """The checkpoint of a folder that is furthest in its training, of those that can be read.
 
     How far one is, the file says, not its name or date. ``last_checkpoint`` is a hint: files that
@@ -135,12 +137,12 @@ class _Progress(NamedTuple):
     epoch: int
     time: str  # %Y%m%d_%H%M%S, when it was saved
 
-    def is_of_before(self, named: '_Progress') -> bool:
+    def is_of_before(self, named: _Progress) -> bool:
         """Whether this is further than ``named``, and was saved earlier."""
         return self.iteration > named.iteration and self.time < named.time
 
 
-def _progress(path: Path) -> '_Progress | None':
+def _progress(path: Path) -> _Progress | None:
     """How far a checkpoint is, without reading its tensors; None for weights alone.
 
     Raises:
@@ -154,7 +156,7 @@ def _progress(path: Path) -> '_Progress | None':
     return _Progress(iteration, epoch, str(meta.get('time', '')))
 
 
-def _pointed_name(pointer: Path) -> 'str | None':
+def _pointed_name(pointer: Path) -> str | None:
     """The file name in ``last_checkpoint``; its folder is where training ran, maybe elsewhere."""
     try:
         if not pointer.is_file():  # a pipe would hang
@@ -166,7 +168,7 @@ def _pointed_name(pointer: Path) -> 'str | None':
     return re.split(r'[/\\]', text.strip('\ufeff\0 \t\r\n'))[-1]
 
 
-def _take_seed(cfg: Config, content: object, path: str) -> 'list[str]':
+def _take_seed(cfg: Config, content: object, path: str) -> list[str]:
     """The order of the data follows from the seed, and is made before mmengine reads the file."""
     meta = content.get('meta') if isinstance(content, dict) else None
     trained_with = meta.get('seed') if isinstance(meta, dict) else None

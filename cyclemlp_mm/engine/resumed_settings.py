@@ -3,6 +3,8 @@
 mmengine takes over the checkpoint's, whatever the config says.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections import Counter
@@ -72,7 +74,7 @@ def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
         )
 
 
-def _groups(optimizer: Optimizer, state: object, name: str) -> 'list[dict]':
+def _groups(optimizer: Optimizer, state: object, name: str) -> list[dict]:
     """The groups of parameters in a state that this optimiser can take over."""
     groups = state.get('param_groups') if isinstance(state, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
@@ -108,7 +110,7 @@ def _check_group(ours: dict, theirs: dict, name: str) -> None:
             _check_kind(theirs.get(key, ours[key]), ours[key], f'{name}.{key}')
 
 
-def _check_state(optimizer: Optimizer, groups: 'list[dict]', saved: dict, name: str) -> None:
+def _check_state(optimizer: Optimizer, groups: list[dict], saved: dict, name: str) -> None:
     """Steps and averages of PyTorch's optimisers; those of others are not known."""
     state = saved.get('state')
     if not isinstance(state, dict) or not all(isinstance(part, dict) for part in state.values()):
@@ -128,16 +130,18 @@ def _check_state(optimizer: Optimizer, groups: 'list[dict]', saved: dict, name: 
             for key, value in part.items():
                 if key == 'step':
                     _check_kind(value, 0, f'{where}.{key}')
-                elif kept.get(key) and (value is not None or key != 'momentum_buffer') and (
-                    not isinstance(value, Tensor) or value.shape != param.shape
-                ):  # fmt: skip
+                elif (
+                    kept.get(key)
+                    and (value is not None or key != 'momentum_buffer')
+                    and (not isinstance(value, Tensor) or value.shape != param.shape)
+                ):
                     raise CheckpointError(
                         f'{where}.{key} is no tensor of the shape {tuple(param.shape)} of its '
                         f'parameter. To use the file, {_NEW}'
                     )
 
 
-def _kept(optimizer: Optimizer, group: dict) -> 'dict[str, bool]':
+def _kept(optimizer: Optimizer, group: dict) -> dict[str, bool]:
     """What an optimiser of PyTorch keeps of a parameter, and whether it is of its shape."""
     kind, shape = type(optimizer), (2, 3)
     if not kind.__module__.startswith('torch.optim.') or kind in _OTHERWISE:
@@ -190,7 +194,7 @@ def _check_kind(saved: object, own: object, name: str) -> None:
             _check_kind(part, own[0], name)
 
 
-def _of_groups(own: 'list[dict]', saved: 'list[dict]') -> 'Iterator[str]':
+def _of_groups(own: list[dict], saved: list[dict]) -> Iterator[str]:
     for ours, theirs in zip(own, saved):
         for key in ours:
             if key == 'params' or key.startswith('initial_') or key not in theirs:
@@ -201,7 +205,7 @@ def _of_groups(own: 'list[dict]', saved: 'list[dict]') -> 'Iterator[str]':
             yield from _change(key, theirs.get(first, theirs[key]), ours.get(first, ours[key]))
 
 
-def _of_schedules(own: object, saved: object) -> 'Iterator[str]':
+def _of_schedules(own: object, saved: object) -> Iterator[str]:
     if isinstance(own, Mapping) and isinstance(saved, Mapping):
         for name in own:
             yield from _of_schedules(own[name], saved.get(name))
@@ -218,7 +222,7 @@ def _of_schedules(own: object, saved: object) -> 'Iterator[str]':
                 yield from _change(f'param_schedulers.{i}.{key}', theirs, vars(schedule)[key])
 
 
-def _change(name: str, saved: object, own: object) -> 'Iterator[str]':
+def _change(name: str, saved: object, own: object) -> Iterator[str]:
     if not isinstance(saved, _SIMPLE) or not isinstance(own, _SIMPLE):
         return
     if isinstance(saved, (tuple, list)) and isinstance(own, (tuple, list)):

@@ -1,5 +1,7 @@
 """Models that FSDP deals out over several processes: in which parts, and whole again."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -41,7 +43,7 @@ class ShardedStrategy(FSDPStrategy):
         return super()._wrap_model(model)
 
     def build_optim_wrapper(
-        self, optim_wrapper: object, model: 'nn.Module | None' = None
+        self, optim_wrapper: object, model: nn.Module | None = None
     ) -> BaseOptimWrapper:
         """As mmengine's; a norm that gradients are clipped by is that of the whole model."""
         built = super().build_optim_wrapper(optim_wrapper, model)
@@ -50,15 +52,16 @@ class ShardedStrategy(FSDPStrategy):
         return built
 
     def load_model_state_dict(
-        self, state_dict: 'dict[str, Tensor]', *, strict: bool = False, **kwargs: object
+        self, state_dict: dict[str, Tensor], *, strict: bool = False, **kwargs: object
     ) -> None:
         """Take over weights; unless ``strict``, those of another shape are left out, as ever."""
         if not strict:
             own = whole_state_dict(self.model)
             state_dict = {
-                name: tensor for name, tensor in state_dict.items()
+                name: tensor
+                for name, tensor in state_dict.items()
                 if name not in own or own[name].shape == tensor.shape
-            }  # fmt: skip
+            }
         super().load_model_state_dict(state_dict, strict=strict, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
@@ -67,9 +70,10 @@ class ShardedStrategy(FSDPStrategy):
         optimizer = self.optim_wrapper.optimizer
         # By keyword: PyTorch 2.1 changed the order, in which mmengine still gives them.
         state = FullyShardedDataParallel.optim_state_dict_to_load(
-            model=self.model, optim=optimizer,
+            model=self.model,
+            optim=optimizer,
             optim_state_dict=_by_name(state_dict, self.model, optimizer),
-        )  # fmt: skip
+        )
         self.optim_wrapper.load_state_dict(state)
 
 
@@ -102,7 +106,7 @@ def _clip_whole_norm(
 
 @FUNCTIONS.register_module()
 def shard_layers(
-    module: nn.Module, recurse: bool, nonwrapped_numel: int, layers: 'Sequence[str]' = ()
+    module: nn.Module, recurse: bool, nonwrapped_numel: int, layers: Sequence[str] = ()
 ) -> bool:
     """``auto_wrap_policy`` of FSDP: a unit for each layer of some classes, and one for the rest.
 
@@ -128,7 +132,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FullyShardedDataParallel)
 
 
-def whole_state_dict(model: nn.Module) -> 'dict[str, Tensor]':
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a sharded model, whole and on the CPU, in every process.
 
     Args:

@@ -1,5 +1,7 @@
 """SIGTERM and Ctrl-C: finish the iteration, save, and leave with a code that says so."""
 
+from __future__ import annotations
+
 import signal
 import sys
 import threading
@@ -158,5 +160,5 @@ def _is_due(runner: Runner) -> bool:
     return done >= end and validation_follows(runner, done)
 
 
-def _checkpoint_hooks(runner: Runner) -> 'list[AtomicCheckpointHook]':
+def _checkpoint_hooks(runner: Runner) -> list[AtomicCheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]

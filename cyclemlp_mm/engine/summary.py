@@ -1,5 +1,7 @@
 """What a training ends with: the best figure, where the weights are, and what to do with them."""
 
+from __future__ import annotations
+
 import os
 import shlex
 from pathlib import Path
@@ -61,7 +63,7 @@ def _why_no_iteration(runner: Runner) -> str:
     )
 
 
-def _best(runner: Runner) -> 'list[tuple[str, float, str]]':
+def _best(runner: Runner) -> list[tuple[str, float, str]]:
     """Metric, its best value and the checkpoint, of every metric that ``save_best`` watches."""
     info = runner.message_hub.runtime_info
     found = []
@@ -76,7 +78,7 @@ def _best(runner: Runner) -> 'list[tuple[str, float, str]]':
     return found
 
 
-def _why_no_best(figures: 'int | None') -> str:
+def _why_no_best(figures: int | None) -> str:
     if figures is None:
         return 'no metric: no evaluation ran'
     if figures == 0:  # so of mmdet's, without a single box
@@ -90,7 +92,7 @@ def _why_no_best(figures: 'int | None') -> str:
     )
 
 
-def _relative(path: 'str | Path') -> str:
+def _relative(path: str | Path) -> str:
     """As short as it can be said from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith('..') else relative

@@ -18,7 +18,7 @@ def require_toolbox(cfg: Config) -> str:
 
     Raises:
         UserError: The config names no toolbox that we know.
-        MissingToolboxError: It cannot be imported; says why and how to mend it.
+        MissingToolboxError: It cannot be imported; says why and how to fix it.
     """
     scope = cfg.get('default_scope')
     if scope not in EXTRAS:

@@ -2,8 +2,10 @@
 
 Against mmengine's: every iteration and every sample has random states of its own (see
 :mod:`cyclemlp_mm.datasets.training_loader`), and an epoch that was interrupted goes on with its
-next batch, where mmengine begins it anew.
+next batch, where mmengine begins it again.
 """
+
+from __future__ import annotations
 
 import errno
 import tempfile
@@ -36,7 +38,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         **kwargs: As for :class:`mmengine.runner.EpochBasedTrainLoop`.
     """
 
-    def __init__(self, runner: Runner, dataloader: 'DataLoader | dict', **kwargs) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
         super().__init__(runner, _build(runner, dataloader), **kwargs)
 
     def run_epoch(self) -> None:
@@ -78,7 +80,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
         **kwargs: As for :class:`mmengine.runner.IterBasedTrainLoop`.
     """
 
-    def __init__(self, runner: Runner, dataloader: 'DataLoader | dict', **kwargs) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
         super().__init__(runner, _build(runner, dataloader), **kwargs)
         if isinstance(self.dataloader, TrainingLoader):
             self.dataloader_iterator = _Stream(self.dataloader)
@@ -130,7 +132,7 @@ class PatientValLoop(ValLoop):
 
 
 class _Stream:
-    """Batches without end; a finite sampler begins anew, as its next epoch."""
+    """Batches without end; a finite sampler begins again, as its next epoch."""
 
     def __init__(self, loader: TrainingLoader) -> None:
         self.loader = loader
@@ -148,7 +150,7 @@ class _Stream:
         self.loader.start_at(0, batches)
         self.idle = idle
 
-    def __iter__(self) -> '_Stream':
+    def __iter__(self) -> _Stream:
         return self
 
     def __next__(self) -> object:
@@ -208,7 +210,7 @@ def _note_length(runner: Runner, loader: DataLoader) -> None:
     runner.message_hub.update_info(_EPOCH_LENGTH, batches)
 
 
-def _build(runner: Runner, dataloader: 'DataLoader | dict') -> DataLoader:
+def _build(runner: Runner, dataloader: DataLoader | dict) -> DataLoader:
     if isinstance(dataloader, dict):
         diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
         dataloader = runner.build_dataloader(

@@ -1,5 +1,7 @@
 """``--vis``: where scalars and pictures of a run go, beside the work dir's own files."""
 
+from __future__ import annotations
+
 import importlib
 from pathlib import Path
 
@@ -15,7 +17,7 @@ VIS_BACKENDS = {
 }
 
 
-def add_vis_backends(cfg: Config, names: 'list[str]') -> None:
+def add_vis_backends(cfg: Config, names: list[str]) -> None:
     """Let a run log to TensorBoard or Weights & Biases too.
 
     W&B files stay in the work dir; where there is no network, set ``WANDB_MODE=offline``.

@@ -1,5 +1,7 @@
 """One training at a time in a work dir."""
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
@@ -20,7 +22,7 @@ LOCK = '.training-lock'
 
 
 @contextmanager
-def work_dir_lock(work_dir: 'str | Path') -> 'Iterator[None]':
+def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
     """Keep other trainings out of a work dir while the block runs.
 
     The lock is the operating system's, of this process alone: it goes with the process however that
@@ -45,7 +47,7 @@ def work_dir_lock(work_dir: 'str | Path') -> 'Iterator[None]':
             os.close(descriptor)
 
 
-def _take(path: Path) -> 'int | None':
+def _take(path: Path) -> int | None:
     """The locked file, or None where there is no locking."""
     while True:
         try:
@@ -71,7 +73,7 @@ def _take(path: Path) -> 'int | None':
                 return None
             raise UserError(
                 f'another training writes into the work dir {path.parent} '
-                f'({owner or "its process is not known"}), and two would overwrite each other\'s '
+                f"({owner or 'its process is not known'}), and two would overwrite each other's "
                 'checkpoints. Wait for it, end it, or take another --work-dir'
             ) from error
         os.close(descriptor)  # the one that had it has just ended and removed it

@@ -1,5 +1,7 @@
 """Adaptive average pooling of a map whose size is not known yet; ONNX has no operator for it."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ class PlainAdaptiveAvgPool2d(nn.Module):
         output_size (int | tuple[int, int]): Cells along H and W, none of them None.
     """
 
-    def __init__(self, output_size: 'int | tuple[int, int]') -> None:
+    def __init__(self, output_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.output_size = (output_size,) * 2 if isinstance(output_size, int) else output_size
 

@@ -1,5 +1,7 @@
 """Whether an exported file computes what the model does, and with standard operators."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ Runner = Callable[[Tensor], 'list[Tensor]']
 
 
 def largest_difference(
-    module: ExportedPart, run: Runner, shapes: 'Sequence[tuple[int, int, int]]'
+    module: ExportedPart, run: Runner, shapes: Sequence[tuple[int, int, int]]
 ) -> float:
     """Run both on random images and compare.
 
@@ -55,7 +57,7 @@ def largest_difference(
     return worst
 
 
-def onnx_runner(path: Path, num_threads: 'int | None' = None) -> Runner:
+def onnx_runner(path: Path, num_threads: int | None = None) -> Runner:
     """Run an ONNX file with onnxruntime on the CPU.
 
     Args:
@@ -67,12 +69,10 @@ def onnx_runner(path: Path, num_threads: 'int | None' = None) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=['CPUExecutionProvider']
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
 
-    def run(image: Tensor) -> 'list[Tensor]':
+    def run(image: Tensor) -> list[Tensor]:
         return [torch.from_numpy(array) for array in session.run(None, {name: image.numpy()})]
 
     return run
@@ -82,7 +82,7 @@ def program_runner(path: Path) -> Runner:
     """Run a ``torch.export`` file."""
     program = torch.export.load(path).module()
 
-    def run(image: Tensor) -> 'list[Tensor]':
+    def run(image: Tensor) -> list[Tensor]:
         with torch.no_grad():
             return list(program(image))
 
@@ -108,13 +108,13 @@ def refuse_custom_operators(path: Path) -> int:
     others |= {f'{function.domain}::{function.name}' for function in model.functions}
     if others:
         raise UserError(
-            f'the exported graph holds operators that are not ONNX\'s own: {sorted(others)}; '
+            f"the exported graph holds operators that are not ONNX's own: {sorted(others)}; "
             'nothing was written'
         )
     return len(nodes)
 
 
-def _nodes(graph) -> 'Iterator':
+def _nodes(graph) -> Iterator:
     """Nodes of an ``onnx.GraphProto`` and of the graphs inside of them."""
     for node in graph.node:
         yield node

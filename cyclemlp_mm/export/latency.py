@@ -1,5 +1,7 @@
 """How long an exported file and the model take, measured side by side."""
 
+from __future__ import annotations
+
 import statistics
 import time
 
@@ -10,8 +12,8 @@ from .parts import ExportedPart
 
 
 def latencies(
-    module: ExportedPart, run: Runner, shape: 'tuple[int, int, int]', repeats: int = 10
-) -> 'tuple[float, float]':
+    module: ExportedPart, run: Runner, shape: tuple[int, int, int], repeats: int = 10
+) -> tuple[float, float]:
     """Median seconds per image batch of PyTorch and of the exported file, on the CPU.
 
     The two take turns, so that what else the machine does meets both alike.

@@ -1,5 +1,7 @@
 """Which part of a model is exported: one image tensor in, named tensors out."""
 
+from __future__ import annotations
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class ExportedPart(nn.Module):
         UserError: The model does not have the part.
     """
 
-    def __init__(self, model: nn.Module, part: 'str | None' = None) -> None:
+    def __init__(self, model: nn.Module, part: str | None = None) -> None:
         super().__init__()
         is_detector = hasattr(model, 'bbox_head') or hasattr(model, 'rpn_head')
         self.part = part or ('neck' if is_detector else 'model')
@@ -48,14 +50,16 @@ class ExportedPart(nn.Module):
         self.channels = image_channels(model.backbone)
         self.model = model.backbone if self.part == 'backbone' else model
         self.is_segmentor = self.part == 'model' and hasattr(model, 'decode_head')
-        self.output_names = ('logits',) if self.part == 'model' else tuple(
-            f'level{i}' for i in range(_num_levels(model, self.part))
-        )  # fmt: skip
+        self.output_names = (
+            ('logits',)
+            if self.part == 'model'
+            else tuple(f'level{i}' for i in range(_num_levels(model, self.part)))
+        )
         # Behind a neck, extra levels reach stride 128. A level of one cell would fix the size.
         self.min_side = 160 if self.part == 'neck' else 36
         self.eval()
 
-    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, channels, H, W), normalised, to the part's outputs."""
         if self.part == 'backbone':
             return tuple(self.model(image))
@@ -66,9 +70,7 @@ class ExportedPart(nn.Module):
         head = self.model.decode_head
         logits = head(self.model.extract_feat(image))
         size = image.shape[2:]
-        return (
-            F.interpolate(logits, size, mode='bilinear', align_corners=head.align_corners),
-        )
+        return (F.interpolate(logits, size, mode='bilinear', align_corners=head.align_corners),)
 
 
 def image_channels(backbone: nn.Module) -> int:

@@ -5,6 +5,8 @@ map's size) makes a graph that is tied to one size. Here every block is written 
 the like on whole maps, without a branch that depends on a size.
 """
 
+from __future__ import annotations
+
 import copy
 
 import torch
@@ -104,7 +106,7 @@ class PlainMixer(nn.Module):
         return F.linear(mixed, self.weight_proj, self.bias_proj)
 
 
-def shift_by_slices(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
+def shift_by_slices(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Shifted channels, grouped by offset: channels 0, 3, 6, …, then 1, 4, 7, …, then 2, 5, 8, ….
 
     Args:

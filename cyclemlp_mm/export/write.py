@@ -1,5 +1,7 @@
 """A model into a file, which appears only once it was checked."""
 
+from __future__ import annotations
+
 import importlib
 import io
 import os
@@ -15,12 +17,7 @@ from torch import Tensor, nn
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
-from .check import (
-    largest_difference,
-    onnx_runner,
-    program_runner,
-    refuse_custom_operators,
-)
+from .check import largest_difference, onnx_runner, program_runner, refuse_custom_operators
 from .parts import ExportedPart
 from .plain import plain_form
 
@@ -44,9 +41,9 @@ class ExportReport:
 
     path: Path
     part: str
-    outputs: 'tuple[str, ...]'
+    outputs: tuple[str, ...]
     difference: float
-    checked: 'tuple[tuple[int, int, int], ...]'
+    checked: tuple[tuple[int, int, int], ...]
     min_side: int
     channels: int = 3
 
@@ -60,9 +57,9 @@ class ExportReport:
 
 def export_model(
     model: nn.Module,
-    path: 'str | Path',
-    part: 'str | None' = None,
-    metadata: 'Mapping[str, str] | None' = None,
+    path: str | Path,
+    part: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     force: bool = False,
     opset: int = 20,
 ) -> ExportReport:
@@ -156,19 +153,27 @@ def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str,
         warnings.simplefilter('ignore')  # on what the exporters' own parts will drop one day
         if opset >= 18:
             program = torch.onnx.export(
-                _capture(module), dynamo=True, opset_version=opset, verbose=False,
+                _capture(module),
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
                 dynamic_shapes={'image': dict(_FREE)},  # here it only names them
                 **names,
-            )  # fmt: skip
+            )
             program.save(str(path))
         else:
             free = {'image': dict(_FREE)}
             free |= {name: {0: 'batch'} for name in module.output_names}
             with torch.no_grad():
                 torch.onnx.export(
-                    plain_form(module), (_example(module),), str(path), dynamo=False,
-                    opset_version=opset, dynamic_axes=free, **names,
-                )  # fmt: skip
+                    plain_form(module),
+                    (_example(module),),
+                    str(path),
+                    dynamo=False,
+                    opset_version=opset,
+                    dynamic_axes=free,
+                    **names,
+                )
     model = onnx.load(str(path))
     # Shapes of what is inside, of which onnxruntime's quantisation takes old ones for its own.
     del model.graph.value_info[:]

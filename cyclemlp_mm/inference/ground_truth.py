@@ -1,5 +1,7 @@
 """Validation images with what is in them, from a config's own data set."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +33,10 @@ class Labelled:
     path: Path
     truth: Prediction
     known: dict
-    ignored: 'np.ndarray | None' = None
+    ignored: np.ndarray | None = None
 
 
-def read_ground_truth(
-    cfg: Config, classes: 'Sequence[str]', checkpoint: str
-) -> 'Iterator[Labelled]':
+def read_ground_truth(cfg: Config, classes: Sequence[str], checkpoint: str) -> Iterator[Labelled]:
     """Go through the validation set of a config.
 
     Args:
@@ -77,15 +77,18 @@ def read_ground_truth(
             if not info.get('seg_map_path'):
                 raise UserError('the validation set of this config has no labels to compare with')
             truth = Segments(read_labels(info).astype(np.int32))
-            yield Labelled(Path(info['img_path']), truth, dict(height=truth.label_map.shape[0],
-                                                               width=truth.label_map.shape[1]))
+            yield Labelled(
+                Path(info['img_path']),
+                truth,
+                dict(height=truth.label_map.shape[0], width=truth.label_map.shape[1]),
+            )
         else:
             known = {key: info[key] for key in ('height', 'width') if key in info}
             truth, ignored = _instances(info)
             yield Labelled(Path(info['img_path']), truth, known, ignored)
 
 
-def _instances(info: dict) -> 'tuple[Instances, np.ndarray]':
+def _instances(info: dict) -> tuple[Instances, np.ndarray]:
     instances = info['instances']
     boxes = np.array([one['bbox'] for one in instances], np.float32).reshape(-1, 4)
     labels = np.array([one['bbox_label'] for one in instances], np.int64)
@@ -97,7 +100,7 @@ def _instances(info: dict) -> 'tuple[Instances, np.ndarray]':
     return Instances(boxes, np.ones(len(boxes), np.float32), labels, masks), ignored
 
 
-def _mask(mask: 'dict | list', size: 'tuple[int, int]') -> dict:
+def _mask(mask: dict | list, size: tuple[int, int]) -> dict:
     """Polygons or a run-length code, as a run-length code."""
     if isinstance(mask, dict):
         return coco_mask.frPyObjects(mask, *size) if isinstance(mask['counts'], list) else mask

@@ -1,5 +1,7 @@
 """What a user names on the command line: files, folders, globs; images and videos."""
 
+from __future__ import annotations
+
 import glob
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +27,21 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
 VIDEO_SUFFIXES = (
-    '.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp',
-    '.ogv', '.ts', '.mts',
-)  # fmt: skip
+    '.mp4',
+    '.avi',
+    '.mov',
+    '.mkv',
+    '.webm',
+    '.m4v',
+    '.mpg',
+    '.mpeg',
+    '.wmv',
+    '.flv',
+    '.3gp',
+    '.ogv',
+    '.ts',
+    '.mts',
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,8 @@ class Input:
 
 
 def find_inputs(
-    items: 'Sequence[str]', passed_over: 'list[Path] | None' = None,
-    suffixes: 'tuple[str, ...]' = (),
-) -> 'list[Input]':  # fmt: skip
+    items: Sequence[str], passed_over: list[Path] | None = None, suffixes: tuple[str, ...] = ()
+) -> list[Input]:
     """All files that are meant.
 
     Args:
@@ -88,7 +101,7 @@ def find_inputs(
 
 def image_reader(
     cfg: Config, as_stored: bool = False
-) -> 'Callable[[str, dict], tuple[np.ndarray, list[str]]]':
+) -> Callable[[str, dict], tuple[np.ndarray, list[str]]]:
     """What reads images as the test pipeline of a config does.
 
     Args:
@@ -110,7 +123,7 @@ def image_reader(
     if loader is not None:
         loader.limit_pixels = False
 
-    def read(path: 'str | Path', known: 'dict | None' = None) -> 'tuple[np.ndarray, list[str]]':
+    def read(path: str | Path, known: dict | None = None) -> tuple[np.ndarray, list[str]]:
         path, known = str(path), dict(known or {})
         check_regular(path)
         if loader is not None and not is_decoded_here(loader.transform):
@@ -126,7 +139,7 @@ def image_reader(
     return read
 
 
-def read_image(path: 'str | Path') -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """Decode an image as a pipeline with mmcv's ``LoadImageFromFile`` does.
 
     Args:
@@ -144,8 +157,8 @@ def read_image(path: 'str | Path') -> np.ndarray:
 
 
 def _expand(
-    item: str, passed_over: 'list[Path]', suffixes: 'tuple[str, ...]'
-) -> 'Iterator[tuple[Path, str]]':
+    item: str, passed_over: list[Path], suffixes: tuple[str, ...]
+) -> Iterator[tuple[Path, str]]:
     path = user_path(item)
     check_regular(path)
     if path.is_file():
@@ -177,14 +190,14 @@ def _expand(
 
 
 def _images_and_videos(
-    paths: 'Iterator[Path]', passed_over: 'list[Path]', suffixes: 'tuple[str, ...]'
-) -> 'list[Path]':
+    paths: Iterator[Path], passed_over: list[Path], suffixes: tuple[str, ...]
+) -> list[Path]:
     files, others = split_images(paths, suffixes + VIDEO_SUFFIXES)
     passed_over += others
     return files
 
 
-def _before_magic(parts: 'Sequence[str]') -> 'list[str]':
+def _before_magic(parts: Sequence[str]) -> list[str]:
     kept = []
     for part in parts[:-1]:
         if glob.has_magic(part):
@@ -208,7 +221,7 @@ def _check_whole(path: Path) -> None:
         raise BadImageError(f'{path} is no whole image: {error}') from error
 
 
-def own_suffixes(cfg: Config) -> 'tuple[str, ...]':
+def own_suffixes(cfg: Config) -> tuple[str, ...]:
     """What the images of a config's test data end in, where the data set says so, as '.npy'."""
     suffix = str(_test_data(cfg).get('img_suffix') or '')
     return (Path(f'x{suffix}').suffix.lower(),) if '.' in suffix else ()

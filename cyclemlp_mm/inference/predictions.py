@@ -1,5 +1,7 @@
 """What a model says about an image, as plain arrays: instances or a label map."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +22,19 @@ class Instances:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    masks: 'list[dict] | None' = None
+    masks: list[dict] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def pick(self, index: np.ndarray) -> 'Instances':
+    def pick(self, index: np.ndarray) -> Instances:
         """Some of them, in the order of ``index``, int (M,) or bool (N,)."""
         if index.dtype == bool:
             index = np.flatnonzero(index)
         masks = None if self.masks is None else [self.masks[i] for i in index]
         return Instances(self.boxes[index], self.scores[index], self.labels[index], masks)
 
-    def above(self, score_thr: float) -> 'Instances':
+    def above(self, score_thr: float) -> Instances:
         """Those with a score of at least ``score_thr``."""
         return self.pick(self.scores >= score_thr)
 

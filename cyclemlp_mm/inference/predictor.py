@@ -1,5 +1,7 @@
 """A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
 from inspect import signature
@@ -57,10 +59,10 @@ class Predictor:
 
     def __init__(
         self,
-        config: 'str | Path',
-        checkpoint: 'str | Path',
-        device: 'str | None' = None,
-        cfg_options: 'dict | None' = None,
+        config: str | Path,
+        checkpoint: str | Path,
+        device: str | None = None,
+        cfg_options: dict | None = None,
         deploy: bool = False,
         as_stored: bool = False,
     ) -> None:
@@ -82,9 +84,7 @@ class Predictor:
         self.classes = tuple(meta['classes'])
         self.palette = _palette(meta.get('palette'), len(self.classes))
 
-    def predict(
-        self, images: 'Sequence[np.ndarray]', batch_size: int = 1
-    ) -> 'list[Prediction]':
+    def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
         """Predict images that are in memory.
 
         Args:
@@ -117,7 +117,7 @@ class Predictor:
             predictions += [self._plain(sample) for sample in samples]
         return predictions
 
-    def _run(self, images: 'list[np.ndarray]', batch_size: int) -> list:
+    def _run(self, images: list[np.ndarray], batch_size: int) -> list:
         if self.is_segmentor:
             found = self.inferencer(images, return_datasamples=True, batch_size=batch_size)
             return found if isinstance(found, list) else [found]
@@ -217,7 +217,7 @@ def _reason(error: Exception) -> str:
     return f'OpenCV cannot process them ({getattr(error, "err", error)})'
 
 
-def _palette(palette: object, num_classes: int) -> 'list[tuple[int, int, int]]':
+def _palette(palette: object, num_classes: int) -> list[tuple[int, int, int]]:
     if isinstance(palette, (list, tuple)) and len(palette) >= num_classes:
         return [tuple(int(c) for c in colour) for colour in palette[:num_classes]]
     return class_palette(num_classes)

@@ -4,6 +4,8 @@ Objects on a border are seen by two tiles or more, whole or in part. What they s
 where they must agree: in the strip that both see.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -46,7 +48,7 @@ class Tiling:
         if not 0 <= self.overlap <= 0.9:
             raise UserError(f'the overlap of tiles must be 0 to 0.9, but got {self.overlap:g}')
 
-    def starts(self, length: int) -> 'list[int]':
+    def starts(self, length: int) -> list[int]:
         """Where the tiles of one axis begin; the last one ends where the image does."""
         if length <= self.size:
             return [0]
@@ -56,10 +58,13 @@ class Tiling:
 
     def tiles(self, height: int, width: int) -> np.ndarray:
         """Tiles of an image, row by row: int, (T, 4), x1, y1, x2, y2."""
-        return np.array([
-            (x, y, min(x + self.size, width), min(y + self.size, height))
-            for y in self.starts(height) for x in self.starts(width)
-        ])  # fmt: skip
+        return np.array(
+            [
+                (x, y, min(x + self.size, width), min(y + self.size, height))
+                for y in self.starts(height)
+                for x in self.starts(width)
+            ]
+        )
 
 
 def predict_tiled(
@@ -94,9 +99,7 @@ def predict_tiled(
     return Segments(segments) if segments is not None else join_tiles(found, tiles, (height, width))
 
 
-def _paste(
-    whole: np.ndarray, part: np.ndarray, tile: np.ndarray, tiling: Tiling
-) -> None:
+def _paste(whole: np.ndarray, part: np.ndarray, tile: np.ndarray, tiling: Tiling) -> None:
     """Write the part of a tile that is its own: up to the middle of each strip it shares."""
     x1, y1, _, _ = tile
     spans = []
@@ -110,7 +113,7 @@ def _paste(
     whole[top:bottom, left:right] = part[top - y1 : bottom - y1, left - x1 : right - x1]
 
 
-def _moved(found: Instances, tile: np.ndarray, size: 'tuple[int, int]') -> Instances:
+def _moved(found: Instances, tile: np.ndarray, size: tuple[int, int]) -> Instances:
     """A tile's instances in pixels of the whole image."""
     x1, y1 = tile[:2]
     masks = found.masks
@@ -120,16 +123,14 @@ def _moved(found: Instances, tile: np.ndarray, size: 'tuple[int, int]') -> Insta
     return Instances(boxes, found.scores, found.labels, masks)
 
 
-def _moved_mask(mask: dict, tile: np.ndarray, size: 'tuple[int, int]') -> dict:
+def _moved_mask(mask: dict, tile: np.ndarray, size: tuple[int, int]) -> dict:
     x1, y1, x2, y2 = tile
     whole = np.zeros(size, np.uint8, order='F')
     whole[y1:y2, x1:x2] = coco_mask.decode(mask)
     return encode_mask(whole)
 
 
-def join_tiles(
-    found: 'Sequence[Instances]', tiles: np.ndarray, size: 'tuple[int, int]'
-) -> Instances:
+def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, int]) -> Instances:
     """Instances of all tiles, those of one object joined.
 
     Boxes of two tiles are of one object if they have the same class and their parts in the strip
@@ -182,7 +183,7 @@ def join_tiles(
     return _joined(everything, groups, room, cut)
 
 
-def _groups(pairs: np.ndarray, tile_of: np.ndarray) -> 'list[list[int]]':
+def _groups(pairs: np.ndarray, tile_of: np.ndarray) -> list[list[int]]:
     """Boxes by object: pairs (P, 2) in order, unless a tile would have two boxes of the object."""
     leader = list(range(len(tile_of)))  # of a union-find
     seen_in = [{tile} for tile in tile_of.tolist()]  # tiles of each leader's boxes
@@ -205,7 +206,7 @@ def _groups(pairs: np.ndarray, tile_of: np.ndarray) -> 'list[list[int]]':
 
 
 def _joined(
-    everything: Instances, groups: 'list[list[int]]', room: np.ndarray, cut: np.ndarray
+    everything: Instances, groups: list[list[int]], room: np.ndarray, cut: np.ndarray
 ) -> Instances:
     """One instance per group."""
     keep, boxes, scores = [], everything.boxes.copy(), everything.scores.copy()
@@ -228,7 +229,7 @@ def _joined(
     return joined.pick(keep[np.argsort(-scores[keep], kind='stable')])
 
 
-def _concatenated(found: 'Sequence[Instances]') -> Instances:
+def _concatenated(found: Sequence[Instances]) -> Instances:
     with_masks = [part.masks for part in found if part.masks is not None]
     return Instances(
         np.concatenate([part.boxes for part in found]),
@@ -238,7 +239,7 @@ def _concatenated(found: 'Sequence[Instances]') -> Instances:
     )
 
 
-def _room(boxes: np.ndarray, tiles: np.ndarray, size: 'tuple[int, int]') -> np.ndarray:
+def _room(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(N,): pixels between each box and the nearest border of its tile, (N, 4) or (4,), that is
     none of the image; infinite if there is none, negative if the box reaches beyond."""
     height, width = size

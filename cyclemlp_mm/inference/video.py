@@ -1,5 +1,7 @@
 """Frames of a video, one after the other."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,7 @@ class Video:
         UserError: It cannot be decoded.
     """
 
-    def __init__(self, path: 'str | Path') -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         capture = self._open()
         fps = capture.get(cv2.CAP_PROP_FPS)
@@ -35,7 +37,7 @@ class Video:
         self.num_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         capture.release()
 
-    def __iter__(self) -> 'Iterator[np.ndarray]':
+    def __iter__(self) -> Iterator[np.ndarray]:
         """Frames: BGR uint8, (H, W, 3).
 
         Raises:

@@ -1,5 +1,7 @@
 """Predictions on disk: pictures, COCO-style json, masks as PNG, videos."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,9 +41,9 @@ class PredictionWriter:
 
     def __init__(
         self,
-        out_dir: 'str | Path',
-        classes: 'Sequence[str]',
-        palette: 'Sequence[tuple[int, int, int]]',
+        out_dir: str | Path,
+        classes: Sequence[str],
+        palette: Sequence[tuple[int, int, int]],
         score_thr: float = 0.3,
         with_json: bool = False,
         with_pictures: bool = True,
@@ -59,9 +61,13 @@ class PredictionWriter:
             raise UserError(f'--out {out_dir}: cannot make this folder ({error})') from error
 
     def add(
-        self, source: Input, image: np.ndarray, prediction: Prediction, frame: 'int | None' = None,
+        self,
+        source: Input,
+        image: np.ndarray,
+        prediction: Prediction,
+        frame: int | None = None,
         fps: float = 25,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write what was predicted for an image or a frame.
 
         Args:
@@ -83,9 +89,9 @@ class PredictionWriter:
                 as_picture(image), prediction, self.classes, self.palette, self.score_thr
             )
             if frame is None:
-                self._write_picture(source, with_legend(
-                    picture, prediction, self.classes, self.palette
-                ))  # fmt: skip
+                self._write_picture(
+                    source, with_legend(picture, prediction, self.classes, self.palette)
+                )
             else:
                 self._write_frame(source, picture, fps)
 
@@ -140,9 +146,13 @@ class PredictionWriter:
         return path
 
     def _remember(
-        self, source: Input, image: np.ndarray, prediction: Prediction, frame: 'int | None',
-        mask_file: 'str | None',
-    ) -> None:  # fmt: skip
+        self,
+        source: Input,
+        image: np.ndarray,
+        prediction: Prediction,
+        frame: int | None,
+        mask_file: str | None,
+    ) -> None:
         image_id = len(self._images) + 1
         entry = dict(
             id=image_id, file_name=str(source.path), height=image.shape[0], width=image.shape[1]
@@ -164,29 +174,29 @@ class PredictionWriter:
     def _write_json(self) -> None:
         path = self.out_dir / 'predictions.json'
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self.classes)]
-        content = dict(
-            images=self._images, annotations=self._annotations, categories=categories
-        )
+        content = dict(images=self._images, annotations=self._annotations, categories=categories)
         with _writing(path):  # whole or not at all, of an interrupted run too
             write_atomically(json.dumps(content).encode(), path)
         self.written.append(path)
 
 
-def _open_video(path: Path, fps: float, size: 'tuple[int, int]') -> cv2.VideoWriter:
+def _open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
     """A video that browsers play: VP9, or H.264 where this OpenCV has no encoder of it."""
     height, width = size
     for code in ('vp09', 'avc1', 'mp4v'):
         video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, (width, height))
         if video.isOpened():
             if code == 'mp4v':
-                print(f'{path} is in MPEG-4, which no browser plays: this OpenCV encodes neither '
-                      'VP9 nor H.264')  # fmt: skip
+                print(
+                    f'{path} is in MPEG-4, which no browser plays: this OpenCV encodes neither '
+                    'VP9 nor H.264'
+                )
             return video
     raise UserError(f'OpenCV cannot write the video {path}; take --no-vis')
 
 
 @contextmanager
-def _writing(path: Path) -> 'Iterator[None]':
+def _writing(path: Path) -> Iterator[None]:
     """A full disk's error names no file; here each does."""
     try:
         yield
@@ -197,7 +207,7 @@ def _writing(path: Path) -> 'Iterator[None]':
         ) from error
 
 
-def coco_annotations(instances: Instances, image_id: int, first_id: int) -> 'list[dict]':
+def coco_annotations(instances: Instances, image_id: int, first_id: int) -> list[dict]:
     """Instances as COCO's annotations; a category's id is its class index plus 1.
 
     Args:
@@ -208,10 +218,14 @@ def coco_annotations(instances: Instances, image_id: int, first_id: int) -> 'lis
     entries = []
     for i, (x1, y1, x2, y2) in enumerate(instances.boxes.tolist()):
         entry = dict(
-            id=first_id + i, image_id=image_id, category_id=int(instances.labels[i]) + 1,
-            bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=0,
+            id=first_id + i,
+            image_id=image_id,
+            category_id=int(instances.labels[i]) + 1,
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            area=(x2 - x1) * (y2 - y1),
+            iscrowd=0,
             score=float(instances.scores[i]),
-        )  # fmt: skip
+        )
         if instances.masks is not None:
             entry['segmentation'] = instances.masks[i]
         entries.append(entry)

@@ -1,9 +1,11 @@
 """One rule for ``arch``: a name of the family's table, or a dict with exactly the table's keys."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 
-def resolve_arch(arch: 'str | Mapping', table: 'Mapping[str, Mapping]', family: str) -> dict:
+def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str) -> dict:
     """Look an architecture up.
 
     Args:
@@ -35,7 +37,7 @@ def resolve_arch(arch: 'str | Mapping', table: 'Mapping[str, Mapping]', family: 
     return dict(arch)
 
 
-def check_four_ints(settings: dict, keys: 'tuple[str, ...]') -> None:
+def check_four_ints(settings: dict, keys: tuple[str, ...]) -> None:
     """Make the settings of every stage tuples, or refuse them.
 
     Args:

@@ -1,5 +1,7 @@
 """Activation checkpointing that changes memory and time, and nothing else."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -31,14 +33,14 @@ def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
     if not norms or is_recording():  # a compiler repeats no updates
         return checkpoint(block, *inputs, use_reentrant=False)
 
-    def contexts() -> 'tuple[AbstractContextManager, AbstractContextManager]':
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _statistics_aside(norms)
 
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _statistics_aside(norms: 'Sequence[nn.Module]') -> Iterator[None]:
+def _statistics_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
     """Have ``norms`` update copies of their statistics meanwhile."""
     kept = [(norm, *named) for norm in norms for named in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:

@@ -1,5 +1,7 @@
 """Convolution, norm and activation on channels-last maps, one pass each where that is possible."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,18 +40,23 @@ class ConvNorm(Foldable, nn.Module):
         kernel_size: int = 1,
         stride: int = 1,
         groups: int = 1,
-        norm_cfg: 'dict | None' = None,
+        norm_cfg: dict | None = None,
         act: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2,
+            groups=groups,
             bias=False,
-        )  # fmt: skip
+        )
         self.norm = build_norm(norm_cfg, out_channels)
         self.act = bool(act)
 
-    def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, H, W, in_channels) to (B, H', W', out_channels).
 
         Args:
@@ -92,7 +99,7 @@ class ConvNorm(Foldable, nn.Module):
         one_cell = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
         return one_cell and conv.groups == 1
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: 'Tensor | None') -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._is_linear:
             return F.linear(x, weight.flatten(1), bias)
         conv = self.conv
@@ -114,12 +121,12 @@ class Aggregate(ConvNorm):
     """
 
     def __init__(
-        self, in_channels: 'list[int]', out_channels: int, norm_cfg: 'dict | None' = None
+        self, in_channels: list[int], out_channels: int, norm_cfg: dict | None = None
     ) -> None:
         super().__init__(sum(in_channels), out_channels, norm_cfg=norm_cfg)
         self.in_channels = list(in_channels)
 
-    def forward(self, maps: 'list[Tensor]') -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
         if not (self._untouched and self._is_linear):
             return super().forward(torch.cat(maps, dim=-1))
@@ -151,7 +158,7 @@ def _hardswish(y: Tensor, act: bool) -> Tensor:
     return F.hardswish(y, inplace=not _needs_grad(y))
 
 
-def _plain(x: Tensor, *others: 'Tensor | None') -> bool:
+def _plain(x: Tensor, *others: Tensor | None) -> bool:
     """Whether all are there and of the dtype that products are made in, autocast or not.
 
     Never where only standard operators may be used.

@@ -1,8 +1,10 @@
 """CycleMLP backbone.
 
 Paper: CycleMLP: A MLP-like Architecture for Dense Prediction, ICLR 2022, arXiv 2107.10224.
-Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); written anew here.
+Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); rewritten here.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -46,16 +48,19 @@ from .levels import halved
 
 
 def _row(
-    depths: 'tuple[int, ...]',
-    widths: 'tuple[int, ...]',
-    mlp_ratios: 'tuple[int, ...]' = (4, 4, 4, 4),
+    depths: tuple[int, ...],
+    widths: tuple[int, ...],
+    mlp_ratios: tuple[int, ...] = (4, 4, 4, 4),
     reweight: bool = True,
     downsample: str = 'conv',
 ) -> dict:
     return dict(
-        depths=depths, widths=widths, mlp_ratios=mlp_ratios, reweight=reweight,
+        depths=depths,
+        widths=widths,
+        mlp_ratios=mlp_ratios,
+        reweight=reweight,
         downsample=downsample,
-    )  # fmt: skip
+    )
 
 
 class CycleMixer(Foldable, nn.Module):
@@ -79,7 +84,7 @@ class CycleMixer(Foldable, nn.Module):
         #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
         self.matrix: Tensor | None = None
 
-    def forward(self, x: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
 
         Raises:
@@ -102,7 +107,7 @@ class CycleMixer(Foldable, nn.Module):
         if self.reweight is None and self.backend == 'auto' and weights is not None:
             self.matrix = self._current_matrix(weights)
 
-    def train(self, mode: bool = True) -> 'CycleMixer':
+    def train(self, mode: bool = True) -> CycleMixer:
         """Switch the mode; in training, weights change at every step: there is no matrix."""
         if mode:
             self.matrix = None
@@ -127,7 +132,7 @@ class CycleMixer(Foldable, nn.Module):
             self._made_of = state, tensors  # which live on, so that no other has their address
         return self.matrix
 
-    def _own_weights(self) -> 'MixerWeights | None':
+    def _own_weights(self) -> MixerWeights | None:
         """The parameters, if they say all that the layers do."""
         if not (
             untouched(nn.Linear, self.mlp_c, bias=False)
@@ -163,9 +168,15 @@ class CycleMixer(Foldable, nn.Module):
             fc1, fc2 = self.reweight.fc1, self.reweight.fc2
             reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         return MixerWeights(
-            self.sfc_h.weight, self.sfc_h.bias, self.sfc_w.weight, self.sfc_w.bias,
-            self.mlp_c.weight, self.proj.weight, self.proj.bias, reweight,
-        )  # fmt: skip
+            self.sfc_h.weight,
+            self.sfc_h.bias,
+            self.sfc_w.weight,
+            self.sfc_w.bias,
+            self.mlp_c.weight,
+            self.proj.weight,
+            self.proj.bias,
+            reweight,
+        )
 
 
 class CycleBlock(nn.Module):
@@ -281,16 +292,16 @@ class CycleMLP(DenseBackbone):
 
     def __init__(
         self,
-        arch: 'str | Mapping' = 'b1',
+        arch: str | Mapping = 'b1',
         in_channels: int = 3,
-        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
         out_norms: bool = True,
         mixer_backend: str = 'auto',
-        init_cfg: 'dict | list[dict] | None' = None,
-        pretrained: 'str | None' = None,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'CycleMLP'))
         depths, widths = settings['depths'], settings['widths']
@@ -323,7 +334,7 @@ class CycleMLP(DenseBackbone):
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
 
-    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the returned levels: the stem has a border of 2, for a 7x7 kernel."""
         return halved((height + 1) // 4, (width + 1) // 4, self.out_indices)
 

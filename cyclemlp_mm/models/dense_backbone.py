@@ -1,5 +1,7 @@
 """What every backbone of this package shares: levels, norms, freezing, checkpointing, loading."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,11 +46,11 @@ class DenseBackbone(StrictInit, Recorded):
         self,
         num_levels: int,
         in_channels: int,
-        out_indices: 'int | Sequence[int]',
+        out_indices: int | Sequence[int],
         frozen_stages: int,
         with_cp: bool,
-        init_cfg: 'dict | list[dict] | None',
-        pretrained: 'str | None',
+        init_cfg: dict | list[dict] | None,
+        pretrained: str | None,
     ) -> None:
         init_cfg, self._pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(init_cfg=init_cfg)
@@ -57,7 +59,7 @@ class DenseBackbone(StrictInit, Recorded):
         self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
         self.with_cp = check_bool('with_cp', with_cp)
 
-    def finish(self, widths: 'Sequence[int]', strides: 'Sequence[int]', out_norms: bool) -> None:
+    def finish(self, widths: Sequence[int], strides: Sequence[int], out_norms: bool) -> None:
         """Add one LayerNorm per returned level, state the outputs, and freeze.
 
         Args:
@@ -75,13 +77,13 @@ class DenseBackbone(StrictInit, Recorded):
             self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
         self._freeze()
 
-    def train(self, mode: bool = True) -> 'DenseBackbone':
+    def train(self, mode: bool = True) -> DenseBackbone:
         """Switch the mode; what is frozen stays frozen and in eval mode."""
         super().train(mode)
         self._freeze()
         return self
 
-    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, fine to coarse.
 
         Args:
@@ -101,7 +103,7 @@ class DenseBackbone(StrictInit, Recorded):
         with any_size():
             return self.levels(image)
 
-    def levels(self, image: Tensor) -> 'tuple[Tensor, ...]':
+    def levels(self, image: Tensor) -> tuple[Tensor, ...]:
         """The feature maps of an image that was checked."""
         outputs = []
         x = self.stem(image.permute(0, 2, 3, 1))

@@ -1,5 +1,7 @@
 """Layers shared by the backbone families. Tokens and maps are channels-last: (..., C)."""
 
+from __future__ import annotations
+
 from numbers import Real
 
 import torch
@@ -51,7 +53,7 @@ def is_idle(drop_path: nn.Module) -> bool:
     return untouched(DropPath, drop_path) and not drop_path.active
 
 
-def drop_path_rates(last: float, num_blocks: int) -> 'list[float]':
+def drop_path_rates(last: float, num_blocks: int) -> list[float]:
     """Stochastic depth of each block: linear from 0 to ``last`` over all blocks.
 
     Raises:
@@ -72,7 +74,7 @@ class Mlp(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden_channels: int, out_channels: 'int | None' = None
+        self, channels: int, hidden_channels: int, out_channels: int | None = None
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden_channels)
@@ -184,8 +186,7 @@ class ConvDownsample(nn.Module):
             return False  # a quantised convolution's weight is a method
         # The size is read last: a recorded graph would be tied to it.
         return (
-            not standard_operators_only(x, weight)
-            and SMALL_MAP_TIMES * x.numel() <= weight.numel()
+            not standard_operators_only(x, weight) and SMALL_MAP_TIMES * x.numel() <= weight.numel()
         )
 
 

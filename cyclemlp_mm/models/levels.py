@@ -1,10 +1,12 @@
 """One rule for ``out_indices`` and one for ``frozen_stages``, shared by all backbones."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 
 
-def resolve_out_indices(out_indices: 'int | Sequence[int]', num_levels: int) -> 'tuple[int, ...]':
+def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
     """Feature levels to return, as non-negative indices.
 
     Args:
@@ -60,7 +62,7 @@ def check_frozen_stages(frozen_stages: int, num_levels: int) -> int:
     return frozen_stages
 
 
-def halved(height: int, width: int, levels: 'Sequence[int]') -> 'list[tuple[int, int]]':
+def halved(height: int, width: int, levels: Sequence[int]) -> list[tuple[int, int]]:
     """The size of each of ``levels``, where a level is half the one before, rounded up.
 
     Args:

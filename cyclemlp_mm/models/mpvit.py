@@ -5,6 +5,8 @@ Written from the paper and a description of the published state dicts; the publi
 was not looked at, and the published weights come under their own terms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -31,9 +33,11 @@ RunBlock = Callable[..., Tensor]
 
 
 def _row(
-    depths: 'tuple[int, ...]', widths: 'tuple[int, ...]', mlp_ratio: int,
-    paths: 'tuple[int, ...]' = (2, 3, 3, 3),
-) -> dict:  # fmt: skip
+    depths: tuple[int, ...],
+    widths: tuple[int, ...],
+    mlp_ratio: int,
+    paths: tuple[int, ...] = (2, 3, 3, 3),
+) -> dict:
     return dict(depths=depths, widths=widths, paths=paths, mlp_ratio=mlp_ratio)
 
 
@@ -83,7 +87,7 @@ class PathEncoder(nn.Module):
         drop_paths (Sequence[float]): Stochastic depth of each layer.
     """
 
-    def __init__(self, channels: int, mlp_ratio: int, drop_paths: 'Sequence[float]') -> None:
+    def __init__(self, channels: int, mlp_ratio: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
         self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.relative = nn.ModuleList()
@@ -108,11 +112,9 @@ class PatchEmbedding(nn.Module):
         norm_cfg (dict, optional): Of the norm.
     """
 
-    def __init__(self, channels: int, stride: int, norm_cfg: 'dict | None') -> None:
+    def __init__(self, channels: int, stride: int, norm_cfg: dict | None) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            channels, channels, 3, stride, 1, groups=channels, bias=False
-        )
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
         self.pointwise = ConvNorm(channels, channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class LocalBranch(nn.Module):
         norm_cfg (dict, optional): Of the norms.
     """
 
-    def __init__(self, channels: int, norm_cfg: 'dict | None') -> None:
+    def __init__(self, channels: int, norm_cfg: dict | None) -> None:
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, norm_cfg=norm_cfg)
         self.depthwise = ConvNorm(channels, channels, 3, groups=channels, norm_cfg=norm_cfg)
@@ -158,9 +160,9 @@ class MultiPathStage(nn.Module):
         out_channels: int,
         paths: int,
         mlp_ratio: int,
-        drop_paths: 'Sequence[float]',
+        drop_paths: Sequence[float],
         stride: int,
-        norm_cfg: 'dict | None',
+        norm_cfg: dict | None,
     ) -> None:
         super().__init__()
         self.embeds = nn.ModuleList(
@@ -251,16 +253,16 @@ class MPViT(DenseBackbone):
 
     def __init__(
         self,
-        arch: 'str | Mapping' = 'small',
+        arch: str | Mapping = 'small',
         in_channels: int = 3,
-        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
-        norm_cfg: 'dict | None' = None,
+        norm_cfg: dict | None = None,
         norm_eval: bool = False,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        init_cfg: 'dict | list[dict] | None' = None,
-        pretrained: 'str | None' = None,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'MPViT'))
         depths, widths = settings['depths'], settings['widths']
@@ -281,7 +283,7 @@ class MPViT(DenseBackbone):
                 level_widths[i],
                 settings['paths'][i],
                 settings['mlp_ratio'],
-                rates[sum(depths[:i]): sum(depths[: i + 1])],
+                rates[sum(depths[:i]) : sum(depths[: i + 1])],
                 2 if i else 1,
                 norm_cfg,
             )
@@ -290,7 +292,7 @@ class MPViT(DenseBackbone):
         self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
 
-    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the returned levels."""
         return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
 
@@ -298,7 +300,7 @@ class MPViT(DenseBackbone):
         """A channels-last map through stage ``index``."""
         return self.stages[index](x, self.run_block)
 
-    def train(self, mode: bool = True) -> 'MPViT':
+    def train(self, mode: bool = True) -> MPViT:
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
         super().train(mode)
         if self.norm_eval:
@@ -306,7 +308,7 @@ class MPViT(DenseBackbone):
         return self
 
 
-def _depthwise(x: Tensor, conv: nn.Module, weight: 'Tensor | None' = None) -> Tensor:
+def _depthwise(x: Tensor, conv: nn.Module, weight: Tensor | None = None) -> Tensor:
     """A convolution of a channels-last map, with another weight than its own if one is given."""
     x = seen_as_nchw(x)
     if weight is None:

@@ -1,5 +1,7 @@
 """Norms: built from a config, folded into a convolution, and one that also runs without a GPU."""
 
+from __future__ import annotations
+
 import functools
 import logging
 
@@ -52,7 +54,7 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NCHW_NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
 
 
-def build_norm(norm_cfg: 'dict | None', channels: int) -> nn.Module:
+def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
     """A norm of NCHW maps.
 
     Args:
@@ -72,9 +74,7 @@ def build_norm(norm_cfg: 'dict | None', channels: int) -> nn.Module:
     settings = dict(norm_cfg)
     kind, requires_grad = settings.pop('type'), settings.pop('requires_grad', True)
     check_bool('norm_cfg requires_grad', requires_grad)
-    known = dict(
-        BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm
-    )
+    known = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm)
     layer = kind
     if isinstance(kind, str):
         layer = known.get(kind) or MODELS.get(kind)
@@ -118,12 +118,15 @@ def _is_batch_norm(norm: nn.Module) -> bool:
 
 def is_plain_batch_norm(norm: nn.Module) -> bool:
     """Whether a norm has statistics, weight and bias, and nothing listens to it."""
-    return _is_batch_norm(norm) and norm.affine and norm.running_mean is not None and (
-        not listened_to(norm)
-    )  # fmt: skip
+    return (
+        _is_batch_norm(norm)
+        and norm.affine
+        and norm.running_mean is not None
+        and (not listened_to(norm))
+    )
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> 'tuple[Tensor | None, Tensor | None]':
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias of the convolution that equals ``norm(conv(x))``.
 
     Returns:
@@ -132,12 +135,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> 'tuple[Tensor | None, Tensor | N
     """
     if isinstance(norm, nn.Identity):
         return conv.weight, conv.bias
-    if (
-        not _is_batch_norm(norm)
-        or norm.training
-        or norm.running_mean is None
-        or listened_to(norm)
-    ):
+    if not _is_batch_norm(norm) or norm.training or norm.running_mean is None or listened_to(norm):
         return None, None
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.affine:

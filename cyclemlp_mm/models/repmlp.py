@@ -4,6 +4,8 @@ Papers: RepMLP, arXiv 2105.01883; RepMLPNet, arXiv 2112.11081. The blocks are mm
 (Apache-2.0), which must be installed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -79,9 +81,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         """See :meth:`local_inject`."""
         self.local_inject()
 
-    def _convert_conv_to_fc(
-        self, conv_kernel: Tensor, conv_bias: Tensor
-    ) -> 'tuple[Tensor, Tensor]':
+    def _convert_conv_to_fc(self, conv_kernel: Tensor, conv_bias: Tensor) -> tuple[Tensor, Tensor]:
         """The Linear on flattened partitions that equals a depthwise convolution in each."""
         cells = self.path_h * self.path_w
         units = torch.eye(cells, dtype=conv_kernel.dtype, device=conv_kernel.device)
@@ -152,20 +152,20 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
 
     def __init__(
         self,
-        arch: 'str | Mapping' = 'base',
-        img_size: 'int | tuple[int, int]' = 224,
+        arch: str | Mapping = 'base',
+        img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
-        out_indices: 'int | Sequence[int]' = (0, 1, 2, 3),
-        reparam_conv_kernels: 'Sequence[int] | None' = (3,),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        reparam_conv_kernels: Sequence[int] | None = (3,),
         globalperceptron_ratio: int = 4,
-        norm_cfg: 'dict | None' = None,
+        norm_cfg: dict | None = None,
         out_norms: bool = True,
         norm_eval: bool = False,
         frozen_stages: int = -1,
         with_cp: bool = False,
         deploy: bool = False,
-        init_cfg: 'dict | list[dict] | None' = None,
-        pretrained: 'str | None' = None,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
         **others: object,
     ) -> None:
         if others:
@@ -191,10 +191,15 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
         norm_cfg = _check_norm_cfg(norm_cfg)
         init_cfg, pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(
-            arch, size, in_channels, reparam_conv_kernels=reparam_conv_kernels,
-            globalperceptron_ratio=globalperceptron_ratio, norm_cfg=norm_cfg, deploy=deploy,
+            arch,
+            size,
+            in_channels,
+            reparam_conv_kernels=reparam_conv_kernels,
+            globalperceptron_ratio=globalperceptron_ratio,
+            norm_cfg=norm_cfg,
+            deploy=deploy,
             init_cfg=init_cfg,
-        )  # fmt: skip
+        )
         self._pretrained_cfgs = pretrained_cfgs
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices, num_stages)
@@ -203,22 +208,26 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
         self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
         last = self.out_indices[-1]
-        del self.stages[last + 1:], self.downsample_layers[last:]
+        del self.stages[last + 1 :], self.downsample_layers[last:]
         for i, stage in enumerate(self.stages):
             for unit in stage:
                 unit.repmlp_block = RepMLPBlock(
-                    channels=self.channels[i], path_h=self.patch_hs[i], path_w=self.patch_ws[i],
-                    reparam_conv_kernels=reparam_conv_kernels, norm_cfg=norm_cfg,
-                    globalperceptron_ratio=globalperceptron_ratio, deploy=deploy,
+                    channels=self.channels[i],
+                    path_h=self.patch_hs[i],
+                    path_w=self.patch_ws[i],
+                    reparam_conv_kernels=reparam_conv_kernels,
+                    norm_cfg=norm_cfg,
+                    globalperceptron_ratio=globalperceptron_ratio,
+                    deploy=deploy,
                     num_sharesets=self.sharesets_nums[i],
-                )  # fmt: skip
+                )
                 unit.ffn_block = mmpretrain_repmlp.ConvFFN(
                     self.channels[i], 4 * self.channels[i], norm_cfg=norm_cfg
                 )
         self._add_norms(norm_cfg, out_norms, num_stages)
         self._freeze()
 
-    def forward(self, image: Tensor) -> 'tuple[Tensor, ...]':
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, fine to coarse.
 
         Args:
@@ -246,11 +255,11 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             return self.one_operator(image)
         return self.levels(image)
 
-    def level_sizes(self, height: int, width: int) -> 'list[tuple[int, int]]':
+    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the returned levels."""
         return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
 
-    def levels(self, image: Tensor) -> 'tuple[Tensor, ...]':
+    def levels(self, image: Tensor) -> tuple[Tensor, ...]:
         """The feature maps of an image that was checked."""
         height, width = image.shape[2:]
         # No negative number is divided: ONNX rounds such quotients to zero.
@@ -288,7 +297,7 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
             self.patch_embed.norm = None
 
-    def train(self, mode: bool = True) -> 'DenseRepMLPNet':
+    def train(self, mode: bool = True) -> DenseRepMLPNet:
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
         super().train(mode)
         self._freeze()
@@ -352,7 +361,7 @@ def _check_arch(settings: dict) -> dict:
     return settings
 
 
-def _check_kernels(kernels: 'Sequence[int] | None') -> 'tuple[int, ...] | None':
+def _check_kernels(kernels: Sequence[int] | None) -> tuple[int, ...] | None:
     """Refuse kernels that change a map's size, cannot be told apart, or are none."""
     if kernels is None:
         return None
@@ -369,7 +378,7 @@ def _check_kernels(kernels: 'Sequence[int] | None') -> 'tuple[int, ...] | None':
     return listed
 
 
-def _check_norm_cfg(norm_cfg: 'dict | None') -> dict:
+def _check_norm_cfg(norm_cfg: dict | None) -> dict:
     """Refuse norms that cannot be folded; a class becomes its name, which every mmcv takes."""
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
     if isinstance(norm_cfg, dict) and 'type' in norm_cfg:

@@ -165,8 +165,9 @@ class StrictInit(BaseModule):
             f'{type(self).__name__}: initialised, as it was built on the meta device. Norms of '
             'necks and heads, and mean and std of a data_preprocessor, are set by no toolbox after '
             'to_empty(): load or set them',
-            'current', logging.WARNING,
-        )  # fmt: skip
+            'current',
+            logging.WARNING,
+        )
 
 
 def _asked_by_mmengine() -> bool:

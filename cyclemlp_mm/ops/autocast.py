@@ -1,12 +1,14 @@
 """Which dtype an operator computes in, with and without autocast."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
-def _autocast_dtype(device: str) -> 'torch.dtype | None':
+def _autocast_dtype(device: str) -> torch.dtype | None:
     """Autocast's dtype for a kind of device; None where it is off or not known."""
     if device not in ('cpu', 'cuda'):
         return None

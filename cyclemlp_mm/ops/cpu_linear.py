@@ -5,6 +5,8 @@ operator that asks it to is the one ``torch.compile`` uses. Where a build has no
 is another one, the same is done by public operators.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,7 @@ def has_onednn(x: Tensor) -> bool:
 def pack_weight(weight: Tensor, tokens: int) -> Tensor:
     """The weight of a Linear in oneDNN's own layout, for several products with it.
 
-    Otherwise oneDNN brings it there anew for every product, which takes about 10% of its time.
+    Otherwise oneDNN converts it for every product, which takes about 10% of its time.
 
     Args:
         weight (Tensor): (C_out, C_in).
@@ -63,11 +65,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def linear_add(
-    x: Tensor,
-    weight: Tensor,
-    bias: 'Tensor | None',
-    added: 'Tensor | None',
-    out: 'Tensor | None' = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
     """``added + x weightᵀ + bias``.
 
@@ -94,7 +92,7 @@ def linear_add(
     return y if bias is None else y.add_(bias)
 
 
-def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: 'Tensor | None') -> Tensor:
+def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) -> Tensor:
     """``added + linear(x)``, differentiable; fused where no gradient is needed.
 
     Args:

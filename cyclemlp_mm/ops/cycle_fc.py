@@ -10,6 +10,8 @@ paper's Fig. 4 draws the sequence differently.
 Maps are channels-last here, (B, H, W, C): the layout in which a Linear needs no transpose.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from .recording import is_compiled, standard_operators_only
 
 
-def check_kernel_size(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
+def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
     """Return ``kernel_size`` as a pair of ints, or say why it is no CycleFC pseudo-kernel.
 
     Args:
@@ -43,7 +45,7 @@ def check_kernel_size(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
     return pair
 
 
-def cycle_offsets(channels: int, kernel_size: 'tuple[int, int]') -> Tensor:
+def cycle_offsets(channels: int, kernel_size: tuple[int, int]) -> Tensor:
     """Spatial offset at which each input channel is read.
 
     With k taps, channel ``i`` reads ``(i + k // 2) % k - k // 2`` steps along the kernel's axis:
@@ -58,13 +60,10 @@ def cycle_offsets(channels: int, kernel_size: 'tuple[int, int]') -> Tensor:
     """
     kernel_h, kernel_w = check_kernel_size(kernel_size)
     index = torch.arange(channels)
-    return torch.stack(
-        [(index + k // 2) % k - k // 2 for k in (kernel_h, kernel_w)],
-        dim=1,
-    )
+    return torch.stack([(index + k // 2) % k - k // 2 for k in (kernel_h, kernel_w)], dim=1)
 
 
-def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
+def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Read every channel at its offset; zero outside the map.
 
     Args:
@@ -93,7 +92,7 @@ def cycle_shift(x: Tensor, kernel_size: 'tuple[int, int]') -> Tensor:
     return out
 
 
-def shifted_groups(x: Tensor, kernel_size: 'tuple[int, int]') -> 'list[Tensor]':
+def shifted_groups(x: Tensor, kernel_size: tuple[int, int]) -> list[Tensor]:
     """The channels of :func:`cycle_shift` by offset, as views of padded maps.
 
     Nothing is written in place, and no size is read: a recorded graph holds at every map's size,
@@ -128,7 +127,7 @@ def _by_groups(*tensors: Tensor) -> bool:
     return standard_operators_only(*tensors) and not is_compiled()
 
 
-def _taps_and_axis(kernel_size: 'tuple[int, int]') -> 'tuple[int, int]':
+def _taps_and_axis(kernel_size: tuple[int, int]) -> tuple[int, int]:
     kernel_h, kernel_w = check_kernel_size(kernel_size)
     return (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
 
@@ -139,7 +138,7 @@ def _offset(residue: int, taps: int) -> int:
 
 
 def cycle_fc(
-    x: Tensor, weight: Tensor, bias: 'Tensor | None', kernel_size: 'tuple[int, int]'
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]
 ) -> Tensor:
     """Functional form of :class:`CycleFC`.
 
@@ -184,11 +183,7 @@ class CycleFC(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: 'tuple[int, int]',
-        bias: bool = True,
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], bias: bool = True
     ) -> None:
         super().__init__()
         self.in_channels = in_channels

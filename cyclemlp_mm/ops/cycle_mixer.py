@@ -5,6 +5,8 @@ Three branches of width C read the map: ``h``, a CycleFC along x, ``w``, a Cycle
 and projected.
 """
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from .autocast import compute_dtype
@@ -15,10 +17,7 @@ from .mixer_weights import MixerWeights
 
 
 def cycle_mixer(
-    x: Tensor,
-    weights: MixerWeights,
-    backend: str = 'auto',
-    residual: 'Tensor | None' = None,
+    x: Tensor, weights: MixerWeights, backend: str = 'auto', residual: Tensor | None = None
 ) -> Tensor:
     """Mix a map. Every backend computes the same function.
 

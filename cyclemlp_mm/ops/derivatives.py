@@ -5,6 +5,8 @@ result is to have derivatives of its own (``create_graph=True``, or a transform 
 pass), autograd differentiates the plain form instead.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,10 +32,8 @@ def _is_batched() -> bool:
 
 
 def gradients(
-    plain: Callable[..., 'Tensor | tuple[Tensor, ...]'],
-    inputs: 'Sequence[object]',
-    *grads: Tensor,
-) -> 'tuple[Tensor | None, ...]':
+    plain: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[object], *grads: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients of ``plain(*inputs)``, of any order.
 
     Args:

@@ -10,6 +10,8 @@ and again backward; sums over tokens are kept in float32 (float64 for float64), 
 sizes a softmax over 60 000 tokens is below what float16 can hold.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -32,7 +34,7 @@ def factor_attention_reference(
     norm: nn.LayerNorm,
     qkv: nn.Linear,
     proj: nn.Linear,
-    convs: 'Sequence[nn.Conv2d]',
+    convs: Sequence[nn.Conv2d],
     heads: int,
 ) -> Tensor:
     """As :func:`factor_attention` without the residual, plainly: every step on whole maps."""
@@ -44,8 +46,8 @@ def _by_steps(
     norm: Callable[[Tensor], Tensor],
     qkv: Callable[[Tensor], Tensor],
     proj: Callable[[Tensor], Tensor],
-    convs: 'Sequence[Callable[[Tensor], Tensor]]',
-    widths: 'Sequence[int]',
+    convs: Sequence[Callable[[Tensor], Tensor]],
+    widths: Sequence[int],
     heads: int,
 ) -> Tensor:
     """The reference with functions in the place of layers; ``widths`` are those of ``convs``."""
@@ -72,7 +74,7 @@ def factor_attention(
     norm: nn.LayerNorm,
     qkv: nn.Linear,
     proj: nn.Linear,
-    convs: 'Sequence[nn.Conv2d]',
+    convs: Sequence[nn.Conv2d],
     heads: int,
     residual: bool = True,
 ) -> Tensor:
@@ -117,11 +119,7 @@ def factor_attention(
 
 
 def _as_documented(
-    channels: int,
-    norm: nn.Module,
-    qkv: nn.Module,
-    proj: nn.Module,
-    convs: 'Sequence[nn.Module]',
+    channels: int, norm: nn.Module, qkv: nn.Module, proj: nn.Module, convs: Sequence[nn.Module]
 ) -> bool:
     """Whether the layers are those that :func:`factor_attention` names, and unchanged."""
     depthwise = dict(stride=(1, 1), dilation=(1, 1), padding_mode='zeros')
@@ -147,7 +145,7 @@ class _Params:
         heads (int): Number of heads.
     """
 
-    def __init__(self, params: 'Sequence[Tensor]', heads: int) -> None:
+    def __init__(self, params: Sequence[Tensor], heads: int) -> None:
         self.norm, (self.qkv, self.qkv_bias, self.proj, self.proj_bias) = params[:2], params[2:6]
         self.convs = [(params[i], params[i + 1]) for i in range(6, len(params), 2)]
         self.channels = self.proj.shape[0]
@@ -160,14 +158,14 @@ class _Params:
         head = torch.arange(self.channels, device=self.proj.device) // (self.channels // heads)
         self.same_head = [head[g, None] == head[None, g] for g in self.groups]
 
-    def normed(self, x: Tensor, eps: float) -> 'tuple[Tensor, Tensor, Tensor]':
+    def normed(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, (self.channels,), *self.norm, eps)
 
     def q(self, normed: Tensor) -> Tensor:
         c = self.channels
         return F.linear(normed, self.qkv[:c], self.qkv_bias[:c])
 
-    def kv(self, normed: Tensor) -> 'tuple[Tensor, ...]':
+    def kv(self, normed: Tensor) -> tuple[Tensor, ...]:
         c = self.channels
         return F.linear(normed, self.qkv[c:], self.qkv_bias[c:]).split(c, dim=-1)
 
@@ -202,7 +200,7 @@ class _Softmax:
             context[images] *= correction[..., g].mT
             context[images] += weights[..., g].mT @ v[..., g]
 
-    def contexts(self, p: _Params) -> 'list[Tensor]':
+    def contexts(self, p: _Params) -> list[Tensor]:
         """``softmax(k)ᵀ v`` per group, block-diagonal by heads, (B, c, c)."""
         return [
             context.div(self.total[..., g].mT).mul_(same)
@@ -215,7 +213,7 @@ class _Softmax:
         return (k.to(dtype) - self.largest[images]).exp_().div_(self.total[images])
 
 
-def _chunks(batch: int, tokens: int, p: _Params) -> 'Iterator[tuple[slice, slice]]':
+def _chunks(batch: int, tokens: int, p: _Params) -> Iterator[tuple[slice, slice]]:
     """Parts of the batch: some tokens of an image, or some images; on a GPU all at once."""
     if p.proj.device.type != 'cpu':
         yield slice(0, batch), slice(0, tokens)
@@ -239,7 +237,7 @@ def _image(tokens: Tensor, height: int) -> Tensor:
     return tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
-def _attend(q: Tensor, position: 'list[Tensor]', contexts: 'list[Tensor]', p: _Params) -> Tensor:
+def _attend(q: Tensor, position: list[Tensor], contexts: list[Tensor], p: _Params) -> Tensor:
     """``q · context + q ∘ position`` for some tokens, (b, n, C)."""
     seen = torch.empty_like(q)
     for g, conv_v, context in zip(p.groups, position, contexts):
@@ -253,7 +251,7 @@ def _attend(q: Tensor, position: 'list[Tensor]', contexts: 'list[Tensor]', p: _P
 
 def _forward(
     x: Tensor, p: _Params, eps: float, residual: bool
-) -> 'tuple[Tensor, list[Tensor], list[Tensor], _Softmax]':
+) -> tuple[Tensor, list[Tensor], list[Tensor], _Softmax]:
     """(B, H, W, C) in and out; also v and conv(v) per group, (B, N, c), and the softmax's sums."""
     batch, height = x.shape[:2]
     tokens = x.flatten(1, 2)
@@ -276,9 +274,12 @@ def _forward(
         q = p.q(p.normed(chunk, eps)[0])
         seen = _attend(q, [c[images, part] for c in position], [c[images] for c in contexts], p)
         linear_add(
-            seen.flatten(0, 1), p.proj, p.proj_bias,
-            chunk.flatten(0, 1) if residual else None, y[images, part].flatten(0, 1),
-        )  # fmt: skip
+            seen.flatten(0, 1),
+            p.proj,
+            p.proj_bias,
+            chunk.flatten(0, 1) if residual else None,
+            y[images, part].flatten(0, 1),
+        )
     return y.view(x.shape), v, position, softmax
 
 
@@ -308,14 +309,14 @@ class _FactorAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         num_groups = (len(saved) - 6) // 4
         if differentiated_again(grad_y):
             inputs = (x, ctx.eps, ctx.heads, ctx.residual, *saved[2 * num_groups :])
             return gradients(_plain, inputs, grad_y)
-        v, position = saved[:num_groups], saved[num_groups: 2 * num_groups]
-        p = _Params(saved[2 * num_groups:], ctx.heads)
+        v, position = saved[:num_groups], saved[num_groups : 2 * num_groups]
+        p = _Params(saved[2 * num_groups :], ctx.heads)
         back = _Backward(x, p, ctx.eps, ctx.softmax)
         grad_x, grads = back(grad_y.contiguous(), v, position, ctx.residual)
         return grad_x, None, None, None, *grads
@@ -343,8 +344,8 @@ class _Backward:
         ]
 
     def __call__(
-        self, grad_y: Tensor, v: 'list[Tensor]', position: 'list[Tensor]', residual: bool
-    ) -> 'tuple[Tensor, list[Tensor]]':
+        self, grad_y: Tensor, v: list[Tensor], position: list[Tensor], residual: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """Gradients of x, (B, H, W, C), and of the parameters in their order."""
         grad_y = grad_y.flatten(1, 2)
         grad_normed, grad_position, grad_context = self._through_q(grad_y, position)
@@ -356,8 +357,8 @@ class _Backward:
         return grad_x.view(self.x.shape), [*sums, *conv_grads]
 
     def _through_q(
-        self, grad_y: Tensor, position: 'list[Tensor]'
-    ) -> 'tuple[Tensor, list[Tensor], list[Tensor]]':
+        self, grad_y: Tensor, position: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Back through projection and q: to the normed tokens, conv(v), and the contexts."""
         p, c = self.p, self.p.channels
         contexts = [(m * p.scale).to(self.x.dtype) for m in self.softmax.contexts(p)]
@@ -377,8 +378,8 @@ class _Backward:
                 grad_position[i][images, part] = grad_seen[..., g] * q[..., g]
                 grad_q[..., g] = grad_seen[..., g] * here[i]
                 grad_q[..., g] += grad_seen[..., g] @ there[i].mT
-                grad_context[i][images] += (
-                    q[..., g].to(self.dtype).mT @ grad_seen[..., g].to(self.dtype)
+                grad_context[i][images] += q[..., g].to(self.dtype).mT @ grad_seen[..., g].to(
+                    self.dtype
                 )
             self._add_linear(2, slice(0, c), grad_q, normed)
             grad_normed[images, part] = grad_q @ p.qkv[:c]
@@ -387,26 +388,31 @@ class _Backward:
         return grad_normed, grad_position, grad_context
 
     def _through_convs(
-        self, grad_position: 'list[Tensor]', v: 'list[Tensor]'
-    ) -> 'tuple[list[Tensor], list[Tensor]]':
+        self, grad_position: list[Tensor], v: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         height = self.x.shape[1]
         grad_v, conv_grads = [], []
         for grad, v_group, (weight, _) in zip(grad_position, v, self.p.convs):
             padding = [side // 2 for side in weight.shape[2:]]
             grad_image, *grads = torch.ops.aten.convolution_backward(
-                _image(grad, height), _image(v_group, height), weight, [len(weight)], [1, 1],
-                padding, [1, 1], False, [0, 0], len(weight), [True, True, True],
-            )  # fmt: skip
+                _image(grad, height),
+                _image(v_group, height),
+                weight,
+                [len(weight)],
+                [1, 1],
+                padding,
+                [1, 1],
+                False,
+                [0, 0],
+                len(weight),
+                [True, True, True],
+            )
             grad_v.append(_tokens(grad_image))
             conv_grads += grads
         return grad_v, conv_grads
 
     def _through_k_and_v(
-        self,
-        grad_normed: Tensor,
-        grad_context: 'list[Tensor]',
-        v: 'list[Tensor]',
-        grad_v: 'list[Tensor]',
+        self, grad_normed: Tensor, grad_context: list[Tensor], v: list[Tensor], grad_v: list[Tensor]
     ) -> Tensor:
         """Back through softmax, k, v and norm; ``grad_normed`` is overwritten by the result."""
         p, c = self.p, self.p.channels
@@ -418,7 +424,7 @@ class _Backward:
         for images, part in self.parts:
             tokens = self.tokens[images, part]
             normed, mean, rstd = p.normed(tokens, self.eps)
-            k = F.linear(normed, p.qkv[c: 2 * c], p.qkv_bias[c: 2 * c])
+            k = F.linear(normed, p.qkv[c : 2 * c], p.qkv_bias[c : 2 * c])
             weights = self.softmax.weights(images, k)
             grad_kv = torch.empty(*k.shape[:-1], 2 * c, dtype=k.dtype, device=k.device)
             for i, g in enumerate(p.groups):
@@ -426,7 +432,7 @@ class _Backward:
                 here = weights[..., g]
                 grad_weights = v[i][images, part].to(self.dtype) @ grad.mT
                 grad_kv[..., g] = here * grad_weights.sub_(taken_off[i][images])
-                grad_kv[..., g.start + c: g.stop + c] = grad_v[i][images, part] + here @ grad
+                grad_kv[..., g.start + c : g.stop + c] = grad_v[i][images, part] + here @ grad
             self._add_linear(2, slice(c, None), grad_kv, normed)
             grad_normed[images, part] += grad_kv @ p.qkv[c:]
             grad_tokens, *grads = torch.ops.aten.native_layer_norm_backward(

@@ -5,6 +5,8 @@ shifted maps will do. A channel read one column to the right never reads the fir
 to the left never the last: its sum is the map's less a border column (or row).
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -44,11 +46,11 @@ class _MapSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
+    def forward(ctx, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return x.view_as(x), _sums(x, dtype)
 
     @staticmethod
-    def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> 'tuple[Tensor, None]':
+    def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> tuple[Tensor, None]:
         grad = grad_sums.to(grad_x.dtype)
         total = grad.sum(dim=1)
         grad_x = grad_x + total[:, None, None, :]
@@ -59,7 +61,7 @@ class _MapSums(torch.autograd.Function):
         return grad_x, None
 
 
-def map_means(x: Tensor, dtype: torch.dtype) -> 'tuple[Tensor, Tensor]':
+def map_means(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Means over space; use the returned map from here on.
 
     Args:

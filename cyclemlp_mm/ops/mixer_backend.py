@@ -16,6 +16,8 @@ asked for. Devices that only count (meta) take 'reference': its operations are t
 Where only standard operators may be used, every backend is 'reference'.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -44,7 +46,7 @@ def check_backend(backend: str) -> str:
 
 
 def choose_backend(
-    shape: 'Sequence[int]', device: torch.device, dtype: torch.dtype, reweight: bool
+    shape: Sequence[int], device: torch.device, dtype: torch.dtype, reweight: bool
 ) -> str:
     """The form that 'auto' stands for: see the module.
 
@@ -64,7 +66,7 @@ def choose_backend(
     return 'shift' if tokens >= FOLD_BRANCHES_FROM[bits] * channels else 'reference'
 
 
-def why_not_triton(device: torch.device, dtype: torch.dtype) -> 'str | None':
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps the Triton kernels from running; None if nothing does.
 
     Args:

@@ -6,6 +6,8 @@ multiply-adds per token against 4 C^2, and two passes over memory. Making the ma
 per image with the projection folded in; on a small map the projection is better left out.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,7 @@ from .shifted_product import shifted_product
 
 
 def folded_mixer(
-    x: Tensor,
-    weights: MixerWeights,
-    form: str = 'folded',
-    residual: 'Tensor | None' = None,
+    x: Tensor, weights: MixerWeights, form: str = 'folded', residual: Tensor | None = None
 ) -> Tensor:
     """Mix a map by one product per image, and a second one where the projection is left out.
 
@@ -78,7 +77,7 @@ def fixed_matrix(weights: MixerWeights) -> Tensor:
         return mixer_matrix(a, weights, project=True)
 
 
-def apply_matrix(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+def apply_matrix(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
     """Mix a map by a matrix that is made: see :func:`folded_mixer`.
 
     Args:

@@ -8,6 +8,8 @@ Its columns are those of :mod:`shifted_operand`: the channels of both shifts tha
 are added to the map's own, and the last column is the constant.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def _stack(a: Tensor, w_h: Tensor, b_h: Tensor, w_w: Tensor, b_w: Tensor, w_c: T
     return out
 
 
-def _unstack(grad: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
+def _unstack(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From the gradient of :func:`_stack`'s output those of D_h W_h, D_w W_w, D_c W_c."""
     channels = grad.shape[1]
     grad_c = grad[..., :channels]
@@ -42,7 +44,7 @@ def _unstack(grad: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
     return grad_h, grad_w, grad_c
 
 
-def _plain(a: Tensor, *params: 'Tensor | None') -> Tensor:
+def _plain(a: Tensor, *params: Tensor | None) -> Tensor:
     *branches, proj, bias = (p if p is None else p.to(a.dtype) for p in params)
     stacked = _stack(a, *branches)
     if proj is None:
@@ -56,12 +58,12 @@ class _MixerMatrix(torch.autograd.Function):
     """Saves parameters and branch weights only: the (B, C, 7C/3) matrices are made again."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, *params: 'Tensor | None') -> Tensor:
+    def forward(ctx, a: Tensor, *params: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, *params)
         return _plain(a, *params)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> 'tuple[Tensor | None, ...]':
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, *params = ctx.saved_tensors
         if differentiated_again(grad):
             return gradients(_plain, (a, *params), grad)
@@ -111,6 +113,11 @@ def mixer_matrix(a: Tensor, weights: MixerWeights, project: bool) -> Tensor:
     """
     proj = (weights.weight_proj, weights.bias_proj) if project else (None, None)
     return _MixerMatrix.apply(
-        a, weights.weight_h, weights.bias_h, weights.weight_w, weights.bias_w, weights.weight_c,
+        a,
+        weights.weight_h,
+        weights.bias_h,
+        weights.weight_w,
+        weights.bias_w,
+        weights.weight_c,
         *proj,
-    )  # fmt: skip
+    )

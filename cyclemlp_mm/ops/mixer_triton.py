@@ -276,11 +276,7 @@ def _grad_matrix(x: Tensor, matrix: Tensor, grad_y: Tensor) -> Tensor:
         BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4,
     )  # fmt: skip
     grad = torch.cat(
-        [
-            _gather(parts.sum(1)),
-            grad_y.sum(dim=(1, 2), dtype=torch.float32)[..., None],
-        ],
-        dim=-1,
+        [_gather(parts.sum(1)), grad_y.sum(dim=(1, 2), dtype=torch.float32)[..., None]], dim=-1
     )
     if matrix.shape[0] == 1:
         grad = grad.sum(0, keepdim=True)

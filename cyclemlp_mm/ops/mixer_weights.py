@@ -1,5 +1,7 @@
 """The parameters of the mixer, as plain tensors, and the branch weights made from them."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
@@ -42,10 +44,10 @@ class MixerWeights(NamedTuple):
     weight_c: Tensor
     weight_proj: Tensor
     bias_proj: Tensor
-    reweight: 'ReweightWeights | None'
+    reweight: ReweightWeights | None
 
 
-def branch_weights(mean: Tensor, reweight: ReweightWeights) -> 'tuple[Tensor, Tensor, Tensor]':
+def branch_weights(mean: Tensor, reweight: ReweightWeights) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of each branch, per image and channel (arXiv 2107.10224, Sec. 3.3).
 
     Args:
@@ -59,7 +61,7 @@ def branch_weights(mean: Tensor, reweight: ReweightWeights) -> 'tuple[Tensor, Te
     return softmax_branches(F.linear(hidden, reweight.weight2, reweight.bias2))
 
 
-def softmax_branches(logits: Tensor) -> 'tuple[Tensor, Tensor, Tensor]':
+def softmax_branches(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of each branch from what the MLP gives.
 
     Args:

@@ -2,12 +2,14 @@
 
 The hidden map of an MLP is r times as large as the map. Made whole, it goes through main memory
 four times; made for as many tokens as keep it in the cache, never. Training keeps what enters the
-GELU, or, where that is large and the MLP narrow, makes it anew in the backward pass, chunk by
+GELU, or, where that is large and the MLP narrow, makes it again in the backward pass, chunk by
 chunk: what a narrow product costs again, memory would have cost.
 
 Which way is taken follows from the size of the hidden map; the limits were measured against plain
 modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
 """
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ RECOMPUTE_MIN_BYTES, RECOMPUTE_MAX_CHANNELS = 16 * 2**20, 128
 PACK_MIN_CHUNKS = 4
 
 
-def _chunks(tokens: int, hidden_channels: int, itemsize: int, most_bytes: int) -> 'list[slice]':
+def _chunks(tokens: int, hidden_channels: int, itemsize: int, most_bytes: int) -> list[slice]:
     """Equal runs of tokens whose hidden map has at most ``most_bytes``, or of the fewest tokens."""
     size = max(MIN_CHUNK_TOKENS, most_bytes // (hidden_channels * itemsize))
     parts = max(1, -(-tokens // size))
@@ -38,13 +40,13 @@ def _chunks(tokens: int, hidden_channels: int, itemsize: int, most_bytes: int) -
     return [slice(first, min(first + size, tokens)) for first in range(0, tokens, size)]
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 'tuple[Tensor, Tensor, Tensor]':
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normed tokens, their means and reciprocal deviations."""
     return torch.native_layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
 def _forward(
-    x: Tensor, params: 'tuple[Tensor, ...]', eps: float, residual: bool, kept: 'Tensor | None'
+    x: Tensor, params: tuple[Tensor, ...], eps: float, residual: bool, kept: Tensor | None
 ) -> Tensor:
     """Tokens (N, C) in and out; ``kept`` (N, rC) receives what enters the GELU."""
     norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
@@ -92,7 +94,7 @@ class _ChunkedMlp(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, ...]':
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *params = ctx.saved_tensors
         if differentiated_again(grad_y):
             return gradients(_plain, (x, ctx.eps, ctx.residual, *params), grad_y)
@@ -112,10 +114,16 @@ class _ChunkedMlp(torch.autograd.Function):
             grad_normed = torch.mm(grad_entering, weight1)
             grad_tokens, grad_norm_weight, grad_norm_bias = (
                 torch.ops.aten.native_layer_norm_backward(
-                    grad_normed, tokens, (tokens.shape[-1],), mean, rstd, norm_weight, norm_bias,
+                    grad_normed,
+                    tokens,
+                    (tokens.shape[-1],),
+                    mean,
+                    rstd,
+                    norm_weight,
+                    norm_bias,
                     [True, needs_params, needs_params],
                 )
-            )  # fmt: skip
+            )
             if ctx.residual:
                 torch.add(grad_tokens, grad, out=grad_x[part])
             else:

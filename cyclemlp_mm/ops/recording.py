@@ -6,6 +6,8 @@ its gradient. Whoever records operators, counts them, derives them in another wa
 class in the place of a tensor needs operators that PyTorch documents, on whole maps.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,12 +38,12 @@ def is_transformed() -> bool:
     return inside or forward_ad._current_level >= 0
 
 
-def is_plain(tensor: 'Tensor | None') -> bool:
+def is_plain(tensor: Tensor | None) -> bool:
     """Whether it is None, or a tensor of no subclass (fake, sharded, quantised) and not sparse."""
     return tensor is None or (type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided)
 
 
-def standard_operators_only(*tensors: 'Tensor | None') -> bool:
+def standard_operators_only(*tensors: Tensor | None) -> bool:
     """Whether only standard operators on whole maps may be used, for any reason.
 
     That is where a graph is recorded (``torch.compile``, ``torch.jit.trace``, ``torch.export``,

@@ -9,6 +9,8 @@ keep their place. Next to the map (C columns), the operand therefore needs the m
 where ``right`` is the value one column further on, and so forth; zero outside the map.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,7 +31,7 @@ class Shift(NamedTuple):
     dx: int
 
 
-def operand_shifts(channels: int) -> 'tuple[Shift, Shift, Shift, Shift]':
+def operand_shifts(channels: int) -> tuple[Shift, Shift, Shift, Shift]:
     """The four groups, in the order of their columns; see :func:`cycle_offsets` for the signs.
 
     Args:
@@ -48,7 +50,7 @@ def operand_width(channels: int) -> int:
     return operand_shifts(channels)[-1].columns.stop + 1
 
 
-def _overlap(offset: int, first: int, last: int, size: int) -> 'tuple[int, int]':
+def _overlap(offset: int, first: int, last: int, size: int) -> tuple[int, int]:
     """The part of first..last (an end outside) that reads inside 0..size at ``offset``."""
     start = max(first, -offset)
     return start, max(start, min(last, size - offset))

@@ -2,8 +2,10 @@
 
 The operand is 7/3 times as large as the map. On a CPU it is therefore made for some rows of the
 map, multiplied while it is in the cache, and its memory used again; and in training it is made
-anew in the backward pass rather than kept.
+again in the backward pass rather than kept.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ class Chunk:
         return matrix if matrix.shape[0] == 1 else matrix[self.images]
 
 
-def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
+def chunks(x: Tensor, shared: bool) -> tuple[list[Chunk], int]:
     """Cut a map into chunks.
 
     Args:
@@ -71,7 +73,7 @@ def chunks(x: Tensor, shared: bool) -> 'tuple[list[Chunk], int]':
     return cut, min(images, batch) * height * per_row
 
 
-def multiply(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+def multiply(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
     """:func:`shifted_product` without gradients."""
     shape = torch.Size((*x.shape[:3], matrix.shape[1]))
     cut, size = chunks(x, matrix.shape[0] == 1)
@@ -122,7 +124,7 @@ class _ShiftedProduct(torch.autograd.Function):
         return multiply(x, matrix)
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor, Tensor]':
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         x, matrix = ctx.saved_tensors
         if differentiated_again(grad_y):
             return gradients(plain_product, (x, matrix), grad_y)
@@ -152,7 +154,7 @@ class _ShiftedProduct(torch.autograd.Function):
         return grad_x, grad_matrix.to(matrix.dtype)
 
 
-def shifted_product(x: Tensor, matrix: Tensor, residual: 'Tensor | None' = None) -> Tensor:
+def shifted_product(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
     """Multiply the shifted operand of a map with a matrix.
 
     Args:

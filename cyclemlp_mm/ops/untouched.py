@@ -4,6 +4,8 @@ A layer that someone put in another's place (LoRA, quantised, sharded, or built 
 arguments), parametrised, or hangs hooks on has to be called, or the change would have no effect.
 """
 
+from __future__ import annotations
+
 import functools
 
 from torch import nn
@@ -21,7 +23,7 @@ _GLOBAL_HOOKS = (
 
 
 def untouched(
-    kind: type, *modules: nn.Module, bias: 'bool | None' = True, **settings: object
+    kind: type, *modules: nn.Module, bias: bool | None = True, **settings: object
 ) -> bool:
     """Whether all are as they were built, and have nothing around them.
 

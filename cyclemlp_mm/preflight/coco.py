@@ -137,27 +137,35 @@ def _check_classes(
 def _check_images(report: Report, where: Path, images: list) -> list[dict]:
     """The images that have an id and a name."""
     named = [
-        image for image in images
-        if isinstance(image, dict) and is_id(image.get('id'))
+        image
+        for image in images
+        if isinstance(image, dict)
+        and is_id(image.get('id'))
         and isinstance(image.get('file_name'), str)
-    ]  # fmt: skip
+    ]
     for key, is_right, kind in (
         ('id', is_id, 'a number or a text'),
         ('file_name', lambda name: isinstance(name, str), "a text; LVIS's is the end of coco_url"),
     ):
         wrong = [
-            i for i, image in enumerate(images)
+            i
+            for i, image in enumerate(images)
             if not isinstance(image, dict) or not is_right(image.get(key))
-        ]  # fmt: skip
+        ]
         if wrong:
             report.error(
-                where, f'{count(len(wrong), "image")} lack "{key}" ({kind}), e.g. number '
-                f'{some(wrong)} in the list', f'Write "{key}" for each image',
-            )  # fmt: skip
+                where,
+                f'{count(len(wrong), "image")} lack "{key}" ({kind}), e.g. number '
+                f'{some(wrong)} in the list',
+                f'Write "{key}" for each image',
+            )
     double = [i for i, n in Counter(image['id'] for image in named).items() if n > 1]
     if double:
-        report.error(where, f'{count(len(double), "image id")} are used twice: {some(double)}',
-                     'Number the images anew')  # fmt: skip
+        report.error(
+            where,
+            f'{count(len(double), "image id")} are used twice: {some(double)}',
+            'Number the images again',
+        )
     files = Counter(os.path.normpath(image['file_name']) for image in named)
     twice = [name for name, n in files.items() if n > 1]
     if twice:
@@ -171,9 +179,11 @@ def _check_images(report: Report, where: Path, images: list) -> list[dict]:
     sizeless = [image['file_name'] for image in named if not has_size(image)]
     if sizeless:
         report.error(
-            where, f'{count(len(sizeless), "image")} have no "width" and "height" above 0: '
-            f'{some(sizeless)}', 'Write the size of each image, in pixels',
-        )  # fmt: skip
+            where,
+            f'{count(len(sizeless), "image")} have no "width" and "height" above 0: '
+            f'{some(sizeless)}',
+            'Write the size of each image, in pixels',
+        )
     return named
 
 
@@ -253,10 +263,12 @@ def _is_read(trouble: str | None) -> bool:
 
 
 def _ids(these: list[tuple[int, object]]) -> str:
-    return some([
-        ann.get('id', f'number {number}') if isinstance(ann, dict) else number
-        for number, ann in these
-    ])  # fmt: skip
+    return some(
+        [
+            ann.get('id', f'number {number}') if isinstance(ann, dict) else number
+            for number, ann in these
+        ]
+    )
 
 
 def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
@@ -268,8 +280,10 @@ def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
         texts = set(map(str, known))
         if all(str(ann[key]) in texts for ann in these):
             return f'Their {key} is a number in one place and a text in the other: write numbers'
-    for kind, fit in (('[x1, y1, x2, y2]', _fit_as_corners), ('[x, y of the centre, width, '
-                      'height]', _fit_as_centres)):  # fmt: skip
+    for kind, fit in (
+        ('[x1, y1, x2, y2]', _fit_as_corners),
+        ('[x, y of the centre, width, height]', _fit_as_centres),
+    ):
         if trouble == CUT and all(fit(ann['bbox'], sizes[ann['image_id']]) for ann in these):
             return (
                 f"All of them fit as {kind}: COCO's boxes are [x, y of the corner at the top left, "

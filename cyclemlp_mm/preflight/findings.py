@@ -1,5 +1,7 @@
 """What the checks find, and how it is said."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 from cyclemlp_mm.errors import UserError
@@ -15,37 +17,37 @@ class Finding:
         level (str): 'error' (training would fail or be wrong), 'warning' or 'note'.
         where (str): The file, folder or config key.
         what (str): What is there, with counts and examples.
-        mend (str): What to do; may be empty. Defaults to ''.
+        fix (str): What to do; may be empty. Defaults to ''.
     """
 
     level: str
     where: str
     what: str
-    mend: str = ''
+    fix: str = ''
 
     def __str__(self) -> str:
-        return f'{self.level}: {self.where}: {self.what}' + (f'. {self.mend}' if self.mend else '')
+        return f'{self.level}: {self.where}: {self.what}' + (f'. {self.fix}' if self.fix else '')
 
 
 @dataclass
 class Report:
     """All findings of a preflight, in the order of the checks."""
 
-    findings: 'list[Finding]' = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
-    def error(self, where: object, what: str, mend: str = '') -> None:
-        """Add what has to be mended first."""
-        self.findings.append(Finding(ERROR, str(where), what, mend))
+    def error(self, where: object, what: str, fix: str = '') -> None:
+        """Add what has to be fixed first."""
+        self.findings.append(Finding(ERROR, str(where), what, fix))
 
-    def warning(self, where: object, what: str, mend: str = '') -> None:
+    def warning(self, where: object, what: str, fix: str = '') -> None:
         """Add what may be meant, but often is not."""
-        self.findings.append(Finding(WARNING, str(where), what, mend))
+        self.findings.append(Finding(WARNING, str(where), what, fix))
 
-    def note(self, where: object, what: str, mend: str = '') -> None:
+    def note(self, where: object, what: str, fix: str = '') -> None:
         """Add what is good to know."""
-        self.findings.append(Finding(NOTE, str(where), what, mend))
+        self.findings.append(Finding(NOTE, str(where), what, fix))
 
-    def of(self, level: str) -> 'list[Finding]':
+    def of(self, level: str) -> list[Finding]:
         """The findings of a level."""
         return [finding for finding in self.findings if finding.level == level]
 
@@ -82,7 +84,7 @@ def count(number: int, noun: str) -> str:
     return f'{number} {noun}{"es" if noun.endswith(("x", "ss")) else "s"}'
 
 
-def some(things: 'list', most: int = 5) -> str:
+def some(things: list, most: int = 5) -> str:
     """The first few of a list, and how many more there are."""
     more = f' and {len(things) - most} more' if len(things) > most else ''
     return f'{", ".join(map(str, things[:most]))}{more}'

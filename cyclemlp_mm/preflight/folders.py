@@ -1,5 +1,7 @@
 """Images of classification: listed in a file, or sorted into class folders."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +21,13 @@ from .findings import Report, count, some
 
 
 def check_list(
-    report: Report, ann_file: Path, folder: Path, classes: 'Sequence[str]', with_label: bool,
+    report: Report,
+    ann_file: Path,
+    folder: Path,
+    classes: Sequence[str],
+    with_label: bool,
     max_bad_fraction: float,
-) -> 'list[tuple[str, dict]]':  # fmt: skip
+) -> list[tuple[str, dict]]:
     """Look at a list of lines ``NAME LABEL``, as mmpretrain's ``CustomDataset`` reads it.
 
     Args:
@@ -50,15 +56,20 @@ def check_list(
         else:
             wrong.append(f'line {number} {line!r}')
     if wrong:
-        report.error(ann_file, f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL" '
-                               f'with a label from 0: {some(wrong, 3)}')  # fmt: skip
+        report.error(
+            ann_file,
+            f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL" '
+            f'with a label from 0: {some(wrong, 3)}',
+        )
     high = sorted({label for label in labels if label >= len(classes)})
     if classes and with_label:
         if high:
             report.error(
-                ann_file, f'labels {some(high)} name no class; with {count(len(classes), "class")},'
-                f' labels are 0 to {len(classes) - 1}', 'Name all classes, or mend the labels',
-            )  # fmt: skip
+                ann_file,
+                f'labels {some(high)} name no class; with {count(len(classes), "class")},'
+                f' labels are 0 to {len(classes) - 1}',
+                'Name all classes, or fix the labels',
+            )
         _warn_of_empty(report, ann_file, classes, Counter(labels))
     here = [name for name in names if os.path.isfile(folder / name)]
     if len(here) < len(names):
@@ -66,22 +77,29 @@ def check_list(
         spelling = say_spelling(lacking, files_in(folder))
         too_many = spelling or len(lacking) > max(1, max_bad_fraction * len(names)) or not here
         add = report.error if too_many else report.warning
+        if spelling:
+            remedy = 'Write the names of the files into the list'
+        elif too_many:
+            limit = f'max_bad_fraction={max_bad_fraction}'
+            remedy = (
+                f'More than {limit}: check data_prefix, copy them, or take them out of the list'
+            )
+        else:
+            remedy = 'They are skipped in training'
         add(
             ann_file,
             f'{len(names) - len(here)} of {count(len(names), "image")} are not in {folder}: '
             f'{some(lacking)}' + f'. {spelling}' * bool(spelling),
-            'Write the names of the files into the list' if spelling else
-            f'More than max_bad_fraction={max_bad_fraction}: check data_prefix, copy them, or take '
-            'them out of the list' if too_many else 'They are skipped in training',
-        )  # fmt: skip
+            remedy,
+        )
     if not names:
         report.error(ann_file, 'lists no image', 'Write lines "NAME LABEL"')
     return [(str(folder / name), {}) for name in here]
 
 
 def check_class_folders(
-    report: Report, folder: Path, classes: 'Sequence[str]', suffixes: 'Sequence[str]'
-) -> 'list[tuple[str, dict]]':
+    report: Report, folder: Path, classes: Sequence[str], suffixes: Sequence[str]
+) -> list[tuple[str, dict]]:
     """Look at a folder of class folders, as mmpretrain's ``CustomDataset`` reads it.
 
     Args:
@@ -96,19 +114,25 @@ def check_class_folders(
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     hidden = [name for name in names if is_no_class(name)]
     if hidden:
-        report.error(folder, f'mmpretrain takes every folder for a class, {some(hidden)} as well',
-                     'Take it out')  # fmt: skip
+        report.error(
+            folder,
+            f'mmpretrain takes every folder for a class, {some(hidden)} as well',
+            'Take it out',
+        )
     elif classes and len(classes) != len(names):
         report.error(
-            folder, f'has {count(len(names), "class folder")} ({some(names)}), but the config '
-            f'names {count(len(classes), "class")}', 'Give --data DIR, which takes their names',
-        )  # fmt: skip
+            folder,
+            f'has {count(len(names), "class folder")} ({some(names)}), but the config '
+            f'names {count(len(classes), "class")}',
+            'Give --data DIR, which takes their names',
+        )
     elif sorted(classes) == names != list(classes):
         report.error(
-            folder, f'labels are in the order of its class folders ({some(names)}), but the config '
+            folder,
+            f'labels are in the order of its class folders ({some(names)}), but the config '
             f'names the classes as {some(list(classes))}: names would be exchanged',
             'Take that order for metainfo.classes',
-        )  # fmt: skip
+        )
     found, others = {}, []
     for name in names:
         if name not in hidden:
@@ -124,7 +148,7 @@ def check_class_folders(
 
 
 def warn_of_passed_over(
-    report: Report, folder: Path, others: 'Sequence[Path]', suffixes: 'Sequence[str]'
+    report: Report, folder: Path, others: Sequence[Path], suffixes: Sequence[str]
 ) -> None:
     """Report files that a data set passes over, since their suffix is not one of its own.
 
@@ -144,17 +168,22 @@ def warn_of_passed_over(
     )
     if images:
         report.warning(
-            folder, said, f'{count(len(images), "file")} of them are images: convert or rename '
+            folder,
+            said,
+            f'{count(len(images), "file")} of them are images: convert or rename '
             'them, or name their suffixes in "extensions" of the data set',
-        )  # fmt: skip
+        )
     else:
         report.note(folder, said)
 
 
 def _warn_of_empty(
-    report: Report, where: Path, classes: 'Sequence[str]', images: 'dict[int, int]'
+    report: Report, where: Path, classes: Sequence[str], images: dict[int, int]
 ) -> None:
     empty = [name for i, name in enumerate(classes) if not images.get(i)]
     if empty:
-        report.warning(where, f'no image of {count(len(empty), "class")}: {some(empty)}',
-                       'They cannot be learned, or not be evaluated')  # fmt: skip
+        report.warning(
+            where,
+            f'no image of {count(len(empty), "class")}: {some(empty)}',
+            'They cannot be learned, or not be evaluated',
+        )

@@ -1,5 +1,7 @@
 """Image files of a data set: broken ones, and ones that have to be converted."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections import defaultdict
@@ -11,12 +13,7 @@ from mmengine.config import Config
 
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.image_notes import kind_of
-from cyclemlp_mm.datasets.load_image import (
-    DARK_KIND,
-    UNSURE_KIND,
-    LoadCheckedImage,
-    read_image,
-)
+from cyclemlp_mm.datasets.load_image import DARK_KIND, UNSURE_KIND, LoadCheckedImage, read_image
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
@@ -26,9 +23,12 @@ _MOST_TRIED = 5
 
 
 def check_images(
-    report: Report, files: 'Sequence[tuple[str, dict]]', full: bool, max_bad_fraction: float,
-    loader: 'LoadCheckedImage | None' = None,
-) -> None:  # fmt: skip
+    report: Report,
+    files: Sequence[tuple[str, dict]],
+    full: bool,
+    max_bad_fraction: float,
+    loader: LoadCheckedImage | None = None,
+) -> None:
     """Decode images.
 
     Args:
@@ -56,34 +56,37 @@ def check_images(
             where,
             f'{len(broken)} of {count(len(chosen), "image")} looked at cannot be used: '
             f'{some(broken)}',
-            f'More than max_bad_fraction={max_bad_fraction}: mend or remove them'
-            if too_many else 'They are skipped in training',
-        )  # fmt: skip
+            f'More than max_bad_fraction={max_bad_fraction}: fix or remove them'
+            if too_many
+            else 'They are skipped in training',
+        )
     for kind, found in unusual.items():
         looked = f'{len(found)} of {count(len(chosen), "image")} looked at'
         if kind == DARK_KIND:
             most = max(int(re.search(r'image_max_value=(\d+)', k)[1]) for _, k in found)
             report.warning(
-                where, f'{looked}: {found[0][1]}, e.g. {found[0][0]}',
+                where,
+                f'{looked}: {found[0][1]}, e.g. {found[0][0]}',
                 f'Say which value is to become 255: --cfg-options image_max_value={most}',
-            )  # fmt: skip
+            )
         elif kind == UNSURE_KIND:
             others = sum(k.startswith('EXIF rotation left out') for k in unusual)
             report.warning(
-                where, f'{looked} have an {kind}, so nothing tells whether their annotations are '
+                where,
+                f'{looked} have an {kind}, so nothing tells whether their annotations are '
                 f'for the image as stored or as turned: {some([n for n, _ in found])}. They are '
-                'turned' + ', though annotations of other images here are for the image as stored'
-                * bool(others), 'Save the images turned, without EXIF orientation',
-            )  # fmt: skip
+                'turned'
+                + ', though annotations of other images here are for the image as stored'
+                * bool(others),
+                'Save the images turned, without EXIF orientation',
+            )
         else:
             report.note(where, f'{looked} are converted ({kind}): {some([n for n, _ in found])}')
     if len(chosen) < len(files):
         report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
 
 
-def _look(
-    file: 'tuple[str, dict]', loader: 'LoadCheckedImage | None'
-) -> 'list[str] | str':
+def _look(file: tuple[str, dict], loader: LoadCheckedImage | None) -> list[str] | str:
     path, known = file
     try:
         if loader is None:
@@ -94,9 +97,12 @@ def _look(
 
 
 def check_channels(
-    report: Report, cfg: Config, files: 'Sequence[tuple[str, dict]]', loader: LoadCheckedImage,
-    seen: 'set[int]',
-) -> None:  # fmt: skip
+    report: Report,
+    cfg: Config,
+    files: Sequence[tuple[str, dict]],
+    loader: LoadCheckedImage,
+    seen: set[int],
+) -> None:
     """Compare the channels that a pipeline loads with those that the model takes.
 
     Args:
@@ -123,18 +129,25 @@ def check_channels(
         values = settings.get(name) or [0]
         spread = channels == 1 and cfg.get('default_scope') != 'mmdet'  # grey becomes as many
         if len(values) not in (1, channels) and not spread:
-            report.error(f'data_preprocessor.{name}', f'has {count(len(values), "value")}, {said}',
-                         f'Write {count(channels, "value")}' if channels in (1, 3) else
-                         'Write one value for all, or None for mean and std')  # fmt: skip
+            report.error(
+                f'data_preprocessor.{name}',
+                f'has {count(len(values), "value")}, {said}',
+                f'Write {count(channels, "value")}'
+                if channels in (1, 3)
+                else 'Write one value for all, or None for mean and std',
+            )
     if channels == 1:
         channels = len(settings.get('mean') or [0])
     taken = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     if 'backbone' in cfg.model and taken != channels:
-        report.error('model.backbone.in_channels', f'is {taken}, {said}',
-                     f'Set it to {channels}, or change the loading step')  # fmt: skip
+        report.error(
+            'model.backbone.in_channels',
+            f'is {taken}, {said}',
+            f'Set it to {channels}, or change the loading step',
+        )
 
 
-def check_shared_images(report: Report, train: 'Iterable[str]', val: 'Iterable[str]') -> None:
+def check_shared_images(report: Report, train: Iterable[str], val: Iterable[str]) -> None:
     """Warn of images that are trained and evaluated, under whatever names.
 
     Args:
@@ -147,9 +160,10 @@ def check_shared_images(report: Report, train: 'Iterable[str]', val: 'Iterable[s
         by_size[os.path.getsize(path)].append(path)
     known = lru_cache(maxsize=None)(_ending)
     shared = [
-        path for path in val
+        path
+        for path in val
         if any(_ending(path) == known(other) for other in by_size[os.path.getsize(path)])
-    ]  # fmt: skip
+    ]
     if shared:
         report.warning(
             Path(shared[0]).parent,

@@ -1,5 +1,7 @@
 """Label images of segmentation: their values, sizes and kinds, and what becomes of each value."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -10,12 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file
-from cyclemlp_mm.datasets.load_labels import (
-    IGNORED,
-    LoadCheckedLabels,
-    label_step,
-    stored_labels,
-)
+from cyclemlp_mm.datasets.load_labels import IGNORED, LoadCheckedLabels, label_step, stored_labels
 
 from .findings import Report, count, some
 from .parallel import in_parallel, sample
@@ -30,11 +27,11 @@ class _Rule(NamedTuple):
 
     num_classes: int
     reduce_zero_label: bool
-    ignore_label: 'int | None'
-    label_map: 'dict[int, int] | None'
+    ignore_label: int | None
+    label_map: dict[int, int] | None
     ignore_index: int = IGNORED
 
-    def class_of(self, value: int) -> 'int | None':
+    def class_of(self, value: int) -> int | None:
         """The class of a value; IGNORED, or None for one that names no class."""
         if self.reduce_zero_label:
             value = IGNORED if value in (0, IGNORED) else value - 1
@@ -58,24 +55,31 @@ class _Rule(NamedTuple):
 
 
 def explain_labels(
-    num_classes: int, reduce_zero_label: bool, ignore_label: 'int | None',
-    ignore_index: int = IGNORED,
-) -> str:  # fmt: skip
+    num_classes: int, reduce_zero_label: bool, ignore_label: int | None, ignore_index: int = IGNORED
+) -> str:
     """In words, what the pixels of a label image mean."""
     if reduce_zero_label:
         return (
             f'labels 1 to {num_classes} are the classes, 0 and 255 are ignored '
             '(reduce_zero_label=True: 1 is taken off)'
         )
-    ignored = f'{ignore_index} is ignored' if ignore_label in (None, ignore_index) else \
-        f'{ignore_label} and {ignore_index} are ignored'  # fmt: skip
+    ignored = (
+        f'{ignore_index} is ignored'
+        if ignore_label in (None, ignore_index)
+        else f'{ignore_label} and {ignore_index} are ignored'
+    )
     return f'labels 0 to {num_classes - 1} are the classes, {ignored} (reduce_zero_label=False)'
 
 
 def check_labels(
-    report: Report, dataset: dict, infos: 'Sequence[dict]', classes: 'Sequence[str]', full: bool,
-    is_training: bool = True, ignore_index: int = IGNORED,
-) -> None:  # fmt: skip
+    report: Report,
+    dataset: dict,
+    infos: Sequence[dict],
+    classes: Sequence[str],
+    full: bool,
+    is_training: bool = True,
+    ignore_index: int = IGNORED,
+) -> None:
     """Look at label images as the pipeline of a data set reads them.
 
     Args:
@@ -95,8 +99,11 @@ def check_labels(
         seen = _Seen(infos, step)  # too serious to judge by a sample
     where = Path(infos[0]['seg_map_path']).parent
     if seen.unreadable:
-        report.error(where, f'{len(seen.unreadable)} of {count(seen.number, "label image")} cannot '
-                            f'be used: {some(seen.unreadable, 3)}')  # fmt: skip
+        report.error(
+            where,
+            f'{len(seen.unreadable)} of {count(seen.number, "label image")} cannot '
+            f'be used: {some(seen.unreadable, 3)}',
+        )
     if not seen.pixels:
         report.note(where, str(rule))
         return
@@ -104,17 +111,16 @@ def check_labels(
     _check_palettes(report, where, seen)
 
 
-def _rule(
-    report: Report, dataset: dict, info: dict, num_classes: int, step: object
-) -> _Rule:
+def _rule(report: Report, dataset: dict, info: dict, num_classes: int, step: object) -> _Rule:
     checks = [s for s in dataset.get('pipeline') or () if s.get('type') == 'CheckLabels']
     if len({(s.get('num_classes'), s.get('ignore_label')) for s in checks}) > 1:
         said = ', then '.join(f'ignore_label={s.get("ignore_label")}' for s in checks)
         report.error(
-            'pipeline', f'CheckLabels stands in it {len(checks)} times, with different settings '
+            'pipeline',
+            f'CheckLabels stands in it {len(checks)} times, with different settings '
             f'({said}): what one leaves out, the other takes for a class or for a stray label',
             'Leave all but one out of the config',
-        )  # fmt: skip
+        )
     ignore_label = checks[0].get('ignore_label') if checks else None
     if not isinstance(step, LoadCheckedLabels):  # it does all by itself
         return _Rule(num_classes, False, ignore_label, None)
@@ -122,16 +128,18 @@ def _rule(
     own = step.transform.reduce_zero_label
     if own not in (None, reduces):
         report.error(
-            'pipeline', f'LoadAnnotations has reduce_zero_label={own}, but the data set '
-            f'{reduces}; mmseg stops at its first image then', 'Leave it out of LoadAnnotations',
-        )  # fmt: skip
+            'pipeline',
+            f'LoadAnnotations has reduce_zero_label={own}, but the data set '
+            f'{reduces}; mmseg stops at its first image then',
+            'Leave it out of LoadAnnotations',
+        )
     return _Rule(num_classes, reduces, ignore_label, info.get('label_map'))
 
 
 class _Seen:
     """What was found in label images."""
 
-    def __init__(self, infos: 'Sequence[dict]', step: object) -> None:
+    def __init__(self, infos: Sequence[dict], step: object) -> None:
         self.number = len(infos)
         self.pixels: Counter[int] = Counter()
         self.first: dict[int, str] = {}
@@ -151,9 +159,8 @@ class _Seen:
 
 
 def _check_values(
-    report: Report, where: Path, classes: 'Sequence[str]', rule: _Rule, seen: _Seen,
-    is_training: bool,
-) -> None:  # fmt: skip
+    report: Report, where: Path, classes: Sequence[str], rule: _Rule, seen: _Seen, is_training: bool
+) -> None:
     used = {value: rule.class_of(value) for value in seen.pixels}
     stray = sorted(value for value, label in used.items() if label is None)
     unseen = [name for i, name in enumerate(classes) if i not in used.values()]
@@ -163,44 +170,53 @@ def _check_values(
         value = stray[0]
         counts_from_one = stray == [rule.num_classes] and 0 not in used
         report.error(
-            where, f'labels {some(stray, 10)} name no class; with {len(classes)} classes, {rule}; '
+            where,
+            f'labels {some(stray, 10)} name no class; with {len(classes)} classes, {rule}; '
             f'e.g. {value} in {seen.first[value]}',
             'Labels seem to count from 1: leave --ignore-label out, or set reduce_zero_label=True'
-            if counts_from_one else
-            'Is a class name missing, or is one of these to be ignored (--ignore-label)?',
-        )  # fmt: skip
+            if counts_from_one
+            else 'Is a class name missing, or is one of these to be ignored (--ignore-label)?',
+        )
     elif _is_binary(seen.pixels) and unseen:
         is_wrong = is_training or len(unseen) == len(classes)
         (report.error if is_wrong else report.warning)(
-            where, f'the {looked} looked at hold 0 and 255 only, and '
+            where,
+            f'the {looked} looked at hold 0 and 255 only, and '
             f'{"both are" if rule.class_of(0) == IGNORED else "255 is"} ignored: '
             f'{some(unseen)} would never be learned or evaluated',
             'Write class indices: 1 for 255 (and give --ignore-label 255 with --data)',
-        )  # fmt: skip
+        )
     elif len(unseen) == len(classes) and not seen.unreadable:
-        report.error(where, f'no pixel of any class: {rule}; labels found: '
-                            f'{some(sorted(seen.pixels), 10)}')  # fmt: skip
+        report.error(
+            where, f'no pixel of any class: {rule}; labels found: {some(sorted(seen.pixels), 10)}'
+        )
     elif rule.reduce_zero_label and classes[-1] in unseen and seen.pixels[0]:
-        named = f', and the first class is named {classes[0]!r}' \
-            if classes[0].lower() in _BACKGROUND else ''  # fmt: skip
+        named = (
+            f', and the first class is named {classes[0]!r}'
+            if classes[0].lower() in _BACKGROUND
+            else ''
+        )
         report.warning(
-            where, f'0 is in use and ignored, and {rule.num_classes}, the last class '
+            where,
+            f'0 is in use and ignored, and {rule.num_classes}, the last class '
             f'({classes[-1]!r}), has no pixel in {looked}{named}: do labels count from 0? Then '
             'every class is learned under the name of the one before it',
             'With --data, give --ignore-label 255; in a config, set reduce_zero_label=False',
-        )  # fmt: skip
+        )
     if unseen and len(unseen) < len(classes):
-        report.warning(where, f'no pixel of {count(len(unseen), "class")} in the {looked} looked '
-                              f'at: {some(unseen)}')  # fmt: skip
+        report.warning(
+            where,
+            f'no pixel of {count(len(unseen), "class")} in the {looked} looked at: {some(unseen)}',
+        )
 
 
-def _is_binary(pixels: 'Counter[int]') -> bool:
+def _is_binary(pixels: Counter[int]) -> bool:
     """Whether labels are masks of 0 and 255, as editors of images write them."""
     return set(pixels) == {0, IGNORED}
 
 
 def _note_rule(
-    report: Report, where: Path, rule: _Rule, pixels: 'Counter[int]', used: 'dict[int, int]'
+    report: Report, where: Path, rule: _Rule, pixels: Counter[int], used: dict[int, int]
 ) -> None:
     """Report the rule, and how much is ignored: a class taken for 'ignore' shows in nothing else.
 
@@ -209,8 +225,9 @@ def _note_rule(
     plain = rule._replace(label_map=None, num_classes=IGNORED)
     ignored = sum(n for v, n in pixels.items() if plain.class_of(v) == IGNORED)
     share = ignored / pixels.total()
-    hint = 'If 0 is a class here, give --ignore-label' if rule.reduce_zero_label and pixels[0] \
-        else ''  # fmt: skip
+    hint = (
+        'If 0 is a class here, give --ignore-label' if rule.reduce_zero_label and pixels[0] else ''
+    )
     add = report.warning if share > MOST_IGNORED else report.note
     add(where, f'{rule}; ignored: {share:.1%} of the pixels looked at', hint)
 
@@ -221,16 +238,15 @@ def _check_palettes(report: Report, where: Path, seen: _Seen) -> None:
         value, found = next(iter(sorted(differ.items())))
         (colour, name), (other, second) = list(found.items())[:2]
         report.warning(
-            where, f'the palettes of label images differ: {value} is {colour} in {name} and '
+            where,
+            f'the palettes of label images differ: {value} is {colour} in {name} and '
             f'{other} in {second}, so it may be another class there '
             f'({count(len(differ), "value")} in all)',
             'Convert all of them to one palette; training reads the indices and not the colours',
-        )  # fmt: skip
+        )
 
 
-def _look(
-    info: dict, step: object
-) -> 'tuple[dict[int, int], dict[int, tuple], str | None]':
+def _look(info: dict, step: object) -> tuple[dict[int, int], dict[int, tuple], str | None]:
     """Pixels and palette colours of each value of a label image, and what is wrong with it."""
     path = info['seg_map_path']
     try:
@@ -242,9 +258,8 @@ def _look(
         return {}, {}, f'is {values.shape}: save label indices in one channel, not colours'
     found = dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True))))
     if any(value != int(value) or not 0 <= value <= IGNORED for value in found):
-        return {}, {}, (
-            f'has labels up to {max(found):g}; mmseg reads 8 bits, so whole numbers of at most 255'
-        )
+        wrong = f'has labels up to {max(found):g}'
+        return {}, {}, f'{wrong}; mmseg reads 8 bits, so whole numbers of at most 255'
     found = {int(value): n for value, n in found.items()}
     colours = _palette(path, found) if isinstance(step, LoadCheckedLabels) else {}
     try:
@@ -254,13 +269,12 @@ def _look(
     size = (facts.height, facts.width)
     if values.shape not in (size, size[::-1] if facts.is_transposed else size):
         shown = size[::-1] if facts.is_transposed else size
-        return found, colours, (
-            f'is {values.shape[1]}×{values.shape[0]}, but its image is {shown[1]}×{shown[0]}'
-        )
+        wrong = f'is {values.shape[1]}×{values.shape[0]}'
+        return (found, colours, f'{wrong}, but its image is {shown[1]}×{shown[0]}')
     return found, colours, None
 
 
-def _palette(path: str, values: 'dict[int, int]') -> 'dict[int, tuple]':
+def _palette(path: str, values: dict[int, int]) -> dict[int, tuple]:
     """Colours of the values, where the file has a palette."""
     try:
         with Image.open(path) as image:

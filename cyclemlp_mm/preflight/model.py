@@ -1,5 +1,7 @@
 """Model and schedule of a config: classes of the heads, weights, learning rate, disk space."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile
@@ -35,9 +37,10 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
     for key, value in heads_classes(cfg.model):
         if value != num_classes:
             report.error(
-                key, f'is {value}, but the data set has {num_classes} classes',
+                key,
+                f'is {value}, but the data set has {num_classes} classes',
                 'Give --data DIR, which sets both, or make them equal',
-            )  # fmt: skip
+            )
     for key, settings in heads(cfg.model):
         for name in ('class_weight', 'pos_weight'):
             weights = settings.get(name)
@@ -51,42 +54,56 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
                 expected += 1  # the background is a class of softmax, the last one
             if isinstance(weights, (list, tuple, np.ndarray)) and len(weights) != expected:
                 report.error(
-                    f'{key}.{name}', f'has {count(len(weights), "weight")}, but there are '
-                    f'{count(num_classes, "class")}' + ' and the background'
-                    * (expected > num_classes), f'Write {expected} weights, or leave it out',
-                )  # fmt: skip
+                    f'{key}.{name}',
+                    f'has {count(len(weights), "weight")}, but there are '
+                    f'{count(num_classes, "class")}'
+                    + ' and the background'
+                    * (expected > num_classes),
+                    f'Write {expected} weights, or leave it out',
+                )
     for evaluator in evaluators(cfg):
         topk = evaluator.get('topk', 1)
         if max(topk if isinstance(topk, (list, tuple)) else (topk,)) > num_classes:
             report.error(
-                'val_evaluator.topk', f'is {topk}, but the data set has {num_classes} classes',
+                'val_evaluator.topk',
+                f'is {topk}, but the data set has {num_classes} classes',
                 'Give --data DIR, which limits it, or leave the larger numbers out',
-            )  # fmt: skip
+            )
             break  # test and validation mostly share one
 
 
 def check_ignore_index(report: Report, cfg: Config) -> None:
     """mmseg's heads, losses and metrics must leave out the label that the pipeline writes: 255."""
     written = [
-        what for split, dataset in data_sets(cfg)
-        for what in ('reduce_zero_label=True' * bool(dataset.get('reduce_zero_label')), *(
-            'CheckLabels (--ignore-label)' for step in dataset.get('pipeline') or ()
-            if step.get('type') == 'CheckLabels'))
+        what
+        for split, dataset in data_sets(cfg)
+        for what in (
+            'reduce_zero_label=True' * bool(dataset.get('reduce_zero_label')),
+            *(
+                'CheckLabels (--ignore-label)'
+                for step in dataset.get('pipeline') or ()
+                if step.get('type') == 'CheckLabels'
+            ),
+        )
         if what
-    ]  # fmt: skip
+    ]
     if cfg.get('default_scope') != 'mmseg' or not written:
         return
-    metrics = [(f'{phase}_evaluator', metric) for phase in ('val', 'test')
-               for metric in evaluators(cfg, [phase])]  # fmt: skip
+    metrics = [
+        (f'{phase}_evaluator', metric)
+        for phase in ('val', 'test')
+        for metric in evaluators(cfg, [phase])
+    ]
     for key, settings in [*heads(cfg.model), *metrics]:
         for name in ('ignore_index', 'ignore_label'):
             label = settings.get(name)
             if isinstance(label, int) and label != IGNORE_INDEX:
                 report.error(
-                    f'{key}.{name}', f'is {label}, but {written[0]} makes {IGNORE_INDEX} of '
+                    f'{key}.{name}',
+                    f'is {label}, but {written[0]} makes {IGNORE_INDEX} of '
                     'labels to ignore: they would be taken for a class',
                     f'Leave {name} out, or set it to {IGNORE_INDEX}',
-                )  # fmt: skip
+                )
 
 
 def check_batch(report: Report, cfg: Config) -> None:
@@ -116,19 +133,24 @@ def check_strategy(report: Report, cfg: Config) -> None:
     kind = (cfg.get('strategy') or {}).get('type')
     if kind in _NEED_GPUS and get_device() == 'cpu':
         report.error(
-            'strategy', f'{kind} deals a model out over GPUs, and PyTorch sees none',
+            'strategy',
+            f'{kind} deals a model out over GPUs, and PyTorch sees none',
             'Train where there are GPUs (tools/doctor.py says what is missing), or leave the '
             'strategy out of _base_',
-        )  # fmt: skip
+        )
     elif kind in _FSDP and cfg.get('launcher', 'none') == 'none':
         report.error(
-            'strategy', f'{kind} deals a model out over processes, and this is one alone',
+            'strategy',
+            f'{kind} deals a model out over processes, and this is one alone',
             'Start them with tools/dist_train.sh CONFIG NUM_PROCESSES',
-        )  # fmt: skip
+        )
     averaging = [h['type'] for h in cfg.get('custom_hooks') or [] if h.get('type') == 'EMAHook']
     if kind in _FSDP and averaging:
-        report.error('custom_hooks', f'EMAHook copies the model, which {kind} deals out in parts',
-                     'Leave it, or the strategy, out')  # fmt: skip
+        report.error(
+            'custom_hooks',
+            f'EMAHook copies the model, which {kind} deals out in parts',
+            'Leave it, or the strategy, out',
+        )
 
 
 def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -143,7 +165,7 @@ def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
         report.warning(
             'strategy.model_wrapper.auto_wrap_policy.layers',
             f'the model has no layer of a class {some(layers)}: all of it is put together for '
-            'each step, which saves no memory then. Name the class of your backbone\'s blocks',
+            "each step, which saves no memory then. Name the class of your backbone's blocks",
         )
 
 
@@ -179,7 +201,7 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
         )
 
 
-def _read_levels(cfg: Config, model: nn.Module, number: int) -> 'set[int]':
+def _read_levels(cfg: Config, model: nn.Module, number: int) -> set[int]:
     """Which of ``number`` maps the heads read."""
     if cfg.default_scope == 'mmpretrain':
         return {number - 1}
@@ -208,11 +230,12 @@ def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
         why = f'{kind} is for classifiers: a {type(model).__name__} has no get_layer_depth'
     if not fits:
         report.error(
-            'optim_wrapper.constructor', why,
+            'optim_wrapper.constructor',
+            why,
             'Classifiers take LearningRateDecayOptimWrapperConstructor (mmpretrain) with '
             'paramwise_cfg=dict(layer_decay_rate=0.75). For others leave the constructor out and '
             "set paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)})",
-        )  # fmt: skip
+        )
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -245,8 +268,11 @@ def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        report.error(folder, f'cannot be written ({error.strerror or error})',
-                     'Take another --work-dir, or make it writable')  # fmt: skip
+        report.error(
+            folder,
+            f'cannot be written ({error.strerror or error})',
+            'Take another --work-dir, or make it writable',
+        )
         return
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     parameters = sum(p.numel() for p in model.parameters())
@@ -260,11 +286,14 @@ def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
     if free < 2 * size:
         report.error(folder, said, 'Make space, or take another --work-dir')
     elif free < needed:
-        report.warning(folder, f'{said}, and {needed // _MIB} MiB will be needed for all that are '
-                               f'kept (max_keep_ckpts={kept})')  # fmt: skip
+        report.warning(
+            folder,
+            f'{said}, and {needed // _MIB} MiB will be needed for all that are '
+            f'kept (max_keep_ckpts={kept})',
+        )
 
 
-def build_model(report: Report, cfg: Config) -> 'nn.Module | None':
+def build_model(report: Report, cfg: Config) -> nn.Module | None:
     """The model, without weights; None where the config cannot be built."""
     try:
         with model_errors(cfg.filename):

@@ -1,5 +1,7 @@
 """Many files at once, with a bar on a terminal and nothing elsewhere."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,14 +14,14 @@ from rich.progress import track
 SAMPLED = 64
 
 
-def sample(items: 'Sequence', full: bool) -> list:
+def sample(items: Sequence, full: bool) -> list:
     """All items, or ``SAMPLED`` evenly spread ones."""
     if full or len(items) <= SAMPLED:
         return list(items)
     return [items[i * len(items) // SAMPLED] for i in range(SAMPLED)]
 
 
-def in_parallel(look: 'Callable', items: 'Sequence', title: str) -> list:
+def in_parallel(look: Callable, items: Sequence, title: str) -> list:
     """``look`` at every item, in threads (reading and decoding leave Python's lock).
 
     Args:

@@ -1,5 +1,7 @@
 """All checks of a config, in one go."""
 
+from __future__ import annotations
+
 import inspect
 import re
 from collections import defaultdict
@@ -123,7 +125,7 @@ def check_test_data(report: Report, cfg: Config) -> None:
         _check_dataset(report, cfg, split, dataset, classes, full=False)
 
 
-def _checked_classes(report: Report, split: str, dataset: ConfigDict) -> 'Sequence[str]':
+def _checked_classes(report: Report, split: str, dataset: ConfigDict) -> Sequence[str]:
     """Class names of a data set; a text that is none is reported."""
     classes = _classes(dataset)
     if not isinstance(classes, str):
@@ -136,9 +138,7 @@ def _checked_classes(report: Report, split: str, dataset: ConfigDict) -> 'Sequen
     return (classes,)
 
 
-def _check_listed(
-    report: Report, cfg: Config, dataset: ConfigDict, classes: 'Sequence[str]'
-) -> None:
+def _check_listed(report: Report, cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> None:
     """Compare class names with the file that names the labels, as ``--data`` reads it."""
     file = Path(dataset.get('data_root') or '.') / 'classes.txt'
     if cfg.default_scope == 'mmdet' or not file.is_file():
@@ -157,21 +157,26 @@ def _check_listed(
 
 
 def _check_dataset(
-    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: 'Sequence[str]',
-    full: bool,
-) -> 'list[tuple[str, dict]]':  # fmt: skip
+    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: Sequence[str], full: bool
+) -> list[tuple[str, dict]]:
     """Check the annotations; returns the image files, each with what is known about it."""
     root = Path(dataset.get('data_root') or '.')
     prefix = dataset.get('data_prefix') or {}
     if dataset.get('data_root') and not root.is_dir():
-        report.error(root, 'there is no such folder (data_root of a data set)',
-                     'Put the data there, or give --data DIR')  # fmt: skip
+        report.error(
+            root,
+            'there is no such folder (data_root of a data set)',
+            'Put the data there, or give --data DIR',
+        )
         return []
     if cfg.default_scope == 'mmdet' and dataset.get('ann_file'):
         ann_file = root / dataset.ann_file
         if not ann_file.is_file():
-            report.error(ann_file, 'there is no such file (ann_file of a data set)',
-                         'Give --data DIR in the layout of COCO 2017')  # fmt: skip
+            report.error(
+                ann_file,
+                'there is no such file (ann_file of a data set)',
+                'Give --data DIR in the layout of COCO 2017',
+            )
             return []
         return check_coco(report, cfg, split, dataset, classes, ann_file)
     if cfg.default_scope == 'mmseg' and 'img_path' in prefix:
@@ -190,16 +195,22 @@ def _check_dataset(
 
 
 def _check_classification(
-    report: Report, cfg: Config, dataset: ConfigDict, root: Path, folder: Path,
-    classes: 'Sequence[str]',
-) -> 'list[tuple[str, dict]]':  # fmt: skip
+    report: Report,
+    cfg: Config,
+    dataset: ConfigDict,
+    root: Path,
+    folder: Path,
+    classes: Sequence[str],
+) -> list[tuple[str, dict]]:
     with_label = dataset.get('with_label', True) and dataset.get('split') != 'test'
     ann_file = root / (dataset.get('ann_file') or f'meta/{dataset.get("split")}.txt')  # ImageNet's
     if dataset.get('ann_file') or ann_file.is_file():
         limit = cfg.get('max_bad_fraction', 0.05)
         return check_list(report, ann_file, folder, classes, with_label, limit)
-    suffixes = tuple(getattr(_kind(dataset), 'IMG_EXTENSIONS', None)
-                     or _setting(dataset, 'extensions', IMAGE_SUFFIXES))  # fmt: skip
+    suffixes = tuple(
+        getattr(_kind(dataset), 'IMG_EXTENSIONS', None)
+        or _setting(dataset, 'extensions', IMAGE_SUFFIXES)
+    )
     if with_label:
         return check_class_folders(report, folder, classes, suffixes)
     files, others = split_images(folder.rglob('*'), suffixes)
@@ -216,7 +227,7 @@ def _reads_as_custom(dataset: ConfigDict) -> bool:
     return getattr(_kind(dataset), 'load_data_list', None) is CustomDataset.load_data_list
 
 
-def _loader(cfg: Config, dataset: ConfigDict) -> 'LoadCheckedImage | None':
+def _loader(cfg: Config, dataset: ConfigDict) -> LoadCheckedImage | None:
     """What loads the images of a data set in training; None where its pipeline does not say."""
     steps = [TRANSFORMS.build(dict(s)) for s in dataset.get('pipeline') or () if _is_needed(s)]
     check_steps(steps, False, check_max_value(cfg))
@@ -228,7 +239,7 @@ def _is_needed(step: dict) -> bool:
     return bool(re.search('Load|Resize|RandomChoice', str(step.get('type'))))
 
 
-def _classes(dataset: ConfigDict) -> 'Sequence[str]':
+def _classes(dataset: ConfigDict) -> Sequence[str]:
     """Class names of a data set: of the config, or of the class."""
     given = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(given, str) and Path(given).is_file():  # mmengine reads it
@@ -236,7 +247,7 @@ def _classes(dataset: ConfigDict) -> 'Sequence[str]':
     return given or getattr(_kind(dataset), 'METAINFO', {}).get('classes') or ()
 
 
-def _kind(dataset: ConfigDict) -> 'type | None':
+def _kind(dataset: ConfigDict) -> type | None:
     """The class of a data set; unlike ``build``, ``get`` alone leaves the toolbox's scope out."""
     with DATASETS.switch_scope_and_registry(None) as registry:
         return registry.get(dataset.get('type', ''))

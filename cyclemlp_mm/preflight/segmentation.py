@@ -1,5 +1,7 @@
 """Segmentation: the data sets of a config, and what only their training or evaluation runs into."""
 
+from __future__ import annotations
+
 import copy
 import os
 import re
@@ -13,12 +15,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch import nn
 
 from cyclemlp_mm.datasets.file_names import check_list_encoding, files_in, say_spelling
-from cyclemlp_mm.datasets.image_files import (
-    BadImageError,
-    image_facts,
-    read_file,
-    split_images,
-)
+from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.config_data import ignore_index
 from cyclemlp_mm.errors import UserError
@@ -32,9 +29,8 @@ _MOST_SIZES = 20
 
 
 def check_segmentation(
-    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: 'Sequence[str]',
-    full: bool,
-) -> 'list[tuple[str, dict]]':  # fmt: skip
+    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: Sequence[str], full: bool
+) -> list[tuple[str, dict]]:
     """Look at a data set of mmseg's as its class lists it and its pipeline reads it.
 
     Args:
@@ -91,20 +87,22 @@ def check_crop(report: Report, cfg: Config) -> None:
     if any(c > k for c, k in zip(canvas, crop)):
         padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
         report.warning(
-            where, f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {padding:.0%} of each '
+            where,
+            f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {padding:.0%} of each '
             "training image will be padding, which counts in the branches' weights of every "
             'CycleMLP block',
             f'Set it to {crop}, or the size in the pipeline to {canvas}',
-        )  # fmt: skip
+        )
     elif canvas != crop:
         report.warning(
-            where, f'is {_by(canvas)}, smaller than the {_by(crop)} of the pipeline: images '
+            where,
+            f'is {_by(canvas)}, smaller than the {_by(crop)} of the pipeline: images '
             'smaller than a crop are not padded to its size, and a batch of several sizes fails',
             f'Set it to {crop}',
-        )  # fmt: skip
+        )
 
 
-def _last_size(steps: 'Sequence[dict]') -> 'tuple[int, int] | None':
+def _last_size(steps: Sequence[dict]) -> tuple[int, int] | None:
     """Height and width that a pipeline gives to images, where a step of mmseg's decides it."""
     size = None
     for step in steps:
@@ -119,8 +117,8 @@ def _last_size(steps: 'Sequence[dict]') -> 'tuple[int, int] | None':
 
 
 def check_batch_of_one(
-    report: Report, cfg: Config, model: nn.Module, number: 'int | None' = None
-) -> None:  # fmt: skip
+    report: Report, cfg: Config, model: nn.Module, number: int | None = None
+) -> None:
     """Find batch norms that see one value for each channel, by a training step's forward pass.
 
     Args:
@@ -150,19 +148,22 @@ def check_batch_of_one(
         # Other errors come from heads that take other arguments; training decides there.
         if 'more than 1 value per channel' in str(error):
             report.error(
-                'train_dataloader.batch_size', (
-                    'is 1 for each process' if size == 1 else
-                    f'is {size}, and the last batch of {number} images is one image'
-                ) + ', but the model normalises a '
+                'train_dataloader.batch_size',
+                (
+                    'is 1 for each process'
+                    if size == 1
+                    else f'is {size}, and the last batch of {number} images is one image'
+                )
+                + ', but the model normalises a '
                 'map of one pixel over the batch (BN behind a global pooling, as in UPerHead, '
                 'PSPHead and ASPPHead), which needs two values or more',
                 ('Set it to 2 or more' if size == 1 else 'Set train_dataloader.drop_last=True')
                 + ', or take GN: model.decode_head.norm_cfg='
                 'dict(type="GN", num_groups=8)',
-            )  # fmt: skip
+            )
 
 
-def _last_batch(loader: ConfigDict, number: 'int | None') -> 'int | None':
+def _last_batch(loader: ConfigDict, number: int | None) -> int | None:
     """Images in the last batch of an epoch of each process; None where all are of one size."""
     sampler = str((loader.get('sampler') or {}).get('type'))
     if not number or 'DefaultSampler' not in sampler or loader.get('drop_last'):
@@ -171,7 +172,7 @@ def _last_batch(loader: ConfigDict, number: 'int | None') -> 'int | None':
     return each % loader.get('batch_size', 1) or None
 
 
-def _infos(report: Report, dataset: ConfigDict) -> 'list[dict]':
+def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
     """What mmseg's data set lists, one dict per image; an empty list where something is wrong."""
     root = Path(dataset.get('data_root') or '.')
     prefix = dataset.get('data_prefix') or {}
@@ -194,8 +195,9 @@ def _infos(report: Report, dataset: ConfigDict) -> 'list[dict]':
         infos = [data.get_data_info(i) for i in range(len(data))]
     except (OSError, ValueError, AssertionError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [''])[0]
-        report.error('dataset', f'{dataset.get("type")} cannot be built '
-                                f'({type(error).__name__}: {first})')  # fmt: skip
+        report.error(
+            'dataset', f'{dataset.get("type")} cannot be built ({type(error).__name__}: {first})'
+        )
         return []
     if not infos:
         suffix = getattr(data, 'img_suffix', '')
@@ -209,9 +211,12 @@ def _is_there(path: str, dataset: ConfigDict) -> bool:
 
 
 def _report_missing(
-    report: Report, folder: Path, paths: 'list[str]', dataset: ConfigDict,
-    max_bad_fraction: 'float | None' = None,
-) -> None:  # fmt: skip
+    report: Report,
+    folder: Path,
+    paths: list[str],
+    dataset: ConfigDict,
+    max_bad_fraction: float | None = None,
+) -> None:
     """Report images, or, without a fraction that may be missing, label images that are missing."""
     missing = [path for path in paths if not _is_there(path, dataset)]
     if not missing:
@@ -232,31 +237,35 @@ def _report_missing(
 
 
 def _report_passed_over(
-    report: Report, dataset: ConfigDict, folder: Path, infos: 'list[dict]'
+    report: Report, dataset: ConfigDict, folder: Path, infos: list[dict]
 ) -> None:
     """Images of the folder that the data set does not list, since they end in something else."""
     if dataset.get('ann_file') or not folder.is_dir():
         return
-    listed = {os.path.abspath(info[key]) for info in infos
-              for key in ('img_path', 'seg_map_path') if info.get(key)}  # fmt: skip
+    listed = {
+        os.path.abspath(info[key])
+        for info in infos
+        for key in ('img_path', 'seg_map_path')
+        if info.get(key)
+    }
     images, _ = split_images(folder.rglob('*'))
     others = [p for p in images if os.path.abspath(p) not in listed]
     if others:
         report.warning(
-            folder, f'{count(len(others), "image file")} passed over, not ending in img_suffix, '
+            folder,
+            f'{count(len(others), "image file")} passed over, not ending in img_suffix, '
             f'or not a regular file: {some([p.name for p in others])}',
             'Convert or rename them',
-        )  # fmt: skip
+        )
 
 
-def _check_sizes(
-    report: Report, cfg: Config, dataset: ConfigDict, infos: 'list[dict]'
-) -> None:
+def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[dict]) -> None:
     """Whether images of one batch have one size after the pipeline, as mmseg needs it."""
     batches = {
         f'{phase}_dataloader.batch_size': cfg[f'{phase}_dataloader'].get('batch_size', 1)
-        for phase in ('val', 'test') if cfg.get(f'{phase}_dataloader')
-    }  # fmt: skip
+        for phase in ('val', 'test')
+        if cfg.get(f'{phase}_dataloader')
+    }
     larger = {key: size for key, size in batches.items() if size > 1}
     if not larger or not infos:
         return
@@ -273,12 +282,14 @@ def _check_sizes(
         sizes = some([_by(size) for size in sorted(found)], 3)
         for key, size in larger.items():
             report.error(
-                key, f'is {size}, but the pipeline makes images of several sizes ({sizes}), and '
-                'mmseg evaluates batches of one size only', 'Set it to 1',
-            )  # fmt: skip
+                key,
+                f'is {size}, but the pipeline makes images of several sizes ({sizes}), and '
+                'mmseg evaluates batches of one size only',
+                'Set it to 1',
+            )
 
 
-def _size(info: dict) -> 'tuple | None':
+def _size(info: dict) -> tuple | None:
     try:
         facts = image_facts(read_file(info['img_path']), info['img_path'])
     except BadImageError:
@@ -286,7 +297,7 @@ def _size(info: dict) -> 'tuple | None':
     return facts.height, facts.width, facts.is_transposed
 
 
-def _size_after(steps: list, info: dict) -> 'tuple[int, int] | None':
+def _size_after(steps: list, info: dict) -> tuple[int, int] | None:
     results = copy.deepcopy(info)
     try:
         for step in steps:
@@ -297,5 +308,5 @@ def _size_after(steps: list, info: dict) -> 'tuple[int, int] | None':
     return tuple(inputs.shape[-2:]) if isinstance(inputs, torch.Tensor) else None
 
 
-def _by(size: 'Sequence[int]') -> str:
+def _by(size: Sequence[int]) -> str:
     return '×'.join(map(str, size))

@@ -1,5 +1,7 @@
 """Settings of a config that would end in a traceback which does not name their key."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,13 +19,14 @@ from .signatures import check_signatures, check_types, check_watched, find_kind
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: mmengine wants all of a row, or none.
-_TOGETHER = [(f'{phase}_dataloader', f'{phase}_cfg', f'{phase}_evaluator')
-             for phase in ('val', 'test')]  # fmt: skip
+_TOGETHER = [
+    (f'{phase}_dataloader', f'{phase}_cfg', f'{phase}_evaluator') for phase in ('val', 'test')
+]
 
 
 class _Rule(NamedTuple):
     expected: str
-    fits: 'Callable[[object], bool]'
+    fits: Callable[[object], bool]
 
 
 def _whole(least: int, most: float = float('inf')) -> _Rule:
@@ -46,10 +49,11 @@ _RULES = {
     'default_hooks.logger.interval': _whole(1),
     'optim_wrapper.accumulative_counts': _whole(1),
     'randomness.seed': _Rule(
-        f'{_SEED.expected}, or None for a random one', lambda v: v is None or _SEED.fits(v)),
+        f'{_SEED.expected}, or None for a random one', lambda v: v is None or _SEED.fits(v)
+    ),
     'max_bad_fraction': _Rule('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
     'max_non_finite': _whole(1),
-}  # fmt: skip
+}
 
 
 def check_settings(report: Report, cfg: Config) -> None:
@@ -70,18 +74,25 @@ def check_settings(report: Report, cfg: Config) -> None:
         absent = [key for key in keys if cfg.get(key) is None]
         if 0 < len(absent) < len(keys):
             report.error(
-                absent[0], f'is None, but {" and ".join(k for k in keys if k not in absent)} are '
-                'set', f'Set all of {", ".join(keys)}, or make all None',
-            )  # fmt: skip
+                absent[0],
+                f'is None, but {" and ".join(k for k in keys if k not in absent)} are set',
+                f'Set all of {", ".join(keys)}, or make all None',
+            )
     for loader in _LOADERS:
         settings = cfg.get(loader) or {}
         if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
-            report.error(f'{loader}.persistent_workers', 'is True, but num_workers is 0',
-                         f'Give --cfg-options {loader}.persistent_workers=False')  # fmt: skip
+            report.error(
+                f'{loader}.persistent_workers',
+                'is True, but num_workers is 0',
+                f'Give --cfg-options {loader}.persistent_workers=False',
+            )
     _check_optimisers(report, cfg.get('optim_wrapper'))
     if 'strategy' in cfg and 'runner_type' not in cfg:
-        report.error('strategy', 'is read by runner_type="FlexibleRunner" only',
-                     'Set it, or leave the strategy out')  # fmt: skip
+        report.error(
+            'strategy',
+            'is read by runner_type="FlexibleRunner" only',
+            'Set it, or leave the strategy out',
+        )
     check_signatures(report, cfg)
     check_watched(report, cfg)
 
@@ -105,5 +116,6 @@ def _check_optimisers(report: Report, wrapper: object) -> None:
         try:
             kind([nn.Parameter(torch.zeros(1))], **given)
         except (TypeError, ValueError, RuntimeError) as error:
-            report.error(f'{key}.optimizer', f'{kind.__name__} cannot be built with '
-                                             f'{dict(given)} ({error})')  # fmt: skip
+            report.error(
+                f'{key}.optimizer', f'{kind.__name__} cannot be built with {dict(given)} ({error})'
+            )

@@ -1,5 +1,7 @@
 """Whether /dev/shm has room for the batches that worker processes hand over."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 
@@ -47,7 +49,7 @@ def check_shared_memory(report: Report, cfg: Config) -> None:
             return
 
 
-def _pixels(node: object) -> 'Iterator[int]':
+def _pixels(node: object) -> Iterator[int]:
     """Areas of all sizes that the pipelines of a data set name."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -60,7 +62,7 @@ def _pixels(node: object) -> 'Iterator[int]':
             yield from _pixels(part)
 
 
-def _areas(value: object) -> 'Iterator[int]':
+def _areas(value: object) -> Iterator[int]:
     if type(value) is int:
         yield value * value
     elif isinstance(value, (list, tuple)) and [type(n) for n in value] == [int, int]:

@@ -1,5 +1,7 @@
 """Names in a config: types that exist, arguments that their classes take, figures to watch."""
 
+from __future__ import annotations
+
 import ast
 import difflib
 import inspect
@@ -124,7 +126,7 @@ _FIGURES = {
 }
 
 
-def check_signatures(report: Report, cfg: Config, only: 'Iterable[str]' = ('',)) -> None:
+def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -> None:
     """Find types that do not exist, and settings that nothing takes.
 
     Args:
@@ -164,7 +166,7 @@ def check_watched(report: Report, cfg: Config) -> None:
             _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
 
 
-def find_kind(settings: dict, registry: Registry) -> 'type | None':
+def find_kind(settings: dict, registry: Registry) -> type | None:
     """The class that settings name, in the default scope; None where there is none."""
     kind = settings.get('type')
     if not isinstance(kind, str):
@@ -207,11 +209,7 @@ def check_types(report: Report, key: str, value: object, registry: Registry) -> 
 
 
 def _check_names(
-    report: Report,
-    key: str,
-    settings: object,
-    names: 'set[str] | None',
-    more: 'set[str]' = frozenset(),
+    report: Report, key: str, settings: object, names: set[str] | None, more: set[str] = frozenset()
 ) -> None:
     if names is None or not isinstance(settings, dict):
         return
@@ -229,7 +227,7 @@ def _check_names(
         )
 
 
-def _default_type(key: str, settings: dict) -> 'str | None':
+def _default_type(key: str, settings: dict) -> str | None:
     """The type that mmengine takes where settings name none."""
     if key == 'train_cfg':
         return 'EpochBasedTrainLoop' if settings.get('by_epoch', True) else 'IterBasedTrainLoop'
@@ -237,7 +235,7 @@ def _default_type(key: str, settings: dict) -> 'str | None':
     return dict(defaults, log_processor='LogProcessor').get(key)
 
 
-def _parameters(kind: object) -> 'set[str] | None':
+def _parameters(kind: object) -> set[str] | None:
     """Names that a class or function takes; None where it takes any."""
     names: set[str] = set()
     callables = (
@@ -264,7 +262,7 @@ def _parameters(kind: object) -> 'set[str] | None':
     return None
 
 
-def _taken_of(source: str, name: str) -> 'set[str] | None':
+def _taken_of(source: str, name: str) -> set[str] | None:
     """What an ``__init__`` takes out of its ``**name``, the rest going to the next class.
 
     None where more becomes of it than can be told from its text.
@@ -331,12 +329,12 @@ def _try_hook(report: Report, key: str, kind: type, hook: dict) -> None:
         report.error(key, f'{kind.__name__} cannot be built ({str(error).splitlines()[0]})')
 
 
-def _numbered(key: str, value: object) -> 'list[tuple[str, object]]':
+def _numbered(key: str, value: object) -> list[tuple[str, object]]:
     """Settings, or each of a list of them, with their keys."""
     if isinstance(value, (list, tuple)):
         return [(f'{key}[{i}]', part) for i, part in enumerate(value)]
     return [(key, value)] if value is not None else []
 
 
-def _listed(value: object) -> 'list':
+def _listed(value: object) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,5 +1,7 @@
 """Boxes drawn on images: ground truth above, predictions below."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +23,16 @@ class Boxes:
 
     xyxy: np.ndarray
     labels: np.ndarray
-    scores: 'np.ndarray | None' = None
+    scores: np.ndarray | None = None
 
 
 def draw_gallery(
-    images: 'Sequence[np.ndarray]',
-    truths: 'Sequence[Boxes]',
-    predictions: 'Sequence[Boxes]',
-    classes: 'Sequence[str]',
-    palette: 'Sequence[tuple[int, int, int]]',
-    path: 'str | Path',
+    images: Sequence[np.ndarray],
+    truths: Sequence[Boxes],
+    predictions: Sequence[Boxes],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    path: str | Path,
     score_thr: float = 0.5,
 ) -> Path:
     """Draw a column per image: its ground truth above, its predictions below.
@@ -66,7 +68,7 @@ def draw_gallery(
     return Path(path)
 
 
-def _draw_boxes(axes, boxes: Boxes, palette: 'Sequence', score_thr: float) -> None:
+def _draw_boxes(axes, boxes: Boxes, palette: Sequence, score_thr: float) -> None:
     for i, (x1, y1, x2, y2) in enumerate(boxes.xyxy):
         if boxes.scores is not None and boxes.scores[i] < score_thr:
             continue
@@ -78,6 +80,12 @@ def _draw_boxes(axes, boxes: Boxes, palette: 'Sequence', score_thr: float) -> No
             )
         if boxes.scores is not None:
             axes.text(
-                x1, y1, f'{boxes.scores[i]:.2f}', fontsize=7, color='black', va='bottom',
-                bbox=dict(facecolor=colour, edgecolor='none', pad=0.8), clip_on=True,
-            )  # fmt: skip
+                x1,
+                y1,
+                f'{boxes.scores[i]:.2f}',
+                fontsize=7,
+                color='black',
+                va='bottom',
+                bbox=dict(facecolor=colour, edgecolor='none', pad=0.8),
+                clip_on=True,
+            )

@@ -1,5 +1,7 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Sequence
@@ -15,11 +17,11 @@ from .style import BLUE, LINE_COLOURS, LINE_STYLES, ORANGE, save
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
-def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
+def read_scalars(work_dir: str | Path) -> list[dict]:
     """Scalars of the run in a work dir: of all its starts, joined.
 
     Each start writes a folder of its own. A training that was resumed goes on from a checkpoint:
-    what earlier starts logged from there on is left out. One that began anew replaces all.
+    what earlier starts logged from there on is left out. One that began again replaces all.
 
     Args:
         work_dir (str | Path): What was given to ``tools/train.py --work-dir``.
@@ -43,7 +45,7 @@ def read_scalars(work_dir: 'str | Path') -> 'list[dict]':
     return joined
 
 
-def _read_lines(file: Path) -> 'list[dict]':
+def _read_lines(file: Path) -> list[dict]:
     texts = file.read_text(encoding='utf-8', errors='replace').splitlines()
     lines, damaged = [], []
     for number, text in enumerate(texts, 1):
@@ -55,17 +57,18 @@ def _read_lines(file: Path) -> 'list[dict]':
     if damaged and damaged != [len(texts)]:
         warnings.warn(
             f'{file}: lines {damaged[:5]} are no JSON, as after a full disk, and are left out '
-            f'({len(damaged)} of {len(texts)})', stacklevel=2,
-        )  # fmt: skip
+            f'({len(damaged)} of {len(texts)})',
+            stacklevel=2,
+        )
     return lines
 
 
-def _began_anew(steps: 'list[int]') -> bool:
+def _began_anew(steps: list[int]) -> bool:
     """Whether a start logged the first interval of iterations; one that was resumed did not."""
     return len(steps) > 1 and steps[0] <= steps[1] - steps[0]
 
 
-def _num_before(lines: 'list[dict]', step: int) -> int:
+def _num_before(lines: list[dict], step: int) -> int:
     """How many lines there are before the first one of a training at ``step`` or later."""
     for i, line in enumerate(lines):
         if 'loss' in line and line['step'] >= step:
@@ -73,7 +76,7 @@ def _num_before(lines: 'list[dict]', step: int) -> int:
     return len(lines)
 
 
-def draw_loss_curve(work_dir: 'str | Path', path: 'str | Path') -> Path:
+def draw_loss_curve(work_dir: str | Path, path: str | Path) -> Path:
     """Draw loss and learning rate over iterations.
 
     Args:
@@ -104,7 +107,7 @@ def draw_loss_curve(work_dir: 'str | Path', path: 'str | Path') -> Path:
     return save(figure, path)
 
 
-def draw_curves(work_dirs: 'Sequence[str | Path]', path: 'str | Path') -> Path:
+def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     """Draw loss, learning rate and metric of several runs over their iterations.
 
     Args:
@@ -151,7 +154,7 @@ def draw_curves(work_dirs: 'Sequence[str | Path]', path: 'str | Path') -> Path:
     return save(figure, path)
 
 
-def evaluations(lines: 'Sequence[dict]') -> 'tuple[str, list[tuple[int, float]]]':
+def evaluations(lines: Sequence[dict]) -> tuple[str, list[tuple[int, float]]]:
     """A run's evaluations by their headline metric.
 
     Args:
@@ -172,7 +175,7 @@ def evaluations(lines: 'Sequence[dict]') -> 'tuple[str, list[tuple[int, float]]]
     return name, points
 
 
-def _short_names(folders: 'list[str]') -> 'list[str]':
+def _short_names(folders: list[str]) -> list[str]:
     """The last parts of paths, as many as tell them apart."""
     parts = [Path(folder).resolve().parts for folder in folders]
     for number in range(1, max(map(len, parts)) + 1):

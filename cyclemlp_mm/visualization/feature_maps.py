@@ -1,5 +1,7 @@
 """What the levels of a backbone look like for one image."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from .style import save
 
 def draw_feature_maps(
     image: np.ndarray,
-    levels: 'Sequence[np.ndarray]',
-    strides: 'Sequence[int]',
-    path: 'str | Path',
+    levels: Sequence[np.ndarray],
+    strides: Sequence[int],
+    path: str | Path,
     num_channels: int = 4,
 ) -> Path:
     """Draw a row per level: the mean strength, then the channels that vary most over the image.
@@ -32,8 +34,9 @@ def draw_feature_maps(
     width = 1.7
     figure = Figure(
         figsize=(width * (num_channels + 2), (width * aspect + 0.42) * len(levels)),
-        dpi=120, layout='constrained',
-    )  # fmt: skip
+        dpi=120,
+        layout='constrained',
+    )
     grid = figure.subplots(len(levels), num_channels + 2, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])

@@ -1,5 +1,7 @@
 """Predictions beside ground truth, the worst images first."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +43,8 @@ class Judged:
 
 
 def judge_instances(
-    truth: Instances, found: Instances, score_thr: float, ignored: 'np.ndarray | None' = None
-) -> 'tuple[float, str]':
+    truth: Instances, found: Instances, score_thr: float, ignored: np.ndarray | None = None
+) -> tuple[float, str]:
     """F1 of one image's boxes at an IoU of 0.5, those with the best score matched first.
 
     Args:
@@ -74,7 +76,7 @@ def judge_instances(
     return f1, f'F1 {f1:.2f}: {hits} of {wanted} found, {wrong} wrong'
 
 
-def judge_segments(truth: Segments, found: Segments, num_classes: int) -> 'tuple[float, str]':
+def judge_segments(truth: Segments, found: Segments, num_classes: int) -> tuple[float, str]:
     """Mean IoU over the classes that one image's truth has.
 
     Args:
@@ -98,16 +100,16 @@ def judge_segments(truth: Segments, found: Segments, num_classes: int) -> 'tuple
     return score, f'mIoU {score:.2f} of {len(present)} classes'
 
 
-def worst_first(judged: 'Sequence[Judged]') -> 'list[Judged]':
+def worst_first(judged: Sequence[Judged]) -> list[Judged]:
     """By score, then name."""
     return sorted(judged, key=lambda one: (one.score, one.name))
 
 
 def draw_worst(
-    judged: 'Sequence[Judged]',
-    classes: 'Sequence[str]',
-    palette: 'Sequence[tuple[int, int, int]]',
-    path: 'str | Path',
+    judged: Sequence[Judged],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    path: str | Path,
     score_thr: float = 0.3,
 ) -> Path:
     """Draw a column per image: its ground truth above, the prediction below.
@@ -146,24 +148,31 @@ def draw_worst(
     colours = unit_colours(palette)
     handles = [
         Patch(facecolor=colours[label], edgecolor='#444444', label=classes[label])
-        for label in sorted(seen) if label < len(classes)
-    ]  # fmt: skip
+        for label in sorted(seen)
+        if label < len(classes)
+    ]
     if handles:
         figure.legend(
-            handles=handles, loc='outside lower center', frameon=False, fontsize=8,
+            handles=handles,
+            loc='outside lower center',
+            frameon=False,
+            fontsize=8,
             ncols=min(len(handles), 2 * number + 1),
-        )  # fmt: skip
+        )
     return save(figure, path)
 
 
 def _short(name: str, length: int = 34) -> str:
-    return name if len(name) <= length else f'…{name[1 - length:]}'
+    return name if len(name) <= length else f'…{name[1 - length :]}'
 
 
 def _thumbnail(
-    image: np.ndarray, what: Prediction, classes: 'Sequence[str]', palette: 'Sequence',
+    image: np.ndarray,
+    what: Prediction,
+    classes: Sequence[str],
+    palette: Sequence,
     with_scores: bool,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     small, scaled = fit(image, what, THUMBNAIL)
     if isinstance(scaled, Segments):
         return draw_segments(small, scaled.label_map, palette)

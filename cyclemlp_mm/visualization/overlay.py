@@ -1,5 +1,7 @@
 """Predictions drawn into an image: boxes, masks, segments, and what their colours mean."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ OPACITY = 0.55
 def draw_prediction(
     image: np.ndarray,
     prediction: Prediction,
-    classes: 'Sequence[str]',
+    classes: Sequence[str],
     palette: Palette,
     score_thr: float = 0.3,
 ) -> np.ndarray:
@@ -44,7 +46,7 @@ def draw_prediction(
 
 def fit(
     image: np.ndarray, prediction: Prediction, longer_side: int
-) -> 'tuple[np.ndarray, Prediction]':
+) -> tuple[np.ndarray, Prediction]:
     """Image and prediction resized together: what is drawn on them then keeps its size.
 
     Args:
@@ -68,7 +70,7 @@ def fit(
     return small, Instances(boxes, prediction.scores, prediction.labels, masks)
 
 
-def _resized(mask: dict, size: 'tuple[int, int]') -> dict:
+def _resized(mask: dict, size: tuple[int, int]) -> dict:
     small = cv2.resize(coco_mask.decode(mask), size, interpolation=cv2.INTER_NEAREST)
     return coco_mask.encode(np.asfortranarray(small))
 
@@ -98,7 +100,7 @@ def draw_segments(image: np.ndarray, label_map: np.ndarray, palette: Palette) ->
 def draw_instances(
     image: np.ndarray,
     instances: Instances,
-    classes: 'Sequence[str]',
+    classes: Sequence[str],
     palette: Palette,
     with_scores: bool = True,
 ) -> np.ndarray:
@@ -143,7 +145,7 @@ def draw_instances(
 
 
 def draw_legend(
-    classes: 'Sequence[str]', palette: Palette, labels: 'Sequence[int]', width: int
+    classes: Sequence[str], palette: Palette, labels: Sequence[int], width: int
 ) -> np.ndarray:
     """A strip of colours and their names, in as many lines as it takes.
 
@@ -176,7 +178,7 @@ def draw_legend(
 
 
 def with_legend(
-    picture: np.ndarray, prediction: Prediction, classes: 'Sequence[str]', palette: Palette
+    picture: np.ndarray, prediction: Prediction, classes: Sequence[str], palette: Palette
 ) -> np.ndarray:
     """A picture of segments with the names of those that are in it below; others as they are."""
     if not isinstance(prediction, Segments):
@@ -192,11 +194,11 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _row_blocks(image: np.ndarray, num_rows: int = 256) -> 'list[slice]':
+def _row_blocks(image: np.ndarray, num_rows: int = 256) -> list[slice]:
     return [slice(y, y + num_rows) for y in range(0, image.shape[0], num_rows)]
 
 
-def _inside(box: np.ndarray, size: 'tuple[int, int]') -> 'list[float]':
+def _inside(box: np.ndarray, size: tuple[int, int]) -> list[float]:
     """x1, y1, x2, y2 within an image of (width, height)."""
     x1, y1, x2, y2 = (float(v) for v in box)
     right, bottom = size[0] - 1, size[1] - 1
@@ -207,10 +209,10 @@ def _inside(box: np.ndarray, size: 'tuple[int, int]') -> 'list[float]':
 def _draw_label(
     draw: ImageDraw.ImageDraw,
     text: str,
-    box: 'list[float]',
-    colour: 'tuple[int, int, int]',
+    box: list[float],
+    colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont,
-    size: 'tuple[int, int]',
+    size: tuple[int, int],
 ) -> None:
     """On top of the box; inside it where the image ends, and never out of the image."""
     width, height = font.getlength(text) + 4, font.size + 4

@@ -5,6 +5,8 @@ respect to the image, averaged over images. The size is given as in RepLKNet (ar
 4.1): the side of the smallest square around the centre that holds a share of the sum.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ class ReceptiveField:
     influence: np.ndarray
 
     @property
-    def centre(self) -> 'tuple[float, float]':
+    def centre(self) -> tuple[float, float]:
         """y and x of its centre of mass, in pixels: where a cell looks depends on the paddings."""
         height, width = self.influence.shape
         y = self.influence.sum(axis=1) @ (np.arange(height) + 0.5)
@@ -60,8 +62,8 @@ class ReceptiveField:
 
 
 def receptive_fields(
-    levels: 'Callable[[Tensor], Sequence[Tensor]]', strides: 'Sequence[int]', images: Tensor
-) -> 'list[ReceptiveField]':
+    levels: Callable[[Tensor], Sequence[Tensor]], strides: Sequence[int], images: Tensor
+) -> list[ReceptiveField]:
     """Effective receptive field of every level.
 
     Args:
@@ -94,8 +96,8 @@ def receptive_fields(
 
 
 def resnet50_levels(
-    strides: 'Sequence[int]', checkpoint: 'str | None' = None
-) -> 'Callable[[Tensor], list[Tensor]]':
+    strides: Sequence[int], checkpoint: str | None = None
+) -> Callable[[Tensor], list[Tensor]]:
     """torchvision's ResNet-50, cut to maps of the given strides, in eval mode.
 
     Args:
@@ -126,7 +128,7 @@ def resnet50_levels(
             ) from error
     cut = create_feature_extractor(network.eval(), [names[s] for s in strides])
 
-    def levels(image: Tensor) -> 'list[Tensor]':
+    def levels(image: Tensor) -> list[Tensor]:
         if image.shape[1] != 3:  # of a model of other channels
             image = image.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
         return list(cut(image).values())
@@ -139,7 +141,7 @@ def random_images(number: int, size: int, channels: int = 3) -> Tensor:
     return torch.randn(number, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def as_levels(backbone: nn.Module) -> 'Callable[[Tensor], Sequence[Tensor]]':
+def as_levels(backbone: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
     """A backbone in eval mode, its output norms left out, whose gradients go to the image only.
 
     A LayerNorm's channels sum to a constant, so behind one the sum over the channels has no
@@ -153,9 +155,7 @@ def as_levels(backbone: nn.Module) -> 'Callable[[Tensor], Sequence[Tensor]]':
     return backbone.eval().requires_grad_(False)
 
 
-def draw_receptive_fields(
-    fields: 'Mapping[str, Sequence[ReceptiveField]]', path: 'str | Path'
-) -> Path:
+def draw_receptive_fields(fields: Mapping[str, Sequence[ReceptiveField]], path: str | Path) -> Path:
     """Draw a row per network and a column per level.
 
     Args:
@@ -178,13 +178,18 @@ def draw_receptive_fields(
             )
             sides = [field.side(share) for share in SHARES]
             y, x = field.centre
-            axes.add_patch(Rectangle(
-                (x - 0.5 - sides[0] / 2, y - 0.5 - sides[0] / 2), sides[0], sides[0],
-                fill=False, edgecolor='white', linestyle='--', linewidth=1,
-            ))  # fmt: skip
-            said = ', '.join(
-                f'{s:.0%}: {side} px' for s, side in zip(SHARES, sides, strict=True)
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.5 - sides[0] / 2, y - 0.5 - sides[0] / 2),
+                    sides[0],
+                    sides[0],
+                    fill=False,
+                    edgecolor='white',
+                    linestyle='--',
+                    linewidth=1,
+                )
             )
+            said = ', '.join(f'{s:.0%}: {side} px' for s, side in zip(SHARES, sides, strict=True))
             axes.set_title(f'stride {field.stride}\n{said}', fontsize=8.5)
             axes.set(xticks=[], yticks=[])
     bar = figure.colorbar(drawn, ax=grid, shrink=0.6, aspect=30)

@@ -1,5 +1,7 @@
 """Where a CycleFC reads its input: the staircase over the channels."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +14,7 @@ from cyclemlp_mm.ops.cycle_fc import cycle_offsets
 from .style import BLUE, save
 
 
-def draw_staircase(
-    taps: 'Sequence[int]', path: 'str | Path', channels: 'int | None' = None
-) -> Path:
+def draw_staircase(taps: Sequence[int], path: str | Path, channels: int | None = None) -> Path:
     """Draw a panel per number of taps: for every input channel, the offset at which it is read.
 
     It is what the code does, and what the published weights match; the paper's Fig. 4 draws the
@@ -37,8 +37,9 @@ def draw_staircase(
     reach = max(max(k // 2 for k in taps), 1)
     figure = Figure(
         figsize=(0.6 + len(taps) * max(2.2, 0.36 * (2 * reach + 1)), 1.5 + 0.24 * channels),
-        dpi=120, layout='constrained',
-    )  # fmt: skip
+        dpi=120,
+        layout='constrained',
+    )
     panels = figure.subplots(1, len(taps), squeeze=False, sharey=True)[0]
     for axes, k, steps in zip(panels, taps, offsets, strict=True):
         _draw_panel(axes, k, steps, reach)
@@ -54,8 +55,11 @@ def _draw_panel(axes: Axes, k: int, steps: np.ndarray, reach: int) -> None:
         steps, height=0.86, bottom=np.arange(len(steps)) - 0.43, width=0.9, color=BLUE, zorder=2
     )
     axes.set(xlim=(-reach - 0.6, reach + 0.6), ylim=(len(steps) - 0.4, -0.6))
-    axes.set_xticks(range(-reach, reach + 1), [f'{s:+d}' if s else '0' for s in
-                                               range(-reach, reach + 1)], fontsize=8)  # fmt: skip
+    axes.set_xticks(
+        range(-reach, reach + 1),
+        [f'{s:+d}' if s else '0' for s in range(-reach, reach + 1)],
+        fontsize=8,
+    )
     axes.set_yticks(range(len(steps)))
     axes.tick_params(axis='y', labelsize=8)
     axes.set_xticks(np.arange(-reach - 0.5, reach + 1), minor=True)

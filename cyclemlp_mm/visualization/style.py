@@ -1,5 +1,7 @@
 """How our figures look: colours that all can tell apart, nothing clipped, nothing half written."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ LINE_COLOURS = (BLUE, ORANGE) + tuple(
 LINE_STYLES = ('-', '--', '-.', ':')
 
 
-def save(figure: Figure, path: 'str | Path') -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; its folder is made if need be.
 
     Args:
@@ -42,6 +44,6 @@ def save(figure: Figure, path: 'str | Path') -> Path:
     return path
 
 
-def unit_colours(palette: 'list[tuple[int, int, int]]') -> np.ndarray:
+def unit_colours(palette: list[tuple[int, int, int]]) -> np.ndarray:
     """RGB in 0..255, as matplotlib wants them: float, (N, 3), in 0..1."""
     return np.asarray(palette, float).reshape(-1, 3) / 255

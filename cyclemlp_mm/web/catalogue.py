@@ -3,6 +3,8 @@
 A config is a program, so the page takes none from the browser: it offers names from this list.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class ModelChoice:
 
     name: str
     config: Path
-    checkpoints: 'tuple[Path, ...]'
+    checkpoints: tuple[Path, ...]
 
     def checkpoint(self, name: str) -> Path:
         """The checkpoint of that file name.
@@ -42,9 +44,7 @@ class ModelChoice:
         raise MissingFileError(f'{self.name} has no checkpoint {name!r}')
 
 
-def find_models(
-    work_dirs: 'str | Path', named: 'Sequence[tuple[str, str]]' = ()
-) -> 'list[ModelChoice]':
+def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) -> list[ModelChoice]:
     """All detectors and segmentors that there are.
 
     Args:
@@ -83,7 +83,7 @@ def find_models(
     return found
 
 
-def _checkpoints(folder: Path) -> 'tuple[Path, ...]':
+def _checkpoints(folder: Path) -> tuple[Path, ...]:
     """The last one first, then the best, then the others, newest first."""
     last = folder / 'last_checkpoint'
     last_name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
@@ -96,7 +96,7 @@ def _checkpoints(folder: Path) -> 'tuple[Path, ...]':
     return tuple(sorted((p for p in folder.glob('*.pth') if p.name[0] != '.'), key=rank))
 
 
-def _scope(config: Path) -> 'str | None':
+def _scope(config: Path) -> str | None:
     """What a written config says, without running it."""
     try:
         text = config.read_text(encoding='utf-8')

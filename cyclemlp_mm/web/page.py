@@ -1,5 +1,7 @@
 """The page itself, made with Gradio."""
 
+from __future__ import annotations
+
 import html
 import os
 import re
@@ -48,9 +50,12 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=340):
                 upload = gr.Image(
-                    label='Image', type='filepath', sources=['upload', 'clipboard'], height=230,
+                    label='Image',
+                    type='filepath',
+                    sources=['upload', 'clipboard'],
+                    height=230,
                     elem_id='upload',
-                )  # fmt: skip
+                )
                 # Not decoded by Gradio, whose words for a bad file help nobody: read_upload is
                 # asked. (A subclass would do, but Gradio writes a .pyi beside every one.)
                 upload.preprocess = _uploaded_path
@@ -61,9 +66,13 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
                 button = gr.Button('Predict', variant='primary', elem_id='predict')
             with gr.Column(scale=3):
                 slider = gr.Slider(
-                    0.05, 0.95, value=0.3, step=0.05, label='Score from which objects are shown',
+                    0.05,
+                    0.95,
+                    value=0.3,
+                    step=0.05,
+                    label='Score from which objects are shown',
                     elem_id='score',
-                )  # fmt: skip
+                )
                 problem = gr.HTML(elem_id='problem', visible=True)
                 with gr.Row():
                     panels = [_result_panel('first', True), _result_panel('second', False)]
@@ -94,13 +103,23 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
         inputs = [upload, slider, *first, *second]
         outputs = [*shown, answers, problem]
         gr.on(
-            [upload.upload, upload.clear, button.click], predict, inputs, outputs,
-            concurrency_limit=1, show_progress_on=[panels[0][1]], api_name='predict',
-        )  # fmt: skip
+            [upload.upload, upload.clear, button.click],
+            predict,
+            inputs,
+            outputs,
+            concurrency_limit=1,
+            show_progress_on=[panels[0][1]],
+            api_name='predict',
+        )
         gr.on(
-            [slider.input, slider.change], _redraw, [answers, slider], shown,
-            trigger_mode='always_last', show_progress='hidden', api_visibility='private',
-        )  # fmt: skip
+            [slider.input, slider.change],
+            _redraw,
+            [answers, slider],
+            shown,
+            trigger_mode='always_last',
+            show_progress='hidden',
+            api_visibility='private',
+        )
     return page
 
 
@@ -113,17 +132,17 @@ def without_folders(text: str) -> str:
     return re.sub(r'(?<![\w.:/~])~?/(?:[^/\'"<>|:;,\n]*[^/\'"<>|:;,\s]/)+', '', text)
 
 
-def _uploaded_path(payload: object) -> 'str | None':
+def _uploaded_path(payload: object) -> str | None:
     """Where Gradio has put an upload; it refuses paths that are none of its own before."""
     return None if payload is None else payload.path
 
 
 def _model_choice(
-    workbench: Workbench, names: 'list[str]', chosen: str, label: str, key: str
-) -> 'tuple[gr.Dropdown, gr.Dropdown]':
+    workbench: Workbench, names: list[str], chosen: str, label: str, key: str
+) -> tuple[gr.Dropdown, gr.Dropdown]:
     """A config and, following it, its checkpoints."""
 
-    def checkpoints(name: str) -> 'list[str]':
+    def checkpoints(name: str) -> list[str]:
         return [NONE] if name == NONE else [p.name for p in workbench.model(name).checkpoints]
 
     def follow(name: str) -> gr.Dropdown:
@@ -133,22 +152,28 @@ def _model_choice(
     config = gr.Dropdown(names, value=chosen, label=label, elem_id=f'{key}-config')
     there = checkpoints(chosen)
     checkpoint = gr.Dropdown(
-        there, value=there[0], label='Checkpoint', visible=chosen != NONE,
+        there,
+        value=there[0],
+        label='Checkpoint',
+        visible=chosen != NONE,
         elem_id=f'{key}-checkpoint',
-    )  # fmt: skip
-    config.change(
-        follow, config, checkpoint, show_progress='hidden', api_visibility='private'
     )
+    config.change(follow, config, checkpoint, show_progress='hidden', api_visibility='private')
     return config, checkpoint
 
 
-def _result_panel(key: str, visible: bool) -> 'tuple[gr.Column, gr.Image, gr.HTML]':
+def _result_panel(key: str, visible: bool) -> tuple[gr.Column, gr.Image, gr.HTML]:
     with gr.Column(visible=visible, min_width=280) as column:
         facts = gr.HTML(elem_id=f'{key}-facts')
         picture = gr.Image(
-            label='Result', type='numpy', format='png', interactive=False, height=480,
-            buttons=['download', 'fullscreen'], elem_id=f'{key}-result',
-        )  # fmt: skip
+            label='Result',
+            type='numpy',
+            format='png',
+            interactive=False,
+            height=480,
+            buttons=['download', 'fullscreen'],
+            elem_id=f'{key}-result',
+        )
     return column, picture, facts
 
 
@@ -190,13 +215,25 @@ def launch(
     page.queue(max_size=20, api_open=False)  # no way around it
     try:
         _, url, _ = page.launch(
-            server_name=host, server_port=port or None, share=False, inbrowser=False, quiet=True,
-            max_file_size=int(limits.megabytes * 1e6), allowed_paths=[], show_error=False,
-            prevent_thread_lock=True, ssr_mode=False, pwa=False, mcp_server=False,
-            enable_monitoring=False, state_session_capacity=50, theme=THEME, css=CSS,
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            max_file_size=int(limits.megabytes * 1e6),
+            allowed_paths=[],
+            show_error=False,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            state_session_capacity=50,
+            theme=THEME,
+            css=CSS,
             footer_links=['gradio'],
             app_kwargs=dict(middleware=[Middleware(SameSite, names=[host, *names])]),
-        )  # fmt: skip
+        )
     except OSError as error:
         raise UserError(f'cannot listen on {host}:{port}: {error}') from error
     if block:

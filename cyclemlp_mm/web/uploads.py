@@ -1,5 +1,7 @@
 """Files from the browser: looked at before they are decoded."""
 
+from __future__ import annotations
+
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ class UploadLimits:
     min_side: int = 32
 
 
-def read_upload(path: 'str | Path', limits: UploadLimits) -> np.ndarray:
+def read_upload(path: str | Path, limits: UploadLimits) -> np.ndarray:
     """Decode an upload.
 
     Args:

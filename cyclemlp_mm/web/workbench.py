@@ -1,5 +1,7 @@
 """What the page does behind its buttons: loads models, predicts once, redraws at will."""
 
+from __future__ import annotations
+
 import html
 import threading
 import time
@@ -38,17 +40,15 @@ class Answer:
 
     image: np.ndarray
     prediction: Prediction
-    classes: 'tuple[str, ...]'
-    palette: 'list[tuple[int, int, int]]'
+    classes: tuple[str, ...]
+    palette: list[tuple[int, int, int]]
     seconds: float
     device: str
-    size: 'tuple[int, int]'
+    size: tuple[int, int]
 
     def draw(self, score_thr: float) -> np.ndarray:
         """RGB uint8: the picture with all instances from this score on; the model does not run."""
-        return draw_prediction(
-            self.image, self.prediction, self.classes, self.palette, score_thr
-        )
+        return draw_prediction(self.image, self.prediction, self.classes, self.palette, score_thr)
 
     def describe(self, score_thr: float) -> str:
         """HTML: time, size, and the classes that are drawn, with their colours."""
@@ -65,8 +65,9 @@ class Answer:
         legend = ''.join(
             f'<span class="swatch" style="background:rgb{tuple(self.palette[label])}"></span>'
             f'{html.escape(self.classes[label])} ({share}) '
-            for label, share in shares.items() if label < len(self.classes)
-        )  # fmt: skip
+            for label, share in shares.items()
+            if label < len(self.classes)
+        )
         return f'<p class="facts">{html.escape(facts)}</p><p class="legend">{legend}</p>'
 
 
@@ -80,7 +81,7 @@ class Workbench:
     """
 
     def __init__(
-        self, models: 'Sequence[ModelChoice]', device: 'str | None' = None, max_loaded: int = 3
+        self, models: Sequence[ModelChoice], device: str | None = None, max_loaded: int = 3
     ) -> None:
         self.models = {model.name: model for model in models}
         self.device = device
@@ -119,9 +120,14 @@ class Workbench:
             seconds = time.perf_counter() - start
         shown, prediction = fit(image[..., ::-1], prediction, SHOWN_SIDE)
         return Answer(
-            shown, prediction, predictor.classes, predictor.palette, seconds, predictor.device,
+            shown,
+            prediction,
+            predictor.classes,
+            predictor.palette,
+            seconds,
+            predictor.device,
             (image.shape[1], image.shape[0]),
-        )  # fmt: skip
+        )
 
     def _load(self, model: ModelChoice, checkpoint: str) -> Predictor:
         path = model.checkpoint(checkpoint)

@@ -4,13 +4,7 @@ from cyclemlp_mm.errors import CheckpointError
 
 from .cyclemlp import CYCLEMLP_FORMAT
 from .files import allow_unsafe_loading, read_checkpoint, unsafe_loading
-from .loading import (
-    LoadReport,
-    check_fit,
-    init_from_checkpoint,
-    load_strictly,
-    split_pretrained,
-)
+from .loading import LoadReport, check_fit, init_from_checkpoint, load_strictly, split_pretrained
 from .mmengine_loader import install_safe_loading, read_before_loading
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat

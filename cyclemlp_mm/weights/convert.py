@@ -1,4 +1,6 @@
-"""Any checkpoint of a CycleMLP that we read, written anew: our names, published, safetensors."""
+"""Any checkpoint of a CycleMLP that we read, written again: our names, published, safetensors."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -52,7 +54,7 @@ class Conversion:
 
 
 def convert(
-    source: 'str | Path', target: 'str | Path', to: 'str | None' = None, force: bool = False
+    source: str | Path, target: str | Path, to: str | None = None, force: bool = False
 ) -> Conversion:
     """Read any file that we read, check it against its architecture, and write it in a new format.
 
@@ -112,9 +114,7 @@ def _check_target(target: Path, to: str, force: bool) -> None:
         raise UserError(f'{target} is there already: choose another name, or give --force')
 
 
-def _verify(
-    backbone: 'Mapping[str, Tensor]', classifier: 'Mapping[str, Tensor]', source: str
-) -> str:
+def _verify(backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], source: str) -> str:
     """Check names, shapes and types against the architecture; returns its name."""
     from cyclemlp_mm.models import CycleMLP  # the models import this package
 
@@ -138,9 +138,10 @@ def _verify(
     wrong = [n for n in own if n not in backbone and not n.startswith(_OUTPUT_NORMS)]
     wrong += [n for n in backbone if n not in own]
     wrong += [
-        n for n, tensor in backbone.items()
+        n
+        for n, tensor in backbone.items()
         if n in own and (tensor.shape != own[n].shape or not tensor.is_floating_point())
-    ]  # fmt: skip
+    ]
     if wrong:
         raise CheckpointError(
             f'checkpoint {source} looks like CycleMLP {name}, but {len(wrong)} tensors are '
@@ -148,8 +149,10 @@ def _verify(
         )
     shapes = {n: tuple(t.shape) for n, t in classifier.items()}
     width = arch['widths'][-1]
-    if classifier and shapes != {'weight': (*shapes.get('bias', (0,)), width),
-                                 'bias': shapes.get('bias')}:  # fmt: skip
+    if classifier and shapes != {
+        'weight': (*shapes.get('bias', (0,)), width),
+        'bias': shapes.get('bias'),
+    }:
         raise CheckpointError(
             f'checkpoint {source}: the classifier of a CycleMLP {name} has a weight (classes, '
             f'{width}) and a bias (classes,), but the file has {shapes}'
@@ -157,19 +160,19 @@ def _verify(
     return name
 
 
-def _built(row: 'Mapping[str, object]', stages: int) -> dict:
+def _built(row: Mapping[str, object], stages: int) -> dict:
     """What :func:`arch_of` can tell of an arch of which only the first stages are built."""
     built = {k: v[:stages] if isinstance(v, tuple) else v for k, v in row.items()}
     return built if stages > 1 else {**built, 'downsample': None}
 
 
-def _four_stages(arch: 'Mapping[str, object]') -> dict:
+def _four_stages(arch: Mapping[str, object]) -> dict:
     """An arch dict whose first stages are those of ``arch``; the others will not be built."""
     whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
     return {**whole, 'downsample': arch['downsample'] or 'conv'}
 
 
-def _say(arch: 'Mapping[str, object]') -> str:
+def _say(arch: Mapping[str, object]) -> str:
     return ', '.join(
         f'{key} {"-".join(map(str, value)) if isinstance(value, tuple) else value}'
         for key, value in arch.items()
@@ -177,7 +180,7 @@ def _say(arch: 'Mapping[str, object]') -> str:
     )
 
 
-def _kind(state_dict: 'Mapping[str, Tensor]', paddle: bool) -> str:
+def _kind(state_dict: Mapping[str, Tensor], paddle: bool) -> str:
     if paddle:
         return 'Paddle'
     bare, _ = split_names(state_dict, ANCHORS)
@@ -190,7 +193,7 @@ def _meta(content: object, arch: str, source: str) -> dict:
     return {**content.get('meta', {}), 'arch': arch}
 
 
-def _as_text(meta: dict) -> 'dict[str, str]':
+def _as_text(meta: dict) -> dict[str, str]:
     """What safetensors has place for: without the class names, a detector would guess."""
     text = {'format': 'pt', 'arch': meta['arch']}
     if isinstance(meta.get('dataset_meta'), dict):
@@ -202,9 +205,7 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
-def _write(
-    state_dict: 'dict[str, Tensor]', target: Path, to: str, meta: dict, force: bool
-) -> str:
+def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, force: bool) -> str:
     """Write beside ``target``, read back, then put it in its place; returns its SHA-256."""
     handle, name = tempfile.mkstemp(prefix=f'.{target.name}.', suffix='.part', dir=target.parent)
     part = Path(name)

@@ -15,6 +15,8 @@ Paddle ports use the published names, with each Linear weight transposed, (in, o
 Source of the names: github.com/ShoufaChen/CycleMLP (MIT).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 
@@ -33,17 +35,17 @@ _LAST_LEVEL = 3
 _CONVOLUTION = re.compile(r'patch_embed\.proj|network\.\d*[13579]\.proj')
 
 
-def is_published(names: 'Mapping[str, Tensor]') -> bool:
+def is_published(names: Mapping[str, Tensor]) -> bool:
     """Whether a state dict uses the published names."""
     return any(name.startswith(('network.', 'patch_embed.')) for name in names)
 
 
-def is_certainly_published(names: 'Mapping[str, Tensor]') -> bool:
+def is_certainly_published(names: Mapping[str, Tensor]) -> bool:
     """Whether it is a published CycleMLP and no relative: PVT and others share the first names."""
     return any(re.fullmatch(r'network\.\d+\.\d+\.attn\.sfc_h\.weight', name) for name in names)
 
 
-def is_ours(names: 'Mapping[str, Tensor]') -> bool:
+def is_ours(names: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is that of our backbone, without a prefix."""
     return any(re.fullmatch(r'stages\.\d+\.\d+\.mixer\.sfc_h\.weight', name) for name in names)
 
@@ -61,7 +63,7 @@ def rename(name: str) -> str:
     return re.sub(r'^patch_embed\.', 'stem.', name)
 
 
-def to_ours(published: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a published state dict.
 
     Raises:
@@ -80,7 +82,7 @@ def to_ours(published: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
     return ours
 
 
-def to_published(ours: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`to_ours`, with the constant ``offset`` buffers, in published order.
 
     The last norm gets the classifier's name where there is a classifier, else the dense one.
@@ -109,7 +111,7 @@ def to_published(ours: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
     return {name: published[name] for name in sorted(published, key=_published_order)}
 
 
-def rename_back(name: str, classifier: bool) -> 'str | None':
+def rename_back(name: str, classifier: bool) -> str | None:
     """The published name for one of ours; None if it is not ours."""
     if match := re.fullmatch(r'stages\.(\d+)\.(\d+\..+)', name):
         rest = match[2].replace('.mixer.', '.attn.')
@@ -137,7 +139,7 @@ def is_linear(name: str) -> bool:
     )
 
 
-def from_paddle(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+def from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict of a Paddle port's: each Linear weight (in, out) to (out, in).
 
     A weight that should be Linear and is no matrix stays, for the shape check to name.
@@ -148,7 +150,7 @@ def from_paddle(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
     }
 
 
-def arch_of(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, object] | None':
+def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, object] | None:
     """The ``arch`` dict of a state dict under our names, with the stages that it has.
 
     Stages behind the last returned level are not built, so these may be the first one to four.
@@ -181,7 +183,7 @@ def arch_of(state_dict: 'Mapping[str, Tensor]') -> 'dict[str, object] | None':
     )
 
 
-def describe(state_dict: 'Mapping[str, Tensor]') -> str:
+def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Depths and widths that a state dict under our names holds."""
     depths, widths = {}, {}
     for name, tensor in state_dict.items():
@@ -196,14 +198,14 @@ def describe(state_dict: 'Mapping[str, Tensor]') -> str:
     return f'depths {listed}, widths {"-".join(str(widths[i]) for i in sorted(widths))}'
 
 
-def _published_order(name: str) -> 'tuple[int, int]':
+def _published_order(name: str) -> tuple[int, int]:
     parts = name.split('.')
     groups = ('patch_embed', 'network', 'norm', 'head')
     group = next(i for i, g in enumerate(groups) if parts[0].startswith(g))
     return group, int(parts[1]) if parts[0] == 'network' else 0
 
 
-def _check_offset(name: str, offset: Tensor, kernel_size: 'tuple[int, int]') -> None:
+def _check_offset(name: str, offset: Tensor, kernel_size: tuple[int, int]) -> None:
     # deform_conv2d takes offsets as (1, 2C, 1, 1): dy and dx of channel 0, of channel 1, …
     expected = cycle_offsets(offset.numel() // 2, kernel_size).flatten()
     if not torch.equal(offset.flatten().to(expected.dtype), expected):

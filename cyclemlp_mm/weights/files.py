@@ -248,8 +248,9 @@ def _as_tensors(content: object) -> object:
 def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
     warnings.warn(
         f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can run '
-        'any code', stacklevel=3,
-    )  # fmt: skip
+        'any code',
+        stacklevel=3,
+    )
     with path.open('rb') as file:
         head = file.read(len(_LEGACY_HEAD))
         if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:

@@ -4,6 +4,8 @@ A backbone that is quietly left half-loaded trains, and ends points lower; so wh
 expected difference, by name, raises before anything is copied.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -42,8 +44,8 @@ class LoadReport:
     source: str
     loaded: int = 0
     total: int = 0
-    new: 'dict[str, list[str]]' = field(default_factory=dict)
-    left: 'dict[str, int]' = field(default_factory=dict)
+    new: dict[str, list[str]] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f'loaded {self.loaded} of {self.total} tensors from {self.source}']
@@ -56,8 +58,8 @@ class LoadReport:
 
 
 def split_pretrained(
-    init_cfg: 'dict | list[dict] | None', pretrained: 'str | None'
-) -> 'tuple[list[dict] | None, list[dict]]':
+    init_cfg: dict | list[dict] | None, pretrained: str | None
+) -> tuple[list[dict] | None, list[dict]]:
     """Part an ``init_cfg`` into what mmengine does and the checkpoints that we load.
 
     Args:
@@ -108,7 +110,7 @@ def init_from_checkpoint(
     model: nn.Module,
     published: PublishedFormat,
     checkpoint: str,
-    prefix: 'str | None' = None,
+    prefix: str | None = None,
     map_location: str = 'cpu',
 ) -> LoadReport:
     """Load a backbone and log what was loaded.
@@ -149,10 +151,7 @@ def init_from_checkpoint(
 
 
 def load_strictly(
-    model: nn.Module,
-    published: PublishedFormat,
-    state_dict: 'Mapping[str, Tensor]',
-    source: str,
+    model: nn.Module, published: PublishedFormat, state_dict: Mapping[str, Tensor], source: str
 ) -> LoadReport:
     """Copy ``state_dict``, under our names, into ``model``, if it fits, see :func:`check_fit`.
 
@@ -169,9 +168,9 @@ def load_strictly(
 def check_fit(
     model: nn.Module,
     published: PublishedFormat,
-    state_dict: 'Mapping[str, Tensor]',
+    state_dict: Mapping[str, Tensor],
     source: str,
-    own: 'Mapping[str, Tensor] | None' = None,
+    own: Mapping[str, Tensor] | None = None,
     complete: bool = False,
     prefix: str = '',
 ) -> LoadReport:
@@ -234,8 +233,8 @@ def find_paddle(content: object) -> bool:
 
 
 def to_our_names(
-    published: PublishedFormat, state_dict: 'Mapping[str, Tensor]', paddle: bool, source: str
-) -> 'Mapping[str, Tensor]':
+    published: PublishedFormat, state_dict: Mapping[str, Tensor], paddle: bool, source: str
+) -> Mapping[str, Tensor]:
     """A backbone's state dict under our names, whichever it has.
 
     Args:
@@ -266,9 +265,7 @@ def _check_pretrained_cfg(cfg: dict) -> dict:
     return {key: value for key, value in cfg.items() if key != 'type'}
 
 
-def _kind_of_extra(
-    name: str, published: PublishedFormat, left_out: 'Collection[int]'
-) -> 'str | None':
+def _kind_of_extra(name: str, published: PublishedFormat, left_out: Collection[int]) -> str | None:
     for kind, pattern in published.extras.items():
         if re.fullmatch(pattern, name):
             return kind
@@ -281,7 +278,7 @@ def _kind_of_extra(
     return 'counters of batches' if is_counter(name) else None
 
 
-def _stages_left_out(model: nn.Module, state_dict: 'Mapping[str, Tensor]') -> 'Collection[int]':
+def _stages_left_out(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Collection[int]:
     """Stages of the model's arch that it does not build; none, if the file's have other depths."""
     depths = getattr(model, 'depths', ())
     built = len(getattr(model, 'stages', ()))
@@ -298,11 +295,11 @@ def _stages_left_out(model: nn.Module, state_dict: 'Mapping[str, Tensor]') -> 'C
 def _misfit(
     published: PublishedFormat,
     source: str,
-    own: 'Mapping[str, Tensor]',
-    state_dict: 'Mapping[str, Tensor]',
-    missing: 'list[str]',
-    unexpected: 'list[str]',
-    misshapen: 'list[str]',
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
     prefix: str,
 ) -> str:
     """The message of a file that does not fit: what, how much, and what to do."""
@@ -325,13 +322,13 @@ def _misfit(
     parts = [head]
     in_file, in_model = published.describe(state_dict), published.describe(own)
     if in_file != in_model:
-        parts.append(
-            f'The file holds {in_file}; the model has {in_model}: is it the right arch?'
-        )
+        parts.append(f'The file holds {in_file}; the model has {in_model}: is it the right arch?')
     if missing:
         which = "of the backbone's tensors" if prefix else 'tensors'
-        parts.append(f'{len(missing)} of {len(own)} {which} are missing, e.g. '
-                     f'{[prefix + name for name in missing[:3]]}.')  # fmt: skip
+        parts.append(
+            f'{len(missing)} of {len(own)} {which} are missing, e.g. '
+            f'{[prefix + name for name in missing[:3]]}.'
+        )
     if misshapen:
         name = misshapen[0]
         parts.append(
@@ -340,8 +337,9 @@ def _misfit(
         )
     if unexpected:
         listed = shorten([prefix + name for name in unexpected[:3]], 240)
-        parts.append(f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for '
-                     'them.')  # fmt: skip
+        parts.append(
+            f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for them.'
+        )
     return ' '.join(parts)
 
 

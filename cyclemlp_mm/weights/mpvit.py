@@ -19,6 +19,8 @@ And ``stem.{i}.bn`` is ``stem.{i}.norm``, ``cls_head.cls``, the classifier, ``he
 Source of the names: lists of the published state dicts, not the published code (GPL 3.0).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 
@@ -56,12 +58,12 @@ _RENAMED = tuple(
 )
 
 
-def is_published(names: 'Mapping[str, Tensor]') -> bool:
+def is_published(names: Mapping[str, Tensor]) -> bool:
     """Whether a state dict uses the published names."""
     return any(name.startswith(('mhca_stages.', 'patch_embed_stages.')) for name in names)
 
 
-def is_ours(names: 'Mapping[str, Tensor]') -> bool:
+def is_ours(names: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is that of our backbone, without a prefix."""
     return any(re.fullmatch(r'stages\.\d+\.paths\.\d+\.position\.weight', n) for n in names)
 
@@ -73,7 +75,7 @@ def rename(name: str) -> str:
     return name
 
 
-def to_ours(published: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a published state dict.
 
     Raises:
@@ -93,7 +95,7 @@ def to_ours(published: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
     return ours
 
 
-def describe(state_dict: 'Mapping[str, Tensor]') -> str:
+def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Paths, depths and widths that a state dict under our names holds."""
     paths, depths, widths = {}, {}, {}
     for name, tensor in state_dict.items():
@@ -105,8 +107,10 @@ def describe(state_dict: 'Mapping[str, Tensor]') -> str:
             widths[stage] = tensor.shape[0]
     if not paths:
         return 'no MPViT stage'
-    said = (f'{what} {"-".join(str(found[i]) for i in sorted(found))}'
-            for what, found in (('paths', paths), ('depths', depths), ('widths', widths)))
+    said = (
+        f'{what} {"-".join(str(found[i]) for i in sorted(found))}'
+        for what, found in (('paths', paths), ('depths', depths), ('widths', widths))
+    )
     return ', '.join(said)
 
 

@@ -6,6 +6,8 @@ calls what is on its list with whatever arguments a file gives. The C form of Py
 cannot be told what may be called and whose attributes may be set.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import decimal
@@ -37,9 +39,16 @@ _LARGEST_KEY = 2**61 - 2  # Python's hash modulus: beyond, a file can give all o
 _MOST_DIMENSIONS = 32  # numpy's own limit before 2.0
 _TEXT_ID = re.compile(r"\('storage', <class '([\w.]+)'>, '(\w+)', '[^']*', (\d{1,18})\)")
 _NONSENSE = (
-    AttributeError, LookupError, MemoryError, OverflowError, RuntimeError, TypeError,
-    ValueError, pickle.UnpicklingError, NotImplementedError,
-)  # fmt: skip
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    NotImplementedError,
+)
 
 
 class Named:
@@ -67,7 +76,7 @@ class Storage:
         flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0)
         self.untyped = flat.untyped_storage()
 
-    def of(self, dtype: torch.dtype, count: int) -> 'Storage':
+    def of(self, dtype: torch.dtype, count: int) -> Storage:
         """These bytes as ``count`` numbers of a type.
 
         Raises:
@@ -234,19 +243,31 @@ class SafeUnpickler(pickle._Unpickler):
         pickle.FROZENSET[0]: _of_marked(_frozenset),
         **dict.fromkeys(
             (
-                pickle.INST[0], pickle.OBJ[0], pickle.NEWOBJ_EX[0], pickle.EXT1[0], pickle.EXT2[0],
-                pickle.EXT4[0], pickle.NEXT_BUFFER[0], pickle.READONLY_BUFFER[0],
+                pickle.INST[0],
+                pickle.OBJ[0],
+                pickle.NEWOBJ_EX[0],
+                pickle.EXT1[0],
+                pickle.EXT2[0],
+                pickle.EXT4[0],
+                pickle.NEXT_BUFFER[0],
+                pickle.READONLY_BUFFER[0],
             ),
             _refuse_operation,
         ),
-    }  # fmt: skip
+    }
 
 
 def refuse(value: object) -> RefusedContent:
     """The error of a file that holds or calls what is not allowed."""
-    name = value.name if isinstance(value, (Named, StorageType, Storage)) else (
-        f'{value.__module__}.{value.__qualname__}' if isinstance(value, type) else shorten(value)
-    )  # fmt: skip
+    name = (
+        value.name
+        if isinstance(value, (Named, StorageType, Storage))
+        else (
+            f'{value.__module__}.{value.__qualname__}'
+            if isinstance(value, type)
+            else shorten(value)
+        )
+    )
     return RefusedContent(
         f'it holds {shorten(name)}, which is not among the types that a checkpoint may hold '
         '(tensors, numbers, strings, containers, numpy arrays, mmengine logs, arguments of a '
@@ -614,65 +635,128 @@ _NONE = type(None)
 _TIMES = (bytes, int, str, _NONE, datetime.timedelta, datetime.timezone)
 _PATHS = (pathlib.PurePosixPath, pathlib.PureWindowsPath)
 _NUMBERS = {
-    np.bool_, np.str_, np.bytes_, np.float16, np.float32, np.float64, np.complex64, np.complex128,
-    np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
-}  # fmt: skip
+    np.bool_,
+    np.str_,
+    np.bytes_,
+    np.float16,
+    np.float32,
+    np.float64,
+    np.complex64,
+    np.complex128,
+    np.int8,
+    np.int16,
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.uint16,
+    np.uint32,
+    np.uint64,
+}
 _WITH_ATTRIBUTES = (argparse.Namespace, types.SimpleNamespace)
 _SIZED = (str, bytes, bytearray, list, tuple, dict)
 _CONTAINERS = (dict, list, tuple, deque, *_WITH_ATTRIBUTES)
 _KEYS = (
-    str, int, float, bytes, _NONE, np.generic, pathlib.PurePath, datetime.date, datetime.timedelta,
-    torch.dtype, torch.device, uuid.UUID,
-)  # fmt: skip
+    str,
+    int,
+    float,
+    bytes,
+    _NONE,
+    np.generic,
+    pathlib.PurePath,
+    datetime.date,
+    datetime.timedelta,
+    torch.dtype,
+    torch.device,
+    uuid.UUID,
+)
 
 #: Classes, and what stands for calling them; None: a file may name them, not call them.
 _CLASSES = {
     OrderedDict: lambda items=(): _dict_of(OrderedDict(), items),
     Counter: lambda items=(): _dict_of(Counter(), items),
     ConfigDict: lambda items=(): _dict_of(ConfigDict(), items),
-    defaultdict: _default_dict, deque: _deque, HistoryBuffer: lambda: HistoryBuffer(),
+    defaultdict: _default_dict,
+    deque: _deque,
+    HistoryBuffer: lambda: HistoryBuffer(),
     set: lambda items=(): set(_list_of(items)),
     frozenset: lambda items=(): frozenset(_list_of(items)),
     tuple: lambda items=(): tuple(_list_of(items)),  # Paddle: a name and an array
-    bytearray: _bytearray, bytes: _plain(bytes), complex: _plain(complex, int, float),
-    range: _plain(range, int), slice: _plain(slice, int, _NONE),
-    decimal.Decimal: _plain(decimal.Decimal, str), uuid.UUID: lambda: uuid.UUID(int=0),
-    **{kind: _plain(kind, *_TIMES) for kind in (
-        datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)},
+    bytearray: _bytearray,
+    bytes: _plain(bytes),
+    complex: _plain(complex, int, float),
+    range: _plain(range, int),
+    slice: _plain(slice, int, _NONE),
+    decimal.Decimal: _plain(decimal.Decimal, str),
+    uuid.UUID: lambda: uuid.UUID(int=0),
+    **{
+        kind: _plain(kind, *_TIMES)
+        for kind in (
+            datetime.datetime,
+            datetime.date,
+            datetime.time,
+            datetime.timedelta,
+            datetime.timezone,
+        )
+    },
     **{kind: _plain(kind) for kind in _WITH_ATTRIBUTES},
     **{kind: _plain(kind, str) for kind in (*_PATHS, type(pathlib.Path()))},
-    np.dtype: _dtype, np.ndarray: None, torch.device: _plain(torch.device, str, int),
+    np.dtype: _dtype,
+    np.ndarray: None,
+    torch.device: _plain(torch.device, str, int),
     torch.Size: lambda sizes=(): torch.Size(check_sizes(sizes, 'size')),
-    torch.Tensor: None, torch.nn.Parameter: None,
+    torch.Tensor: None,
+    torch.nn.Parameter: None,
     **dict.fromkeys((int, float, str, bool, list, dict, object, *_NUMBERS)),
-}  # fmt: skip
+}
 _STATES = {
-    OrderedDict: _set_ordered_dict, HistoryBuffer: _set_history, uuid.UUID: _set_uuid,
-    np.dtype: _set_dtype, np.ndarray: _set_array,
+    OrderedDict: _set_ordered_dict,
+    HistoryBuffer: _set_history,
+    uuid.UUID: _set_uuid,
+    np.dtype: _set_dtype,
+    np.ndarray: _set_array,
     **dict.fromkeys(_WITH_ATTRIBUTES, _set_attributes),
-}  # fmt: skip
+}
 _FUNCTIONS = {
-    'builtins.getattr': _attribute, 'builtins.type': _type_of, '_codecs.encode': _encode,
-    'copyreg._reconstructor': _object_of, 'copy_reg._reconstructor': _object_of,
+    'builtins.getattr': _attribute,
+    'builtins.type': _type_of,
+    '_codecs.encode': _encode,
+    'copyreg._reconstructor': _object_of,
+    'copy_reg._reconstructor': _object_of,
     # numpy 1 and 2 name their insides differently.
-    **{f'{core}.{name}': call for core in ('numpy.core', 'numpy._core') for name, call in {
-        'multiarray._reconstruct': _empty_array, 'multiarray.scalar': _scalar,
-        'numeric._frombuffer': _array_from_buffer}.items()},
-    'torch._utils._rebuild_tensor': _tensor, 'torch._utils._rebuild_tensor_v2': _tensor,
-    'torch._utils._rebuild_tensor_v3': _tensor_v3, 'torch._utils._rebuild_parameter': _parameter,
+    **{
+        f'{core}.{name}': call
+        for core in ('numpy.core', 'numpy._core')
+        for name, call in {
+            'multiarray._reconstruct': _empty_array,
+            'multiarray.scalar': _scalar,
+            'numeric._frombuffer': _array_from_buffer,
+        }.items()
+    },
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor_v3,
+    'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _tensor_of_type,
-    'torch._utils._rebuild_sparse_tensor': _sparse, 'torch.serialization._get_layout': _layout,
-}  # fmt: skip
+    'torch._utils._rebuild_sparse_tensor': _sparse,
+    'torch.serialization._get_layout': _layout,
+}
 _LAYOUTS = {str(v): v for v in vars(torch).values() if isinstance(v, torch.layout)}
 _DTYPES = {str(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _STORAGES = {
-    'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
-    'ShortStorage': torch.int16, 'CharStorage': torch.int8, 'ByteStorage': torch.uint8,
-    'BoolStorage': torch.bool, 'ComplexDoubleStorage': torch.complex128,
+    'DoubleStorage': torch.float64,
+    'FloatStorage': torch.float32,
+    'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16,
+    'LongStorage': torch.int64,
+    'IntStorage': torch.int32,
+    'ShortStorage': torch.int16,
+    'CharStorage': torch.int8,
+    'ByteStorage': torch.uint8,
+    'BoolStorage': torch.bool,
+    'ComplexDoubleStorage': torch.complex128,
     'ComplexFloatStorage': torch.complex64,
-}  # fmt: skip
+}
 
 _CALLS = {id(kind): call for kind, call in _CLASSES.items()}
 _MADE_OF_KEYS = [_CLASSES[kind] for kind in (OrderedDict, Counter, ConfigDict, set, frozenset)]
@@ -680,15 +764,28 @@ _MADE_OF_KEYS = [_CLASSES[kind] for kind in (OrderedDict, Counter, ConfigDict, s
 _NAMES: dict[str, object] = {
     **{f'{kind.__module__}.{kind.__qualname__}': kind for kind in _CLASSES},
     # A path of the other system is a path without its files; Python 3.13 has another module.
-    **{f'{module}.{name}': kind for module in ('pathlib', 'pathlib._local') for name, kind in {
-        'PosixPath': _PATHS[0], 'WindowsPath': _PATHS[1], 'PurePosixPath': _PATHS[0],
-        'PureWindowsPath': _PATHS[1], type(pathlib.Path()).__name__: type(pathlib.Path()),
-       }.items()},
-    'builtins.xrange': range, 'builtins.long': int, 'builtins.unicode': str,
-    'builtins.Ellipsis': ..., 'builtins.NotImplemented': NotImplemented,
+    **{
+        f'{module}.{name}': kind
+        for module in ('pathlib', 'pathlib._local')
+        for name, kind in {
+            'PosixPath': _PATHS[0],
+            'WindowsPath': _PATHS[1],
+            'PurePosixPath': _PATHS[0],
+            'PureWindowsPath': _PATHS[1],
+            type(pathlib.Path()).__name__: type(pathlib.Path()),
+        }.items()
+    },
+    'builtins.xrange': range,
+    'builtins.long': int,
+    'builtins.unicode': str,
+    'builtins.Ellipsis': ...,
+    'builtins.NotImplemented': NotImplemented,
     **{name: Named(name, call) for name, call in _FUNCTIONS.items()},
     **_DTYPES,
-    **{f'torch.{more}{name}': StorageType(f'torch.{name}', dtype)
-       for name, dtype in _STORAGES.items() for more in ('', 'cuda.')},
+    **{
+        f'torch.{more}{name}': StorageType(f'torch.{name}', dtype)
+        for name, dtype in _STORAGES.items()
+        for more in ('', 'cuda.')
+    },
     'torch.storage.UntypedStorage': StorageType('torch.storage.UntypedStorage', torch.uint8),
-}  # fmt: skip
+}

@@ -1,5 +1,7 @@
 """What a family's published files look like: the interface a family's name mapping fills in."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +20,7 @@ def _count(state_dict: StateDict) -> str:
     return f'{len(state_dict)} tensors'
 
 
-def _no_paddle(state_dict: StateDict) -> 'dict[str, Tensor]':
+def _no_paddle(state_dict: StateDict) -> dict[str, Tensor]:
     raise CheckpointError(
         'it is a Paddle file, of a family without a known Paddle port: which of its weights are '
         'transposed is not known'
@@ -50,9 +52,9 @@ class PublishedFormat:
     family: str
     example: str
     is_published: Callable[[StateDict], bool] = _never
-    to_ours: Callable[[StateDict], 'dict[str, Tensor]'] = dict
+    to_ours: Callable[[StateDict], dict[str, Tensor]] = dict
     describe: Callable[[StateDict], str] = _count
-    from_paddle: Callable[[StateDict], 'dict[str, Tensor]'] = _no_paddle
-    extras: 'Mapping[str, str]' = field(default_factory=dict)
+    from_paddle: Callable[[StateDict], dict[str, Tensor]] = _no_paddle
+    extras: Mapping[str, str] = field(default_factory=dict)
     is_certain: Callable[[StateDict], bool] = _never
     is_ours: Callable[[StateDict], bool] = _never

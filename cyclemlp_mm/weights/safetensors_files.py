@@ -6,6 +6,8 @@ where the metadata has more than one entry, so a conversion's SHA-256 would say 
 then the bytes of the tensors, little-endian, without gaps.
 """
 
+from __future__ import annotations
+
 import json
 import struct
 from collections.abc import Mapping
@@ -24,15 +26,22 @@ _METADATA = '__metadata__'
 _LENGTH_SIZE = 8
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _NAMES = {
-    torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16',
-    torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8',
-    torch.uint8: 'U8', torch.bool: 'BOOL',
-}  # fmt: skip
+    torch.float64: 'F64',
+    torch.float32: 'F32',
+    torch.float16: 'F16',
+    torch.bfloat16: 'BF16',
+    torch.int64: 'I64',
+    torch.int32: 'I32',
+    torch.int16: 'I16',
+    torch.int8: 'I8',
+    torch.uint8: 'U8',
+    torch.bool: 'BOOL',
+}
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
     """Whether a file of ``size`` bytes that begins with ``head`` (9 bytes) is of this format."""
-    if len(head) < _LENGTH_SIZE + 1 or head[_LENGTH_SIZE:_LENGTH_SIZE + 1] != b'{':
+    if len(head) < _LENGTH_SIZE + 1 or head[_LENGTH_SIZE : _LENGTH_SIZE + 1] != b'{':
         return False
     # A length that is too large still makes it one: a truncated one, which is worth saying.
     return struct.unpack('<Q', head[:_LENGTH_SIZE])[0] <= max(size, _LARGEST_HEADER)
@@ -49,8 +58,10 @@ def read_safetensors(content: bytes) -> dict[str, object]:
         import safetensors
         from safetensors.torch import load
     except ImportError as error:
-        raise UserError(f'reading safetensors files needs the library safetensors ({error}): '
-                        '`pip install safetensors`') from error  # fmt: skip
+        raise UserError(
+            f'reading safetensors files needs the library safetensors ({error}): '
+            '`pip install safetensors`'
+        ) from error
     try:
         state_dict = load(content)
         length = struct.unpack('<Q', content[:_LENGTH_SIZE])[0]
@@ -66,7 +77,7 @@ def read_safetensors(content: bytes) -> dict[str, object]:
 
 
 def write_safetensors(
-    state_dict: 'Mapping[str, Tensor]', file: BinaryIO, metadata: 'Mapping[str, str]'
+    state_dict: Mapping[str, Tensor], file: BinaryIO, metadata: Mapping[str, str]
 ) -> None:
     """Write names and tensors.
 
@@ -85,8 +96,10 @@ def write_safetensors(
             raise DamagedFile(f'{name} is of {tensor.dtype}, which safetensors does not have')
         end = at + tensor.numel() * tensor.element_size()
         header[name] = {
-            'dtype': _NAMES[tensor.dtype], 'shape': list(tensor.shape), 'data_offsets': [at, end]
-        }  # fmt: skip
+            'dtype': _NAMES[tensor.dtype],
+            'shape': list(tensor.shape),
+            'data_offsets': [at, end],
+        }
         at = end
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)  # so that the tensors are aligned

@@ -95,9 +95,11 @@ def read_legacy(file: BinaryIO, size: int) -> object:
 
     content = _LegacyUnpickler(file, size, storage).load()
     keys = SafeUnpickler(file, size).load()
-    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or (
-        sorted(keys) != sorted(storages)
-    ):  # fmt: skip
+    if (
+        not isinstance(keys, list)
+        or any(type(key) is not str for key in keys)
+        or (sorted(keys) != sorted(storages))
+    ):
         raise DamagedFile('the list of its tensors does not fit its tensors')
     for key in keys:
         content_of, dtype = storages[key].content, storages[key].dtype

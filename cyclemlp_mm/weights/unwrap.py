@@ -21,9 +21,18 @@ _TORCH_PARTS = re.compile(
 )
 #: Names that others give to what they wrap a model in: Lightning, timm, DeiT, EMA, plain loops.
 _OUTER_PARTS = {
-    'module', 'model', 'net', 'network', 'backbone', 'ema', 'ema_model', 'model_ema',
-    'state_dict_ema', 'ema_state_dict', 'model_state_dict',
-}  # fmt: skip
+    'module',
+    'model',
+    'net',
+    'network',
+    'backbone',
+    'ema',
+    'ema_model',
+    'model_ema',
+    'state_dict_ema',
+    'ema_state_dict',
+    'model_state_dict',
+}
 #: Counts of updates in the state of an averaged model, PyTorch's and mmengine's.
 _AVERAGES = ('n_averaged', 'steps')
 

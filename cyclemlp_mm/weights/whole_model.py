@@ -18,13 +18,7 @@ from .loading import find_paddle, to_our_names
 from .mpvit import MPVIT_FORMAT
 from .published import PublishedFormat
 from .repmlp import REPMLP_FORMAT
-from .unwrap import (
-    find_state_dict,
-    mapping_in,
-    plain_name,
-    split_names,
-    with_prefix,
-)
+from .unwrap import find_state_dict, mapping_in, plain_name, split_names, with_prefix
 
 #: Families whose files are taken for whole models, recognised by their names.
 FAMILIES = (CYCLEMLP_FORMAT, MPVIT_FORMAT, REPMLP_FORMAT)
@@ -182,9 +176,7 @@ def split_whole(
 
 
 def join_whole(
-    backbone: Mapping[str, Tensor],
-    classifier: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor],
+    backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], rest: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The inverse of :func:`split_whole`: the names of our models' checkpoints."""
     named = with_prefix(classifier, 'head.fc.')

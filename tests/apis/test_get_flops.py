@@ -14,8 +14,9 @@ def test_a_backbone_as_a_user_counts_it(tmp_path):
     _, printed = run_tool('get_flops.py', '--arch', 'b2', cwd=tmp_path)
     assert 'CycleMLP b2 at 224 x 224' in printed
     assert re.search(r'multiply-adds +3\.8[89] G', printed)
-    _, printed = run_tool('get_flops.py', 'fpn_cyclemlp_b1_512x512_40k_ade20k', '--json',
-                          cwd=tmp_path, fresh=True)  # fmt: skip
+    _, printed = run_tool(
+        'get_flops.py', 'fpn_cyclemlp_b1_512x512_40k_ade20k', '--json', cwd=tmp_path, fresh=True
+    )
     found = json.loads(printed)  # nothing else is printed, not even what mmseg warns of
     assert found['size'] == [512, 512]
     assert found['multiply_adds'] == sum(found['parts'].values())
@@ -28,8 +29,9 @@ def test_proposals_of_a_two_stage_detector_are_counted(capsys):
     found = get_flops([name, '--size', '64', '96'])
     parts = found['parts']
     assert parts['roi_head.bbox_head'] == 1000 * (7 * 7 * 256 * 1024 + 1024**2 + 1024 * (81 + 320))
-    few = get_flops([name, '--size', '64', '96', '--cfg-options',
-                     'model.test_cfg.rcnn.max_per_img=10'])  # fmt: skip
+    few = get_flops(
+        [name, '--size', '64', '96', '--cfg-options', 'model.test_cfg.rcnn.max_per_img=10']
+    )
     assert parts['roi_head.mask_head'] == 10 * few['parts']['roi_head.mask_head']
     assert 'roi_head.mask_head' in capsys.readouterr().out
 

@@ -63,8 +63,22 @@ def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatc
     """The size of the annotations decides: in the test, its pictures and the gallery."""
     config, checkpoint, data = map(str, request.getfixturevalue(task))
     monkeypatch.chdir(tmp_path)
-    evaluate([config, checkpoint, '--data', data, '--work-dir', 'wd', '--out', 'found.pkl',
-              '--show-dir', 'drawn', '--cfg-options', *NO_WORKERS])  # fmt: skip
+    evaluate(
+        [
+            config,
+            checkpoint,
+            '--data',
+            data,
+            '--work-dir',
+            'wd',
+            '--out',
+            'found.pkl',
+            '--show-dir',
+            'drawn',
+            '--cfg-options',
+            *NO_WORKERS,
+        ]
+    )
     found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
     assert [tuple(one['ori_shape']) for one in found] == 3 * [SIZE[::-1]]
     assert {height for _, height in sizes((tmp_path / 'drawn').iterdir())} == {SIZE[1]}
@@ -97,8 +111,21 @@ def test_a_broken_image_in_a_test_counts_as_black(detector, tmp_path, monkeypatc
     content = broken.read_bytes()
     broken.write_bytes(content[:-200])
     try:
-        evaluate([config, checkpoint, '--data', data, '--work-dir', 'wd', '--show-dir', 'drawn',
-                  '--cfg-options', *NO_WORKERS, 'max_bad_fraction=0.5'])  # fmt: skip
+        evaluate(
+            [
+                config,
+                checkpoint,
+                '--data',
+                data,
+                '--work-dir',
+                'wd',
+                '--show-dir',
+                'drawn',
+                '--cfg-options',
+                *NO_WORKERS,
+                'max_bad_fraction=0.5',
+            ]
+        )
         [log] = (tmp_path / 'wd').glob('*/*.log')
         assert f'image skipped: {broken}: is truncated' in log.read_text()
         assert sizes([tmp_path / 'drawn' / broken.name]) == {(2 * SIZE[0], SIZE[1])}
@@ -120,8 +147,20 @@ def test_pictures_of_images_of_one_name_in_sub_folders(detector, tmp_path, monke
         image['file_name'] = name
     path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
-    evaluate([config, checkpoint, '--data', str(data), '--work-dir', 'wd', '--show-dir', 'drawn',
-              '--cfg-options', *NO_WORKERS])  # fmt: skip
+    evaluate(
+        [
+            config,
+            checkpoint,
+            '--data',
+            str(data),
+            '--work-dir',
+            'wd',
+            '--show-dir',
+            'drawn',
+            '--cfg-options',
+            *NO_WORKERS,
+        ]
+    )
     drawn = sorted(str(p.relative_to(tmp_path / 'drawn')) for p in tmp_path.glob('drawn/*/*.jpg'))
     assert drawn == ['cam0/0.jpg', 'cam0/1.jpg', 'cam1/0.jpg', 'cam1/1.jpg']
 
@@ -161,8 +200,11 @@ def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, lo
     report = infer([config, checkpoint, f'{data}/images/validation', '--out', 'out'])
     assert report.num_images == 3 and len(list(tmp_path.glob('out/vis/*'))) == 3
     image = str(min(data.glob('images/validation/*')))
-    for arguments in (['features', config, checkpoint, image], ['gallery', config, checkpoint],
-                      ['field', config, '--size', '64', '--number', '1']):  # fmt: skip
+    for arguments in (
+        ['features', config, checkpoint, image],
+        ['gallery', config, checkpoint],
+        ['field', config, '--size', '64', '--number', '1'],
+    ):
         visualize([*arguments, '--out', f'{arguments[0]}.png'])
         assert (tmp_path / f'{arguments[0]}.png').is_file()
     if load is GREY:  # what is decoded elsewhere, as frames of videos are

@@ -24,18 +24,27 @@ def parsed(*values):
     [
         ("dict(type='X')", dict(type='X')),
         ("dict(type='X',checkpoint='a b.pth')", dict(type='X', checkpoint='a b.pth')),
-        ("[dict(type='A',n=(1,-2)),dict(b=dict(c=None))]",
-         [dict(type='A', n=(1, -2)), dict(b=dict(c=None))]),
+        (
+            "[dict(type='A',n=(1,-2)),dict(b=dict(c=None))]",
+            [dict(type='A', n=(1, -2)), dict(b=dict(c=None))],
+        ),
         ("{'a': True, 'b': [1.5]}", dict(a=True, b=[1.5])),
         ("('traffic light','car')", ('traffic light', 'car')),
         ('/data/my images/x.pth', '/data/my images/x.pth'),
         ("'a, b'", 'a, b'),
         # As mmengine reads them.
-        ('(64,64)', (64, 64)), ('(64)', (64,)), ('[a,b]', ['a', 'b']), ('a,b', ['a', 'b']),
-        ('1e-3', 1e-3), ('true', True), ('None', None), ('[(a,1),(b,2)]', [('a', 1), ('b', 2)]),
-        ('x=y', 'x=y'), ('', ''),
+        ('(64,64)', (64, 64)),
+        ('(64)', (64,)),
+        ('[a,b]', ['a', 'b']),
+        ('a,b', ['a', 'b']),
+        ('1e-3', 1e-3),
+        ('true', True),
+        ('None', None),
+        ('[(a,1),(b,2)]', [('a', 1), ('b', 2)]),
+        ('x=y', 'x=y'),
+        ('', ''),
     ],
-)  # fmt: skip
+)
 def test_values(text, value):
     found = parsed(f'a.b={text}')['a.b']
     assert found == value and type(found) is type(value)
@@ -68,10 +77,14 @@ def prepared(config, folder, *options):
 def test_what_is_typed_wins_over_data(data):
     pytest.importorskip('mmdet')
     cfg = prepared(
-        DET, data / 'coco', 'val_dataloader.dataset.ann_file=annotations/other.json',
-        'val_evaluator.ann_file=other.json', 'model.bbox_head.num_classes=7',
-        'train_dataloader.dataset.metainfo.classes=("a","b")', 'test_evaluator.topk=9',
-    )  # fmt: skip
+        DET,
+        data / 'coco',
+        'val_dataloader.dataset.ann_file=annotations/other.json',
+        'val_evaluator.ann_file=other.json',
+        'model.bbox_head.num_classes=7',
+        'train_dataloader.dataset.metainfo.classes=("a","b")',
+        'test_evaluator.topk=9',
+    )
     assert cfg.val_dataloader.dataset.ann_file == 'annotations/other.json'
     assert cfg.val_evaluator.ann_file == 'other.json'
     assert cfg.model.bbox_head.num_classes == 7
@@ -86,10 +99,13 @@ def test_what_is_typed_wins_over_data_in_segmentation(data):
     pytest.importorskip('mmseg')
     before = load_config(SEG).train_dataloader.dataset.pipeline
     cfg = prepared(
-        SEG, data / 'ade', 'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
-        'model.decode_head.num_classes=9', 'val_dataloader.dataset.img_suffix=.tif',
+        SEG,
+        data / 'ade',
+        'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
+        'model.decode_head.num_classes=9',
+        'val_dataloader.dataset.img_suffix=.tif',
         'train_dataloader.dataset.reduce_zero_label=False',
-    )  # fmt: skip
+    )
     steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
     assert steps[before[3].type].crop_size == (32, 32) and 'CheckLabels' in steps
     assert sum('crop_size' in step for step in steps.values()) == 1
@@ -101,8 +117,10 @@ def test_what_is_typed_wins_over_data_in_segmentation(data):
 
 def test_an_evaluation_names_a_misspelt_setting(data):
     pytest.importorskip('mmdet')
-    for option, right in (('test_dataloader.batchsize=1', 'batch_size'),
-                          ('test_evaluator.metrics_items=1', 'metric_items')):  # fmt: skip
+    for option, right in (
+        ('test_dataloader.batchsize=1', 'batch_size'),
+        ('test_evaluator.metrics_items=1', 'metric_items'),
+    ):
         with pytest.raises(UserError, match=rf'before the evaluation found 1 error:\s.*{right}'):
             apis.test([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
 

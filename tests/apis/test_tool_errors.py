@@ -61,11 +61,13 @@ def test_errors_are_short(tool, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     'arguments',
     [
-        ['infer.py', 'c', 'c.pth', 'a.jpg'], ['export.py', 'c', 'c.pth', 'c.onnx'],
-        ['get_flops.py', 'c'], ['visualize.py', 'field', 'c'],
+        ['infer.py', 'c', 'c.pth', 'a.jpg'],
+        ['export.py', 'c', 'c.pth', 'c.onnx'],
+        ['get_flops.py', 'c'],
+        ['visualize.py', 'field', 'c'],
         ['visualize.py', 'gallery', 'c', 'c.pth'],
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_none(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [*arguments, '--cfg-options', 'foo'])
     with pytest.raises(SystemExit) as caught:
@@ -140,7 +142,7 @@ def test_a_process_whose_partner_ended_says_what_it_saw(monkeypatch, capsys):
     assert line.startswith('process 1: stopped') and PARTNER_GONE in line
 
 
-BROKEN_MODULE = '''
+BROKEN_MODULE = """
 import torch
 from mmengine.registry import MODELS
 
@@ -152,7 +154,7 @@ class BrokenBackbone(torch.nn.Module):
 
     def forward(self, x):
         return x
-'''
+"""
 CONFIG = """
 _base_ = '{base}'
 custom_imports = dict(imports=['{module}'])
@@ -215,9 +217,13 @@ def test_settings_of_a_new_backbone_are_a_sentence(
 
 
 @pytest.mark.parametrize(
-    'module, error', [('import torch\n1 / 0\n', 'Zero'), ('def f(:\n', 'Syntax'),
-                      ('from torch import nothing_of_that_name\n', 'Import')]
-)  # fmt: skip
+    'module, error',
+    [
+        ('import torch\n1 / 0\n', 'Zero'),
+        ('def f(:\n', 'Syntax'),
+        ('from torch import nothing_of_that_name\n', 'Import'),
+    ],
+)
 def test_a_module_of_a_config_that_fails(module, error, tmp_path, monkeypatch, capsys):
     config, name = broken_config(tmp_path, monkeypatch, module=module)
     printed = ending_of(check, [config], capsys)
@@ -273,16 +279,21 @@ DEMO, TOO_LONG = 'retinanet_cyclemlp_demo', 'a' * 300
 @pytest.mark.parametrize(
     'arguments',
     [
-        ['train.py', DEMO, '--data', 'PATH'], ['train.py', 'PATH'],
+        ['train.py', DEMO, '--data', 'PATH'],
+        ['train.py', 'PATH'],
         ['check.py', DEMO, '--data', 'PATH'],
-        ['train.py', DEMO, '--work-dir', 'PATH', '--skip-check'], ['test.py', 'PATH', 'x.pth'],
-        ['train.py', DEMO, '--resume', 'PATH', '--skip-check'], ['get_flops.py', 'PATH'],
-        ['convert_weights.py', 'PATH', 'out.pth'], ['convert_weights.py', 'x.pth', 'PATH'],
-        ['export.py', DEMO, 'PATH', 'out.onnx'], ['infer.py', DEMO, 'x.pth', 'PATH'],
+        ['train.py', DEMO, '--work-dir', 'PATH', '--skip-check'],
+        ['test.py', 'PATH', 'x.pth'],
+        ['train.py', DEMO, '--resume', 'PATH', '--skip-check'],
+        ['get_flops.py', 'PATH'],
+        ['convert_weights.py', 'PATH', 'out.pth'],
+        ['convert_weights.py', 'x.pth', 'PATH'],
+        ['export.py', DEMO, 'PATH', 'out.onnx'],
+        ['infer.py', DEMO, 'x.pth', 'PATH'],
         ['web.py', '--model', DEMO, 'PATH'],
     ],
     ids=' '.join,
-)  # fmt: skip
+)
 def test_paths_that_cannot_be(arguments, path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tool, *arguments = (path if part == 'PATH' else part for part in arguments)
@@ -305,8 +316,12 @@ def test_a_current_folder_that_was_removed(tmp_path):
     folder = tmp_path / 'gone'
     folder.mkdir()
     script = f'cd {folder} && rmdir {folder} && {sys.executable} {ROOT}/tools/check.py {DEMO}'
-    done = subprocess.run(['bash', '-c', script], stderr=subprocess.PIPE, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        ['bash', '-c', script],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     assert done.returncode == 2
     assert done.stderr == 'error: the current folder was removed: change to another one\n'
 

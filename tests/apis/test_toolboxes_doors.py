@@ -99,22 +99,33 @@ ROWS = {
 }
 DEPTHS = {
     'CycleMLP': {
-        'stem.proj.weight': 0, 'stages.0.0.norm1.weight': 1, 'downsamples.1.proj.weight': 1,
-        'stages.3.0.mlp.fc1.bias': 4, 'norm0.weight': 5, 'norm3.bias': 5,
+        'stem.proj.weight': 0,
+        'stages.0.0.norm1.weight': 1,
+        'downsamples.1.proj.weight': 1,
+        'stages.3.0.mlp.fc1.bias': 4,
+        'norm0.weight': 5,
+        'norm3.bias': 5,
     },
     'MPViT': {
-        'stem.0.conv.weight': 0, 'stages.0.embeds.0.depthwise.weight': 0,
-        'stages.0.paths.1.position.weight': 1, 'stages.1.paths.0.layers.1.norm1.weight': 3,
-        'stages.1.aggregate.conv.weight': 3, 'stages.2.embeds.0.depthwise.weight': 3,
+        'stem.0.conv.weight': 0,
+        'stages.0.embeds.0.depthwise.weight': 0,
+        'stages.0.paths.1.position.weight': 1,
+        'stages.1.paths.0.layers.1.norm1.weight': 3,
+        'stages.1.aggregate.conv.weight': 3,
+        'stages.2.embeds.0.depthwise.weight': 3,
         'stages.3.paths.0.layers.0.qkv.weight': 5,
     },
     'DenseRepMLPNet': {
-        'patch_embed.projection.weight': 0, 'stages.0.0.norm1.weight': 1,
-        'downsample_layers.0.conv.weight': 1, 'stages.1.1.repmlp_block.fc3.weight': 3,
-        'downsample_layers.2.conv.weight': 4, 'stages.3.0.norm1.bias': 5, 'final_norm.weight': 6,
+        'patch_embed.projection.weight': 0,
+        'stages.0.0.norm1.weight': 1,
+        'downsample_layers.0.conv.weight': 1,
+        'stages.1.1.repmlp_block.fc3.weight': 3,
+        'downsample_layers.2.conv.weight': 4,
+        'stages.3.0.norm1.bias': 5,
+        'final_norm.weight': 6,
         'norm1.weight': 6,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('family', ROWS)

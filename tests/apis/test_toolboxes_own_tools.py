@@ -20,8 +20,12 @@ def run_own_tool(toolbox, config, *options, cwd):
         pytest.skip(f'this {toolbox} ships no tools/train.py')
     done = subprocess.run(
         [sys.executable, str(tool), str(config), '--work-dir', 'wd', '--cfg-options', *options],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
-    )  # fmt: skip
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
 
@@ -41,14 +45,21 @@ def test_mmseg_with_bn_for_sync_bn(tmp_path):
     cfg = use_own_data(load_config('upernet_cyclemlp_b1_512x512_160k_ade20k'), data)
     cfg.dump(tmp_path / 'config.py')
     printed = run_own_tool(
-        'mmseg', tmp_path / 'config.py', 'model.backbone.init_cfg=None', 'train_cfg.max_iters=1',
-        'train_cfg.val_interval=1', 'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1',
+        'mmseg',
+        tmp_path / 'config.py',
+        'model.backbone.init_cfg=None',
+        'train_cfg.max_iters=1',
+        'train_cfg.val_interval=1',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
         'train_dataloader.dataset.pipeline.3.scale=(128,64)',
         'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
-        'model.data_preprocessor.size=(64,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
+        'model.data_preprocessor.size=(64,64)',
+        'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert 'BN is used in place of SyncBN, as there is one process' in printed
     assert re.search(r'Iter\(train\) \[\s*1/\s*1\].* loss: \d', printed)

@@ -15,14 +15,14 @@ from cyclemlp_mm.datasets.shapes import write_image_folders, write_image_lists
 pytest.importorskip('mmpretrain')
 
 DEMO, DISTILL = 'cyclemlp_demo', 'cyclemlp_demo_distill'
-FAST = [
-    *NO_WORKERS,
-    'randomness.seed=0',
-]
+FAST = [*NO_WORKERS, 'randomness.seed=0']
 FEW = [
-    'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=8',
-    'default_hooks.logger.interval=1', 'model.backbone.arch.widths=(8,8,8,128)',
-]  # fmt: skip
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'train_dataloader.batch_size=8',
+    'default_hooks.logger.interval=1',
+    'model.backbone.arch.widths=(8,8,8,128)',
+]
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +35,17 @@ def teacher(data, tmp_path_factory):
     """A checkpoint of the demo's classifier after three iterations."""
     folder = tmp_path_factory.mktemp('teacher')
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--cfg-options', *FAST, *FEW,
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *FAST,
+        *FEW,
         cwd=folder,
-    )  # fmt: skip
+    )
     assert re.search(r'Epoch\(train\)\s+\[1\]\[3/3\].* loss: \d', printed)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)
     return folder / 'wd' / 'epoch_1.pth'
@@ -48,10 +56,20 @@ def teacher(data, tmp_path_factory):
 def test_learns_within_seconds(tmp_path):
     data = write_image_lists(tmp_path / 'shapes', 400, 100, (48, 48))
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--cfg-options', *FAST,
-        'train_cfg.max_epochs=6', 'train_cfg.val_interval=6', 'param_scheduler.1.end=6',
-        'param_scheduler.1.T_max=6', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *FAST,
+        'train_cfg.max_epochs=6',
+        'train_cfg.val_interval=6',
+        'param_scheduler.1.end=6',
+        'param_scheduler.1.T_max=6',
+        cwd=tmp_path,
+    )
     accuracy = float(re.findall(r'accuracy/top1: ([\d.]+)', printed)[-1])
     assert accuracy >= 50  # chance is 25
 
@@ -59,19 +77,32 @@ def test_learns_within_seconds(tmp_path):
 @pytest.mark.parametrize(
     'kind, amp',
     [
-        ('soft', ['--amp']), pytest.param('soft', [], marks=pytest.mark.slow),
-        ('hard', []), pytest.param('hard', ['--amp'], marks=pytest.mark.slow),
+        ('soft', ['--amp']),
+        pytest.param('soft', [], marks=pytest.mark.slow),
+        ('hard', []),
+        pytest.param('hard', ['--amp'], marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_distills_and_saves_the_student_alone(data, teacher, kind, amp, tmp_path):
     student = [
         option.replace('(8,8,8,128)', '(8,8,16,128)') for option in FEW
     ]  # differs from its teacher, so that a mix-up would not load
     keep = ['model.teacher.backbone.arch.widths=(8,8,8,128)', f'model.distillation={kind}']
     _, printed = run_tool(
-        'train.py', DISTILL, '--data', data, '--work-dir', 'wd', *amp, '--cfg-options', *FAST,
-        *student, *keep, f'model.teacher_checkpoint={teacher}', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        DISTILL,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        *amp,
+        '--cfg-options',
+        *FAST,
+        *student,
+        *keep,
+        f'model.teacher_checkpoint={teacher}',
+        cwd=tmp_path,
+    )
     assert re.search(r'teacher: loaded \d+ tensors from', printed)
     assert re.search(r'\[1\]\[3/3\].* loss_base: \d\S+  loss_distill: \d', printed)
     mixed_on_cpu = bool(amp) and not torch.cuda.is_available()
@@ -82,26 +113,48 @@ def test_distills_and_saves_the_student_alone(data, teacher, kind, amp, tmp_path
     assert sum(len(group['params']) for group in groups) == len(saved['state_dict'])
     # The plain classifier evaluates it; no teacher is needed for that.
     _, printed = run_tool(
-        'test.py', DEMO, tmp_path / 'wd' / 'epoch_1.pth', '--data', data, '--work-dir', 'test',
-        '--cfg-options', *FAST, 'model.backbone.arch.widths=(8,8,16,128)',
-        'model.backbone.arch.depths=(1,1,1,1)', cwd=tmp_path,
-    )  # fmt: skip
+        'test.py',
+        DEMO,
+        tmp_path / 'wd' / 'epoch_1.pth',
+        '--data',
+        data,
+        '--work-dir',
+        'test',
+        '--cfg-options',
+        *FAST,
+        'model.backbone.arch.widths=(8,8,16,128)',
+        'model.backbone.arch.depths=(1,1,1,1)',
+        cwd=tmp_path,
+    )
     assert 'accuracy/top1' in printed
     assert 'missing keys' not in printed and 'unexpected key' not in printed
 
 
 def test_a_teacher_that_is_not_there_stops_the_training(data, tmp_path):
     code, printed = run_tool(
-        'train.py', DISTILL, '--data', data, '--work-dir', 'wd', '--cfg-options', *FAST,
-        'model.teacher_checkpoint=gone.pth', cwd=tmp_path, check=False,
-    )  # fmt: skip
+        'train.py',
+        DISTILL,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *FAST,
+        'model.teacher_checkpoint=gone.pth',
+        cwd=tmp_path,
+        check=False,
+    )
     assert code == 2
     assert 'error: checkpoint gone.pth does not exist' in printed
 
 
 def test_resume_with_mixed_precision_and_a_teacher(data, teacher, tmp_path):
-    options = [*FAST, *FEW, 'model.teacher.backbone.arch.widths=(8,8,8,128)',
-               f'model.teacher_checkpoint={teacher}']  # fmt: skip
+    options = [
+        *FAST,
+        *FEW,
+        'model.teacher.backbone.arch.widths=(8,8,8,128)',
+        f'model.teacher_checkpoint={teacher}',
+    ]
     common = ['train.py', DISTILL, '--data', data, '--work-dir', 'wd', '--amp']
     run_tool(*common, '--cfg-options', *options, cwd=tmp_path)
     _, printed = run_tool(
@@ -115,11 +168,26 @@ def test_resume_with_mixed_precision_and_a_teacher(data, teacher, tmp_path):
 def test_two_processes_distill(data, teacher, tmp_path):
     """DDP finds every parameter in use, with a teacher of its own in each process."""
     done = subprocess.run(
-        [str(ROOT / 'tools' / 'dist_train.sh'), DISTILL, '2', '--data', str(data), '--work-dir',
-         'wd', '--cfg-options', *FAST, *FEW, f'model.teacher_checkpoint={teacher}',
-         'model.teacher.backbone.arch.widths=(8,8,8,128)'],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        [
+            str(ROOT / 'tools' / 'dist_train.sh'),
+            DISTILL,
+            '2',
+            '--data',
+            str(data),
+            '--work-dir',
+            'wd',
+            '--cfg-options',
+            *FAST,
+            *FEW,
+            f'model.teacher_checkpoint={teacher}',
+            'model.teacher.backbone.arch.widths=(8,8,8,128)',
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
         env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29641', 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', done.stdout)

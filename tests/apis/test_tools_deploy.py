@@ -28,12 +28,15 @@ def test_deploy_evaluates_alike(tmp_path):
     )
     trained = re.search(r'mIoU: ([\d.]+)', printed)[1]
     _, printed = run_tool(
-        'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth', '--deploy',
+        'test.py',
+        tmp_path / 'wd' / f'{CONFIG}.py',
+        tmp_path / 'wd' / 'iter_2.pth',
+        '--deploy',
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert 'what can be folded was folded' in printed
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == trained
-    # What test.py writes into the work dir asks the next run anew.
+    # What test.py writes into the work dir asks the next run again.
     assert 'DeployModel' not in (tmp_path / 'wd' / f'{CONFIG}.py').read_text()
 
 
@@ -44,14 +47,26 @@ def test_deploy_evaluates_averaged_weights_alike(tmp_path):
     config = 'mpvit_tiny_in1k'
     data = write_image_folders(tmp_path / 'shapes', 8, 4, (64, 64))
     _, printed = run_tool(
-        'train.py', config, '--data', data, '--work-dir', 'wd', '--cfg-options', *NO_WORKERS,
-        'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        config,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *NO_WORKERS,
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=4',
+        cwd=tmp_path,
+    )
     [trained] = re.findall(r'Epoch\(val\).*accuracy/top1: ([\d.]+)', printed)
     _, printed = run_tool(
-        'test.py', tmp_path / 'wd' / f'{config}.py', tmp_path / 'wd' / 'epoch_1.pth', '--deploy',
+        'test.py',
+        tmp_path / 'wd' / f'{config}.py',
+        tmp_path / 'wd' / 'epoch_1.pth',
+        '--deploy',
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert 'what can be folded was folded' in printed
     assert re.search(r'Epoch\(test\).*accuracy/top1: ([\d.]+)', printed)[1] == trained
     assert 'top5' not in printed
@@ -59,9 +74,20 @@ def test_deploy_evaluates_averaged_weights_alike(tmp_path):
 
 def test_the_benchmark_knows_mpvit_and_deploy(tmp_path):
     _, printed = run_tool(
-        'benchmark.py', '--arch', 'mpvit_tiny', 't', '--size', '1x64x64', '--deploy', '--forms',
-        '--repeats', '2', '--out', tmp_path / 'out', cwd=tmp_path,
-    )  # fmt: skip
+        'benchmark.py',
+        '--arch',
+        'mpvit_tiny',
+        't',
+        '--size',
+        '1x64x64',
+        '--deploy',
+        '--forms',
+        '--repeats',
+        '2',
+        '--out',
+        tmp_path / 'out',
+        cwd=tmp_path,
+    )
     assert re.search(r'ours\s+mpvit_tiny', printed) and (tmp_path / 'out/benchmark.json').is_file()
     code, printed = run_tool(
         'benchmark.py', '--deploy', '--mode', 'train', cwd=tmp_path, check=False

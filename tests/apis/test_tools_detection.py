@@ -24,9 +24,17 @@ def trained(data, tmp_path_factory):
     """A work dir after one epoch, and what was printed."""
     folder = tmp_path_factory.mktemp('run')
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd',
-        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, cwd=folder,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        cwd=folder,
+    )
     return folder / 'wd', printed
 
 
@@ -41,9 +49,17 @@ def test_training_logs_and_saves(trained):
 def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
     work_dir, _ = trained
     _, printed = run_tool(
-        'test.py', work_dir / f'{DEMO}.py', work_dir / 'epoch_1.pth', '--work-dir', 'test',
-        '--out', 'found.pkl', '--show-dir', 'drawn', cwd=tmp_path,
-    )  # fmt: skip
+        'test.py',
+        work_dir / f'{DEMO}.py',
+        work_dir / 'epoch_1.pth',
+        '--work-dir',
+        'test',
+        '--out',
+        'found.pkl',
+        '--show-dir',
+        'drawn',
+        cwd=tmp_path,
+    )
     with (tmp_path / 'found.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 4
     assert len(list((tmp_path / 'drawn').glob('*.jpg'))) == 4
@@ -52,9 +68,13 @@ def test_testing_evaluates_dumps_and_draws(trained, data, tmp_path):
     (tmp_path / 'file').write_text('')
     for arguments in (['--out', 'file/found.pkl'], ['--show-dir', 'file/drawn']):
         code, printed = run_tool(
-            'test.py', work_dir / f'{DEMO}.py', work_dir / 'epoch_1.pth', *arguments,
-            cwd=tmp_path, check=False,
-        )  # fmt: skip
+            'test.py',
+            work_dir / f'{DEMO}.py',
+            work_dir / 'epoch_1.pth',
+            *arguments,
+            cwd=tmp_path,
+            check=False,
+        )
         assert code == 2 and 'Epoch(test)' not in printed
         assert f'error: {" ".join(arguments)} cannot be written (Not a directory)' in printed
 
@@ -74,14 +94,22 @@ def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
     by_config = resume == ['resume=True']
     resume, options = ([], options + resume) if by_config else (resume, options)
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', *resume, '--cfg-options', *options,
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        *resume,
+        '--cfg-options',
+        *options,
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert 'resumed epoch: 1, iter: 4' in printed
     assert ('goes on as with --resume auto' in printed) == by_config
     assert not re.search(r'Epoch\(train\)\s+\[1\]', printed)
     assert (target / 'epoch_2.pth').is_file()
-    left = Config.fromfile(target / f'{DEMO}.py')  # who trains with it later starts anew
+    left = Config.fromfile(target / f'{DEMO}.py')  # who trains with it later starts again
     assert not left.resume and left.load_from is None
 
 
@@ -90,30 +118,59 @@ def test_a_config_that_resumes_another_run_is_asked_about(trained, data, tmp_pat
     work_dir, _ = trained
     file = work_dir / 'epoch_1.pth'
     code, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--cfg-options', 'resume=True',
-        f'load_from={file}', cwd=tmp_path, check=False,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        'resume=True',
+        f'load_from={file}',
+        cwd=tmp_path,
+        check=False,
+    )
     assert code == 2, printed[-3000:]
-    assert re.search(rf'error: config .* --resume {file}; to start anew, --cfg-opt', printed)
+    assert re.search(rf'error: config .* --resume {file}; to start again, --cfg-opt', printed)
 
 
 def test_resume_with_the_runner_of_the_sharded_configs(trained, data, tmp_path):
     """FlexibleRunner, without the sharding, which takes GPUs."""
     work_dir, _ = trained
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--resume', work_dir / 'epoch_1.pth',
-        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.max_epochs=2',
-        'runner_type=FlexibleRunner', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--resume',
+        work_dir / 'epoch_1.pth',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        'train_cfg.max_epochs=2',
+        'runner_type=FlexibleRunner',
+        cwd=tmp_path,
+    )
     assert 'resumed epoch: 1, iter: 4' in printed
     assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
 
 
 def test_mixed_precision(data, tmp_path):
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--amp',
-        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--amp',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        cwd=tmp_path,
+    )
     assert 'AmpOptimWrapper' in printed
     losses = [float(loss) for loss in re.findall(r' loss: (\S+)', printed)]
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
@@ -121,9 +178,18 @@ def test_mixed_precision(data, tmp_path):
 
 def test_scaled_learning_rate(data, tmp_path):
     _, printed = run_tool(
-        'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--auto-scale-lr',
-        '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--auto-scale-lr',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        cwd=tmp_path,
+    )
     assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
     assert 'consider --auto-scale-lr' not in printed
 
@@ -134,11 +200,26 @@ def test_two_processes_without_a_gpu(data, tmp_path):
     import sys
 
     done = subprocess.run(
-        [str(ROOT / 'tools' / 'dist_train.sh'), DEMO, '2', '--data', str(data), '--work-dir', 'wd',
-         '--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.val_interval=1'],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        [
+            str(ROOT / 'tools' / 'dist_train.sh'),
+            DEMO,
+            '2',
+            '--data',
+            str(data),
+            '--work-dir',
+            'wd',
+            '--cfg-options',
+            *TINY_DETECTOR,
+            *TINY_BACKBONE,
+            'train_cfg.val_interval=1',
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
         env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29611', 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', done.stdout)  # 8 images, 2 x 2 each
     assert 'Epoch(val) [1][1/1]' in done.stdout  # 4 images: both processes evaluate
@@ -169,10 +250,19 @@ def test_weights_that_do_not_fit_stop_the_training_before_it_begins(data, tmp_pa
     torch.save({'stem.proj.bias': torch.zeros(8)}, tmp_path / 'half.pth')
     for name, message in (('half.pth', 'tensors are missing'), ('gone.pth', 'does not exist')):
         code, printed = run_tool(
-            'train.py', DEMO, '--data', data, '--work-dir', 'wd', '--cfg-options', *TINY_DETECTOR,
-            'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={name}',
-            cwd=tmp_path, check=False,
-        )  # fmt: skip
+            'train.py',
+            DEMO,
+            '--data',
+            data,
+            '--work-dir',
+            'wd',
+            '--cfg-options',
+            *TINY_DETECTOR,
+            'model.backbone.init_cfg.type=Pretrained',
+            f'model.backbone.init_cfg.checkpoint={name}',
+            cwd=tmp_path,
+            check=False,
+        )
         assert code == 2
         assert f'error: checkpoint {name}' in printed and message in printed
         assert 'Epoch(train)' not in printed

@@ -33,11 +33,11 @@ def test_a_broken_part_is_named_and_mended(tmp_path):
     package = tmp_path / 'mmcv'
     package.mkdir()
     (package / '__init__.py').write_text('__version__ = "2.1.0"\n')
-    (package / 'ops.py').write_text("raise ModuleNotFoundError(\"No module named 'mmcv._ext'\")\n")
+    (package / 'ops.py').write_text('raise ModuleNotFoundError("No module named \'mmcv._ext\'")\n')
     code, printed = doctor(tmp_path, tmp_path)
     assert code == 1
     assert "mmcv's ops    BROKEN: ModuleNotFoundError: No module named 'mmcv._ext'" in printed
-    assert "problem: mmcv's ops does not import\n   mend: pip install 'setuptools" in printed
+    assert "problem: mmcv's ops does not import\n   fix: pip install 'setuptools" in printed
     assert 'BROKEN' not in next(line for line in printed.splitlines() if line.startswith('torch '))
 
 
@@ -50,7 +50,7 @@ def test_a_toolbox_whose_models_do_not_import(name, tmp_path):
     for part in ('apis', 'datasets', 'engine', 'evaluation', 'visualization'):
         (package / f'{part}.py').write_text('')
     (package / 'models' / '__init__.py').write_text(
-        "from transformers_stub import Base\nclass A(Base):\n    pass\n"
+        'from transformers_stub import Base\nclass A(Base):\n    pass\n'
     )
     (tmp_path / 'transformers_stub.py').write_text('Base = None\n')
     module = runpy.run_path(str(DOCTOR))
@@ -63,7 +63,7 @@ def test_a_toolbox_whose_models_do_not_import(name, tmp_path):
 
 def test_two_lineages_in_one_folder():
     check = runpy.run_path(str(DOCTOR))['check_distributions']
-    [(what, mend)] = check({'mmcv', 'onedl-mmcv', 'torch'})
+    [(what, fix)] = check({'mmcv', 'onedl-mmcv', 'torch'})
     assert what.startswith('onedl-mmcv and mmcv are both installed')
-    assert mend == 'pip uninstall -y onedl-mmcv mmcv && pip install onedl-mmcv'
+    assert fix == 'pip uninstall -y onedl-mmcv mmcv && pip install onedl-mmcv'
     assert check({'mmcv', 'mmdet'}) == []

@@ -126,8 +126,10 @@ def test_batches_say_the_same(segmentor, detector, images, tmp_path, batch_size)
             np.asarray(Image.open(tmp_path / n / f'masks/{i}.png')) for n in ('one', 'many')
         )
         assert (one != many).mean() < 1e-3  # a tie may fall the other way
-    one, many = (json.loads((tmp_path / n / 'predictions.json').read_text())['annotations']
-                 for n in ('one', 'many'))  # fmt: skip
+    one, many = (
+        json.loads((tmp_path / n / 'predictions.json').read_text())['annotations']
+        for n in ('one', 'many')
+    )
     assert len(one) == len(many)
     np.testing.assert_allclose(
         [a['score'] for a in one], [a['score'] for a in many], rtol=0, atol=1e-5
@@ -185,8 +187,16 @@ def test_images_that_the_model_cannot_take_are_named_and_the_others_done(
     folder = shutil.copytree(images, tmp_path / 'images')
     Image.new('RGB', (31, 31)).save(folder / '1_small.png')
     with pytest.raises(UserError, match=r'1 of 4 files(?s:.*)1_small\.png: .* 31×31 px: .*32x32'):
-        run(segmentor, folder, '--out', tmp_path / 's', '--json', '--batch-size', batch_size,
-            *UNPADDED)  # fmt: skip
+        run(
+            segmentor,
+            folder,
+            '--out',
+            tmp_path / 's',
+            '--json',
+            '--batch-size',
+            batch_size,
+            *UNPADDED,
+        )
     names = [p.name for p in sorted((tmp_path / 's' / 'masks').iterdir())]
     assert names == ['0.png', '1.png', '2.png']
     content = json.loads((tmp_path / 's' / 'predictions.json').read_text())
@@ -297,10 +307,19 @@ def test_an_image_too_small_for_the_model_is_padded_or_a_sentence(segmentor, tmp
 def test_real_cells_after_a_short_training(tmp_path):
     data = SHARED / 'data' / 'bccd'
     _, printed = run_tool(
-        'train.py', 'retinanet_cyclemlp_b1_fpn_6e_small', '--data', data, '--work-dir', 'wd',
-        '--cfg-options', *TINY_DETECTOR, 'train_dataloader.dataset.indices=8',
-        'val_dataloader.dataset.indices=2', 'train_cfg.val_interval=9', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        'retinanet_cyclemlp_b1_fpn_6e_small',
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        'train_dataloader.dataset.indices=8',
+        'val_dataloader.dataset.indices=2',
+        'train_cfg.val_interval=9',
+        cwd=tmp_path,
+    )
     model = tmp_path / 'wd/retinanet_cyclemlp_b1_fpn_6e_small.py', tmp_path / 'wd/epoch_1.pth'
     images = _some(data / 'val2017', tmp_path / 'images')
     _, printed = run_tool('infer.py', *model, images, '--out', 'out', '--json', cwd=tmp_path)
@@ -317,11 +336,23 @@ def test_real_streets_after_a_short_training(tmp_path):
     data = SHARED / 'data' / 'camvid'
     config = 'fpn_cyclemlp_b1_256x256_600i_small'
     run_tool(
-        'train.py', config, '--data', data, '--ignore-label', 11, '--work-dir', 'wd',
-        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=99',
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-        'default_hooks.checkpoint.interval=4', 'train_dataloader.batch_size=2', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        config,
+        '--data',
+        data,
+        '--ignore-label',
+        11,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        'train_cfg.max_iters=4',
+        'train_cfg.val_interval=99',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'default_hooks.checkpoint.interval=4',
+        'train_dataloader.batch_size=2',
+        cwd=tmp_path,
+    )
     model = tmp_path / f'wd/{config}.py', tmp_path / 'wd/iter_4.pth'
     images = _some(data / 'images' / 'validation', tmp_path / 'images')
     run_tool('infer.py', *model, images, '--out', 'out', cwd=tmp_path)

@@ -31,9 +31,13 @@ def test_trains_evaluates_and_tests(data, tmp_path):
     [figures] = re.findall(r'Iter\(val\) \[2/2\]\s+(aAcc.*)', printed)
     assert set(re.findall(r'(\w+):', figures)) == {'aAcc', 'mIoU', 'mAcc', 'data_time', 'time'}
     _, printed = run_tool(
-        'test.py', tmp_path / 'wd' / f'{CONFIG}.py', tmp_path / 'wd' / 'iter_2.pth',
-        '--show-dir', 'drawn', cwd=tmp_path,
-    )  # fmt: skip
+        'test.py',
+        tmp_path / 'wd' / f'{CONFIG}.py',
+        tmp_path / 'wd' / 'iter_2.pth',
+        '--show-dir',
+        'drawn',
+        cwd=tmp_path,
+    )
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
     assert len(list((tmp_path / 'drawn').glob('*.png'))) == 2
     assert re.search('^pictures drawn$', printed, re.MULTILINE)
@@ -45,14 +49,33 @@ def test_labels_counted_from_zero_with_a_void_class(data, tmp_path):
         labels = np.asarray(Image.open(path)).astype(int)
         Image.fromarray(np.where(labels == 0, 11, labels - 1).astype(np.uint8)).save(path)
     _, printed = run_tool(
-        'train.py', CONFIG, '--data', own, '--ignore-label', 11, '--work-dir', 'wd',
-        '--cfg-options', *TINY, cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        CONFIG,
+        '--data',
+        own,
+        '--ignore-label',
+        11,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY,
+        cwd=tmp_path,
+    )
     assert 'mIoU' in printed
     code, printed = run_tool(
-        'train.py', CONFIG, '--data', own, '--ignore-label', 12, '--work-dir', 'wd2',
-        '--cfg-options', *TINY, cwd=tmp_path, check=False,
-    )  # fmt: skip
+        'train.py',
+        CONFIG,
+        '--data',
+        own,
+        '--ignore-label',
+        12,
+        '--work-dir',
+        'wd2',
+        '--cfg-options',
+        *TINY,
+        cwd=tmp_path,
+        check=False,
+    )
     assert code == 2
     said = r'error: .*labels 11 name no class.*e\.g\. 11 in ADE_train_\d+\.png'
     assert re.search(said, printed, re.DOTALL)

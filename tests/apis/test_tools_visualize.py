@@ -33,8 +33,18 @@ def test_the_staircase_as_a_tool(tmp_path):
 
 def test_fields(detector, tmp_path, capsys):
     config, checkpoint = detector
-    path = draw('field', config, '--weights', checkpoint, '--size', 64, '--number', 1, '--out',
-                tmp_path / 'field.svg')  # fmt: skip
+    path = draw(
+        'field',
+        config,
+        '--weights',
+        checkpoint,
+        '--size',
+        64,
+        '--number',
+        1,
+        '--out',
+        tmp_path / 'field.svg',
+    )
     text = path.read_text()
     assert text.startswith('<?xml')
     printed = capsys.readouterr().out

@@ -63,8 +63,10 @@ def test_the_log_says_so(work_dir):
 
 
 def test_a_training_that_is_resumed_moves_nothing(work_dir):
-    torch.save(dict(meta=dict(iter=1, epoch=1), state_dict={}, optimizer={}, message_hub={}),
-               work_dir / 'epoch_1.pth')  # fmt: skip
+    torch.save(
+        dict(meta=dict(iter=1, epoch=1), state_dict={}, optimizer={}, message_hub={}),
+        work_dir / 'epoch_1.pth',
+    )
     start('--resume', 'wd/epoch_1.pth')
     assert not list(work_dir.glob('earlier_*'))
 
@@ -92,17 +94,25 @@ def toy_runner(folder, losses, name, max_iters=None, **more):
     cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses)), **more))
     make_robust(cfg)
     return Runner(
-        model=Toy(), work_dir=str(folder), experiment_name=f'{name}_{folder.name}', cfg=cfg,
+        model=Toy(),
+        work_dir=str(folder),
+        experiment_name=f'{name}_{folder.name}',
+        cfg=cfg,
         train_dataloader=torch.utils.data.DataLoader(
-            [dict(inputs=torch.tensor([float(loss)])) for loss in losses]),
+            [dict(inputs=torch.tensor([float(loss)])) for loss in losses]
+        ),
         optim_wrapper=dict(optimizer=more.get('optimizer', dict(type='SGD', lr=0.1))),
-        param_scheduler=more.get('param_scheduler'), train_cfg=cfg.train_cfg,
+        param_scheduler=more.get('param_scheduler'),
+        train_cfg=cfg.train_cfg,
         default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
-        custom_hooks=[*(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
-                      dict(type='CheckLoadedWeights')],
+        custom_hooks=[
+            *(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
+            dict(type='CheckLoadedWeights'),
+        ],
         visualizer=dict(type='Visualizer', name=f'{name}_{folder.name}', vis_backends=[]),
-        resume=more.get('resume', False), load_from=more.get('load_from'),
-    )  # fmt: skip
+        resume=more.get('resume', False),
+        load_from=more.get('load_from'),
+    )
 
 
 @pytest.mark.parametrize('losses', [['nan'], ['nan', 'inf', '-inf', 'nan']])
@@ -203,9 +213,14 @@ def test_a_single_senseless_value_is_named(place, tmp_path):
         node[last] = value
         torch.save(content, tmp_path / 'iter_9.pth')
         runner = toy_runner(
-            tmp_path, [1, 1], f'x{number}', 3, resume=True,
-            load_from=str(tmp_path / 'iter_9.pth'), **settings,
-        )  # fmt: skip
+            tmp_path,
+            [1, 1],
+            f'x{number}',
+            3,
+            resume=True,
+            load_from=str(tmp_path / 'iter_9.pth'),
+            **settings,
+        )
         TRAIN._guard_resume(runner)
         with pytest.raises(CheckpointError, match=r'iter_9\.pth') as raised:
             runner.train()

@@ -15,9 +15,19 @@ ONCE = ['--repeats', '1', '--threads', '1', '--out', 'out']
 
 def test_a_backbone_in_training(tmp_path):
     _, printed = run_tool(
-        'benchmark.py', '--arch', 't', '--size', '1x64x96', '--mode', 'train', '--forms',
-        'published', 'reference', *ONCE, cwd=tmp_path,
-    )  # fmt: skip
+        'benchmark.py',
+        '--arch',
+        't',
+        '--size',
+        '1x64x96',
+        '--mode',
+        'train',
+        '--forms',
+        'published',
+        'reference',
+        *ONCE,
+        cwd=tmp_path,
+    )
     assert re.search(r'reference\s+t\s+float32\s+train\s+1x64x96', printed)
     found = json.loads((tmp_path / 'out/benchmark.json').read_text())
     assert found['command'].endswith('--out out') and found['threads'] == 1
@@ -32,36 +42,29 @@ def test_a_backbone_in_training(tmp_path):
 @pytest.mark.parametrize(
     'config, mode',
     [
-        ('retinanet_cyclemlp_demo', 'train'), ('cyclemlp_demo', 'infer'),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-            ('retinanet_cyclemlp_demo', 'infer'), ('cyclemlp_demo', 'train'),
-            ('fpn_cyclemlp_b1_256x256_600i_small', 'train'),
-            ('fpn_cyclemlp_b1_256x256_600i_small', 'infer'),
-        ]),
+        ('retinanet_cyclemlp_demo', 'train'),
+        ('cyclemlp_demo', 'infer'),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ('retinanet_cyclemlp_demo', 'infer'),
+                ('cyclemlp_demo', 'train'),
+                ('fpn_cyclemlp_b1_256x256_600i_small', 'train'),
+                ('fpn_cyclemlp_b1_256x256_600i_small', 'infer'),
+            ]
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_whole_config(config, mode, tmp_path):
     pytest.importorskip('mmpretrain')
     run_tool(
-        'benchmark.py', '--config', config, '--size', '2x64x96', '--mode', mode, *ONCE,
-        cwd=tmp_path,
-    )  # fmt: skip
+        'benchmark.py', '--config', config, '--size', '2x64x96', '--mode', mode, *ONCE, cwd=tmp_path
+    )
     rows = json.loads((tmp_path / 'out/benchmark.json').read_text())['rows']
     assert [(row['contender'], row['arch']) for row in rows] == [
-        ('ours', config), ('published', config)
-    ]  # fmt: skip
-
-
-def test_mistakes_are_said(tmp_path):
-    code, printed = run_tool(
-        'benchmark.py', '--config', 'retinanet_cyclemlp_demo', '--dtype', 'bfloat16', *ONCE,
-        cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert code == 2 and 'error: --config takes --dtype float32 or amp' in printed
-    code, printed = run_tool(
-        'benchmark.py', '--config', 'x', '--rivals', 'swin_t', cwd=tmp_path, check=False
-    )
-    assert code == 2 and 'are for backbones, not for --config' in printed
+        ('ours', config),
+        ('published', config),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,11 @@ def test_mistakes_are_said(tmp_path):
         (['--size', '1x16x16'], "--size: must be at least 1x32x32: '1x16x16'"),
         (['--size', '0x64x64'], "--size: must be at least 1x32x32: '0x64x64'"),
         (['--device', 'foo'], "PyTorch knows no device 'foo'"),
+        (
+            ['--config', 'retinanet_cyclemlp_demo', '--dtype', 'bfloat16'],
+            'error: --config takes --dtype float32 or amp',
+        ),
+        (['--config', 'x', '--rivals', 'swin_t'], 'are for backbones, not for --config'),
         (['--config', 'nope'], 'config nope is neither a file nor'),
         (['--out', '{file}/out'], 'cannot be written (Not a directory)'),
     ],

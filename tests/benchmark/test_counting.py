@@ -57,8 +57,13 @@ def test_published_figures(arch):
 
 
 def test_the_published_form_counts_as_much_as_ours():
-    arch = dict(depths=(1, 1, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 2, 2),
-                reweight=True, downsample='conv')  # fmt: skip
+    arch = dict(
+        depths=(1, 1, 1, 1),
+        widths=(8, 12, 16, 20),
+        mlp_ratios=(2, 2, 2, 2),
+        reweight=True,
+        downsample='conv',
+    )
     ours = CycleMLP(arch).eval()
     published = plain_form(ours, 'published').eval()
     image = torch.rand(1, 3, 64, 96)

@@ -13,10 +13,7 @@ pytest.importorskip('mmpretrain')
 
 from mmpretrain.structures import DataSample
 
-from cyclemlp_mm.classification import (
-    hard_distillation_loss,
-    soft_distillation_loss,
-)
+from cyclemlp_mm.classification import hard_distillation_loss, soft_distillation_loss
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import CheckpointError, UserError
 
@@ -89,9 +86,11 @@ def test_the_whole_loss_is_its_formula(kind, alpha, tmp_path):
     feats = model.extract_feat(data['inputs'])
     base = model.head.loss(feats, data['data_samples'])['loss']
     student, teacher = model.head(feats), model.teacher(data['inputs'])
-    distill = hard_distillation_loss(student, teacher) if kind == 'hard' else (
-        soft_distillation_loss(student, teacher, 2.0)
-    )  # fmt: skip
+    distill = (
+        hard_distillation_loss(student, teacher)
+        if kind == 'hard'
+        else (soft_distillation_loss(student, teacher, 2.0))
+    )
     total, _ = model.parse_losses(losses)
     torch.testing.assert_close(total, (1 - alpha) * base + alpha * distill)
 

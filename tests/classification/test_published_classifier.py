@@ -47,9 +47,12 @@ def test_golden_logits(arch, wrapped, tmp_path):
 
 
 TINY = dict(
-    depths=(1, 1, 1, 1), widths=(8, 8, 8, 512), mlp_ratios=(1, 1, 1, 1), reweight=True,
+    depths=(1, 1, 1, 1),
+    widths=(8, 8, 8, 512),
+    mlp_ratios=(1, 1, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 
 def test_tensors_arrive_and_our_own_files_stay_as_they_are(tmp_path):
@@ -74,14 +77,26 @@ def test_tools_test_takes_a_published_file(tmp_path):
     data = write_image_lists(tmp_path / 'data', 2, 3, (64, 48))
     (data / 'classes.txt').write_text('\n'.join(f'class {i}' for i in range(1000)))
     (tmp_path / 'tiny.py').write_text(
-        f"_base_ = {str(ROOT / 'configs' / 'cyclemlp_b1_in1k.py')!r}\n"
+        f'_base_ = {str(ROOT / "configs" / "cyclemlp_b1_in1k.py")!r}\n'
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{TINY!r})))\n'
     )
     _, printed = run_tool(
-        'test.py', 'tiny.py', 'published.pth', '--data', data, '--work-dir', 'wd',
-        '--out', 'found.pkl', '--show-dir', 'drawn', '--cfg-options',
-        'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False', cwd=tmp_path,
-    )  # fmt: skip
+        'test.py',
+        'tiny.py',
+        'published.pth',
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--out',
+        'found.pkl',
+        '--show-dir',
+        'drawn',
+        '--cfg-options',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        cwd=tmp_path,
+    )
     assert 'accuracy/top1:' in printed
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
     with (tmp_path / 'found.pkl').open('rb') as file:

@@ -17,23 +17,37 @@ SIZES = ('b1', 'b2', 'b3', 'b4', 'b5')
 # Parameters in millions. Quoted: the paper's Tables (RetinaNet, Mask R-CNN, Semantic FPN); UperNet
 # from the stock head. T, S and B were never published with UperNet: ours.
 PARAMETERS = {
-    **{f'retinanet_cyclemlp_{a}_fpn_1x_coco': m
-       for a, m in zip(SIZES, (24.9, 36.5, 48.1, 61.5, 85.9), strict=True)},
-    **{f'mask_rcnn_cyclemlp_{a}_fpn_1x_coco': m
-       for a, m in zip(SIZES, (34.8, 46.5, 58.0, 71.5, 95.3), strict=True)},
-    **{f'fpn_cyclemlp_{a}_512x512_40k_ade20k': m
-       for a, m in zip(SIZES, (18.9, 30.6, 42.1, 55.6, 79.4), strict=True)},
-    **{f'upernet_cyclemlp_{a}_512x512_160k_ade20k': m
-       for a, m in zip((*SIZES, 't', 's', 'b'),
-                       (45.1, 56.8, 68.4, 81.8, 107.4, 59.9, 81.2, 121.2), strict=True)},
-}  # fmt: skip
+    **{
+        f'retinanet_cyclemlp_{a}_fpn_1x_coco': m
+        for a, m in zip(SIZES, (24.9, 36.5, 48.1, 61.5, 85.9), strict=True)
+    },
+    **{
+        f'mask_rcnn_cyclemlp_{a}_fpn_1x_coco': m
+        for a, m in zip(SIZES, (34.8, 46.5, 58.0, 71.5, 95.3), strict=True)
+    },
+    **{
+        f'fpn_cyclemlp_{a}_512x512_40k_ade20k': m
+        for a, m in zip(SIZES, (18.9, 30.6, 42.1, 55.6, 79.4), strict=True)
+    },
+    **{
+        f'upernet_cyclemlp_{a}_512x512_160k_ade20k': m
+        for a, m in zip(
+            (*SIZES, 't', 's', 'b'), (45.1, 56.8, 68.4, 81.8, 107.4, 59.9, 81.2, 121.2), strict=True
+        )
+    },
+}
 # ImageNet: the paper's Tables; T, S and B from their release.
 CLASSIFIERS = {
-    **{f'cyclemlp_{a}_in1k': m
-       for a, m in zip((*SIZES, 't', 's', 'b'),
-                       (15.16, 26.80, 38.4, 51.8, 75.7, 28.27, 49.56, 87.71), strict=True)},
+    **{
+        f'cyclemlp_{a}_in1k': m
+        for a, m in zip(
+            (*SIZES, 't', 's', 'b'),
+            (15.16, 26.80, 38.4, 51.8, 75.7, 28.27, 49.56, 87.71),
+            strict=True,
+        )
+    },
     'cyclemlp_b1_distill_in1k': 15.16,  # the teacher is no part of it
-}  # fmt: skip
+}
 
 
 def build(name):
@@ -153,8 +167,12 @@ def test_hyper_parameters_are_the_published_ones(name):
         'fpn': (2e-4, 1e-4, 32, 4),
         'upernet': (6e-5, 0.01, 16, 2),
     }[name.split('_')[0]]
-    got = (optimizer.lr, optimizer.weight_decay, cfg.auto_scale_lr.base_batch_size,
-           cfg.train_dataloader.batch_size)  # fmt: skip
+    got = (
+        optimizer.lr,
+        optimizer.weight_decay,
+        cfg.auto_scale_lr.base_batch_size,
+        cfg.train_dataloader.batch_size,
+    )
     assert optimizer.type == 'AdamW' and got == expected
     backbone = cfg.model.backbone
     assert backbone.out_indices == ((1, 2, 3) if 'retinanet' in name else (0, 1, 2, 3))

@@ -26,12 +26,14 @@ DENSE = {
     **{f'mask_rcnn_mpvit_{a}_fpn_1x_coco': m for a, m in zip(SIZES, (26, 30, 43, 95), strict=True)},
     'upernet_mpvit_small_512x512_160k_ade20k': 52,
     'upernet_mpvit_base_512x512_160k_ade20k': 105,
-}  # fmt: skip
+}
 QUOTED_OF_TINY = {'retinanet_mpvit_tiny_fpn_1x_coco': 17, 'mask_rcnn_mpvit_tiny_fpn_1x_coco': 28}
 CLASSIFIERS = {
-    'mpvit_tiny_in1k': 5_843_736, 'mpvit_xsmall_in1k': 10_573_448, 'mpvit_small_in1k': 22_892_400,
+    'mpvit_tiny_in1k': 5_843_736,
+    'mpvit_xsmall_in1k': 10_573_448,
+    'mpvit_small_in1k': 22_892_400,
     'mpvit_base_in1k': 74_845_976,
-}  # fmt: skip
+}
 REPMLP = {
     'retinanet_repmlp_b_fpn_1x_coco': 78.4,
     'fpn_repmlp_b_512x512_40k_ade20k': 71.8,
@@ -143,4 +145,4 @@ def test_mpvit_settings_are_the_published_ones(name):
     else:
         assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
         assert (warm_up.end, warm_up.start_factor) == (1000, 0.01)
-        assert cfg.model.neck.in_channels == levels[-len(backbone.out_indices):]
+        assert cfg.model.neck.in_channels == levels[-len(backbone.out_indices) :]

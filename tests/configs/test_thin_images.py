@@ -26,8 +26,9 @@ def predict(model, image):
         return model.test_step(dict(inputs=[image], data_samples=[sample]))[0]
 
 
-@pytest.mark.parametrize('name', ['fpn_cyclemlp_b1_512x512_40k_ade20k',
-                                  'upernet_cyclemlp_b1_512x512_160k_ade20k'])  # fmt: skip
+@pytest.mark.parametrize(
+    'name', ['fpn_cyclemlp_b1_512x512_40k_ade20k', 'upernet_cyclemlp_b1_512x512_160k_ade20k']
+)
 def test_small_and_thin_images(name):
     model, as_it_is = build(name, padded=True), build(name, padded=False)
     for height, width in [(1, 1), (31, 33), (3, 200), (200, 5)]:
@@ -38,5 +39,6 @@ def test_small_and_thin_images(name):
         with pytest.raises(ValueError, match='at least 32x32'):
             predict(as_it_is, image)
     image = torch.randint(0, 256, (3, 45, 70), dtype=torch.uint8)  # nothing to pad
-    assert torch.equal(predict(model, image).seg_logits.data,
-                       predict(as_it_is, image).seg_logits.data)  # fmt: skip
+    assert torch.equal(
+        predict(model, image).seg_logits.data, predict(as_it_is, image).seg_logits.data
+    )

@@ -34,9 +34,7 @@ def by_numpy(moved):
     with np.errstate(invalid='ignore'):
         iou = right / (labelled + predicted - right)
         accuracy = right / labelled
-    return (
-        100 * np.nanmean(iou), 100 * np.nanmean(accuracy), 100 * right.sum() / labelled.sum()
-    )  # fmt: skip
+    return (100 * np.nanmean(iou), 100 * np.nanmean(accuracy), 100 * right.sum() / labelled.sum())
 
 
 @needs_data

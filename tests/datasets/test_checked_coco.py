@@ -32,10 +32,18 @@ def square(box):
 def content():
     images = [dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in (1, 2, 3)]
     annotations = [
-        dict(id=4 * i + j + 1, image_id=i + 1, category_id=1 + (i + j) % 3, bbox=box, iscrowd=0,
-             area=box[2] * box[3], segmentation=square(box))
-        for i in range(3) for j, box in enumerate(BOXES)
-    ]  # fmt: skip
+        dict(
+            id=4 * i + j + 1,
+            image_id=i + 1,
+            category_id=1 + (i + j) % 3,
+            bbox=box,
+            iscrowd=0,
+            area=box[2] * box[3],
+            segmentation=square(box),
+        )
+        for i in range(3)
+        for j, box in enumerate(BOXES)
+    ]
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
     return dict(images=images, annotations=annotations, categories=categories)
 
@@ -62,8 +70,7 @@ def build(file, classes=CLASSES, **settings):
 def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
     """Metrics of a model that finds every object of :func:`content`, with the names' labels."""
     init_default_scope('mmdet')
-    metric = METRICS.build(
-        dict(type='CheckedCocoMetric', ann_file=file, metric=metric, **settings))  # fmt: skip
+    metric = METRICS.build(dict(type='CheckedCocoMetric', ann_file=file, metric=metric, **settings))
     metric.dataset_meta = dict(classes=classes)
     truth = content()
     ids = json.loads(Path(file).read_text())['images']
@@ -75,11 +82,20 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
         masks = torch.zeros(len(objects), 64, 64, dtype=torch.bool)
         for mask, (x, y, w, h) in zip(masks, (a['bbox'] for a in objects)):
             mask[y : y + h, x : x + w] = True
-        found = dict(bboxes=boxes, scores=torch.ones(len(objects)), labels=torch.tensor(labels),
-                     masks=masks)  # fmt: skip
-        metric.process({}, [dict(
-            img_id=image['id'], img_path=f'/data/{names or image["file_name"]}',
-            ori_shape=(64, 64), pred_instances=found)])  # fmt: skip
+        found = dict(
+            bboxes=boxes, scores=torch.ones(len(objects)), labels=torch.tensor(labels), masks=masks
+        )
+        metric.process(
+            {},
+            [
+                dict(
+                    img_id=image['id'],
+                    img_path=f'/data/{names or image["file_name"]}',
+                    ori_shape=(64, 64),
+                    pred_instances=found,
+                )
+            ],
+        )
     return metric.evaluate(size=3)
 
 
@@ -93,13 +109,16 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
         each('annotations', lambda n, a: a.update(id=n if n % 2 else f'{n}x')),
         each('annotations', lambda n, a: a.update(id=7)),
         each('annotations', lambda n, a: a.pop('iscrowd')),
-        lambda c: (each('images', lambda n, i: i.update(id=f'i{i["id"]}'))(c),
-                   each('annotations', lambda n, a: a.update(image_id=f'i{a["image_id"]}'))(c)),
+        lambda c: (
+            each('images', lambda n, i: i.update(id=f'i{i["id"]}'))(c),
+            each('annotations', lambda n, a: a.update(image_id=f'i{a["image_id"]}'))(c),
+        ),
         lambda c: (
             each('categories', lambda n, k: k.update(id=90 - n))(c),
-            each('annotations', lambda n, a: a.update(category_id=91 - a['category_id']))(c)),
+            each('annotations', lambda n, a: a.update(category_id=91 - a['category_id']))(c),
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1], ('dog', 'eel', 'cat')])
 def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
     file = write(tmp_path, change)
@@ -111,6 +130,7 @@ def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
 
 def test_figures_per_class_have_the_names_of_their_class(tmp_path):
     """Also where the ids of the categories are not sorted, as pycocotools sorts them."""
+
     def change(c):
         for category in c['categories']:
             category['id'] = 90 - category['id']
@@ -156,15 +176,17 @@ def test_what_is_not_learned_is_not_missed_either(tmp_path, change, log_lines):
         (each('images', lambda n, i: i.update(id=[1, 'b', 3][n])), 'ids of its images mix'),
         (each('images', lambda n, i: i.update(id=[-1, 2**63 + 1, 2**53 + 1][n])), 'ids of its im'),
         (each('categories', lambda n, k: k.update(id=[1, '2', 3][n])), 'ids of its categories mix'),
-        (each('annotations', lambda n, a: a.update(category_id=str(a['category_id']))),
-         'none of its boxes can be used: 12 have an unknown category id'),
+        (
+            each('annotations', lambda n, a: a.update(category_id=str(a['category_id']))),
+            'none of its boxes can be used: 12 have an unknown category id',
+        ),
         (each('annotations', lambda n, a: a.update(bbox=[1, 2])), '"bbox" is not four'),
         (each('annotations', lambda n, a: a.update(ignore='no')), '"ignore" is neither'),
         (each('images', lambda n, i: i.pop('width')), 'each image needs'),
         (each('images', lambda n, i: i.update(id=1)), 'each image needs'),
         (each('categories', lambda n, k: k.update(name='xyz'[n])), 'does not fit the annotation'),
     ],
-)  # fmt: skip
+)
 def test_what_would_be_evaluated_wrongly_is_refused(tmp_path, change, said):
     file = write(tmp_path, change)
     with pytest.raises(UserError, match=said):

@@ -27,8 +27,7 @@ def file(tmp_path):
 def parsed(monkeypatch):
     """Names of the files that are parsed while a test runs."""
     names, parse = [], coco_file._parse
-    monkeypatch.setattr(
-        coco_file, '_parse', lambda path: names.append(path.name) or parse(path))  # fmt: skip
+    monkeypatch.setattr(coco_file, '_parse', lambda path: names.append(path.name) or parse(path))
     return names
 
 

@@ -85,10 +85,15 @@ def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
     loading = pytest.importorskip('mmseg.datasets.transforms.loading')
     labels = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
     Image.fromarray(labels).save(tmp_path / 'a.png')
-    results = LoadCheckedLabels(loading.LoadAnnotations())(dict(
-        seg_map_path=str(tmp_path / 'a.png'), ori_shape=size, reduce_zero_label=True,
-        label_map={1: 5}, seg_fields=[],
-    ))  # fmt: skip
+    results = LoadCheckedLabels(loading.LoadAnnotations())(
+        dict(
+            seg_map_path=str(tmp_path / 'a.png'),
+            ori_shape=size,
+            reduce_zero_label=True,
+            label_map={1: 5},
+            seg_fields=[],
+        )
+    )
     expected = labels - 1  # 0 becomes 255, ignored
     expected[expected == 1] = 5
     assert np.array_equal(results['gt_seg_map'], expected)
@@ -96,12 +101,19 @@ def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
     assert results['seg_fields'] == ['gt_seg_map']
 
 
-@pytest.mark.parametrize('settings, ignore_index, stray', [
-    (dict(reduce_zero_label=False), 255, 'labels .9. name no class; with 3 classes, labels are 0'),
-    (dict(reduce_zero_label=True), 255, 'labels .9. name no class.*0 .ignore. and 1 to 3'),
-    (dict(reduce_zero_label=False), 9, None),  # the head's and the metric's own
-    (dict(reduce_zero_label=False, own=True), 255, None),  # the pipeline says what 9 is
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'settings, ignore_index, stray',
+    [
+        (
+            dict(reduce_zero_label=False),
+            255,
+            'labels .9. name no class; with 3 classes, labels are 0',
+        ),
+        (dict(reduce_zero_label=True), 255, 'labels .9. name no class.*0 .ignore. and 1 to 3'),
+        (dict(reduce_zero_label=False), 9, None),  # the head's and the metric's own
+        (dict(reduce_zero_label=False, own=True), 255, None),  # the pipeline says what 9 is
+    ],
+)
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_stray_labels_stop_an_evaluation(settings, ignore_index, stray, wrapped, tmp_path):
     """mmseg's metric leaves them out: nan, or a figure of the other pixels."""
@@ -111,12 +123,16 @@ def test_stray_labels_stop_an_evaluation(settings, ignore_index, stray, wrapped,
     settings = dict(settings)
     check = [CheckLabels(3, ignore_label=9)] * settings.pop('own', False)
     dataset = datasets.BaseSegDataset(
-        data_root=str(tmp_path), data_prefix=dict(img_path='', seg_map_path=''),
-        metainfo=dict(classes=('a', 'b', 'c')), pipeline=[
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='', seg_map_path=''),
+        metainfo=dict(classes=('a', 'b', 'c')),
+        pipeline=[
             mmcv_transforms.LoadImageFromFile(),
-            pytest.importorskip('mmseg.datasets.transforms').LoadAnnotations(), *check,
-        ], **settings,
-    )  # fmt: skip
+            pytest.importorskip('mmseg.datasets.transforms').LoadAnnotations(),
+            *check,
+        ],
+        **settings,
+    )
     if wrapped:
         dataset = pytest.importorskip('mmengine.dataset').RepeatDataset(dataset, 2)
     load_image.check_images(dataset, True, ignore_index=ignore_index)
@@ -133,16 +149,32 @@ def test_scales_of_a_pipeline():
         dict(type='Resize', scale=(9, 9)),  # keeps no ratio, so that no side can vanish
         dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
         dict(type='RandomResize', scale=[(500, 300), (900, 200)], keep_ratio=True),
-        dict(type='RandomChoice', transforms=[[dict(
-            type='RandomChoiceResize', scales=[(480, 1333), (640, 1333)], keep_ratio=True)]]),
+        dict(
+            type='RandomChoice',
+            transforms=[
+                [
+                    dict(
+                        type='RandomChoiceResize',
+                        scales=[(480, 1333), (640, 1333)],
+                        keep_ratio=True,
+                    )
+                ]
+            ],
+        ),
         dict(type='Resize', scale=96, keep_ratio=True),
-        dict(type='RandomResizedCrop', scale=224), dict(type='ResizeEdge', scale=248),
-    ]  # fmt: skip
+        dict(type='RandomResizedCrop', scale=224),
+        dict(type='ResizeEdge', scale=248),
+    ]
     expected = [(1333, 800), (1024, 256), (500, 200), (480, 1333), (96, 96)]
     assert resize_scales(steps) == expected
-    built = [mmcv_transforms.RandomResize(
-        scale=(2048, 512), ratio_range=(0.5, 2.0), resize_type=mmcv_transforms.Resize,
-        keep_ratio=True)]  # fmt: skip
+    built = [
+        mmcv_transforms.RandomResize(
+            scale=(2048, 512),
+            ratio_range=(0.5, 2.0),
+            resize_type=mmcv_transforms.Resize,
+            keep_ratio=True,
+        )
+    ]
     assert resize_scales(built) == [(1024, 256)]
 
 
@@ -257,7 +289,8 @@ def test_grey_is_loaded_where_it_is_asked_for(tmp_path):
         assert results['img'].shape == shape
     (tmp_path / 'b.jpg').write_bytes(b'')
     results = LoadCheckedImage(transform, True)(
-        dict(img_path=str(tmp_path / 'b.jpg'), height=9, width=7))  # fmt: skip
+        dict(img_path=str(tmp_path / 'b.jpg'), height=9, width=7)
+    )
     assert results['img'].shape == (9, 7)
 
 
@@ -269,22 +302,31 @@ class LoadArray(mmcv_transforms.LoadImageFromFile):
         return results
 
 
-@pytest.mark.parametrize('channels, model, expected', [
-    (4, {}, ['backbone.in_channels: is 3, but', 'data_preprocessor.mean: has 3 values']),
-    (4, dict(in_channels=4, mean=None), []), (4, dict(in_channels=4, mean=[0]), []),
-    (3, dict(in_channels=1), ['backbone.in_channels: is 1, but']),
-    (1, {}, []),  # mmseg makes three of it, by three means
-    (1, dict(mean=[0]), ['backbone.in_channels: is 3, but']),
-    (1, dict(in_channels=1, mean=[0]), []),
-    (1, dict(scope='mmdet'), ['data_preprocessor.mean: has 3 values']),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'channels, model, expected',
+    [
+        (4, {}, ['backbone.in_channels: is 3, but', 'data_preprocessor.mean: has 3 values']),
+        (4, dict(in_channels=4, mean=None), []),
+        (4, dict(in_channels=4, mean=[0]), []),
+        (3, dict(in_channels=1), ['backbone.in_channels: is 1, but']),
+        (1, {}, []),  # mmseg makes three of it, by three means
+        (1, dict(mean=[0]), ['backbone.in_channels: is 3, but']),
+        (1, dict(in_channels=1, mean=[0]), []),
+        (1, dict(scope='mmdet'), ['data_preprocessor.mean: has 3 values']),
+    ],
+)
 def test_channels_of_images_and_model(channels, model, expected, tmp_path):
     np.save(tmp_path / 'a.npy', np.ones((4, 6, channels), np.float32))
     settings = dict(dict(in_channels=3, mean=[1, 2, 3], scope='mmseg'), **model)
-    cfg = Config(dict(default_scope=settings['scope'], model=dict(
-        backbone=dict(type='CycleMLP', in_channels=settings['in_channels']),
-        data_preprocessor=dict(mean=settings['mean']),
-    )))  # fmt: skip
+    cfg = Config(
+        dict(
+            default_scope=settings['scope'],
+            model=dict(
+                backbone=dict(type='CycleMLP', in_channels=settings['in_channels']),
+                data_preprocessor=dict(mean=settings['mean']),
+            ),
+        )
+    )
     report, seen = Report(), set()
     loader = LoadCheckedImage(LoadArray(), False)
     for _ in range(2):  # of training and validation: reported once
@@ -309,11 +351,17 @@ def test_other_loading_steps_skip_what_they_cannot_read(tmp_path):
     assert as_picture(results['img']).shape == (4, 6, 3)
 
 
-@pytest.mark.parametrize('orientation, size, said', [
-    (3, SIZE, UNSURE_KIND), (2, SIZE, UNSURE_KIND), (6, (48, 48), UNSURE_KIND),
-    (6, SIZE, 'EXIF rotation left out, as in the annotations'), (6, SIZE[::-1], 'EXIF rotation'),
-    (1, SIZE, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'orientation, size, said',
+    [
+        (3, SIZE, UNSURE_KIND),
+        (2, SIZE, UNSURE_KIND),
+        (6, (48, 48), UNSURE_KIND),
+        (6, SIZE, 'EXIF rotation left out, as in the annotations'),
+        (6, SIZE[::-1], 'EXIF rotation'),
+        (1, SIZE, None),
+    ],
+)
 def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -327,4 +375,5 @@ def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, 
     info = (str(tmp_path / 'a.jpg'), dict(height=known[1], width=known[0]))
     check_images(report, [info], True, 0.05)
     assert [finding.level for finding in report.findings] == (
-        [] if said is None else ['warning' if said == UNSURE_KIND else 'note'])  # fmt: skip
+        [] if said is None else ['warning' if said == UNSURE_KIND else 'note']
+    )

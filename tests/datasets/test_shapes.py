@@ -171,11 +171,14 @@ def test_an_interrupted_call_is_started_again(write, tmp_path, monkeypatch):
     assert contents(write(tmp_path / 'broken', **SMALL)) == whole
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(num_train=3), 'num_train 5 instead of 3; remove that folder or choose another one'),
-    (dict(size=(64, 49)), r'size \[64, 48\] instead of \[64, 49\]'),
-    (dict(seed=1), 'seed 5 instead of 1'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(num_train=3), 'num_train 5 instead of 3; remove that folder or choose another one'),
+        (dict(size=(64, 49)), r'size \[64, 48\] instead of \[64, 49\]'),
+        (dict(seed=1), 'seed 5 instead of 1'),
+    ],
+)
 def test_a_folder_of_other_parameters_is_refused(change, message, tmp_path):
     before = contents(write_coco(tmp_path, **SMALL))
     with pytest.raises(FileExistsError, match=message):
@@ -197,12 +200,15 @@ def test_a_folder_with_other_things_is_refused(name, text, tmp_path):
     assert contents(tmp_path) == {name: text.encode()}
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(num_train=0), 'num_train must be an integer >= 1, got 0'),
-    (dict(num_val=-1), 'num_val must be an integer >= 1'),
-    (dict(size=(128, 16)), r'size must be at least \(32, 32\), got \(128, 16\)'),
-    (dict(seed='a'), "seed must be an integer >= 0, got 'a'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(num_train=0), 'num_train must be an integer >= 1, got 0'),
+        (dict(num_val=-1), 'num_val must be an integer >= 1'),
+        (dict(size=(128, 16)), r'size must be at least \(32, 32\), got \(128, 16\)'),
+        (dict(seed='a'), "seed must be an integer >= 0, got 'a'"),
+    ],
+)
 def test_arguments_outside_their_range(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_ade20k(tmp_path / 'data', **arguments)
@@ -232,5 +238,3 @@ def test_the_tool_names_what_is_wrong(tool, tmp_path, capsys):
     with pytest.raises(SystemExit, match='0'):
         tool.main(['--help'])
     assert 'tools/make_demo_data.py ade20k data/' in capsys.readouterr().out
-
-

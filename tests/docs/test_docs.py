@@ -131,16 +131,20 @@ def test_builds_without_a_warning(tmp_path):
         pytest.skip('the documentation tools are not installed (extra docs)')
     done = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],
-        cwd=ROOT, env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout
     assert 'WARNING' not in done.stdout
     api = (tmp_path / 'site' / 'api' / 'models.html').read_text()
     assert 'drop_path_rate' in api and 'Stochastic depth of the last block' in api
     for page in (tmp_path / 'site').rglob('*.html'):
-        fetched = re.findall(r'<(?:link|script|img)[^>]+(?:href|src)="?(https?://[^"> ]+)',
-                             page.read_text())  # fmt: skip
+        fetched = re.findall(
+            r'<(?:link|script|img)[^>]+(?:href|src)="?(https?://[^"> ]+)', page.read_text()
+        )
         assert fetched == [], f'{page.name} fetches from elsewhere'
 
 
@@ -163,8 +167,14 @@ def test_unmarked_commands_run(tmp_path):
             words = words_of(command)
             if words[0] == 'python':
                 words[0] = sys.executable
-            done = subprocess.run(words, cwd=tmp_path, env=env, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+            done = subprocess.run(
+                words,
+                cwd=tmp_path,
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
             assert done.returncode == 0, f'{command}\n{done.stdout[-4000:]}'
             ran.append(command)
     assert len(ran) >= 3

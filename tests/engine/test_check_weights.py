@@ -15,9 +15,12 @@ from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 TINY = dict(
-    depths=(1, 1, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(1, 1, 1, 1), reweight=True,
+    depths=(1, 1, 1, 1),
+    widths=(8, 12, 16, 20),
+    mlp_ratios=(1, 1, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 META = {'epoch': 1, 'iter': 4}
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
@@ -43,9 +46,13 @@ def load(model, checkpoint, training=False, resume=False):
     logger = logging.Logger('test')
     logger.info = lines.append
     runner = SimpleNamespace(
-        model=model, logger=logger, work_dir='.', _load_from='file.pth', _resume=resume,
+        model=model,
+        logger=logger,
+        work_dir='.',
+        _load_from='file.pth',
+        _resume=resume,
         _train_loop=Loop() if training else {},
-    )  # fmt: skip
+    )
     hook = HOOKS.build(dict(type='CheckLoadedWeights'))
     hook.after_load_checkpoint(runner, checkpoint)
     return lines[0]
@@ -65,9 +72,14 @@ def test_other_classes_than_the_files(names, training, resume):
     logger = logging.Logger('test')
     logger.warning = lines.append
     runner = SimpleNamespace(
-        model=model, logger=logger, work_dir='.', _load_from='file.pth', _resume=resume,
-        _train_loop=loop if training else {}, _test_loop={} if training else loop,
-    )  # fmt: skip
+        model=model,
+        logger=logger,
+        work_dir='.',
+        _load_from='file.pth',
+        _resume=resume,
+        _train_loop=loop if training else {},
+        _test_loop={} if training else loop,
+    )
     hook = HOOKS.build(dict(type='CheckLoadedWeights'))
     fine_tuned = training and not resume and names == ('a', 'b', 'c')
     if names in (None, ('cat', 'dog', 'cow')) or fine_tuned:
@@ -155,14 +167,19 @@ def test_a_published_classifier_in_training():
 
 def test_weights_alone_cannot_be_resumed():
     model = Detector()
-    for wrong in ({'meta': {}}, {'meta': None}, {'meta': {'epoch': 'x', 'iter': 1}},
-                  {'message_hub': None}, {'message_hub': {}}):  # fmt: skip
+    for wrong in (
+        {'meta': {}},
+        {'meta': None},
+        {'meta': {'epoch': 'x', 'iter': 1}},
+        {'message_hub': None},
+        {'message_hub': {}},
+    ):
         with pytest.raises(CheckpointError, match=r'cannot be resumed.*load_from=FILE'):
             load(model, whole(model, **wrong), training=True, resume=True)
 
 
 def test_a_best_checkpoint_cannot_be_resumed():
-    """It says how far the training was, but the optimiser and the schedule would begin anew."""
+    """It says how far the training was, but the optimiser and the schedule would begin again."""
     model = Detector()
     checkpoint = whole(model)
     del checkpoint['optimizer']

@@ -14,11 +14,7 @@ from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import load_config, resume_training, use_own_data
-from cyclemlp_mm.engine.class_order import (
-    require_same_classes,
-    take_class_order,
-    trained_classes,
-)
+from cyclemlp_mm.engine.class_order import require_same_classes, take_class_order, trained_classes
 from cyclemlp_mm.engine.config_data import use_checked_coco
 from cyclemlp_mm.errors import UserError
 
@@ -48,8 +44,11 @@ def checkpoint(name, data, path, **more):
     use_own_data(cfg, data)
     init_default_scope(cfg.default_scope)
     classes = cfg.train_dataloader.dataset.metainfo.classes
-    content = dict(state_dict=MODELS.build(cfg.model).state_dict(),
-                   meta=dict(dataset_meta=dict(classes=classes)), **more)  # fmt: skip
+    content = dict(
+        state_dict=MODELS.build(cfg.model).state_dict(),
+        meta=dict(dataset_meta=dict(classes=classes)),
+        **more,
+    )
     torch.save(content, path)
     return tuple(classes)
 
@@ -69,11 +68,18 @@ def test_detection_takes_the_order_of_the_checkpoint(coco):
     assert take_class_order(cfg, ['zebra'], 'a.pth') == []
 
 
-@pytest.mark.parametrize('trained, names, fits', [
-    (['a', 'b'], ['a', 'b'], True), ([], ['a'], True), (['a'], [], True),
-    (['a', 'b'], ['b', 'a'], False), (['a', 'b'], ['a', 'c'], False),
-    (['a', 'b'], ['a'], False), (['a'], ['a', 'b'], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'trained, names, fits',
+    [
+        (['a', 'b'], ['a', 'b'], True),
+        ([], ['a'], True),
+        (['a'], [], True),
+        (['a', 'b'], ['b', 'a'], False),
+        (['a', 'b'], ['a', 'c'], False),
+        (['a', 'b'], ['a'], False),
+        (['a'], ['a', 'b'], False),
+    ],
+)
 def test_labels_mean_the_same_or_it_is_an_error(trained, names, fits):
     if fits:
         require_same_classes(trained, names, 'f.pth')
@@ -82,10 +88,16 @@ def test_labels_mean_the_same_or_it_is_an_error(trained, names, fits):
             require_same_classes(trained, names, 'f.pth')
 
 
-@pytest.mark.parametrize('meta, names', [
-    (dict(dataset_meta=dict(classes=('a', 'b'))), ['a', 'b']), (dict(CLASSES=['a']), ['a']),
-    (dict(dataset_meta=3), []), (dict(dataset_meta=dict(classes='ab')), []), (None, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'meta, names',
+    [
+        (dict(dataset_meta=dict(classes=('a', 'b'))), ['a', 'b']),
+        (dict(CLASSES=['a']), ['a']),
+        (dict(dataset_meta=3), []),
+        (dict(dataset_meta=dict(classes='ab')), []),
+        (None, []),
+    ],
+)
 def test_names_of_a_checkpoint(meta, names):
     assert trained_classes(dict(meta=meta)) == names
 
@@ -173,11 +185,14 @@ def test_another_file_for_the_loader_than_for_the_evaluator(coco):
         train(['c.py', '--work-dir', 'wd'])
 
 
-@pytest.mark.parametrize('name, classes, found', [
-    (DET, lambda names: names[::-1], None),  # goes by name
-    (DET, lambda names: ('zebra', *names[1:]), 'labels would not mean the same'),
-    (SEG, lambda names: names[::-1], 'labels would not mean the same'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'name, classes, found',
+    [
+        (DET, lambda names: names[::-1], None),  # goes by name
+        (DET, lambda names: ('zebra', *names[1:]), 'labels would not mean the same'),
+        (SEG, lambda names: names[::-1], 'labels would not mean the same'),
+    ],
+)
 def test_validation_with_other_classes_than_training(
     name, classes, found, tmp_path, monkeypatch, capsys
 ):

@@ -54,13 +54,24 @@ def test_a_misspelt_option_is_refused(key, said):
 @pytest.mark.parametrize(
     'key',
     [
-        'load_from', 'resume', 'randomness.seed', 'max_bad_fraction', 'max_non_finite',
-        'unsafe_load', 'runner_type', 'strategy.type', 'compile.mode', 'sync_bn',
-        'train_dataloader.dataset.metainfo.classes', 'train_dataloader.dataset.indices',
-        'model.backbone.init_cfg.checkpoint', 'default_hooks.checkpoint.max_keep_ckpts',
-        'train_dataloader.dataset.pipeline.2.scale', 'optim_wrapper.paramwise_cfg.norm_decay_mult',
+        'load_from',
+        'resume',
+        'randomness.seed',
+        'max_bad_fraction',
+        'max_non_finite',
+        'unsafe_load',
+        'runner_type',
+        'strategy.type',
+        'compile.mode',
+        'sync_bn',
+        'train_dataloader.dataset.metainfo.classes',
+        'train_dataloader.dataset.indices',
+        'model.backbone.init_cfg.checkpoint',
+        'default_hooks.checkpoint.max_keep_ckpts',
+        'train_dataloader.dataset.pipeline.2.scale',
+        'optim_wrapper.paramwise_cfg.norm_decay_mult',
     ],
-)  # fmt: skip
+)
 def test_options_that_a_config_may_lack(key):
     cfg = load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {key: 'new'})
     node = cfg

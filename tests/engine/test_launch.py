@@ -40,7 +40,7 @@ run_tool(tool)
 """
 ENDINGS = {
     'well': ('pass', 0, ''),
-    'error of the user': ("raise UserError('mend this')", 2, 'error: mend this'),
+    'error of the user': ("raise UserError('fix this')", 2, 'error: fix this'),
     'defect': ('1 / 0', 1, 'ZeroDivisionError: division by zero'),
     'status': ('sys.exit(75)', 75, ''),
     'no status': ('sys.exit()', 0, ''),
@@ -50,9 +50,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize(
-    'launcher, variable', [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
-                           ('mpi', 'OMPI_COMM_WORLD_RANK')]
-)  # fmt: skip
+    'launcher, variable',
+    [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')],
+)
 def test_a_rank_counts_for_its_own_launcher_only(launcher, variable, monkeypatch):
     """A sweep's jobs, started by srun without a launcher, each lock and check."""
     for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
@@ -67,12 +67,16 @@ def test_a_rank_counts_for_its_own_launcher_only(launcher, variable, monkeypatch
     [
         ({}, dict(type='MMDistributedDataParallel', find_unused_parameters=False)),
         (dict(find_unused_parameters=True), dict(find_unused_parameters=True)),
-        (dict(model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel')),
-         dict(type='MMSeparateDistributedDataParallel', broadcast_buffers=False)),
-        (dict(model_wrapper_cfg=dict(static_graph=True, broadcast_buffers=True)),
-         dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=True)),
+        (
+            dict(model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel')),
+            dict(type='MMSeparateDistributedDataParallel', broadcast_buffers=False),
+        ),
+        (
+            dict(model_wrapper_cfg=dict(static_graph=True, broadcast_buffers=True)),
+            dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=True),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_wrapper_of_a_config_is_kept_without_a_gpu(given, expected, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     monkeypatch.setattr(launch.dist, 'is_initialized', lambda: True)
@@ -97,13 +101,24 @@ def test_exit_status_output_and_handlers(launcher, ending, tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     environment = {
-        **os.environ, 'PYTHONPATH': str(ROOT), 'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1',
-        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'CUDA_VISIBLE_DEVICES': '',
-    }  # fmt: skip
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'RANK': '0',
+        'LOCAL_RANK': '0',
+        'WORLD_SIZE': '1',
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port),
+        'CUDA_VISIBLE_DEVICES': '',
+    }
     done = subprocess.run(
-        [sys.executable, 'tool.py', launcher], cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
-    )  # fmt: skip
+        [sys.executable, 'tool.py', launcher],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
     assert done.returncode == status, done.stdout
     assert says in done.stdout
     lines = done.stdout.splitlines()

@@ -36,14 +36,31 @@ def test_detector(tmp_path):
         for i, name in enumerate(odd_images(data / split), 9000):
             w, h = SIZES[i - 9000]
             content['images'].append(dict(id=i, file_name=name, width=w, height=h))
-            content['annotations'].append(dict(
-                id=i, image_id=i, category_id=category, bbox=[0, 0, w, h], area=w * h, iscrowd=0,
-                segmentation=[[0, 0, w, 0, w, h, 0, h]]))  # fmt: skip
+            content['annotations'].append(
+                dict(
+                    id=i,
+                    image_id=i,
+                    category_id=category,
+                    bbox=[0, 0, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[[0, 0, w, 0, w, h, 0, h]],
+                )
+            )
         path.write_text(json.dumps(content))
     _, printed = run_tool(
-        'train.py', 'retinanet_cyclemlp_demo', '--data', data, '--work-dir', 'wd', '--cfg-options',
-        *TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.val_interval=1', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        'retinanet_cyclemlp_demo',
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        'train_cfg.val_interval=1',
+        cwd=tmp_path,
+    )
     # Four of them are left out of training: filter_cfg of the config has min_size=32.
     assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\]', printed)
     assert re.search(r'Epoch\(val\) \[1\]\[1/1\]', printed)
@@ -60,10 +77,19 @@ def test_segmentor(tmp_path):
     for path in (data / 'images').glob('*/*.png'):
         path.rename(path.with_suffix('.jpg'))
     _, printed = run_tool(
-        'train.py', 'fpn_cyclemlp_b1_256x256_600i_small', '--data', data, '--work-dir', 'wd',
-        '--cfg-options', *TINY_SEGMENTOR, 'train_cfg.max_iters=6', 'train_cfg.val_interval=6',
-        'max_bad_fraction=0.5', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        'fpn_cyclemlp_b1_256x256_600i_small',
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY_SEGMENTOR,
+        'train_cfg.max_iters=6',
+        'train_cfg.val_interval=6',
+        'max_bad_fraction=0.5',
+        cwd=tmp_path,
+    )
     assert re.search(r'Iter\(train\) \[6/6\]', printed)
     assert re.search(r'Iter\(val\) \[6/6\].*mIoU', printed)
     assert re.search(r'image skipped: .*training/zz_20000x4\.jpg: is too long', printed)
@@ -75,9 +101,19 @@ def test_classifier(tmp_path):
     for split in ('train', 'val'):
         odd_images(data / split / 'circle')
     _, printed = run_tool(
-        'train.py', 'cyclemlp_demo', '--data', data, '--work-dir', 'wd', '--cfg-options',
-        *NO_WORKERS, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
-        'train_dataloader.batch_size=6', 'default_hooks.logger.interval=1', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        'cyclemlp_demo',
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *NO_WORKERS,
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+        'train_dataloader.batch_size=6',
+        'default_hooks.logger.interval=1',
+        cwd=tmp_path,
+    )
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)

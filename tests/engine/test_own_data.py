@@ -57,9 +57,11 @@ def test_coco_layout(coco, name):
     assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     for phase in ('val', 'test'):
         assert cfg[f'{phase}_evaluator'].ann_file == f'{coco}/annotations/instances_val2017.json'
-    heads = [cfg.model.bbox_head] if name == RETINANET else [
-        cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head
-    ]  # fmt: skip
+    heads = (
+        [cfg.model.bbox_head]
+        if name == RETINANET
+        else [cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]
+    )
     assert [head.num_classes for head in heads] == [len(names)] * len(heads)
 
 
@@ -79,9 +81,7 @@ def test_wrapped_data_sets_and_several_evaluators(coco):
     )
     cfg.val_evaluator = [cfg.val_evaluator, dict(type='DumpDetResults', out_file_path='x.pkl')]
     use_own_data(cfg, coco)
-    assert all(
-        one.data_root == str(coco) for one in cfg.train_dataloader.dataset.dataset.datasets
-    )
+    assert all(one.data_root == str(coco) for one in cfg.train_dataloader.dataset.dataset.datasets)
     assert cfg.val_evaluator[0].ann_file.startswith(str(coco))
 
 
@@ -115,8 +115,9 @@ def test_wrong_categories_are_refused(coco, changes, message):
 def test_boxes_alone_do_not_train_masks(coco):
     file = coco / 'annotations/instances_train2017.json'
     annotations = json.loads(file.read_text())['annotations']
-    rewrite(file, annotations=[{k: v for k, v in a.items() if k != 'segmentation'}
-                               for a in annotations])  # fmt: skip
+    rewrite(
+        file, annotations=[{k: v for k, v in a.items() if k != 'segmentation'} for a in annotations]
+    )
     use_own_data(load_config(RETINANET), coco)
     with pytest.raises(UserError, match='mask head needs masks'):
         use_own_data(load_config(MASK_RCNN), coco)

@@ -160,11 +160,14 @@ def test_encodings_of_lists_and_names(lists):
         use_own_data(load_config(CONFIG), lists)
 
 
-@pytest.mark.parametrize('change, cause', [
-    (lambda line: line.replace('.jpg', '.JPG'), 'capital letters'),
-    (lambda line: line.replace('.', '%2E'), 'URL encoding'),
-    (lambda line: 'sub\\' + line, 'backslashes'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, cause',
+    [
+        (lambda line: line.replace('.jpg', '.JPG'), 'capital letters'),
+        (lambda line: line.replace('.', '%2E'), 'URL encoding'),
+        (lambda line: 'sub\\' + line, 'backslashes'),
+    ],
+)
 def test_the_cause_of_a_name_that_is_not_there(lists, change, cause):
     for split in ('train', 'val'):
         file = lists / f'{split}_list.txt'

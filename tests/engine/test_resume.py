@@ -30,9 +30,7 @@ def save(folder, name, age=0, seed=3, broken=False, **meta):
     path = folder / name
     numbers = [int(number) for number in re.findall(r'\d+', name)]
     meta = dict(epoch=numbers[0], iter=numbers[-1], seed=seed) | meta
-    content = dict(
-        meta=meta, state_dict={'w': torch.ones(1)}, message_hub=HUB, optimizer={},
-    )  # fmt: skip
+    content = dict(meta=meta, state_dict={'w': torch.ones(1)}, message_hub=HUB, optimizer={})
     torch.save(content, path)
     if broken:
         path.write_bytes(path.read_bytes()[:-30])
@@ -89,12 +87,22 @@ def test_a_broken_one_is_passed_over_and_said(tmp_path):
 @pytest.mark.parametrize(
     'pointer',
     [
-        None, b'', b'\0' * 5000, b'\xef\xbb\xbfiter_20.pth\r\n', b'best_mIoU_iter_120.pth',
-        b'/elsewhere/iter_300.pth', b'elsewhere/iter_300.pth', b'C:\\runs\\iter_20.pth', b'..',
-        'iter_20.pth'.encode('utf-16'), b'~nobody/iter_20.pth', b'a\0b', b'x' * 9999,
+        None,
+        b'',
+        b'\0' * 5000,
+        b'\xef\xbb\xbfiter_20.pth\r\n',
+        b'best_mIoU_iter_120.pth',
+        b'/elsewhere/iter_300.pth',
+        b'elsewhere/iter_300.pth',
+        b'C:\\runs\\iter_20.pth',
+        b'..',
+        'iter_20.pth'.encode('utf-16'),
+        b'~nobody/iter_20.pth',
+        b'a\0b',
+        b'x' * 9999,
     ],
     ids=lambda pointer: repr(pointer)[:30],
-)  # fmt: skip
+)
 @pytest.mark.parametrize('template', ['iter_{}.pth', 'run-{:06d}.pth', '{}_of_my_runs.pth'])
 def test_a_spoiled_pointer_is_a_hint_at_most(tmp_path, monkeypatch, pointer, template):
     """What the files hold counts; the dates are as a copy leaves them."""
@@ -161,8 +169,9 @@ def test_how_far_a_checkpoint_is_follows_from_its_meta_alone(tmp_path):
     """Other parts may have keys of the same names; tensors are not read."""
     save(tmp_path, 'epoch_1.pth', iter=10)
     content = torch.load(save(tmp_path, 'epoch_2.pth', iter=5), weights_only=False)
-    torch.save(dict(dict(param_schedulers=[dict(iter=70, epoch=70)]), **content),
-               tmp_path / 'epoch_2.pth')  # fmt: skip
+    torch.save(
+        dict(dict(param_schedulers=[dict(iter=70, epoch=70)]), **content), tmp_path / 'epoch_2.pth'
+    )
     assert find_newest(tmp_path).path.name == 'epoch_1.pth'
     large = dict(content, state_dict={'w': torch.ones(3_000_000)})
     large['meta'].update(iter=20)
@@ -306,9 +315,16 @@ def test_a_training_in_the_work_dir_of_another_one(tmp_path):
     write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
     with training_elsewhere(tmp_path / 'wd'):
         code, printed = run_tool(
-            'train.py', 'retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd',
-            '--skip-check', cwd=tmp_path, check=False,
-        )  # fmt: skip
+            'train.py',
+            'retinanet_cyclemlp_demo',
+            '--data',
+            'shapes',
+            '--work-dir',
+            'wd',
+            '--skip-check',
+            cwd=tmp_path,
+            check=False,
+        )
     assert code == 2 and re.search('^error: another training writes into', printed, re.MULTILINE)
     assert [path.name for path in (tmp_path / 'wd').iterdir()] == [LOCK]
 
@@ -325,18 +341,19 @@ def test_a_folder_that_cannot_be_locked_is_left_to_the_training(tmp_path):
     [
         ['--how', 'KILL', '--kills', '1'],
         pytest.param(['--how', 'KILL', '--kills', '3'], marks=pytest.mark.slow),
-        pytest.param(
-            ['--how', 'TERM', '--kills', '2', '--loop', 'iter'], marks=pytest.mark.slow
-        ),
+        pytest.param(['--how', 'TERM', '--kills', '2', '--loop', 'iter'], marks=pytest.mark.slow),
     ],
 )
 def test_equal_to_the_bit(arguments):
     """A few; `make prove-resume` does many."""
     done = subprocess.run(
         [sys.executable, str(ROOT / 'tests' / 'prove_resume.py'), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert 'equal to the bit' in done.stdout.splitlines()[-1]
     print(done.stdout.splitlines()[-1])

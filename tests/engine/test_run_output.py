@@ -56,15 +56,19 @@ def make_runner(tmp_path, monkeypatch):
         names_used = f'toy_{tmp_path.name}_{next(names)}'
         cfg.visualizer.name = names_used
         return Runner(
-            model=Toy(), work_dir=cfg.work_dir, experiment_name=names_used,
+            model=Toy(),
+            work_dir=cfg.work_dir,
+            experiment_name=names_used,
             train_dataloader=torch.utils.data.DataLoader(data),
             val_dataloader=torch.utils.data.DataLoader(data[:2]),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            train_cfg=dict(by_epoch=True, max_epochs=2), val_cfg={},
-            val_evaluator=Evaluator(Falling()), visualizer=cfg.visualizer, cfg=cfg,
-            default_hooks=dict(checkpoint=dict(
-                type=hook, save_best=save_best, rule='greater')),
-        )  # fmt: skip
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            val_cfg={},
+            val_evaluator=Evaluator(Falling()),
+            visualizer=cfg.visualizer,
+            cfg=cfg,
+            default_hooks=dict(checkpoint=dict(type=hook, save_best=save_best, rule='greater')),
+        )
 
     return make
 
@@ -141,8 +145,12 @@ def test_the_bar_goes_when_a_run_breaks_off(make_runner, monkeypatch):
 
 def test_vis_adds_a_backend_once(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', object())
-    cfg = Config(dict(work_dir='work_dirs/run', visualizer=dict(
-        type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])))  # fmt: skip
+    cfg = Config(
+        dict(
+            work_dir='work_dirs/run',
+            visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        )
+    )
     for _ in range(2):
         add_vis_backends(cfg, ['wandb'])
     local, wandb = cfg.visualizer.vis_backends

@@ -55,8 +55,20 @@ def write_config(folder, name, base, settings, sharded):
 
 
 def train(folder, name, *arguments, check=True, data='shapes'):
-    return run([ROOT / 'tools' / 'dist_train.sh', f'{name}.py', 2, '--data', data, '--work-dir',
-                name, *arguments], folder, check=check)  # fmt: skip
+    return run(
+        [
+            ROOT / 'tools' / 'dist_train.sh',
+            f'{name}.py',
+            2,
+            '--data',
+            data,
+            '--work-dir',
+            name,
+            *arguments,
+        ],
+        folder,
+        check=check,
+    )
 
 
 def losses(work_dir):
@@ -76,10 +88,21 @@ def trained(tmp_path_factory):
 
 def test_backbones_give_the_levels_and_gradients_of_whole_ones():
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         TESTS / 'sharded_backbones.py'],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, env=ENV,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            '2',
+            TESTS / 'sharded_backbones.py',
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env=ENV,
+    )
     found = re.findall(r'^(\w+) .*units \d+, held 0\.\d+, levels \S+, gradients', done.stdout, re.M)
     families = {'CycleMLP', 'MPViT'} | ({'RepMLP'} if find_spec('mmpretrain') else set())
     assert set(found) == families and len(found) >= 8, done.stdout[-3000:]
@@ -91,8 +114,10 @@ def test_a_detectors_losses_are_those_of_a_whole_model(trained):
     worst = largest_difference(parts, whole)
     print(f'largest difference of the loss over {len(parts)} iterations: {worst:.2g}')
     assert len(parts) == 18 and worst < 1e-5
-    keys = [read_checkpoint(trained / name / 'epoch_3.pth')['state_dict'].keys()
-            for name in ('parts', 'whole')]  # fmt: skip
+    keys = [
+        read_checkpoint(trained / name / 'epoch_3.pth')['state_dict'].keys()
+        for name in ('parts', 'whole')
+    ]
     assert keys[0] == keys[1]
 
 
@@ -117,17 +142,28 @@ def test_whole_and_sharded_trainings_go_on_from_each_other(source, goes_on, trai
     train(trained, goes_on, '--work-dir', work_dir, '--resume', f'{source}/epoch_2.pth')
     resumed, expected = losses(trained / work_dir), losses(trained / 'whole')[12:]
     assert largest_difference(resumed, expected) < 1e-5
-    one, other = (read_checkpoint(trained / folder / 'epoch_3.pth')['state_dict']
-                  for folder in (work_dir, 'whole'))  # fmt: skip
+    one, other = (
+        read_checkpoint(trained / folder / 'epoch_3.pth')['state_dict']
+        for folder in (work_dir, 'whole')
+    )
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
 
 
 def test_it_starts_from_weights_for_other_classes(trained):
     names = ['circle', 'square']
-    done = train(trained, 'parts', '--work-dir', 'fewer', '--classes', *names, '--cfg-options',
-                 'load_from=whole/epoch_3.pth', 'train_cfg.max_epochs=1',
-                 'randomness.seed=1')  # fmt: skip
+    done = train(
+        trained,
+        'parts',
+        '--work-dir',
+        'fewer',
+        '--classes',
+        *names,
+        '--cfg-options',
+        'load_from=whole/epoch_3.pth',
+        'train_cfg.max_epochs=1',
+        'randomness.seed=1',
+    )
     assert re.search(r'bbox_head: (\d+) of (?!\1)\d+, the others are new', done.stdout)
     assert 'FutureWarning: FSDP' not in done.stdout
     saved = read_checkpoint(trained / 'fewer' / 'epoch_1.pth')['state_dict']
@@ -148,8 +184,9 @@ def test_a_strategy_without_settings_deals_out_the_model_as_one_unit(trained):
 
 
 def test_its_checkpoint_is_tested_by_one_process(trained):
-    printed = run([sys.executable, ROOT / 'tools' / 'test.py', 'parts/parts.py',
-                   'parts/epoch_3.pth'], trained).stdout  # fmt: skip
+    printed = run(
+        [sys.executable, ROOT / 'tools' / 'test.py', 'parts/parts.py', 'parts/epoch_3.pth'], trained
+    ).stdout
     assert re.search(r'loaded (\d+) of \1 tensors', printed)
 
 
@@ -157,8 +194,9 @@ def test_a_segmentors_losses_are_those_of_a_whole_model(tmp_path):
     write_ade20k(tmp_path / 'rooms', 8, 3, (64, 64))
     found = {}
     for name in ('parts', 'whole'):
-        write_config(tmp_path, name, 'fpn_cyclemlp_b1_256x256_600i_small', SEGMENTOR,
-                     sharded=name == 'parts')  # fmt: skip
+        write_config(
+            tmp_path, name, 'fpn_cyclemlp_b1_256x256_600i_small', SEGMENTOR, sharded=name == 'parts'
+        )
         printed = train(tmp_path, name, data='rooms').stdout
         found[name] = losses(tmp_path / name), re.findall(r'mIoU: ([\d.]+) ', printed)[-1]
     assert largest_difference(*(loss for loss, _ in found.values())) < 1e-4

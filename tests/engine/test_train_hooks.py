@@ -94,10 +94,14 @@ def evaluated(*values):
     Given.values = [value if isinstance(value, dict) else dict(score=value) for value in values]
     return dict(
         val_dataloader=dict(
-            dataset=dict(type='TwentyNumbers'), batch_size=4, num_workers=0,
-            sampler=dict(type='DefaultSampler', shuffle=False)),
-        val_cfg={}, val_evaluator=dict(type='Given'),
-    )  # fmt: skip
+            dataset=dict(type='TwentyNumbers'),
+            batch_size=4,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        val_cfg={},
+        val_evaluator=dict(type='Given'),
+    )
 
 
 @HOOKS.register_module()
@@ -129,19 +133,35 @@ class TerminateInValidation(Hook):
 
 def config(tmp_path, by_epoch=True, workers=0, **changes):
     loop = dict(by_epoch=True, max_epochs=4) if by_epoch else dict(by_epoch=False, max_iters=20)
-    cfg = Config(dict(
-        model=dict(type='Line'),
-        train_dataloader=dict(
-            dataset=dict(type='TwentyNumbers'), batch_size=4, num_workers=workers,
-            sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)),
-        train_cfg=loop, work_dir=str(tmp_path), log_level='WARNING',
-        optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01)),
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1 if by_epoch else 3,
-                            by_epoch=by_epoch, max_keep_ckpts=1)),
-        randomness=dict(seed=1), default_scope='mmengine',
-        experiment_name=f'{tmp_path.name}{time.monotonic_ns()}', **changes,
-    ))  # fmt: skip
+    cfg = Config(
+        dict(
+            model=dict(type='Line'),
+            train_dataloader=dict(
+                dataset=dict(type='TwentyNumbers'),
+                batch_size=4,
+                num_workers=workers,
+                sampler=dict(
+                    type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True
+                ),
+            ),
+            train_cfg=loop,
+            work_dir=str(tmp_path),
+            log_level='WARNING',
+            optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01)),
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='CheckpointHook',
+                    interval=1 if by_epoch else 3,
+                    by_epoch=by_epoch,
+                    max_keep_ckpts=1,
+                )
+            ),
+            randomness=dict(seed=1),
+            default_scope='mmengine',
+            experiment_name=f'{tmp_path.name}{time.monotonic_ns()}',
+            **changes,
+        )
+    )
     make_robust(cfg)
     return cfg
 
@@ -217,8 +237,10 @@ def test_a_validation_that_was_stopped_is_made_up_for(tmp_path, by_epoch, last, 
     assert TerminateInValidation.batches == (5 if last else 10) and not Given.values
     assert files('parts') == files('whole')
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    info = [read_checkpoint(tmp_path / name / files(name)[-1])['message_hub']['runtime_info']
-            for name in ('whole', 'parts')]  # fmt: skip
+    info = [
+        read_checkpoint(tmp_path / name / files(name)[-1])['message_hub']['runtime_info']
+        for name in ('whole', 'parts')
+    ]
     assert [one['best_score'] for one in info] == [0.9, 0.9]
     assert not info[1]['due_validation'] and not info[1].get('interrupted_ckpt')
 
@@ -253,7 +275,8 @@ def test_killed_between_the_last_save_and_its_validation(tmp_path, by_epoch, int
         cfg = config(tmp_path / 'parts', by_epoch, **more)
         cfg.train_cfg.update(val_interval=2 if by_epoch else 10)
         cfg.default_hooks.checkpoint.update(
-            save_best='score', rule='greater', interval=interval if by_epoch else 10 * interval)
+            save_best='score', rule='greater', interval=interval if by_epoch else 10 * interval
+        )
         if name == 'second':
             Given.values = [dict(score=0.9)]
         return train(cfg)
@@ -285,8 +308,12 @@ def test_a_validation_that_improved_nothing_is_not_repeated(tmp_path):
         train(config(tmp_path / 'parts', custom_hooks=[dict(type='DieBefore', at=3)], **settings))
     train(config(tmp_path / 'parts', resume=True, **settings))
     assert rates('parts') == rates('whole') and not Given.values
-    assert read_checkpoint(tmp_path / 'parts' / 'epoch_4.pth')['message_hub']['runtime_info'][
-        'due_validation'] is False  # fmt: skip
+    assert (
+        read_checkpoint(tmp_path / 'parts' / 'epoch_4.pth')['message_hub']['runtime_info'][
+            'due_validation'
+        ]
+        is False
+    )
 
 
 def test_the_pointer_follows_the_file_that_was_resumed(tmp_path):
@@ -327,7 +354,8 @@ def test_a_resumed_training_leaves_the_other_ones_files(trained, tmp_path, how):
     shutil.copytree(trained, other)
     content = torch.load(other / 'epoch_2.pth', weights_only=False)
     content['message_hub']['runtime_info'].update(
-        best_ckpt=f'{other}/best_score_epoch_1.pth', last_ckpt=f'{other}/epoch_2.pth')  # fmt: skip
+        best_ckpt=f'{other}/best_score_epoch_1.pth', last_ckpt=f'{other}/epoch_2.pth'
+    )
     torch.save(content, other / 'epoch_2.pth')
     before = names_of(tmp_path / 'a')
     assert before == ['best_score_epoch_1.pth', 'epoch_2.pth']
@@ -352,19 +380,29 @@ def test_the_best_one_stays_where_the_folder_was_copied(trained, tmp_path):
 @pytest.mark.parametrize(
     'key, value',
     [
-        ('interrupted_ckpt', '{victim}'), ('best_ckpt', '{victim}'), ('best_ckpt', '{wd}/sub'),
-        ('interrupted_ckpt', '{wd}'), ('best_ckpt', '{victim}/x.pth'),
-        ('interrupted_ckpt', '{wd}/epoch_7.pth'), ('interrupted_ckpt', '{wd}/epoch_8.pth'),
-        ('interrupted_ckpt', '{wd}/notes.pth'), ('best_ckpt', '{wd}/sub/best_score_epoch_1.pth'),
-        ('keep_ckpt_ids', ['../../victim/x', 1]), ('keep_ckpt_ids', [8, 7, 1, 2]),
-        ('keep_ckpt_ids', '{victim}'), ('interrupted_ckpt', '{wd}/../victim/epoch_5.pth'),
-        ('best_ckpt', 7), ('best_ckpt', ['{victim}']), ('last_ckpt', '{victim}/x.pth'),
-        ('best_score', 'high'), ('best_score', None),
+        ('interrupted_ckpt', '{victim}'),
+        ('best_ckpt', '{victim}'),
+        ('best_ckpt', '{wd}/sub'),
+        ('interrupted_ckpt', '{wd}'),
+        ('best_ckpt', '{victim}/x.pth'),
+        ('interrupted_ckpt', '{wd}/epoch_7.pth'),
+        ('interrupted_ckpt', '{wd}/epoch_8.pth'),
+        ('interrupted_ckpt', '{wd}/notes.pth'),
+        ('best_ckpt', '{wd}/sub/best_score_epoch_1.pth'),
+        ('keep_ckpt_ids', ['../../victim/x', 1]),
+        ('keep_ckpt_ids', [8, 7, 1, 2]),
+        ('keep_ckpt_ids', '{victim}'),
+        ('interrupted_ckpt', '{wd}/../victim/epoch_5.pth'),
+        ('best_ckpt', 7),
+        ('best_ckpt', ['{victim}']),
+        ('last_ckpt', '{victim}/x.pth'),
+        ('best_score', 'high'),
+        ('best_score', None),
         ('best_ckpt', f'best_score_epoch_{"1" * 5000}.pth'),
         ('interrupted_ckpt', f'epoch_{"1" * 5000}.pth'),
     ],
     ids=lambda value: str(value)[:40],
-)  # fmt: skip
+)
 def test_what_a_crafted_checkpoint_names_is_not_removed(trained, tmp_path, key, value):
     """Folders, links and other files, here and elsewhere; epoch_7.pth is a link, 8 a folder."""
     folder, victim = tmp_path / 'wd', tmp_path / 'victim'
@@ -399,7 +437,9 @@ def test_partial_files_of_others_are_left(tmp_path):
     tmp_path.joinpath(f'{PARTIAL}0-epoch_1.pth').write_text('left')
     train(config(tmp_path))
     assert sorted(p.name for p in tmp_path.glob(f'{PARTIAL}*')) == [
-        f'{PARTIAL}1-folder', f'{PARTIAL}notes']  # fmt: skip
+        f'{PARTIAL}1-folder',
+        f'{PARTIAL}notes',
+    ]
 
 
 def test_a_template_with_a_number_format(tmp_path):
@@ -466,12 +506,16 @@ def test_settings_that_a_resumed_training_does_not_follow(tmp_path, changes, sai
     [
         (dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)), "than SGD .* lacks 'momentum'"),
         (dict(optimizer=dict(type='RMSprop', lr=0.01)), "than RMSprop .* lacks 'alpha'"),
-        (dict(optimizer=dict(type='AdamW', lr=0.01),
-              paramwise_cfg=dict(custom_keys={'bias': dict(lr_mult=2)})),
-         'has 1 groups of 2 parameters, but AdamW .* 2 groups of 2'),
+        (
+            dict(
+                optimizer=dict(type='AdamW', lr=0.01),
+                paramwise_cfg=dict(custom_keys={'bias': dict(lr_mult=2)}),
+            ),
+            'has 1 groups of 2 parameters, but AdamW .* 2 groups of 2',
+        ),
     ],
     ids=['SGD', 'RMSprop', 'groups'],
-)  # fmt: skip
+)
 def test_another_optimiser_cannot_be_resumed(tmp_path, wrapper, said):
     with pytest.raises(TrainingStopped):
         train(config(tmp_path, **terminate_at(7)))
@@ -610,10 +654,12 @@ def test_every_write_of_a_run_survives_a_full_disk(small_disk, by_epoch, tensorb
         pytest.importorskip('tensorboard')
     backend = 'TensorboardVisBackend' if tensorboard else 'LocalVisBackend'
     cfg = config(
-        small_disk / 'wd', by_epoch, **evaluated(0.1, 0.2, 0.3, 0.4),
+        small_disk / 'wd',
+        by_epoch,
+        **evaluated(0.1, 0.2, 0.3, 0.4),
         custom_hooks=[dict(type='FillDisk', file=f'{small_disk}/filler', iterations=[6, 13])],
         visualizer=dict(type='Visualizer', name=str(small_disk), vis_backends=[dict(type=backend)]),
-    )  # fmt: skip
+    )
     cfg.log_level = 'INFO'
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
@@ -692,8 +738,11 @@ def test_a_pointer_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(atomic_checkpoints, 'write_atomically', full)
     train(config(tmp_path))
     assert names_of(tmp_path) == ['epoch_4.pth']
-    assert re.search(r'last_checkpoint could not be written \(Disk quota exceeded\) and does not '
-                     r'name \S*epoch_4\.pth; --resume finds', capsys.readouterr().out)  # fmt: skip
+    assert re.search(
+        r'last_checkpoint could not be written \(Disk quota exceeded\) and does not '
+        r'name \S*epoch_4\.pth; --resume finds',
+        capsys.readouterr().out,
+    )
 
 
 def test_a_full_file_system(tmp_path):
@@ -708,15 +757,21 @@ def test_a_full_file_system(tmp_path):
         pytest.skip('no namespace of our own here (unshare -rm)')
     write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
     done = subprocess.run(
-        ['unshare', '-rm', 'bash', '-c', script.format(size=25_000)], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+        ['unshare', '-rm', 'bash', '-c', script.format(size=25_000)],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stdout[-3000:]
     assert re.search(
         r'^error: checkpoint .*epoch_2\.pth could not be written \(No space left on device\); the '
-        r'last whole one is \S*fs/wd/epoch_1\.pth', done.stdout, re.MULTILINE,
-    )  # fmt: skip
+        r'last whole one is \S*fs/wd/epoch_1\.pth',
+        done.stdout,
+        re.MULTILINE,
+    )
     assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     assert PARTIAL not in done.stdout.split('error:')[1]
 
@@ -730,9 +785,14 @@ def test_a_read_only_work_dir(tmp_path):
         f'{DEMO} --data shapes --work-dir fs/wd'
     )
     done = subprocess.run(
-        ['unshare', '-rm', 'bash', '-c', script], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=600, env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    )  # fmt: skip
+        ['unshare', '-rm', 'bash', '-c', script],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     assert done.returncode == 2
     assert re.search(r'fs: cannot be written \(Read-only file system\).*--work-dir', done.stdout)
     assert 'Traceback' not in done.stdout
@@ -757,8 +817,11 @@ def test_many_nans_in_a_row_stop(tmp_path):
     Line.seen = []
     cfg = config(tmp_path, max_non_finite=3)
     runner = Runner.from_cfg(cfg)
-    with pytest.raises(NonFiniteLossError, match=r'iteration 9: loss not finite, 3 in a row.*'
-                       r'Last good checkpoint: .*epoch_1\.pth'):  # fmt: skip
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r'iteration 9: loss not finite, 3 in a row.*'
+        r'Last good checkpoint: .*epoch_1\.pth',
+    ):
         runner.train()
     Line.nan_at = ()
 
@@ -770,8 +833,11 @@ def test_a_checkpoint_amid_nans_is_not_called_good(tmp_path, keep, good):
     Line.seen = []
     cfg = config(tmp_path, max_non_finite=3)
     cfg.default_hooks.checkpoint.max_keep_ckpts = keep
-    with pytest.raises(NonFiniteLossError, match=rf'Last good checkpoint: {good} \(\S*epoch_2\.pth '
-                       'was saved after the last finite loss'):  # fmt: skip
+    with pytest.raises(
+        NonFiniteLossError,
+        match=rf'Last good checkpoint: {good} \(\S*epoch_2\.pth '
+        'was saved after the last finite loss',
+    ):
         Runner.from_cfg(cfg).train()
     Line.nan_at = ()
 
@@ -779,13 +845,27 @@ def test_a_checkpoint_amid_nans_is_not_called_good(tmp_path, keep, good):
 def test_a_nan_of_a_detector_names_the_images(tmp_path):
     write_coco(tmp_path / 'shapes', 4, 2, (64, 64))
     code, printed = run_tool(
-        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *TINY_DETECTOR,
-        *TINY_BACKBONE, 'model.bbox_head.loss_cls.loss_weight=nan', 'max_non_finite=2',
-        'val_evaluator.classwise=False', cwd=tmp_path, check=False,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        'shapes',
+        '--work-dir',
+        'wd',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        'model.bbox_head.loss_cls.loss_weight=nan',
+        'max_non_finite=2',
+        'val_evaluator.classwise=False',
+        cwd=tmp_path,
+        check=False,
+    )
     assert code == 2, printed[-3000:]
-    assert re.search(r'error: iteration 2: .*not finite, 2 in a row\. Images of these iterations: '
-                     r'.*0000\d\.jpg.*Last good checkpoint: none yet', printed)  # fmt: skip
+    assert re.search(
+        r'error: iteration 2: .*not finite, 2 in a row\. Images of these iterations: '
+        r'.*0000\d\.jpg.*Last good checkpoint: none yet',
+        printed,
+    )
 
 
 def spoil(folder, names):
@@ -804,11 +884,22 @@ def test_a_detector_trains_through_bad_images(tmp_path, workers):
     spoil(tmp_path / 'shapes' / 'val2017', ['truncated.jpg', 'cmyk.jpg'])
     options = [o for o in TINY_DETECTOR if 'train_dataloader' not in o]
     _, printed = run_tool(
-        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--skip-check', '--cfg-options',
-        *options, *TINY_BACKBONE, 'max_bad_fraction=0.5', 'train_dataloader.batch_size=4',
+        'train.py',
+        DEMO,
+        '--data',
+        'shapes',
+        '--work-dir',
+        'wd',
+        '--skip-check',
+        '--cfg-options',
+        *options,
+        *TINY_BACKBONE,
+        'max_bad_fraction=0.5',
+        'train_dataloader.batch_size=4',
         f'train_dataloader.num_workers={workers}',
-        f'train_dataloader.persistent_workers={workers > 0}', cwd=tmp_path,
-    )  # fmt: skip
+        f'train_dataloader.persistent_workers={workers > 0}',
+        cwd=tmp_path,
+    )
     assert re.search(r'Epoch\(train\)\s+\[1\]\[9/9\]', printed)
     skipped = sum(what == 'skipped' for _, what, _ in BAD_IMAGES.values())
     summary = re.search(r'images of the train data so far: (.*)', printed)[1]
@@ -826,14 +917,29 @@ def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
     labels = sorted((data / 'annotations' / 'validation').iterdir())
     labels[0].write_bytes(labels[0].read_bytes()[:-40])
     _, printed = run_tool(
-        'train.py', SEGMENTOR, '--data', data, '--work-dir', 'wd', '--skip-check', '--cfg-options',
-        *TINY_SEGMENTOR, 'max_bad_fraction=0.5', 'train_cfg.max_iters=8',
-        'train_cfg.val_interval=8', cwd=tmp_path,
-    )  # fmt: skip
+        'train.py',
+        SEGMENTOR,
+        '--data',
+        data,
+        '--work-dir',
+        'wd',
+        '--skip-check',
+        '--cfg-options',
+        *TINY_SEGMENTOR,
+        'max_bad_fraction=0.5',
+        'train_cfg.max_iters=8',
+        'train_cfg.val_interval=8',
+        cwd=tmp_path,
+    )
     assert re.search(r'Iter\(train\) \[8/8\]', printed)
-    for part in ('00001.jpg: is truncated', 'converted: .*00002.jpg: CMYK', '00003.jpg: is no im',
-                 r'00005\.jpg: .*00005\.png is truncated', r'Iter\(val\) \[2/2\].*mIoU',
-                 r'ADE_val_00000001\.jpg: .*ADE_val_00000001\.png is truncated'):  # fmt: skip
+    for part in (
+        '00001.jpg: is truncated',
+        'converted: .*00002.jpg: CMYK',
+        '00003.jpg: is no im',
+        r'00005\.jpg: .*00005\.png is truncated',
+        r'Iter\(val\) \[2/2\].*mIoU',
+        r'ADE_val_00000001\.jpg: .*ADE_val_00000001\.png is truncated',
+    ):
         assert re.search(part, printed), part
 
 
@@ -841,12 +947,25 @@ def test_too_many_bad_images_stop(tmp_path):
     write_coco(tmp_path / 'shapes', 8, 2, (64, 48))
     spoil(tmp_path / 'shapes' / 'train2017', ['truncated.jpg', 'zeros.jpg', 'empty.jpg'])
     code, printed = run_tool(
-        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd', '--skip-check', '--cfg-options',
-        *TINY_DETECTOR, *TINY_BACKBONE, cwd=tmp_path, check=False,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        'shapes',
+        '--work-dir',
+        'wd',
+        '--skip-check',
+        '--cfg-options',
+        *TINY_DETECTOR,
+        *TINY_BACKBONE,
+        cwd=tmp_path,
+        check=False,
+    )
     assert code == 2, printed[-3000:]
-    assert re.search(r'error: \d of 8 images of the train data could not be read, more than '
-                     r'max_bad_fraction=0.05.*0000[123]\.jpg', printed)  # fmt: skip
+    assert re.search(
+        r'error: \d of 8 images of the train data could not be read, more than '
+        r'max_bad_fraction=0.05.*0000[123]\.jpg',
+        printed,
+    )
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -855,12 +974,27 @@ def test_signals_to_the_whole_job(tmp_path, number):
     write_coco(tmp_path / 'shapes', 16, 2, (64, 64))
     options = [o for o in TINY_DETECTOR if not o.startswith('train_dataloader.')]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / 'train.py'), DEMO, '--data', 'shapes', '--work-dir',
-         'wd', '--cfg-options', *options, *TINY_BACKBONE, 'train_cfg.max_epochs=90',
-         'train_dataloader.num_workers=2'],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / 'tools' / 'train.py'),
+            DEMO,
+            '--data',
+            'shapes',
+            '--work-dir',
+            'wd',
+            '--cfg-options',
+            *options,
+            *TINY_BACKBONE,
+            'train_cfg.max_epochs=90',
+            'train_dataloader.num_workers=2',
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     printed = ''
     for line in process.stdout:
         printed += line

@@ -33,11 +33,14 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     'opset, style',
     [
-        (11, 't'), (20, 'b'),
-        *(pytest.param(*case, marks=pytest.mark.slow)
-          for case in [(11, 'b'), (17, 'b'), (17, 't'), (18, 'b'), (18, 't'), (20, 't')]),
+        (11, 't'),
+        (20, 'b'),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(11, 'b'), (17, 'b'), (17, 't'), (18, 'b'), (18, 't'), (20, 't')]
+        ),
     ],
-)  # fmt: skip
+)
 def test_old_opsets_and_int8(style, opset, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

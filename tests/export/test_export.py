@@ -74,13 +74,22 @@ def test_b1_once_for_all_sizes(part, tmp_path):
 
 
 CASES = {
-    'upernet': (UPERNET_T, None, dict(TINY, widths=(96, 192, 384, 768), reweight=False,
-                                      downsample='patch_merging')),
-    'retinanet': (RETINANET, None, dict(TINY, widths=(64, 128, 320, 512), reweight=True,
-                                        downsample='conv')),
-    'classifier': ('cyclemlp_b1_in1k', None, dict(TINY, widths=(8, 8, 8, 512), reweight=True,
-                                                  downsample='conv')),
-}  # fmt: skip
+    'upernet': (
+        UPERNET_T,
+        None,
+        dict(TINY, widths=(96, 192, 384, 768), reweight=False, downsample='patch_merging'),
+    ),
+    'retinanet': (
+        RETINANET,
+        None,
+        dict(TINY, widths=(64, 128, 320, 512), reweight=True, downsample='conv'),
+    ),
+    'classifier': (
+        'cyclemlp_b1_in1k',
+        None,
+        dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv'),
+    ),
+}
 
 
 @pytest.mark.slow
@@ -92,8 +101,11 @@ def test_other_models(case, suffix, tmp_path):
     model = build(name, **arch)
     path = tmp_path / f'model{suffix}'
     report = export_model(model, path, part)
-    expected = {'upernet': ['logits'], 'classifier': ['logits'],
-                'retinanet': [f'level{i}' for i in range(5)]}[case]  # fmt: skip
+    expected = {
+        'upernet': ['logits'],
+        'classifier': ['logits'],
+        'retinanet': [f'level{i}' for i in range(5)],
+    }[case]
     assert list(report.outputs) == expected
     run = onnx_runner(path) if suffix == '.onnx' else program_runner(path)
     assert largest_difference(ExportedPart(model, part), run, SHAPES[:4]) <= 1e-4
@@ -106,7 +118,7 @@ def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     model = build('cyclemlp_b1_in1k', **arch)
     torch.save(published_state_dict(model.backbone, classifier=1000), tmp_path / 'published.pth')
     (tmp_path / 'tiny.py').write_text(
-        f"_base_ = {str(cyclemlp_config('cyclemlp_b1_in1k'))!r}\n"
+        f'_base_ = {str(cyclemlp_config("cyclemlp_b1_in1k"))!r}\n'
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{arch!r})))\n'
     )
     arguments = [str(tmp_path / 'tiny.py'), str(tmp_path / 'published.pth')]
@@ -136,8 +148,9 @@ def cyclemlp_config(name):
 
 
 def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
-    model = build('cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True,
-                                             downsample='conv'))  # fmt: skip
+    model = build(
+        'cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
+    )
     plain = write_module.plain_form
 
     def spoiled(module):
@@ -165,8 +178,9 @@ def test_mistakes_are_said(tmp_path):
 
 
 def test_places_that_cannot_be_written(tmp_path, monkeypatch):
-    model = build('cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True,
-                                             downsample='conv'))  # fmt: skip
+    model = build(
+        'cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
+    )
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'DST .*cannot be written \(Not a directory\)'):
         export_model(model, tmp_path / 'file' / 'model.pt2')

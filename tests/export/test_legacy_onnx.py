@@ -85,9 +85,12 @@ def test_named_axes_hold_at_other_sizes(name, tmp_path):
     model = build(name)
     channels = model.in_channels
     run = exported(
-        model, torch.randn(1, channels, 64, 96), tmp_path / 'model.onnx', opset_version=17,
+        model,
+        torch.randn(1, channels, 64, 96),
+        tmp_path / 'model.onnx',
+        opset_version=17,
         dynamic_axes={'image': {0: 'batch', 2: 'height', 3: 'width'}},
-    )  # fmt: skip
+    )
     # Both sides of the sizes from which on the model itself takes other forms.
     for batch, height, width in ((2, 131, 97), (1, 256, 320), (3, 32, 33)):
         image = torch.randn(batch, channels, height, width)

@@ -42,8 +42,9 @@ def make_image(data, path, size):
             for one in content['annotations']:
                 if one['image_id'] == entry['id']:
                     bx, by, bw, bh = one['bbox']
-                    truth.append(((left + bx, top + by, left + bx + bw, top + by + bh),
-                                  one['category_id']))  # fmt: skip
+                    truth.append(
+                        ((left + bx, top + by, left + bx + bw, top + by + bh), one['category_id'])
+                    )
     Image.fromarray(whole).save(path, compress_level=1)
     return truth, places
 
@@ -105,11 +106,26 @@ def main(arguments=None):
     last = Path((work_dir / 'last_checkpoint').read_text().strip()).name
     checkpoint = str(work_dir / last)
     with mock.patch.object(tiling, 'join_tiles', wraps=tiling.join_tiles) as join:
-        infer([
-            config, checkpoint, str(out / 'large.png'), '--out', str(out), '--json',
-            '--tile', str(TILE), '--tile-overlap', str(OVERLAP), '--batch-size', '8',
-            '--score-thr', str(SCORE), '--device', 'cpu',
-        ])  # fmt: skip
+        infer(
+            [
+                config,
+                checkpoint,
+                str(out / 'large.png'),
+                '--out',
+                str(out),
+                '--json',
+                '--tile',
+                str(TILE),
+                '--tile-overlap',
+                str(OVERLAP),
+                '--batch-size',
+                '8',
+                '--score-thr',
+                str(SCORE),
+                '--device',
+                'cpu',
+            ]
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     content = json.loads((out / 'predictions.json').read_text())
     found = [a for a in content['annotations'] if a['score'] >= SCORE]
@@ -122,8 +138,10 @@ def main(arguments=None):
     alone = each_tile_alone(truth, *join.call_args.args[:2], size)
     rows = {'by tiles': tiled, 'one by one': single, 'each tile alone': (*alone, 'not counted')}
     for name, (hits, twice, number) in rows.items():
-        print(f'{name:<15} {hits} of {len(truth)} objects found, {twice} of them more than once, '
-              f'boxes: {number}')  # fmt: skip
+        print(
+            f'{name:<15} {hits} of {len(truth)} objects found, {twice} of them more than once, '
+            f'boxes: {number}'
+        )
     slack = max(2, 0.005 * len(truth))
     joined_well = tiled[0] >= alone[0] - slack and tiled[1] <= alone[1] + slack
     return 0 if peak < LIMIT_GIB and joined_well else 1

@@ -77,8 +77,19 @@ def test_what_opencv_does_not_decode_is_read_as_in_training(tmp_path):
 
 
 def test_files_that_are_passed_over_are_returned(tmp_path):
-    for name in ('a.JFIF', 'b.gif', 'c.ppm', 'd.avif', 'e.heic', 'f.jp2', 'g.wmv',
-                 'notes.txt', 'x.psd', '._a.jpg', '.DS_Store'):  # fmt: skip
+    for name in (
+        'a.JFIF',
+        'b.gif',
+        'c.ppm',
+        'd.avif',
+        'e.heic',
+        'f.jp2',
+        'g.wmv',
+        'notes.txt',
+        'x.psd',
+        '._a.jpg',
+        '.DS_Store',
+    ):
         (tmp_path / name).write_bytes(b'')
     for item in (tmp_path, tmp_path / '*'):
         left_out = []

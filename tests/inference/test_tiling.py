@@ -37,9 +37,11 @@ class PerfectDetector:
             scores.append(0.5 + number / 1000)
             masks.append(encode_mask(inside))
         return Instances(
-            np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32),
-            np.array(labels, np.int64), masks if self.masks else None,
-        )  # fmt: skip
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(scores, np.float32),
+            np.array(labels, np.int64),
+            masks if self.masks else None,
+        )
 
 
 def picture(height, width, boxes):
@@ -50,9 +52,7 @@ def picture(height, width, boxes):
     return np.stack([numbers % 256, numbers // 256, 0 * numbers], axis=2).astype(np.uint8)
 
 
-@given(
-    length=st.integers(1, 3000), size=st.integers(64, 700), overlap=st.floats(0, 0.9)
-)
+@given(length=st.integers(1, 3000), size=st.integers(64, 700), overlap=st.floats(0, 0.9))
 def test_tiles_cover_and_overlap(length, size, overlap):
     starts = Tiling(size, overlap).starts(length)
     side = min(size, length)
@@ -93,9 +93,9 @@ def seen_by_tiles(boxes, size, tiling, scores=None):
     for x1, y1, x2, y2 in tiles:
         clipped = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
         here = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        found.append(Instances(
-            clipped[here], np.float32(scores)[here], np.zeros(here.sum(), np.int64), None
-        ))  # fmt: skip
+        found.append(
+            Instances(clipped[here], np.float32(scores)[here], np.zeros(here.sum(), np.int64), None)
+        )
     return join_tiles(found, tiles, size)
 
 
@@ -163,8 +163,9 @@ def test_the_tile_that_sees_most_around_an_object_is_believed():
     tiles = Tiling(128, 0.5).tiles(128, 256)  # begin at 0, 64 and 128
     found = join_tiles(
         [instances((100, 10, 124, 40, 0.9)), instances((101, 11, 125, 41, 0.5)), instances()],
-        tiles, (128, 256),
-    )  # fmt: skip
+        tiles,
+        (128, 256),
+    )
     assert found.boxes.tolist() == [[101, 11, 125, 41]]
     assert found.scores == pytest.approx([0.7])
 

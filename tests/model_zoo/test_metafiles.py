@@ -39,10 +39,12 @@ def test_every_config_is_in_one_metafile():
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param(name, marks=pytest.mark.slow) if re.search('_(b[2-5]|s|xsmall|base)_', name)
-        else name for name in MODELS
+        pytest.param(name, marks=pytest.mark.slow)
+        if re.search('_(b[2-5]|s|xsmall|base)_', name)
+        else name
+        for name in MODELS
     ],
-)  # fmt: skip
+)
 def test_stated_sizes_are_those_of_the_built_model(name):
     model = MODELS[name]
     assert (model.parameters, model.flops) == measure(model, ROOT), 'tools/model_zoo.py --measure'
@@ -78,9 +80,12 @@ def test_quoted_results_are_only_those_with_a_known_source():
     """The brief's table: what is not in it must not appear as the papers'."""
     quoted = {
         (m.name, metric): value
-        for m in MODELS.values() for r in m.results if r.quoted_from
-        for metric, value in r.metrics.items() if 'cyclemlp' in m.name
-    }  # fmt: skip
+        for m in MODELS.values()
+        for r in m.results
+        if r.quoted_from
+        for metric, value in r.metrics.items()
+        if 'cyclemlp' in m.name
+    }
     top1 = dict(b1=78.9, b2=81.6, b3=82.4, b4=83.0, b5=83.2, t=81.3, s=82.9, b=83.4)
     assert quoted == {
         **{(f'cyclemlp_{arch}_in1k', 'Top 1 Accuracy'): value for arch, value in top1.items()},
@@ -109,27 +114,42 @@ def project(tmp_path):
     (tmp_path / 'docs').mkdir()
     (tmp_path / 'configs').mkdir()
     entry = dict(
-        Name='toy_in1k', Config='configs/toy_in1k.py', **{'In Collection': 'Toy'},
+        Name='toy_in1k',
+        Config='configs/toy_in1k.py',
+        **{'In Collection': 'Toy'},
         Metadata={
-            'Arch': 'b1', 'Recipe': 'ImageNet', 'Training Data': 'ImageNet-1k', 'Epochs': 3,
-            'Batch Size': 8, 'Parameters': 1, 'FLOPs': 2, 'FLOPs Size': '64x64',
+            'Arch': 'b1',
+            'Recipe': 'ImageNet',
+            'Training Data': 'ImageNet-1k',
+            'Epochs': 3,
+            'Batch Size': 8,
+            'Parameters': 1,
+            'FLOPs': 2,
+            'FLOPs Size': '64x64',
         },
-        Results=[{'Task': 'Image Classification', 'Dataset': 'ImageNet-1k',
-                  'Metrics': {'Top 1 Accuracy': 12.3}, 'Quoted From': 'someone'}],
-    )  # fmt: skip
+        Results=[
+            {
+                'Task': 'Image Classification',
+                'Dataset': 'ImageNet-1k',
+                'Metrics': {'Top 1 Accuracy': 12.3},
+                'Quoted From': 'someone',
+            }
+        ],
+    )
     family = dict(
-        Name='Toy', Paper=dict(Title='A toy', URL='https://example.org'),
+        Name='Toy',
+        Paper=dict(Title='A toy', URL='https://example.org'),
         Code='cyclemlp_mm/models/cyclemlp.py',
         Metadata={'Backbone': 'CycleMLP', 'Shown Settings': ['depths']},
-    )  # fmt: skip
+    )
     _write(tmp_path, dict(Collections=[family], Models=[entry]))
     (tmp_path / 'model-index.yml').write_text('Import: [configs/metafile.yml]\n')
     (tmp_path / 'README.md').write_text('above\n' + readme_block([]) + '\nbelow\n')
     (tmp_path / 'configs' / 'toy_in1k.py').write_text(
-        (ROOT / 'configs' / 'cyclemlp_b1_in1k.py').read_text().replace(
-            "'_base_", f"'{ROOT}/configs/_base_"
-        )
-    )  # fmt: skip
+        (ROOT / 'configs' / 'cyclemlp_b1_in1k.py')
+        .read_text()
+        .replace("'_base_", f"'{ROOT}/configs/_base_")
+    )
     return tmp_path
 
 
@@ -190,15 +210,21 @@ def test_files_that_are_not_there(project):
 
 
 def row(contender, arch, milliseconds, size='2x224x224', dtype='float32'):
-    return dict(contender=contender, arch=arch, median_ms=milliseconds, size=size, dtype=dtype,
-                mode='infer')  # fmt: skip
+    return dict(
+        contender=contender, arch=arch, median_ms=milliseconds, size=size, dtype=dtype, mode='infer'
+    )
 
 
 def test_the_figure(project, tmp_path, capsys):
     """Drawn from the json of tools/benchmark.py, latency per image against quoted accuracy."""
     pytest.importorskip('torchvision')
-    rows = [row('ours', 'b1', 20.0), row('ours', 'b2', 40.0), row('published', 'b1', 60.0),
-            row('resnet50', '', 50.0), row('reference', 'b1', 30.0)]  # fmt: skip
+    rows = [
+        row('ours', 'b1', 20.0),
+        row('ours', 'b2', 40.0),
+        row('published', 'b1', 60.0),
+        row('resnet50', '', 50.0),
+        row('reference', 'b1', 30.0),
+    ]
     content = dict(device='a CPU', threads=2, rows=rows)
     path = tmp_path / 'benchmark.json'
     path.write_text(json.dumps(content))

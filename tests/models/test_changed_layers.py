@@ -7,10 +7,7 @@ import torch
 from changed_models import by_layers
 from old_torch import OLD
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
@@ -20,11 +17,13 @@ from cyclemlp_mm.ops import CycleFC
 WIDTHS = dict(depths=(1, 1, 1, 1), widths=(16, 24, 32, 40))
 ARCHS = {
     'reweighted': lambda **kw: CycleMLP(
-        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'), **kw),
+        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'), **kw
+    ),
     'summed': lambda **kw: CycleMLP(
-        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=False, downsample='patch_merging'), **kw),
+        dict(**WIDTHS, mlp_ratios=(4, 4, 4, 4), reweight=False, downsample='patch_merging'), **kw
+    ),
     'mpvit': lambda **kw: MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=4), **kw),
-}  # fmt: skip
+}
 SIZES = [(32, 64), (256, 320)]  # plain modules, and chunks or one product per image
 
 
@@ -46,10 +45,13 @@ def layers(model):
     """Every layer with a ``forward`` of its own that is called once per forward pass, by name."""
     found = dict(model.named_modules())
     return {
-        name: module for name, module in found.items()
-        if not list(module.children()) and list(module.parameters()) and '.relative' not in name
+        name: module
+        for name, module in found.items()
+        if not list(module.children())
+        and list(module.parameters())
+        and '.relative' not in name
         and '.position' not in name
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -173,11 +175,21 @@ def test_what_is_put_around_a_layer_is_called(family, size):
     with torch.no_grad():
         expected = model(image)
         inside = [
-            (parent, name, layer) for parent in model.modules()
+            (parent, name, layer)
+            for parent in model.modules()
             for name, layer in parent.named_children()
-            if type(layer).__name__ in ('Mlp', 'DropPath', 'CycleMixer', 'CycleFC', 'LayerNorm',
-                                        'ConvDownsample', 'PatchMerging', 'ConvNorm')
-        ]  # fmt: skip
+            if type(layer).__name__
+            in (
+                'Mlp',
+                'DropPath',
+                'CycleMixer',
+                'CycleFC',
+                'LayerNorm',
+                'ConvDownsample',
+                'PatchMerging',
+                'ConvNorm',
+            )
+        ]
         assert len(inside) > 20
         for parent, name, layer in inside:
             around = Around(layer)
@@ -248,10 +260,7 @@ def with_scaled_weight(linear):
 #: Layers of a class, and what a user puts into their place.
 CHANGES = {
     'other taps': (CycleFC, lambda m: CycleFC(m.in_channels, m.out_channels, (1, 5))),
-    'other axis': (
-        CycleFC,
-        lambda m: CycleFC(m.in_channels, m.out_channels, m.kernel_size[::-1]),
-    ),
+    'other axis': (CycleFC, lambda m: CycleFC(m.in_channels, m.out_channels, m.kernel_size[::-1])),
     'CycleFC without bias': (
         CycleFC,
         lambda m: CycleFC(m.in_channels, m.out_channels, m.kernel_size, bias=False),
@@ -272,10 +281,7 @@ CHANGES = {
     ),
     'LayerNorm with another eps': (nn.LayerNorm, lambda m: nn.LayerNorm(m.normalized_shape, 0.1)),
     'another GELU': (nn.GELU, lambda m: nn.GELU(approximate='tanh')),
-    'borders of copies': (
-        nn.Conv2d,
-        lambda m: conv_like(m, padding_mode='replicate'),
-    ),
+    'borders of copies': (nn.Conv2d, lambda m: conv_like(m, padding_mode='replicate')),
     'dilated': (nn.Conv2d, dilated),
     'convolution with bias': (nn.Conv2d, lambda m: conv_like(m, bias=True)),
     'convolution without bias': (nn.Conv2d, lambda m: conv_like(m, bias=False)),

@@ -10,16 +10,25 @@ import cyclemlp_mm  # noqa: F401 - registers the backbone
 from cyclemlp_mm.models import CycleMLP
 
 TINY = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 16, 20),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 # Parameters of the classifier (backbone, last norm, 1000-way Linear) and multiply-adds at 224²,
 # from the published model zoo; T, S and B are reconstructed to meet them.
 PUBLISHED_SIZE = {
-    'b1': (15.16e6, 2.1e9), 'b2': (26.80e6, 3.9e9), 'b3': (38e6, 6.9e9), 'b4': (52e6, 10.1e9),
-    'b5': (76e6, 12.3e9), 't': (28e6, 4.4e9), 's': (50e6, 8.5e9), 'b': (88e6, 15.2e9),
-}  # fmt: skip
+    'b1': (15.16e6, 2.1e9),
+    'b2': (26.80e6, 3.9e9),
+    'b3': (38e6, 6.9e9),
+    'b4': (52e6, 10.1e9),
+    'b5': (76e6, 12.3e9),
+    't': (28e6, 4.4e9),
+    's': (50e6, 8.5e9),
+    'b': (88e6, 15.2e9),
+}
 
 
 @pytest.mark.parametrize('arch', CycleMLP.arch_zoo)

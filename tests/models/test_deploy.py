@@ -14,9 +14,12 @@ from torch import nn
 from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 
 CYCLE = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 20, 32), mlp_ratios=(2, 2, 1, 1), reweight=False,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 20, 32),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=False,
     downsample='patch_merging',
-)  # fmt: skip
+)
 
 
 def batch_norms(model):
@@ -161,8 +164,14 @@ def made_in_inference_mode(layer):
 
 
 CHANGES = [
-    in_place, in_inference_mode, replaced, other_data, loaded, assigned, made_in_inference_mode
-]  # fmt: skip
+    in_place,
+    in_inference_mode,
+    replaced,
+    other_data,
+    loaded,
+    assigned,
+    made_in_inference_mode,
+]
 
 
 @pytest.mark.parametrize('change', CHANGES)

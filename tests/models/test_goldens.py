@@ -94,9 +94,13 @@ def mmpretrains_repmlp():
 def test_repmlp(tmp_path):
     state = mmpretrains_repmlp().state_dict()
     model = from_file(
-        state, tmp_path / 'zoo.pth', type='DenseRepMLPNet', arch=REPMLP, img_size=HEIGHT,
+        state,
+        tmp_path / 'zoo.pth',
+        type='DenseRepMLPNet',
+        arch=REPMLP,
+        img_size=HEIGHT,
         out_indices=(3,),
-    )  # fmt: skip
+    )
     levels = model(torch.from_numpy(image(HEIGHT, HEIGHT)))
     assert_golden('repmlp', summary(levels))
 

@@ -28,9 +28,7 @@ def test_conv_downsample_in_either_layout(batch, height, width):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    'side, layout', [(14, torch.contiguous_format), (40, torch.channels_last)]
-)
+@pytest.mark.parametrize('side, layout', [(14, torch.contiguous_format), (40, torch.channels_last)])
 def test_conv_downsample_copies_the_smaller_one(side, layout):
     """Map or weight: whichever is smaller goes into the other one's layout."""
     layer = ConvDownsample(320, 512, kernel_size=3, stride=2, padding=1)

@@ -13,8 +13,7 @@ SMALL = dict(depths=(1, 1, 1, 1), widths=(32, 32, 64, 64))
 REPMLP = dict(channels=[16, 32, 32, 64], depths=[1] * 4, sharesets_nums=[1, 4, 4, 8])
 FAMILIES = {
     'b': dict(
-        type='CycleMLP',
-        arch=dict(SMALL, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'),
+        type='CycleMLP', arch=dict(SMALL, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv')
     ),
     't': dict(
         type='CycleMLP',

@@ -13,9 +13,11 @@ from cyclemlp_mm.models import MPViT
 # Parameters of the classifier (backbone and 1000-way Linear) and multiply-adds at 224², from the
 # published model zoo.
 PUBLISHED_SIZE = {
-    'tiny': (5_843_736, 1.65e9), 'xsmall': (10_573_448, 2.97e9), 'small': (22_892_400, 4.80e9),
+    'tiny': (5_843_736, 1.65e9),
+    'xsmall': (10_573_448, 2.97e9),
+    'small': (22_892_400, 4.80e9),
     'base': (74_845_976, 16.4e9),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('arch', MPViT.arch_zoo)
@@ -178,8 +180,11 @@ def test_arguments_of_another_type_are_named(kwargs, error, message):
 def test_drop_path_grows_linearly_over_layers():
     model = MPViT(TINY, drop_path_rate=0.4)
     for path in range(2):
-        rates = [layer.drop_path.drop_prob
-                 for stage in model.stages for layer in stage.paths[path].layers]  # fmt: skip
+        rates = [
+            layer.drop_path.drop_prob
+            for stage in model.stages
+            for layer in stage.paths[path].layers
+        ]
         assert rates == pytest.approx(np.linspace(0, 0.4, 5))
     image = torch.randn(4, 3, 64, 64)
     assert not torch.equal(model(image)[3], model(image)[3])

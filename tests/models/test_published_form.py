@@ -9,9 +9,12 @@ from benchmarking.published_form import plain_form
 from cyclemlp_mm.models import CycleMLP
 
 TINY = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 20, 32), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 20, 32),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 SWIN_STYLE = TINY | dict(reweight=False, downsample='patch_merging')
 
 

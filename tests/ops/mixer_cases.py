@@ -5,9 +5,7 @@ import torch
 from cyclemlp_mm.ops import MixerWeights, ReweightWeights
 
 #: (batch, height, width): one cell, a row, a column, odd, long and thin, several images.
-SHAPES = [
-    (1, 1, 1), (2, 1, 9), (3, 9, 1), (1, 2, 2), (2, 7, 5), (8, 3, 4), (1, 4, 61), (2, 45, 3),
-]  # fmt: skip
+SHAPES = [(1, 1, 1), (2, 1, 9), (3, 9, 1), (1, 2, 2), (2, 7, 5), (8, 3, 4), (1, 4, 61), (2, 45, 3)]
 
 
 def random_weights(channels, reweight, dtype):
@@ -22,9 +20,15 @@ def random_weights(channels, reweight, dtype):
             parameter(hidden, c), parameter(hidden), parameter(3 * c, hidden), parameter(3 * c)
         )
     return MixerWeights(
-        parameter(c, c), parameter(c), parameter(c, c), parameter(c), parameter(c, c),
-        parameter(c, c), parameter(c), branches,
-    )  # fmt: skip
+        parameter(c, c),
+        parameter(c),
+        parameter(c, c),
+        parameter(c),
+        parameter(c, c),
+        parameter(c, c),
+        parameter(c),
+        branches,
+    )
 
 
 def named(weights):

@@ -27,11 +27,23 @@ def published(x, weight, bias, kernel_size):
 
 def test_offsets_are_frozen():
     assert cycle_offsets(7, (1, 3)).tolist() == [
-        [0, 0], [0, 1], [0, -1], [0, 0], [0, 1], [0, -1], [0, 0]
-    ]  # fmt: skip
+        [0, 0],
+        [0, 1],
+        [0, -1],
+        [0, 0],
+        [0, 1],
+        [0, -1],
+        [0, 0],
+    ]
     assert cycle_offsets(7, (3, 1)).tolist() == [
-        [0, 0], [1, 0], [-1, 0], [0, 0], [1, 0], [-1, 0], [0, 0]
-    ]  # fmt: skip
+        [0, 0],
+        [1, 0],
+        [-1, 0],
+        [0, 0],
+        [1, 0],
+        [-1, 0],
+        [0, 0],
+    ]
     assert cycle_offsets(6, (1, 5))[:, 1].tolist() == [0, 1, 2, -2, -1, 0]
     assert cycle_offsets(8, (7, 1))[:, 0].tolist() == [0, 1, 2, 3, -3, -2, -1, 0]
     assert cycle_offsets(4, (1, 1)).tolist() == [[0, 0]] * 4

@@ -54,9 +54,11 @@ def test_gradcheck():
     parts = modules()
     x = torch.randn(1, 3, 2, sum(WIDTHS), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda x, *p: factor_attention(x, *parts, heads=8), (x, *parts.parameters()), atol=1e-6,
+        lambda x, *p: factor_attention(x, *parts, heads=8),
+        (x, *parts.parameters()),
+        atol=1e-6,
         fast_mode=True,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize('layout', ['transposed', 'sliced'])
@@ -85,7 +87,7 @@ def test_low_precision_over_many_tokens(dtype):
 def test_large_keys_do_not_overflow():
     parts = modules(torch.float32)
     with torch.no_grad():
-        parts[1].bias[sum(WIDTHS): 2 * sum(WIDTHS)] = 1e4
+        parts[1].bias[sum(WIDTHS) : 2 * sum(WIDTHS)] = 1e4
         parts[1].weight.mul_(30)
         y = factor_attention(torch.randn(1, 40, 40, sum(WIDTHS)), *parts, heads=8)
     assert y.isfinite().all()

@@ -20,12 +20,19 @@ def content(images=4, objects=3):
     return dict(
         images=[dict(id=i, file_name=f'{i}.jpg', width=100, height=80) for i in range(images)],
         annotations=[
-            dict(id=i * objects + j, image_id=i, category_id=j % 2, iscrowd=0, area=200 - j % 50,
-                 bbox=[10 + j % 50, 40 + i, 20, 10])
-            for i in range(images) for j in range(objects)
+            dict(
+                id=i * objects + j,
+                image_id=i,
+                category_id=j % 2,
+                iscrowd=0,
+                area=200 - j % 50,
+                bbox=[10 + j % 50, 40 + i, 20, 10],
+            )
+            for i in range(images)
+            for j in range(objects)
         ],
         categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES)],
-    )  # fmt: skip
+    )
 
 
 def findings(
@@ -37,10 +44,15 @@ def findings(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     dataset = dict(type=kind, data_root=str(folder), ann_file='a.json', **more)
-    cfg = Config(dict(
-        model=dict(bbox_head={}, test_cfg=dict(rpn=dict(max_per_img=5), rcnn=dict(max_per_img=90))),
-        **{f'{split}_dataloader': dict(dataset=dict(dataset, pipeline=[]))},
-        val_evaluator=dict(ann_file='a.json')))  # fmt: skip
+    cfg = Config(
+        dict(
+            model=dict(
+                bbox_head={}, test_cfg=dict(rpn=dict(max_per_img=5), rcnn=dict(max_per_img=90))
+            ),
+            **{f'{split}_dataloader': dict(dataset=dict(dataset, pipeline=[]))},
+            val_evaluator=dict(ann_file='a.json'),
+        )
+    )
     report = Report()
     dataset = cfg[f'{split}_dataloader'].dataset
     check_coco(report, cfg, split, dataset, classes, folder / 'a.json')
@@ -64,54 +76,87 @@ CASES = {
     'nothing': (lambda made: None, {}, None),
     'annotation ids of texts': (change('annotations', id=lambda a: f'x{a["id"]}'), {}, None),
     'ids of mixed types': (
-        lambda made: (made['images'][0].update(id='zero'),
-                      [a.update(image_id='zero') for a in made['annotations'][:3]]), {},
-        'error: .*ids of its images mix numbers and texts'),
+        lambda made: (
+            made['images'][0].update(id='zero'),
+            [a.update(image_id='zero') for a in made['annotations'][:3]],
+        ),
+        {},
+        'error: .*ids of its images mix numbers and texts',
+    ),
     'ids as numbers and as texts': (
-        change('annotations', image_id=lambda a: str(a['image_id'])), {},
-        'belong to no image .*Their image_id is a number in one place and a text in the other'),
+        change('annotations', image_id=lambda a: str(a['image_id'])),
+        {},
+        'belong to no image .*Their image_id is a number in one place and a text in the other',
+    ),
     'areas of 1': (change('annotations', area=1.0), {}, 'warning: .*"area" of 12 of 12 boxes'),
     'areas of the image': (change('annotations', area=8000), {}, '"area" of 12 of 12 boxes'),
     'areas from 0 to 1': (change('annotations', area=0.025), {}, '"area" of 12 of 12 boxes'),
     'areas that are plausible, all the same': (
-        lambda made: [a.update(area=150, bbox=[1, 1, 20, 10 + a['id'] % 2])
-                      for a in made['annotations']], {}, '"area" of 12 of 12 boxes'),
+        lambda made: [
+            a.update(area=150, bbox=[1, 1, 20, 10 + a['id'] % 2]) for a in made['annotations']
+        ],
+        {},
+        '"area" of 12 of 12 boxes',
+    ),
     'corners': (
-        change('annotations', bbox=lambda a: [70, a['bbox'][1], 90, a['bbox'][1] + 10]), {},
-        'reach beyond .*All of them fit as .x1, y1, x2, y2.'),
+        change('annotations', bbox=lambda a: [70, a['bbox'][1], 90, a['bbox'][1] + 10]),
+        {},
+        'reach beyond .*All of them fit as .x1, y1, x2, y2.',
+    ),
     'centres': (
-        change('annotations', bbox=[90, 70, 20, 20], area=400), {},
-        'reach beyond .*All of them fit as .x, y of the centre, width, height.'),
+        change('annotations', bbox=[90, 70, 20, 20], area=400),
+        {},
+        'reach beyond .*All of them fit as .x, y of the centre, width, height.',
+    ),
     'parts of the image': (
-        change('annotations', bbox=[0.1, 0.2, 0.3, 0.25], area=0.07), {},
-        'error: .*numbers from 0 to 1'),
-    'crowds': (change('annotations', iscrowd=lambda a: a['id'] % 2), {},
-               'warning: .*6 of 12 boxes have "iscrowd" of 1: they are neither learned nor'),
-    'ignored': (change('annotations', ignore=lambda a: a['id'] % 2), {},
-                'warning: .*6 of 12 boxes have "ignore" of 1: they are neither learned nor'),
+        change('annotations', bbox=[0.1, 0.2, 0.3, 0.25], area=0.07),
+        {},
+        'error: .*numbers from 0 to 1',
+    ),
+    'crowds': (
+        change('annotations', iscrowd=lambda a: a['id'] % 2),
+        {},
+        'warning: .*6 of 12 boxes have "iscrowd" of 1: they are neither learned nor',
+    ),
+    'ignored': (
+        change('annotations', ignore=lambda a: a['id'] % 2),
+        {},
+        'warning: .*6 of 12 boxes have "ignore" of 1: they are neither learned nor',
+    ),
     'thin boxes': (
-        change('annotations', bbox=lambda a: [1, 1, 20, 10 if a['id'] else 0.5]), {},
-        '1 of 12 boxes are thinner than 1 pixel'),
+        change('annotations', bbox=lambda a: [1, 1, 20, 10 if a['id'] else 0.5]),
+        {},
+        '1 of 12 boxes are thinner than 1 pixel',
+    ),
     'listed twice': (listed_twice, {}, 'warning: .*1 image file are listed more than once'),
     'small images': (lambda made: None, FILTER, r'error: .*4 of 4 images .*min_size=81'),
     'one small image': (
-        lambda made: [image.update(height=90) for image in made['images'][1:]], FILTER,
-        r'warning: .*1 of 4 images .*min_size=81'),
+        lambda made: [image.update(height=90) for image in made['images'][1:]],
+        FILTER,
+        r'warning: .*1 of 4 images .*min_size=81',
+    ),
     'no objects': (
         lambda made: made['annotations'].__delitem__(slice(6, None)),
         dict(filter_cfg=dict(filter_empty_gt=True)),
-        r'warning: .*2 of 4 images have no object .*filter_empty_gt=False'),
+        r'warning: .*2 of 4 images have no object .*filter_empty_gt=False',
+    ),
     'many objects': (
-        lambda made: made.update(content(2, 120)), {},
-        r'warning: .*2 images have more than 90 objects, up to 120.*at best 75%'),
+        lambda made: made.update(content(2, 120)),
+        {},
+        r'warning: .*2 images have more than 90 objects, up to 120.*at best 75%',
+    ),
     'a class without a box': (
         lambda made: made['categories'].append(dict(id=9, name='animal')),
-        dict(classes=['dog', 'animal', 'cat']), 'warning: .*no box of 1 class: animal'),
+        dict(classes=['dog', 'animal', 'cat']),
+        'warning: .*no box of 1 class: animal',
+    ),
     'another order in a data set by order': (
-        lambda made: None, dict(classes=CLASSES[::-1], kind='CocoDataset'),
-        'CocoDataset gives labels in the order of the file .*names would be exchanged'),
+        lambda made: None,
+        dict(classes=CLASSES[::-1], kind='CocoDataset'),
+        'CocoDataset gives labels in the order of the file .*names would be exchanged',
+    ),
     'another order in a data set by name': (lambda made: None, dict(classes=CLASSES[::-1]), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -38,7 +38,7 @@ def write(folder, labels, suffix='.png'):
 
 def look(
     folder, classes=('a', 'b'), full=False, split='train', ignore_label=None, cfg=(), **settings
-):  # fmt: skip
+):
     """Findings of the check, as (level, text)."""
     steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
     if ignore_label is not None:
@@ -47,9 +47,10 @@ def look(
         dict(type='BaseSegDataset', pipeline=steps, metainfo=dict(classes=classes)), **settings
     )
     dataset = ConfigDict(
-        data_root=str(folder), data_prefix=dict(img_path='images', seg_map_path='labels'),
+        data_root=str(folder),
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
         **settings,
-    )  # fmt: skip
+    )
     report = Report()
     cfg = Config(dict(dict(model={}), **dict(cfg)))
     check_segmentation(report, cfg, split, dataset, classes, full)
@@ -64,66 +65,159 @@ def squares(*values):
 #: name: (labels, arguments of ``look``, the level that is expected, its text).
 CASES = {
     'ignored, with a hint': (
-        [squares(0, 0, 1, 2)], ZERO_IGNORED, WARNING,
-        r'ignored: 50\.0% of the pixels looked at\. If 0.*--ignore-label$'),
+        [squares(0, 0, 1, 2)],
+        ZERO_IGNORED,
+        WARNING,
+        r'ignored: 50\.0% of the pixels looked at\. If 0.*--ignore-label$',
+    ),
     'ignored by the option': (
-        [squares(0, 1, 1, 2)], dict(ZERO_COUNTS, ignore_label=2), WARNING, r'ignored: 25\.0% of'),
+        [squares(0, 1, 1, 2)],
+        dict(ZERO_COUNTS, ignore_label=2),
+        WARNING,
+        r'ignored: 25\.0% of',
+    ),
     'little is ignored': (
         [np.where(np.arange(64).reshape(8, 8) < 4, 255, squares(0, 1)).astype(np.uint8)],
-        ZERO_COUNTS, None, ''),
+        ZERO_COUNTS,
+        None,
+        '',
+    ),
     'a class without a pixel': (
-        [squares(0, 1)], dict(ZERO_COUNTS, classes=('a', 'b', 'c')), WARNING,
-        r'no pixel of 1 class in the 1 label image looked at: c'),
+        [squares(0, 1)],
+        dict(ZERO_COUNTS, classes=('a', 'b', 'c')),
+        WARNING,
+        r'no pixel of 1 class in the 1 label image looked at: c',
+    ),
     'counted from 0': (
-        [squares(0, 1)], dict(ZERO_IGNORED, classes=('background', 'lesion')), WARNING,
-        r"last class \('lesion'\).*first class is named 'background'.*from 0.*--ignore-label"),
+        [squares(0, 1)],
+        dict(ZERO_IGNORED, classes=('background', 'lesion')),
+        WARNING,
+        r"last class \('lesion'\).*first class is named 'background'.*from 0.*--ignore-label",
+    ),
     'counted from 0, more classes': (
-        [squares(0, 1, 2, 2)], dict(ZERO_IGNORED, classes=('bg', 'cat', 'dog')), WARNING,
-        "'dog'.*do labels count from 0"),
+        [squares(0, 1, 2, 2)],
+        dict(ZERO_IGNORED, classes=('bg', 'cat', 'dog')),
+        WARNING,
+        "'dog'.*do labels count from 0",
+    ),
     'counted from 1': (
-        [squares(1, 2)], ZERO_COUNTS, ERROR, 'labels 2 name no class.*seem to count from 1'),
+        [squares(1, 2)],
+        ZERO_COUNTS,
+        ERROR,
+        'labels 2 name no class.*seem to count from 1',
+    ),
     'masks of 0 and 255': (
-        [squares(0, 255)], ZERO_COUNTS, ERROR, '0 and 255 only, and 255 is ignored: b would never'),
+        [squares(0, 255)],
+        ZERO_COUNTS,
+        ERROR,
+        '0 and 255 only, and 255 is ignored: b would never',
+    ),
     'masks of 0 and 255, ignoring 2': (
-        [squares(0, 255)], dict(ZERO_COUNTS, ignore_label=2), ERROR, '0 and 255 only'),
+        [squares(0, 255)],
+        dict(ZERO_COUNTS, ignore_label=2),
+        ERROR,
+        '0 and 255 only',
+    ),
     'masks of 0 and 255, 0 ignored': (
-        [squares(0, 255)], ZERO_IGNORED, ERROR, '0 and 255 only, and both are ignored'),
+        [squares(0, 255)],
+        ZERO_IGNORED,
+        ERROR,
+        '0 and 255 only, and both are ignored',
+    ),
     'masks of 0 and 255 to evaluate, 0 ignored': (
-        [squares(0, 255)], dict(ZERO_IGNORED, split='val'), ERROR, 'Write class indices'),
+        [squares(0, 255)],
+        dict(ZERO_IGNORED, split='val'),
+        ERROR,
+        'Write class indices',
+    ),
     'nothing but an ignored label': (
-        [squares(0)], ZERO_IGNORED, ERROR, 'no pixel of any class: labels 1 to 2 are the classes, '
-        r'0 and 255 are ignored \(.*\); labels found: 0'),
+        [squares(0)],
+        ZERO_IGNORED,
+        ERROR,
+        'no pixel of any class: labels 1 to 2 are the classes, '
+        r'0 and 255 are ignored \(.*\); labels found: 0',
+    ),
     'masks of 0 and 255 to evaluate': (
-        [squares(0, 255)], dict(ZERO_COUNTS, split='val'), WARNING, '0 and 255 only'),
+        [squares(0, 255)],
+        dict(ZERO_COUNTS, split='val'),
+        WARNING,
+        '0 and 255 only',
+    ),
     'one image of 100 has the object': (
-        [squares(0, 255)] * 99 + [squares(0, 1)], ZERO_COUNTS, WARNING, 'ignored: 49'),
+        [squares(0, 255)] * 99 + [squares(0, 1)],
+        ZERO_COUNTS,
+        WARNING,
+        'ignored: 49',
+    ),
     'a label_map': (
-        [squares(0, 1, 13, 255)], dict(type='CityscapesDataset', classes=('car', 'road'),
-        img_suffix='.jpg', seg_map_suffix='.png'), WARNING,
-        r'2 of the data set.s 19 classes are in use .*ignored: 25\.0%'),
+        [squares(0, 1, 13, 255)],
+        dict(
+            type='CityscapesDataset',
+            classes=('car', 'road'),
+            img_suffix='.jpg',
+            seg_map_suffix='.png',
+        ),
+        WARNING,
+        r'2 of the data set.s 19 classes are in use .*ignored: 25\.0%',
+    ),
     'a stray label beside a label_map': (
-        [squares(0, 13, 25, 25)], dict(type='CityscapesDataset', classes=('car', 'road'),
-        img_suffix='.jpg', seg_map_suffix='.png'), ERROR, 'labels 25 name no class'),
+        [squares(0, 13, 25, 25)],
+        dict(
+            type='CityscapesDataset',
+            classes=('car', 'road'),
+            img_suffix='.jpg',
+            seg_map_suffix='.png',
+        ),
+        ERROR,
+        'labels 25 name no class',
+    ),
     'an own ignore_index of the head': (
-        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, cfg=dict(
-            model=dict(decode_head=dict(ignore_index=11)))), WARNING,
-        r'labels 0 to 1 are the classes, 11 is ignored.*50\.0%'),
+        [squares(0, 1, 11, 11)],
+        dict(ZERO_COUNTS, cfg=dict(model=dict(decode_head=dict(ignore_index=11)))),
+        WARNING,
+        r'labels 0 to 1 are the classes, 11 is ignored.*50\.0%',
+    ),
     '255 beside an own ignore_index': (
-        [squares(0, 1, 11, 255)], dict(ZERO_COUNTS, cfg=dict(
-            model=dict(decode_head=dict(ignore_index=11)))), ERROR, 'labels 255 name no class'),
+        [squares(0, 1, 11, 255)],
+        dict(ZERO_COUNTS, cfg=dict(model=dict(decode_head=dict(ignore_index=11)))),
+        ERROR,
+        'labels 255 name no class',
+    ),
     'an ignore_index that the metric does not have': (
-        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, split='val', cfg=dict(
-            model=dict(decode_head=dict(ignore_index=11)), val_evaluator=dict(type='IoUMetric'))),
-        ERROR, 'labels 11 name no class'),
+        [squares(0, 1, 11, 11)],
+        dict(
+            ZERO_COUNTS,
+            split='val',
+            cfg=dict(
+                model=dict(decode_head=dict(ignore_index=11)), val_evaluator=dict(type='IoUMetric')
+            ),
+        ),
+        ERROR,
+        'labels 11 name no class',
+    ),
     'an own ignore_index of the metric': (
-        [squares(0, 1, 11, 11)], dict(ZERO_COUNTS, split='val', cfg=dict(
-            val_evaluator=[dict(type='IoUMetric', ignore_index=11)])), WARNING, '11 is ignored'),
+        [squares(0, 1, 11, 11)],
+        dict(
+            ZERO_COUNTS,
+            split='val',
+            cfg=dict(val_evaluator=[dict(type='IoUMetric', ignore_index=11)]),
+        ),
+        WARNING,
+        '11 is ignored',
+    ),
     'two settings of one thing': (
-        [squares(1, 2)], dict(ZERO_COUNTS, pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', reduce_zero_label=True)]), ERROR,
-        'LoadAnnotations has reduce_zero_label=True, but the data set False'),
-}  # fmt: skip
+        [squares(1, 2)],
+        dict(
+            ZERO_COUNTS,
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations', reduce_zero_label=True),
+            ],
+        ),
+        ERROR,
+        'LoadAnnotations has reduce_zero_label=True, but the data set False',
+    ),
+}
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -143,13 +237,16 @@ def test_palettes_that_differ(tmp_path):
             image = Image.fromarray(squares(0, 1))
             image.putpalette([10, 10, 10, 90, 0, 0] if order else [90, 0, 0, 10, 10, 10])
             image.save(path)
+
         return to
 
     write(tmp_path, [save(True), save(True)])
     assert not any('palettes of' in text for _, text in look(tmp_path))
     write(tmp_path, [save(True), save(False)])
-    assert any(level == WARNING and 'palettes of label images differ: 0 is' in text
-               for level, text in look(tmp_path))  # fmt: skip
+    assert any(
+        level == WARNING and 'palettes of label images differ: 0 is' in text
+        for level, text in look(tmp_path)
+    )
 
 
 def test_the_list_of_a_data_set_decides(tmp_path):
@@ -160,10 +257,15 @@ def test_the_list_of_a_data_set_decides(tmp_path):
     (tmp_path / 'train.txt').write_text('0\n1\n')
     assert [level for level, _ in look(tmp_path, ann_file='train.txt')] == [NOTE]
     (tmp_path / 'train.txt').write_text('0\n1\ngone\nGONE\nlost\n')
-    assert any(level == ERROR and '3 of 5 listed images are missing: gone.jpg' in text
-               for level, text in look(tmp_path, ann_file='train.txt'))  # fmt: skip
-    for encoding, said in (('utf-8-sig', 'byte-order mark'), ('utf-16', 'byte-order mark'),
-                           ('cp1252', 'not in UTF-8')):  # fmt: skip
+    assert any(
+        level == ERROR and '3 of 5 listed images are missing: gone.jpg' in text
+        for level, text in look(tmp_path, ann_file='train.txt')
+    )
+    for encoding, said in (
+        ('utf-8-sig', 'byte-order mark'),
+        ('utf-16', 'byte-order mark'),
+        ('cp1252', 'not in UTF-8'),
+    ):
         (tmp_path / 'train.txt').write_bytes('0\nstraße\n'.encode(encoding))
         [(level, text)] = look(tmp_path, ann_file='train.txt')
         assert level == ERROR and said in text and 'UTF-8' in text
@@ -192,8 +294,10 @@ def test_other_loading_steps(tmp_path):
     settings = dict(pipeline=steps, img_suffix='.npy', seg_map_suffix='.npy')
     assert [level for level, _ in look(tmp_path, **settings)] == [NOTE]
     np.save(tmp_path / 'labels' / '1.npy', squares(0, 7))
-    assert any(level == ERROR and 'labels 7 name no class' in text
-               for level, text in look(tmp_path, **settings))  # fmt: skip
+    assert any(
+        level == ERROR and 'labels 7 name no class' in text
+        for level, text in look(tmp_path, **settings)
+    )
 
 
 def test_names_in_another_spelling(tmp_path):
@@ -201,8 +305,10 @@ def test_names_in_another_spelling(tmp_path):
     for name, other, cause in (('é', 'e\u0301', 'NFC'), ('a b', 'a%20b', 'URL')):
         os.rename(tmp_path / 'images' / '1.jpg', tmp_path / 'images' / f'{name}.jpg')
         os.rename(tmp_path / 'labels' / '1.png', tmp_path / 'labels' / f'{other}.png')
-        assert any(level == ERROR and 'another spelling' in text and cause in text
-                   for level, text in look(tmp_path))  # fmt: skip
+        assert any(
+            level == ERROR and 'another spelling' in text and cause in text
+            for level, text in look(tmp_path)
+        )
         os.rename(tmp_path / 'images' / f'{name}.jpg', tmp_path / 'images' / '1.jpg')
         os.rename(tmp_path / 'labels' / f'{other}.png', tmp_path / 'labels' / '1.png')
 
@@ -221,8 +327,10 @@ def test_a_pipe_does_not_hang(tmp_path):
     write(tmp_path, [squares(0, 1)] * 2)
     (tmp_path / 'labels' / '1.png').unlink()
     os.mkfifo(tmp_path / 'labels' / '1.png')
-    assert any(level == ERROR and '1.png cannot be read (is not a regular file' in text
-               for level, text in look(tmp_path))  # fmt: skip
+    assert any(
+        level == ERROR and '1.png cannot be read (is not a regular file' in text
+        for level, text in look(tmp_path)
+    )
     (tmp_path / 'labels' / '1.png').unlink()
     os.symlink('/dev/zero', tmp_path / 'labels' / '1.png')
     assert any('not a regular file' in text for _, text in look(tmp_path))

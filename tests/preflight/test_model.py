@@ -9,9 +9,12 @@ from cyclemlp_mm.preflight.findings import Report
 from cyclemlp_mm.preflight.model import check_layer_decay, check_levels
 
 ROW = dict(
-    depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), mlp_ratios=(1, 1, 1, 1), reweight=True,
+    depths=(1, 1, 1, 1),
+    widths=(8, 16, 24, 32),
+    mlp_ratios=(1, 1, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 HEAD = dict(in_channels=32, channels=8, num_classes=3, norm_cfg=dict(type='BN'))
 
 
@@ -34,11 +37,7 @@ def segmentor(head, auxiliary=None, backbone='CycleMLP', **kwargs):
 
 @pytest.mark.parametrize(
     'head',
-    [
-        dict(type='FCNHead', num_convs=1),
-        dict(type='PSPHead'),
-        dict(type='ASPPHead', in_index=3),
-    ],
+    [dict(type='FCNHead', num_convs=1), dict(type='PSPHead'), dict(type='ASPPHead', in_index=3)],
 )
 def test_heads_of_the_last_level(head):
     (said,) = found(check_levels, segmentor(head))

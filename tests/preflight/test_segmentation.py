@@ -10,11 +10,7 @@ from toy_models import ARCH
 from cyclemlp_mm.datasets.shapes import write_ade20k
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.segmentation import (
-    check_batch_of_one,
-    check_crop,
-    check_segmentation,
-)
+from cyclemlp_mm.preflight.segmentation import check_batch_of_one, check_crop, check_segmentation
 
 pytest.importorskip('mmseg')
 FPN, UPERNET = 'fpn_cyclemlp_b1_256x256_600i_small', 'upernet_cyclemlp_b1_512x512_160k_ade20k'
@@ -31,10 +27,15 @@ def said(check, *arguments):
     return [str(finding) for finding in report.findings]
 
 
-@pytest.mark.parametrize('canvas, text', [
-    ((256, 256), None), ((512, 512), 'warning: .*is 512×512, but the pipeline gives 256×256: 75%'),
-    ((256, 320), 'warning: .*20% of each'), ((224, 224), 'warning: .*smaller than the 256×256 of'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'canvas, text',
+    [
+        ((256, 256), None),
+        ((512, 512), 'warning: .*is 512×512, but the pipeline gives 256×256: 75%'),
+        ((256, 320), 'warning: .*20% of each'),
+        ((224, 224), 'warning: .*smaller than the 256×256 of'),
+    ],
+)
 def test_crop_and_canvas(canvas, text):
     cfg = load_config(FPN)
     cfg.model.data_preprocessor.size = canvas
@@ -45,12 +46,15 @@ def test_crop_and_canvas(canvas, text):
         assert len(found) == 1 and re.match(text, found[0])
 
 
-@pytest.mark.parametrize('step, is_found', [
-    (dict(type='Resize', scale=(96, 48), keep_ratio=False), True),
-    (dict(type='Resize', scale=256), False),
-    (dict(type='Resize', scale=(96, 48), keep_ratio=True), False),  # of the image's own shape
-    (dict(type='RandomResize', scale=(96, 48)), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'step, is_found',
+    [
+        (dict(type='Resize', scale=(96, 48), keep_ratio=False), True),
+        (dict(type='Resize', scale=256), False),
+        (dict(type='Resize', scale=(96, 48), keep_ratio=True), False),  # of the image's own shape
+        (dict(type='RandomResize', scale=(96, 48)), False),
+    ],
+)
 def test_resize_and_canvas(step, is_found):
     cfg = load_config(FPN)
     pipeline = cfg.train_dataloader.dataset.pipeline
@@ -74,9 +78,15 @@ def model_of(name, batch, **head):
     if 'type' in head:
         head['in_channels'] = ARCH['widths'][-1]
         cfg.model.decode_head = dict(
-            in_index=3, channels=8, dropout_ratio=0, num_classes=4, align_corners=False,
-            norm_cfg=dict(type='BN'), loss_decode=dict(type='CrossEntropyLoss'), **head,
-        )  # fmt: skip
+            in_index=3,
+            channels=8,
+            dropout_ratio=0,
+            num_classes=4,
+            align_corners=False,
+            norm_cfg=dict(type='BN'),
+            loss_decode=dict(type='CrossEntropyLoss'),
+            **head,
+        )
         cfg.model.auxiliary_head = cfg.model.neck = None
     else:
         cfg.model.decode_head.update(
@@ -87,14 +97,17 @@ def model_of(name, batch, **head):
     return cfg, MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize('batch, head, is_found', [
-    (1, dict(norm_cfg=dict(type='BN')), True),
-    (2, dict(norm_cfg=dict(type='BN')), False),
-    (1, dict(norm_cfg=dict(type='GN', num_groups=4)), False),
-    (1, dict(type='PSPHead', pool_scales=(1, 2)), True),
-    (1, dict(type='ASPPHead', dilations=(1, 2)), True),
-    (1, dict(type='FCNHead', num_convs=1), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'batch, head, is_found',
+    [
+        (1, dict(norm_cfg=dict(type='BN')), True),
+        (2, dict(norm_cfg=dict(type='BN')), False),
+        (1, dict(norm_cfg=dict(type='GN', num_groups=4)), False),
+        (1, dict(type='PSPHead', pool_scales=(1, 2)), True),
+        (1, dict(type='ASPPHead', dilations=(1, 2)), True),
+        (1, dict(type='FCNHead', num_convs=1), False),
+    ],
+)
 def test_norms_over_one_value(batch, head, is_found):
     found = said(check_batch_of_one, *model_of(UPERNET, batch, **head))
     assert len(found) == is_found
@@ -102,10 +115,16 @@ def test_norms_over_one_value(batch, head, is_found):
         assert found[0].startswith('error: train_dataloader.batch_size: is 1') and 'GN' in found[0]
 
 
-@pytest.mark.parametrize('number, loader, is_found', [
-    (4, {}, True), (3, {}, False), (5, {}, False), (4, dict(drop_last=True), False),
-    (4, dict(sampler=dict(type='InfiniteSampler')), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'number, loader, is_found',
+    [
+        (4, {}, True),
+        (3, {}, False),
+        (5, {}, False),
+        (4, dict(drop_last=True), False),
+        (4, dict(sampler=dict(type='InfiniteSampler')), False),
+    ],
+)
 def test_norms_over_the_one_value_of_a_last_batch(number, loader, is_found):
     cfg, model = model_of(UPERNET, 3, norm_cfg=dict(type='BN'))
     cfg.train_dataloader.update(sampler=dict(type='DefaultSampler', shuffle=True))
@@ -117,9 +136,9 @@ def test_norms_over_the_one_value_of_a_last_batch(number, loader, is_found):
         assert 'drop_last=True' in found[0]
 
 
-@pytest.mark.parametrize('batch, is_mixed, is_found', [
-    (2, True, True), (1, True, False), (2, False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'batch, is_mixed, is_found', [(2, True, True), (1, True, False), (2, False, False)]
+)
 def test_batches_of_several_sizes_in_validation(tmp_path, batch, is_mixed, is_found):
     data = write_ade20k(tmp_path / 'data', 1, 3, (64, 48))
     if is_mixed:

@@ -34,12 +34,18 @@ def test_unusual_settings_pass():
     part = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     loader = dict(dataset=dict(type='ConcatDataset'))
     cfg = dict(
-        default_scope='mmengine', model=dict(type='A'), train_dataloader=loader,
-        train_cfg=dict(by_epoch=False, max_iters=10.0), param_scheduler=dict(a=[dict(type='X')]),
-        optim_wrapper=dict(constructor='Mine', a=part, b=part), randomness=dict(seed=None),
-        val_evaluator=[dict(type='DumpResults')], val_dataloader=loader, val_cfg={},
+        default_scope='mmengine',
+        model=dict(type='A'),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=False, max_iters=10.0),
+        param_scheduler=dict(a=[dict(type='X')]),
+        optim_wrapper=dict(constructor='Mine', a=part, b=part),
+        randomness=dict(seed=None),
+        val_evaluator=[dict(type='DumpResults')],
+        val_dataloader=loader,
+        val_cfg={},
         max_bad_fraction=1,
-    )  # fmt: skip
+    )
     assert said_of(Config(cfg)) == []
     cfg['optim_wrapper']['b'] = dict(part, optimizer=dict(type='SGD', lr=-1))
     assert 'optim_wrapper.b.optimizer: SGD cannot be built' in said_of(Config(cfg))[0]

@@ -9,10 +9,13 @@ from cyclemlp_mm.preflight.findings import Report
 from cyclemlp_mm.preflight.model import check_layers
 
 
-@pytest.mark.parametrize(('model', 'warned'), [
-    (lambda: CycleMLP('b1', out_indices=0), False),
-    (lambda: nn.Sequential(nn.Linear(2, 2)), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('model', 'warned'),
+    [
+        (lambda: CycleMLP('b1', out_indices=0), False),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), True),
+    ],
+)
 def test_layers_that_are_not_in_the_model(model, warned):
     report = Report()
     cfg = load_config('upernet_cyclemlp_b5_512x512_160k_ade20k_fsdp')

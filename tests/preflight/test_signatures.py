@@ -7,11 +7,7 @@ from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.preflight import Report
 from cyclemlp_mm.preflight.settings import check_settings
 
-DET, SEG, CLS = (
-    'retinanet_cyclemlp_demo',
-    'fpn_cyclemlp_b1_256x256_600i_small',
-    'cyclemlp_demo',
-)
+DET, SEG, CLS = ('retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo')
 
 
 def said_of(config, options):
@@ -89,25 +85,43 @@ def test_a_figure_that_the_evaluation_does_not_give(config, key, value, gives):
         (DET, {'default_hooks.checkpoint.save_best': 'coco/bbox_mAP_75'}),
         (DET, {'default_hooks.checkpoint.save_best': 'auto'}),
         (SEG, {'default_hooks.checkpoint.save_best': ['mIoU', 'aAcc']}),
-        (SEG, {'default_hooks.checkpoint.save_best': 'mDice',
-               'val_evaluator.iou_metrics': ['mDice']}),
+        (
+            SEG,
+            {'default_hooks.checkpoint.save_best': 'mDice', 'val_evaluator.iou_metrics': ['mDice']},
+        ),
         (DET, {'default_hooks.checkpoint.save_best': 'my/bbox_mAP', 'val_evaluator.prefix': 'my'}),
-        (DET, {'default_hooks.checkpoint.save_best': 'coco/a_precision',
-               'val_evaluator.classwise': True}),
-        (DET, {'optim_wrapper.constructor': 'LearningRateDecayOptimizerConstructor',
-               'optim_wrapper.paramwise_cfg': dict(decay_rate=0.9)}),
+        (
+            DET,
+            {
+                'default_hooks.checkpoint.save_best': 'coco/a_precision',
+                'val_evaluator.classwise': True,
+            },
+        ),
+        (
+            DET,
+            {
+                'optim_wrapper.constructor': 'LearningRateDecayOptimizerConstructor',
+                'optim_wrapper.paramwise_cfg': dict(decay_rate=0.9),
+            },
+        ),
         (DET, {'default_hooks.logger.priority': 'LOW', 'train_dataloader.pin_memory': True}),
         (DET, {'train_dataloader.dataset.indices': 4, 'train_dataloader.num_batch_per_epoch': 2}),
     ],
-)  # fmt: skip
+)
 def test_what_is_right_passes(config, options):
     assert said_of(config, options) == []
 
 
 def test_settings_in_settings():
     inner = dict(type='CocoDataset', anfile='x', pipeline=[dict(type='Resize', scales=(9, 9))])
-    said = said_of(DET, {'train_dataloader.dataset': dict(
-        _delete_=True, type='RepeatDataset', times=2, dataset=inner)})  # fmt: skip
+    said = said_of(
+        DET,
+        {
+            'train_dataloader.dataset': dict(
+                _delete_=True, type='RepeatDataset', times=2, dataset=inner
+            )
+        },
+    )
     assert [text.split(': ')[1] for text in said] == [
         'train_dataloader.dataset.dataset.anfile',
         'train_dataloader.dataset.dataset.pipeline[0].scales',

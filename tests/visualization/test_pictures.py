@@ -70,10 +70,15 @@ def test_the_field_of_convolutions_is_known():
 
 def test_fields_of_both_networks_are_drawn(tmp_path):
     backbone = CycleMLP(
-        arch=dict(depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1),
-                  reweight=True, downsample='conv'),
+        arch=dict(
+            depths=(1, 1, 1, 1),
+            widths=(8, 8, 8, 8),
+            mlp_ratios=(1, 1, 1, 1),
+            reweight=True,
+            downsample='conv',
+        ),
         out_indices=(1, 3),
-    )  # fmt: skip
+    )
     backbone.init_weights()
     images = receptive_field.random_images(1, 64)
     ours = receptive_field.receptive_fields(
@@ -111,17 +116,23 @@ def write_run(folder, lines):
 
 def test_the_starts_of_a_run_are_joined(tmp_path):
     """A resumed training replaces what was logged behind its checkpoint."""
+
     def start(time, lines, tail=''):
         folder = tmp_path / time / 'vis_data'
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + tail)
 
     def steps():
-        return [(line['step'], line['loss']) for line in curves.read_scalars(tmp_path)
-                if 'loss' in line]  # fmt: skip
+        return [
+            (line['step'], line['loss']) for line in curves.read_scalars(tmp_path) if 'loss' in line
+        ]
 
-    first = [dict(loss=3.0, step=2), dict(loss=2.0, step=4), dict(mIoU=40.0, step=4),
-             dict(loss=1.0, step=6)]  # fmt: skip
+    first = [
+        dict(loss=3.0, step=2),
+        dict(loss=2.0, step=4),
+        dict(mIoU=40.0, step=4),
+        dict(loss=1.0, step=6),
+    ]
     start('20260101_000000', first, tail='\n{"loss": 0.9, "st')  # killed while it wrote
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.0)]
     start('20260101_000001', [dict(loss=1.5, step=6), dict(loss=1.2, step=8)])
@@ -138,10 +149,12 @@ def test_the_starts_of_a_run_are_joined(tmp_path):
 def test_evaluations_lie_at_their_iteration(tmp_path):
     """Of epoch-based runs, an evaluation's own step is its epoch."""
     lines = [
-        dict(loss=2.0, lr=0.1, step=25), dict(loss=1.0, lr=0.1, step=50),
+        dict(loss=2.0, lr=0.1, step=25),
+        dict(loss=1.0, lr=0.1, step=50),
         {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'step': 1},
-        dict(loss=0.5, lr=0.1, step=100), {'coco/bbox_mAP': 0.5, 'step': 2},
-    ]  # fmt: skip
+        dict(loss=0.5, lr=0.1, step=100),
+        {'coco/bbox_mAP': 0.5, 'step': 2},
+    ]
     assert curves.evaluations(lines) == ('coco/bbox_mAP', [(50, 0.25), (100, 0.5)])
     assert curves.evaluations(lines[:2]) == ('', [])
     first = write_run(tmp_path / 'a' / 'run', lines)
@@ -163,11 +176,13 @@ def test_f1_of_boxes():
     # One right, the same once more, one of the wrong class, one under the threshold.
     found = instances(
         [(0, 0, 10, 9), (0, 0, 10, 10), (20, 20, 40, 40), (20, 20, 40, 40)],
-        [0.9, 0.8, 0.7, 0.2], [0, 0, 0, 1],
-    )  # fmt: skip
+        [0.9, 0.8, 0.7, 0.2],
+        [0, 0, 0, 1],
+    )
     assert gallery.judge_instances(truth, found, 0.3) == (
-        pytest.approx(2 / 5), 'F1 0.40: 1 of 2 found, 2 wrong',
-    )  # fmt: skip
+        pytest.approx(2 / 5),
+        'F1 0.40: 1 of 2 found, 2 wrong',
+    )
     ignored = np.array([False, True])
     said = gallery.judge_instances(truth, truth, 0.3, ignored)[1]
     assert said == 'F1 1.00: 1 of 1 found, 0 wrong'

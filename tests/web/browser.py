@@ -1,6 +1,6 @@
 """A real headless Chromium on a page served here; run as a script, it takes the docs' screenshot.
 
-    python tests/web/browser.py docs/images/web_demo.png IMAGE [WORK_DIRS]
+python tests/web/browser.py docs/images/web_demo.png IMAGE [WORK_DIRS]
 """
 
 import shutil
@@ -38,10 +38,14 @@ def chromium(size=(1280, 1000)):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (
-        '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
-        f'--window-size={size[0]},{size[1]}', '--disable-background-networking',
+        '--headless=new',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-dev-shm-usage',
+        f'--window-size={size[0]},{size[1]}',
+        '--disable-background-networking',
         '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
-    ):  # fmt: skip
+    ):
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))

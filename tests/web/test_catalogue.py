@@ -28,8 +28,11 @@ def test_the_demo_comes_first_then_the_others(work_dirs):
     models = find_models(work_dirs)
     assert [model.name for model in models] == ['demo: toy', 'a_run: toy']
     assert [path.name for path in models[0].checkpoints] == [
-        'epoch_2.pth', 'best_coco_bbox_mAP_epoch_2.pth', 'epoch_10.pth', 'epoch_1.pth',
-    ]  # fmt: skip
+        'epoch_2.pth',
+        'best_coco_bbox_mAP_epoch_2.pth',
+        'epoch_10.pth',
+        'epoch_1.pth',
+    ]
 
 
 def test_named_models_come_before(work_dirs):
@@ -60,7 +63,7 @@ def test_models_are_loaded_once_and_the_oldest_let_go(work_dirs, tmp_path):
     workbench.predict('a_run: toy', 'epoch_1.pth', image)
     workbench.predict('demo: toy', 'epoch_10.pth', image)
     assert len(workbench._loaded) == 2 and first not in workbench._loaded.values()
-    os.utime(work_dirs / 'demo' / 'epoch_10.pth', (0, 0))  # written anew
+    os.utime(work_dirs / 'demo' / 'epoch_10.pth', (0, 0))  # written again
     before = list(workbench._loaded.values())[-1]
     workbench.predict('demo: toy', 'epoch_10.pth', image)
     assert list(workbench._loaded.values())[-1] is not before

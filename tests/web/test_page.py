@@ -99,9 +99,12 @@ def test_a_visit(served, driver, images):
     assert visitor.text('#problem') == ''
 
     visitor.choose('second-config', 2)  # none, the detector, the segmentor
-    visitor.wait(lambda: 'epoch_1.pth' in [
-        i.get_attribute('value') for i in visitor.find('#second-checkpoint input')
-    ])  # fmt: skip
+    visitor.wait(
+        lambda: (
+            'epoch_1.pth'
+            in [i.get_attribute('value') for i in visitor.find('#second-checkpoint input')]
+        )
+    )
     visitor.find('#predict')[0].click()
     visitor.wait(lambda: visitor.picture('second'))
     assert visitor.picture('first') != visitor.picture('second')
@@ -141,10 +144,15 @@ def post(url, body, kind='application/json'):
 @pytest.mark.parametrize(
     'path',
     [
-        '/etc/passwd', '../../../../etc/passwd', '..%2f..%2f..%2fetc%2fpasswd', 'setup.py',
-        '{work_dirs}/secret.txt', '{work_dirs}/demo/epoch_1.pth', '{work_dirs}/demo/toy.py',
+        '/etc/passwd',
+        '../../../../etc/passwd',
+        '..%2f..%2f..%2fetc%2fpasswd',
+        'setup.py',
+        '{work_dirs}/secret.txt',
+        '{work_dirs}/demo/epoch_1.pth',
+        '{work_dirs}/demo/toy.py',
     ],
-)  # fmt: skip
+)
 def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
     path = path.format(work_dirs=work_dirs)
     for route in ('gradio_api/file=', 'file=', 'gradio_api/file/', 'static/', 'assets/'):
@@ -156,16 +164,24 @@ def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
 @pytest.mark.parametrize(
     'headers, allowed',
     [
-        ({}, True), ({'Host': 'localhost:{port}'}, True), ({'Host': '[::1]:{port}'}, True),
-        ({'Host': 'evil.example'}, False), ({'Host': 'evil.example:{port}'}, False),
-        ({'Host': '127.0.0.1.evil.example'}, False), ({'Host': 'localhost.evil.example'}, False),
-        ({'Origin': 'http://127.0.0.1:{port}'}, True), ({'Origin': 'null'}, False),
-        ({'Origin': 'http://evil.example'}, False), ({'Origin': 'http://127.0.0.1:1'}, False),
+        ({}, True),
+        ({'Host': 'localhost:{port}'}, True),
+        ({'Host': '[::1]:{port}'}, True),
+        ({'Host': 'evil.example'}, False),
+        ({'Host': 'evil.example:{port}'}, False),
+        ({'Host': '127.0.0.1.evil.example'}, False),
+        ({'Host': 'localhost.evil.example'}, False),
+        ({'Origin': 'http://127.0.0.1:{port}'}, True),
+        ({'Origin': 'null'}, False),
+        ({'Origin': 'http://evil.example'}, False),
+        ({'Origin': 'http://127.0.0.1:1'}, False),
         ({'Host': 'evil.example', 'Origin': 'http://evil.example'}, False),
-        ({'Host': ''}, False), ({'Host': '[::1'}, False), ({'Host': 'my.name'}, True),
+        ({'Host': ''}, False),
+        ({'Host': '[::1'}, False),
+        ({'Host': 'my.name'}, True),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_other_sites_cannot_use_the_page(served, headers, allowed):
     url = served[0]
     port = url.split(':')[2].strip('/')
@@ -231,7 +247,7 @@ def test_errors_name_no_folder_of_the_server(served, work_dirs, images):
         ("config '/a/b/c.py' and ~/d/e.py", "config 'c.py' and e.py"),
         ('at 3/4 of 1/2, see https://example.org/a/b, and/or work_dirs/a/b.pth',) * 2,
     ],
-)  # fmt: skip
+)
 def test_paths_are_shown_as_names(text, shown):
     from cyclemlp_mm.web.page import without_folders
 
@@ -243,9 +259,7 @@ def upload(url, data, name):
     edge = b'edge-of-a-part'
     head = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n'.encode()
     body = b'--%b\r\n%bContent-Type: image/png\r\n\r\n%b\r\n--%b--\r\n' % (edge, head, data, edge)
-    return post(
-        f'{url}gradio_api/upload', body, f'multipart/form-data; boundary={edge.decode()}'
-    )
+    return post(f'{url}gradio_api/upload', body, f'multipart/form-data; boundary={edge.decode()}')
 
 
 def test_the_server_refuses_large_files_itself(served, images):
@@ -267,9 +281,13 @@ def test_only_uploads_are_predicted(served, work_dirs, path):
     path = path.format(work_dirs=work_dirs)
     name = next(iter(workbench.models))
     data = [
-        {'path': path, 'meta': {'_type': 'gradio.FileData'}}, 0.3, name, 'epoch_1.pth', 'none',
+        {'path': path, 'meta': {'_type': 'gradio.FileData'}},
+        0.3,
+        name,
+        'epoch_1.pth',
         'none',
-    ]  # fmt: skip
+        'none',
+    ]
     said = call(url, data)
     assert 'error' in said
     assert 'root:' not in said and 'nobody may read' not in said
@@ -280,8 +298,9 @@ def test_only_known_models_are_loaded(served, images):
     _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
     image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
     for config, checkpoint in (
-        ('/outside/evil.py', 'epoch_1.pth'), ('demo: toy', '../../evil.pth'),
-    ):  # fmt: skip
+        ('/outside/evil.py', 'epoch_1.pth'),
+        ('demo: toy', '../../evil.pth'),
+    ):
         said = call(url, [image, 0.3, config, checkpoint, 'none', 'none'])
         assert 'error' in said and 'gradio_api/file' not in said
     assert 'gradio_api/file' in call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
@@ -309,13 +328,23 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py'),
-               '--work-dirs', str(work_dirs), '--port', str(port)]  # fmt: skip
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        str(ROOT / 'tools' / 'web.py'),
+        '--work-dirs',
+        str(work_dirs),
+        '--port',
+        str(port),
+    ]
     # Started in the background of a shell, the tests ignore Ctrl-C, and what they start would too.
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True,
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as server:  # fmt: skip
+    ) as server:
         try:
             line = next(line for line in server.stdout if 'the page is at' in line)
             assert f'http://127.0.0.1:{port}' in line

@@ -105,12 +105,24 @@ def array(shape, data, code='f4', order=b'\x89'):
     """A numpy array that says ``shape`` and has ``data``."""
     empty = (name('numpy.ndarray'), b'K\x00\x85', b'C\x01b')
     made = call('numpy.core.multiarray._reconstruct', *empty)
-    dtype = call('numpy.dtype', text(code), b'\x89', b'\x88') + b'(K\x03' + text('<') + b'NNN' + (
-        b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb'
+    dtype = (
+        call('numpy.dtype', text(code), b'\x89', b'\x88')
+        + b'(K\x03'
+        + text('<')
+        + b'NNN'
+        + (b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb')
     )
     sizes = b'(' + b''.join(map(number, shape)) + b't'
-    return made + b'(K\x01' + sizes + dtype + order + b'B' + struct.pack('<I', len(data)) + data + (
-        b'tb'
+    return (
+        made
+        + b'(K\x01'
+        + sizes
+        + dtype
+        + order
+        + b'B'
+        + struct.pack('<I', len(data))
+        + data
+        + (b'tb')
     )
 
 
@@ -118,9 +130,13 @@ def tensor(key, count, size, stride, offset=0, kind='torch.FloatStorage', view=b
     storage = b'(' + text('storage') + name(kind) + text(key) + text('cpu') + number(count) + view
     sizes = [b'(' + b''.join(map(number, part)) + b't' for part in (size, stride)]
     return call(
-        'torch._utils._rebuild_tensor_v2', storage + b'tQ', number(offset), *sizes, b'\x89',
+        'torch._utils._rebuild_tensor_v2',
+        storage + b'tQ',
+        number(offset),
+        *sizes,
+        b'\x89',
         call('collections.OrderedDict'),
-    )  # fmt: skip
+    )
 
 
 def entry(key, value):
@@ -166,12 +182,18 @@ def lying_pickles():
     yield 'laughs', entry('w', nested)
     yield 'laughs_key', PROTO + b'}' + nested + b'Ns' + STOP
     yield 'laughs_set', PROTO + b'\x8f(' + nested + b'\x90' + STOP
-    yield 'laughs_config', entry(
-        'w', call('mmengine.config.config.ConfigDict', b'}' + text('a') + nested + b's')
+    yield (
+        'laughs_config',
+        entry('w', call('mmengine.config.config.ConfigDict', b'}' + text('a') + nested + b's')),
     )
-    yield 'colliding', PROTO + b'}(' + b''.join(
-        number(i * ((1 << 61) - 1)) + b'N' for i in range(1, 40_000)
-    ) + b'u' + STOP
+    yield (
+        'colliding',
+        PROTO
+        + b'}('
+        + b''.join(number(i * ((1 << 61) - 1)) + b'N' for i in range(1, 40_000))
+        + b'u'
+        + STOP,
+    )
     yield 'odd_items', PROTO + b'}(NNNu' + STOP
     yield 'pop_all', PROTO + b'0' * 10 + STOP
     yield 'no_stop', PROTO + b'N' * 100
@@ -203,8 +225,9 @@ def lying_zips():
     good = entry('w', tensor('0', 16, (4, 4), (4, 1)))
     records = [('0', ones)]
     yield 'storage', torch_zip(entry('w', tensor('0', 1 << 60, (4,), (1,))), records)
-    yield 'storage_type', torch_zip(
-        entry('w', tensor('0', 16, (4,), (1,), kind='torch.DoubleStorage')), records
+    yield (
+        'storage_type',
+        torch_zip(entry('w', tensor('0', 16, (4,), (1,), kind='torch.DoubleStorage')), records),
     )
     yield 'size', torch_zip(entry('w', tensor('0', 16, (1 << 40,), (1,))), records)
     yield 'expanded', torch_zip(entry('w', tensor('0', 16, (1 << 40,), (0,))), records)
@@ -221,18 +244,21 @@ def lying_zips():
     whole = torch_zip(good, records)
     end = whole.rfind(b'PK\x05\x06')
     at = whole.rfind(b'PK\x01\x02')
-    yield 'wide', whole[:at + 20] + b'\xff' * 8 + whole[at + 28:]
-    yield 'wide_start', whole[:at + 42] + b'\xff' * 4 + whole[at + 46:]
-    yield 'many', whole[:end + 8] + b'\xff' * 4 + whole[end + 12:]
-    yield 'far', whole[:end + 16] + b'\xff' * 4 + whole[end + 20:]
+    yield 'wide', whole[: at + 20] + b'\xff' * 8 + whole[at + 28 :]
+    yield 'wide_start', whole[: at + 42] + b'\xff' * 4 + whole[at + 46 :]
+    yield 'many', whole[: end + 8] + b'\xff' * 4 + whole[end + 12 :]
+    yield 'far', whole[: end + 16] + b'\xff' * 4 + whole[end + 20 :]
     locator = b'PK\x06\x07' + struct.pack('<IQI', 0, 1 << 63, 1)
     yield 'far64', whole[:end] + locator + whole[end:]
     # every record in the place of the same bytes
     many = torch_zip(
-        PROTO + b']('
-        + b''.join(tensor(str(i), 1_000_000, (4,), (1,)) for i in range(60)) + b'e' + STOP,
+        PROTO
+        + b']('
+        + b''.join(tensor(str(i), 1_000_000, (4,), (1,)) for i in range(60))
+        + b'e'
+        + STOP,
         [('0', b'\0' * 4_000_000)],
-    )  # fmt: skip
+    )
     yield 'overlapping', _point_all_at_first(many, 60)
     yield 'script', torch_zip(good, records, extra=('constants.pkl',))
 
@@ -241,14 +267,14 @@ def _point_all_at_first(whole, count):
     at = whole.rfind(b'PK\x01\x02')
     end = whole.rfind(b'PK\x05\x06')
     last = whole[at:end]
-    entries = whole[whole.find(b'PK\x01\x02'):end] + b''.join(
+    entries = whole[whole.find(b'PK\x01\x02') : end] + b''.join(
         last[:28] + struct.pack('<H', len(f'a/data/{i}')) + last[30:46] + f'a/data/{i}'.encode()
         for i in range(1, count)
     )
     start = whole.find(b'PK\x01\x02')
-    total = struct.unpack('<H', whole[end + 10:end + 12])[0] + count - 1
+    total = struct.unpack('<H', whole[end + 10 : end + 12])[0] + count - 1
     tail = struct.pack('<HHII', total, total, len(entries), start)
-    return whole[:start] + entries + whole[end:end + 8] + tail + b'\0\0'
+    return whole[:start] + entries + whole[end : end + 8] + tail + b'\0\0'
 
 
 def legacy(objects, keys, data):
@@ -336,30 +362,37 @@ def endless(value):
     yield 'counted', PROTO + call('collections.Counter', b'}' + value + b'K\x01s') + STOP
     made = name('argparse.Namespace') + b')\x81}' + text('a')
     yield 'arguments', PROTO + made + value + b'sb' + STOP
-    yield 'metadata', PROTO + call('collections.OrderedDict') + b'}' + text('_metadata') + value + (
-        b'sb' + STOP
+    yield (
+        'metadata',
+        PROTO + call('collections.OrderedDict') + b'}' + text('_metadata') + value + (b'sb' + STOP),
     )
     yield 'alone', PROTO + value + STOP
 
 
 ENDLESS = {
     'tuples': b'K\x01' + b'2\x86' * 64,
-    'lists': b']q\x000' + b''.join(
+    'lists': b']q\x000'
+    + b''.join(
         b']q' + bytes([i]) + b'(h' + bytes([i - 1]) + b'h' + bytes([i - 1]) + b'e0'
         for i in range(1, 64)
-    ) + b'h\x3f',
-    'dicts': b'}q\x000' + b''.join(
+    )
+    + b'h\x3f',
+    'dicts': b'}q\x000'
+    + b''.join(
         b'}q' + bytes([i]) + b'(K\x01h' + bytes([i - 1]) + b'K\x02h' + bytes([i - 1]) + b'u0'
         for i in range(1, 64)
-    ) + b'h\x3f',
-    'filled late': b''.join(b']q' + bytes([i]) + b'0' for i in range(64)) + b''.join(
+    )
+    + b'h\x3f',
+    'filled late': b''.join(b']q' + bytes([i]) + b'0' for i in range(64))
+    + b''.join(
         b'h' + bytes([i]) + b'(h' + bytes([i + 1]) + b'h' + bytes([i + 1]) + b'e0'
         for i in range(63)
-    ) + b'h\x00',
+    )
+    + b'h\x00',
     'deep': b')' + b'\x85' * 30_000,
     'itself': b']q\x00h\x00a',
     'a huge number': b'\x8b' + struct.pack('<I', 1_000_000) + b'\x7f' * 1_000_000,
-}  # fmt: skip
+}
 
 
 def colliding_keys():
@@ -372,8 +405,14 @@ def colliding_keys():
     yield 'frozenset', PROTO + b'(' + numbers + b'\x91' + STOP
     yield 'set of', PROTO + call('builtins.set', b'](' + numbers + b'e') + STOP
     wide = b'](' + b'K\x01' * 100_000 + b'e'
-    yield 'wide', PROTO + wide + b'q\x00' + call('builtins.tuple', b'h\x00') + b'q\x01' + (
-        b'}(' + b'(' + b'h\x01' * 100_000 + b'tN' + b'u' + STOP
+    yield (
+        'wide',
+        PROTO
+        + wide
+        + b'q\x00'
+        + call('builtins.tuple', b'h\x00')
+        + b'q\x01'
+        + (b'}(' + b'(' + b'h\x01' * 100_000 + b'tN' + b'u' + STOP),
     )
     calls = call('builtins.tuple', b'h\x00')
     yield 'copies', PROTO + wide + b'q\x000](' + calls * 50_000 + b'e' + STOP

@@ -51,9 +51,13 @@ def main():
             torch.equal(loaded[name], tensor) for name, tensor in expected.items()
         )
         result = dict(
-            name=path.name, error=errors[0], mmengine=errors[1],
-            seconds=time.perf_counter() - start, same=same, size=path.stat().st_size,
-        )  # fmt: skip
+            name=path.name,
+            error=errors[0],
+            mmengine=errors[1],
+            seconds=time.perf_counter() - start,
+            same=same,
+            size=path.stat().st_size,
+        )
         print(json.dumps(result), flush=True)
         loaded = None
 

@@ -14,9 +14,10 @@ from cyclemlp_mm.weights.whole_model import for_mmengine
 ROW = dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32))
 BUILD = {
     'cyclemlp': lambda: CycleMLP(
-        dict(**ROW, mlp_ratios=(2, 2, 2, 2), reweight=True, downsample='conv')),
+        dict(**ROW, mlp_ratios=(2, 2, 2, 2), reweight=True, downsample='conv')
+    ),
     'mpvit': lambda: MPViT(dict(**ROW, paths=(2, 2, 2, 2), mlp_ratio=2)),
-}  # fmt: skip
+}
 
 
 class Detector(BaseModule):

@@ -19,9 +19,12 @@ from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
 TINY = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 16, 20),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 SWIN_STYLE = {**TINY, 'reweight': False, 'downsample': 'patch_merging'}
 
 
@@ -73,11 +76,14 @@ def test_other_image_channels(tmp_path, in_channels):
         ('b1', (0, 1, 2), 'b1'),
         ('b1', (0,), 'b1 or b2'),
         ('t', (0, 1), 't or s'),
-        (TINY, (0, 1), 'custom (depths 1-2, widths 8-12, mlp_ratios 2-2, reweight True, '
-         'downsample conv)'),
+        (
+            TINY,
+            (0, 1),
+            'custom (depths 1-2, widths 8-12, mlp_ratios 2-2, reweight True, downsample conv)',
+        ),
         (TINY, (0,), 'custom (depths 1, widths 8, mlp_ratios 2, reweight True)'),
     ],
-)  # fmt: skip
+)
 def test_the_stages_there_are_name_the_arch(tmp_path, arch, out_indices, name):
     torch.save(random_state(arch, out_indices=out_indices), tmp_path / 'ours.pth')
     assert convert(tmp_path / 'ours.pth', tmp_path / 'new.pth').arch == name
@@ -127,9 +133,12 @@ def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path):
         convert(path, tmp_path / 'whole.pth', 'ours', force=True)
         whole = state(tmp_path / 'whole.pth')
         arch = dict(
-            depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2), reweight=True,
+            depths=(1, 2, 2, 1),
+            widths=(16, 24, 40, 64),
+            mlp_ratios=(4, 4, 2, 2),
+            reweight=True,
             downsample='conv',
-        )  # fmt: skip
+        )
         init_cfg = dict(type='Pretrained', checkpoint=str(path))
         model = CycleMLP(arch, out_indices=(3,), init_cfg=init_cfg)
         model.init_weights()
@@ -177,11 +186,11 @@ def test_the_format_is_what_its_description_says(tmp_path):
     convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
     data = (tmp_path / 'ours.safetensors').read_bytes()
     size = int.from_bytes(data[:8], 'little')
-    header = json.loads(data[8:8 + size])
+    header = json.loads(data[8 : 8 + size])
     assert header.pop('__metadata__')['format'] == 'pt' and size % 8 == 0
     for name, entry in header.items():
         start, end = entry['data_offsets']
-        numbers = bytearray(data[8 + size + start:8 + size + end])
+        numbers = bytearray(data[8 + size + start : 8 + size + end])
         numbers = torch.frombuffer(numbers, dtype=torch.float32)
         assert torch.equal(numbers.reshape(entry['shape']), ours[name]) and entry['dtype'] == 'F32'
 

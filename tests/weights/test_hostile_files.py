@@ -50,9 +50,12 @@ from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.pickles import SafeUnpickler
 
 TINY = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 16, 20),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 FORMS = ['zip', 'legacy', 'pickle', 'paddle']
 
 
@@ -158,14 +161,17 @@ def evil(run):
     [
         ('train.py', ['--resume', 'optimizer.pth'], 'optimizer.pth'),
         ('test.py', ['evil.pdparams'], 'evil.pdparams'),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-            ('train.py', ['--resume', 'meta.pth'], 'meta.pth'),
-            ('train.py', ['--cfg-options', 'load_from=meta.pth'], 'meta.pth'),
-            ('train.py', ['--cfg-options', 'load_from=evil.pdparams'], 'evil.pdparams'),
-            ('test.py', ['optimizer.pth'], 'optimizer.pth'),
-        ]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ('train.py', ['--resume', 'meta.pth'], 'meta.pth'),
+                ('train.py', ['--cfg-options', 'load_from=meta.pth'], 'meta.pth'),
+                ('train.py', ['--cfg-options', 'load_from=evil.pdparams'], 'evil.pdparams'),
+                ('test.py', ['optimizer.pth'], 'optimizer.pth'),
+            ]
+        ),
     ],
-)  # fmt: skip
+)
 def test_tools_refuse(run, evil, tool, arguments, file):
     code, printed = run_tool(
         tool, 'config.py', '--work-dir', 'wd2', *arguments, cwd=run, check=False
@@ -192,9 +198,16 @@ def test_resume_auto_refuses(run, evil):
 @pytest.mark.slow
 def test_a_config_in_a_checkpoint_is_not_run_when_resuming(run, evil):
     _, printed = run_tool(
-        'train.py', 'config.py', '--work-dir', 'wd3', '--resume', 'config_text.pth',
-        '--cfg-options', 'train_cfg.max_epochs=2', cwd=run,
-    )  # fmt: skip
+        'train.py',
+        'config.py',
+        '--work-dir',
+        'wd3',
+        '--resume',
+        'config_text.pth',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+        cwd=run,
+    )
     assert 'resumed epoch: 1' in printed
     assert not evil.exists()
 
@@ -241,9 +254,7 @@ def test_inference_apis_refuse(run, evil):
 @pytest.mark.slow
 @pytest.mark.parametrize('option', [['--unsafe-load'], ['--cfg-options', 'unsafe_load=True']])
 def test_the_only_way_round_warns(run, evil, option):
-    _, printed = run_tool(
-        'test.py', 'config.py', 'meta.pth', '--work-dir', 'wd4', *option, cwd=run
-    )
+    _, printed = run_tool('test.py', 'config.py', 'meta.pth', '--work-dir', 'wd4', *option, cwd=run)
     assert 'unsafe loading is on' in printed
     assert 'meta.pth is unpickled although safe loading refuses it' in printed
     assert evil.exists()
@@ -257,13 +268,31 @@ def test_the_standard_unpickler_has_what_ours_replaces():
     ours, theirs = SafeUnpickler.dispatch, pickle._Unpickler.dispatch
     assert ours.keys() == theirs.keys()
     assert {'pop_mark', 'find_class', 'load'} <= set(dir(pickle._Unpickler))
-    kept = {opcode.name for opcode in pickletools.opcodes if ours[ord(opcode.code)]
-            is theirs[ord(opcode.code)]}  # fmt: skip
+    kept = {
+        opcode.name
+        for opcode in pickletools.opcodes
+        if ours[ord(opcode.code)] is theirs[ord(opcode.code)]
+    }
     # What may stay as it is puts data on the stack or takes it off.
     assert not kept & {
-        'REDUCE', 'BUILD', 'NEWOBJ', 'NEWOBJ_EX', 'INST', 'OBJ', 'EXT1', 'EXT2', 'EXT4', 'SETITEM',
-        'SETITEMS', 'DICT', 'ADDITEMS', 'FROZENSET', 'APPEND', 'APPENDS', 'NEXT_BUFFER',
-    }  # fmt: skip
+        'REDUCE',
+        'BUILD',
+        'NEWOBJ',
+        'NEWOBJ_EX',
+        'INST',
+        'OBJ',
+        'EXT1',
+        'EXT2',
+        'EXT4',
+        'SETITEM',
+        'SETITEMS',
+        'DICT',
+        'ADDITEMS',
+        'FROZENSET',
+        'APPEND',
+        'APPENDS',
+        'NEXT_BUFFER',
+    }
     reader = SafeUnpickler(io.BytesIO(pickle.dumps([1])), 1)
     assert reader.load() == [1] and reader.stack == []
 
@@ -294,10 +323,16 @@ def read_apart(folder, state, tmp_path):
     """Runs ``read_hostile.py``; its results by file name."""
     torch.save(state, tmp_path / 'expected.pth')
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / 'read_hostile.py'), str(folder),
-         str(tmp_path / 'expected.pth')],
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(Path(__file__).parent / 'read_hostile.py'),
+            str(folder),
+            str(tmp_path / 'expected.pth'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines() if line[0] == '{']
     assert len(results) == len(list(folder.iterdir()))
@@ -313,9 +348,11 @@ def test_files_that_lie(whole_files, tmp_path):
     folder = tmp_path / 'lies'
     folder.mkdir()
     groups = {
-        'pickle': lying_pickles, 'zip': lying_zips, 'legacy': lying_legacy_files,
+        'pickle': lying_pickles,
+        'zip': lying_zips,
+        'legacy': lying_legacy_files,
         'safetensors': lying_safetensors,
-    }  # fmt: skip
+    }
     for group, files in groups.items():
         for name, content in files():
             (folder / f'{group}_{name}').write_bytes(content)
@@ -332,8 +369,10 @@ def read_quickly(content, path):
     """As a bare pickle, a zip and a legacy file; the errors, None for what was read."""
     out = []
     for form, whole in {
-        'pickle': content, 'zip': torch_zip(content), 'legacy': legacy(content, [], b''),
-    }.items():  # fmt: skip
+        'pickle': content,
+        'zip': torch_zip(content),
+        'legacy': legacy(content, [], b''),
+    }.items():
         path.write_bytes(whole)
         start = time.process_time()
         try:
@@ -365,17 +404,28 @@ def test_attributes_of_what_is_allowed(value, tmp_path):
     for content in (
         PROTO + call('builtins.getattr', dotted(history), text(value)) + STOP,
         PROTO + dotted(f'{history}.{value}') + STOP,
-        b'\x80\x04' + text('mmengine.logging.history_buffer') + text(f'HistoryBuffer.{value}')
-        + b'\x93' + STOP,
-    ):  # fmt: skip
+        b'\x80\x04'
+        + text('mmengine.logging.history_buffer')
+        + text(f'HistoryBuffer.{value}')
+        + b'\x93'
+        + STOP,
+    ):
         errors = read_quickly(entry('a', content[2:-1]), tmp_path / 'a.pth')
         assert all(re.search(f'refused: it holds .*{value}', error) for error in errors)
 
 
-@pytest.mark.parametrize('owner', [
-    'torch.Tensor', 'mmengine.logging.history_buffer.HistoryBuffer', 'argparse.Namespace',
-    'torch._utils._rebuild_tensor_v2', 'collections.OrderedDict', 'torch.device', 'builtins.int',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'owner',
+    [
+        'torch.Tensor',
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'argparse.Namespace',
+        'torch._utils._rebuild_tensor_v2',
+        'collections.OrderedDict',
+        'torch.device',
+        'builtins.int',
+    ],
+)
 def test_classes_and_functions_are_not_changed(owner, tmp_path):
     state = b'(N}' + text('mark') + b'K\x01st'
     for content in (dotted(owner) + state + b'b', dotted(owner) + b'}' + text('mark') + b'K\x01sb'):
@@ -391,10 +441,28 @@ def test_wrong_types_under_the_right_names(whole_files, tmp_path):
     folder.mkdir()
     name = next(iter(state))
     wrong = [
-        1, 'text', None, [], {}, b'', 1.5, np.ones(3), torch.ones(3), torch.ones(0),
-        state[name].int(), state[name].bool(), state[name].unsqueeze(0), torch.Size([1]),
-        torch.float32, torch.device('cpu'), (state[name],), slice(1), 1j, {1}, torch.ones(()),
-    ]  # fmt: skip
+        1,
+        'text',
+        None,
+        [],
+        {},
+        b'',
+        1.5,
+        np.ones(3),
+        torch.ones(3),
+        torch.ones(0),
+        state[name].int(),
+        state[name].bool(),
+        state[name].unsqueeze(0),
+        torch.Size([1]),
+        torch.float32,
+        torch.device('cpu'),
+        (state[name],),
+        slice(1),
+        1j,
+        {1},
+        torch.ones(()),
+    ]
     for i, value in enumerate(wrong):
         torch.save({**state, name: value}, folder / f'value{i}')
         torch.save({'state_dict': {**state, name: value}}, folder / f'wrapped{i}')

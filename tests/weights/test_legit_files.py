@@ -266,12 +266,17 @@ def test_python_2s_files(tmp_path):
 
 
 SCHEDULERS = {
-    'ConstantLR': {}, 'CosineAnnealingLR': dict(T_max=5), 'ExponentialLR': dict(gamma=0.9),
-    'LinearLR': {}, 'MultiStepLR': dict(milestones=[1, 4]), 'StepLR': dict(step_size=2),
-    'PolyLR': {}, 'OneCycleLR': dict(eta_max=0.01, total_steps=20),
+    'ConstantLR': {},
+    'CosineAnnealingLR': dict(T_max=5),
+    'ExponentialLR': dict(gamma=0.9),
+    'LinearLR': {},
+    'MultiStepLR': dict(milestones=[1, 4]),
+    'StepLR': dict(step_size=2),
+    'PolyLR': {},
+    'OneCycleLR': dict(eta_max=0.01, total_steps=20),
     'CosineRestartLR': dict(periods=[4, 9], restart_weights=[1, 1], eta_min=0),
     'ReduceOnPlateauLR': dict(monitor='loss', patience=0),
-}  # fmt: skip
+}
 for _name in [name for name in SCHEDULERS if name != 'OneCycleLR']:
     SCHEDULERS[_name.replace('LR', 'Momentum')] = SCHEDULERS[_name]
     SCHEDULERS[_name.replace('LR', 'ParamScheduler')] = dict(SCHEDULERS[_name], param_name='lr')
@@ -351,30 +356,40 @@ class Loss(BaseMetric):
 
 
 MORE_HOOKS = [
-    dict(type='EarlyStoppingHook', monitor='loss', patience=5), dict(type='SyncBuffersHook'),
+    dict(type='EarlyStoppingHook', monitor='loss', patience=5),
+    dict(type='SyncBuffersHook'),
     dict(type='EmptyCacheHook'),
-]  # fmt: skip
+]
 STATELESS = {'NaiveVisualizationHook', 'ProfilerHook', 'NPUProfilerHook', 'PrepareTTAHook'}
 DEFAULT = {
-    'RuntimeInfoHook', 'IterTimerHook', 'DistSamplerSeedHook', 'LoggerHook', 'CheckpointHook',
+    'RuntimeInfoHook',
+    'IterTimerHook',
+    'DistSamplerSeedHook',
+    'LoggerHook',
+    'CheckpointHook',
     'ParamSchedulerHook',
-}  # fmt: skip
+}
 EMA = ['ExponentialMovingAverage', 'MomentumAnnealingEMA', 'StochasticWeightAverage']
 
 
 def runner(work_dir, hooks, epochs, resume=False):
     data = [dict(inputs=torch.rand(2)) for _ in range(2)]
-    loader = dict(
-        batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=True),
-    )  # fmt: skip
+    loader = dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=True))
     return Runner(
-        Model(), str(work_dir), train_dataloader=loader, val_dataloader=loader, resume=resume,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), val_cfg={}, val_evaluator=[Loss()],
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=hooks,
+        Model(),
+        str(work_dir),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        resume=resume,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        val_cfg={},
+        val_evaluator=[Loss()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=hooks,
         param_scheduler=dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='loss', rule='less')),
         experiment_name=f'{work_dir.name}_{epochs}',
-    )  # fmt: skip
+    )
 
 
 def test_every_hook_of_mmengine_is_in_the_next_test():

@@ -15,9 +15,12 @@ from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights import read_checkpoint
 
 TINY = dict(
-    depths=(1, 2, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(2, 2, 1, 1), reweight=True,
+    depths=(1, 2, 1, 1),
+    widths=(8, 12, 16, 20),
+    mlp_ratios=(2, 2, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 
 def source(**kwargs):
@@ -203,9 +206,10 @@ def test_a_torchscript_program_is_named(tmp_path):
 
 def test_a_compressed_file_says_to_unpack_it(tmp_path):
     torch.save(source().state_dict(), tmp_path / 'whole.pth')
-    with zipfile.ZipFile(tmp_path / 'whole.pth') as whole, zipfile.ZipFile(
-        tmp_path / 'packed.pth', 'w', zipfile.ZIP_DEFLATED
-    ) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / 'whole.pth') as whole,
+        zipfile.ZipFile(tmp_path / 'packed.pth', 'w', zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in whole.namelist():
             packed.writestr(name, whole.read(name))
     with pytest.raises(CheckpointError, match=r'packed\.pth.*data\.pkl.*compressed.*unpack it'):
@@ -320,18 +324,21 @@ class Rebuilt:
         return torch._tensor._rebuild_from_type_v2, self.arguments
 
 
-@pytest.mark.parametrize('arguments', [
-    (np.ones(3), torch.Tensor, (), {}),
-    (torch._tensor._rebuild_from_type_v2, torch.Tensor, (), {}),
-    (OrderedDict, torch.Tensor, (), {}),
-    (torch._utils._rebuild_tensor_v2, torch.Tensor, [1], {}),
-    (torch._utils._rebuild_tensor_v2, torch.Tensor, (), {}),
-    (torch._utils._rebuild_tensor_v2, OrderedDict, (1, 0, (1,), (1,)), {}),
-    (torch._utils._rebuild_tensor_v2, torch.Tensor, (1, 0, (1,), (1,)), {}),
-    (torch._utils._rebuild_tensor_v2, torch.Tensor),
-    (print, torch.Tensor, ('run',), {}),
-    (torch._utils._rebuild_tensor_v2, torch.nn.Linear, (1, 0, (1,), (1,)), {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        (np.ones(3), torch.Tensor, (), {}),
+        (torch._tensor._rebuild_from_type_v2, torch.Tensor, (), {}),
+        (OrderedDict, torch.Tensor, (), {}),
+        (torch._utils._rebuild_tensor_v2, torch.Tensor, [1], {}),
+        (torch._utils._rebuild_tensor_v2, torch.Tensor, (), {}),
+        (torch._utils._rebuild_tensor_v2, OrderedDict, (1, 0, (1,), (1,)), {}),
+        (torch._utils._rebuild_tensor_v2, torch.Tensor, (1, 0, (1,), (1,)), {}),
+        (torch._utils._rebuild_tensor_v2, torch.Tensor),
+        (print, torch.Tensor, ('run',), {}),
+        (torch._utils._rebuild_tensor_v2, torch.nn.Linear, (1, 0, (1,), (1,)), {}),
+    ],
+)
 def test_lies_about_tensors_with_attributes(arguments, tmp_path, capsys):
     torch.save({'a': Rebuilt(*arguments)}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=r'a\.pth (is refused|cannot be read)'):

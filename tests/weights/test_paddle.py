@@ -16,9 +16,12 @@ from cyclemlp_mm.weights.mmengine_loader import load_from_path
 from cyclemlp_mm.weights.paddle_files import INNER_NAMES
 
 PADDLE_TINY = dict(
-    depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2), reweight=True,
+    depths=(1, 2, 2, 1),
+    widths=(16, 24, 40, 64),
+    mlp_ratios=(4, 4, 2, 2),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 
 def write_pdparams(path, published, protocol=4):
@@ -120,15 +123,25 @@ def test_every_pickle_protocol(tmp_path, protocol):
 
 def test_which_weights_are_linear():
     names = {
-        'patch_embed.proj.weight': False, 'network.1.proj.weight': False,
-        'network.3.proj.weight': False, 'network.0.0.attn.proj.weight': True,
-        'network.10.1.attn.proj.weight': True, 'network.0.0.attn.mlp_c.weight': True,
-        'network.0.0.attn.sfc_h.weight': False, 'network.0.0.attn.sfc_w.weight': False,
-        'network.0.0.attn.sfc_h.offset': False, 'network.0.0.attn.reweight.fc1.weight': True,
-        'network.0.0.mlp.fc2.weight': True, 'network.0.0.mlp.fc2.bias': False,
-        'network.0.0.norm1.weight': False, 'norm.weight': False, 'norm6.weight': False,
-        'network.1.reduction.weight': True, 'network.1.norm.weight': False, 'head.weight': True,
-    }  # fmt: skip
+        'patch_embed.proj.weight': False,
+        'network.1.proj.weight': False,
+        'network.3.proj.weight': False,
+        'network.0.0.attn.proj.weight': True,
+        'network.10.1.attn.proj.weight': True,
+        'network.0.0.attn.mlp_c.weight': True,
+        'network.0.0.attn.sfc_h.weight': False,
+        'network.0.0.attn.sfc_w.weight': False,
+        'network.0.0.attn.sfc_h.offset': False,
+        'network.0.0.attn.reweight.fc1.weight': True,
+        'network.0.0.mlp.fc2.weight': True,
+        'network.0.0.mlp.fc2.bias': False,
+        'network.0.0.norm1.weight': False,
+        'norm.weight': False,
+        'norm6.weight': False,
+        'network.1.reduction.weight': True,
+        'network.1.norm.weight': False,
+        'head.weight': True,
+    }
     assert {name: cyclemlp.is_linear(name) for name in names} == names
 
 

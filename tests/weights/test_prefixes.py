@@ -27,10 +27,19 @@ BUILD = {
     ),
 }
 KNOWN = [
-    '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'backbone._orig_mod.',
-    '_orig_mod.backbone.', 'model.', 'module.model.', 'model.backbone.', 'net.backbone.',
-    'ema_model.module.', 'model._orig_mod.backbone._orig_mod.', '_fsdp_wrapped_module.backbone.',
-]  # fmt: skip
+    '_orig_mod.',
+    'module._orig_mod.',
+    '_orig_mod.module.',
+    'backbone._orig_mod.',
+    '_orig_mod.backbone.',
+    'model.',
+    'module.model.',
+    'model.backbone.',
+    'net.backbone.',
+    'ema_model.module.',
+    'model._orig_mod.backbone._orig_mod.',
+    '_fsdp_wrapped_module.backbone.',
+]
 
 
 class Detector(nn.Module):

@@ -17,9 +17,12 @@ from cyclemlp_mm.weights import read_checkpoint
 DEMO = 'retinanet_cyclemlp_demo'
 TINY = [*TINY_DETECTOR, *TINY_BACKBONE, 'randomness.seed=0', 'val_evaluator.classwise=False']
 ARCH = dict(
-    depths=(1, 1, 1, 1), widths=(8, 64, 128, 192), mlp_ratios=(1, 1, 1, 1), reweight=True,
+    depths=(1, 1, 1, 1),
+    widths=(8, 64, 128, 192),
+    mlp_ratios=(1, 1, 1, 1),
+    reweight=True,
     downsample='conv',
-)  # fmt: skip
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,9 +35,14 @@ def chain(tmp_path_factory):
     common = [DEMO, '--data', 'shapes', '--work-dir', 'wd']
     run_tool('train.py', *common, '--cfg-options', *TINY, cwd=folder)
     _, printed = run_tool(
-        'train.py', *common, '--resume', '--cfg-options', *TINY, 'train_cfg.max_epochs=2',
+        'train.py',
+        *common,
+        '--resume',
+        '--cfg-options',
+        *TINY,
+        'train_cfg.max_epochs=2',
         cwd=folder,
-    )  # fmt: skip
+    )
     return folder, printed
 
 
@@ -55,9 +63,17 @@ def test_tested_converted_and_tested_again_it_is_the_same(chain):
         if not file.startswith('wd'):
             run_tool('convert_weights.py', 'wd/epoch_2.pth', file, cwd=folder)
         _, printed = run_tool(
-            'test.py', f'wd/{DEMO}.py', file, '--out', f'{file[-8:]}.pkl', '--work-dir', 'test',
-            '--cfg-options', 'model.test_cfg.score_thr=0.0', cwd=folder,
-        )  # fmt: skip
+            'test.py',
+            f'wd/{DEMO}.py',
+            file,
+            '--out',
+            f'{file[-8:]}.pkl',
+            '--work-dir',
+            'test',
+            '--cfg-options',
+            'model.test_cfg.score_thr=0.0',
+            cwd=folder,
+        )
         assert re.search(rf'loaded (\d+) of \1 tensors from {file}', printed)
         found.append(predictions(folder / f'{file[-8:]}.pkl'))
     assert all(instances['scores'].numel() for instances in found[0])
@@ -77,9 +93,13 @@ def test_loaded_elsewhere(chain, tmp_path):
     folder, _ = chain
     expected = torch.load(folder / 'wd' / 'epoch_2.pth', weights_only=False)['state_dict']
     run_tool(
-        'convert_weights.py', 'wd/epoch_2.pth', tmp_path / 'published.pth', '--to', 'published',
+        'convert_weights.py',
+        'wd/epoch_2.pth',
+        tmp_path / 'published.pth',
+        '--to',
+        'published',
         cwd=folder,
-    )  # fmt: skip
+    )
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pth'))
     backbone = CycleMLP(ARCH, out_indices=(1, 2, 3), init_cfg=init_cfg)
     backbone.init_weights()
@@ -103,9 +123,17 @@ def test_load_from_takes_a_paddle_classifier(chain, tmp_path):
         tmp_path / 'paddle.pdparams', published_state_dict(CycleMLP(ARCH), classifier=10)
     )
     _, printed = run_tool(
-        'train.py', DEMO, '--data', 'shapes', '--work-dir', 'wd_from', '--cfg-options', *TINY,
-        f'load_from={tmp_path / "paddle.pdparams"}', cwd=folder,
-    )  # fmt: skip
+        'train.py',
+        DEMO,
+        '--data',
+        'shapes',
+        '--work-dir',
+        'wd_from',
+        '--cfg-options',
+        *TINY,
+        f'load_from={tmp_path / "paddle.pdparams"}',
+        cwd=folder,
+    )
     assert re.search(rf'loaded \d+ of \d+ tensors from {tmp_path / "paddle.pdparams"}', printed)
     assert re.search(r'bbox_head: 0 of \d+, the others are new', printed)
     assert 'Epoch(train)' in printed

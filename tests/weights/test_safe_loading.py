@@ -93,9 +93,10 @@ def published_cyclemlp(classes=None):
 @pytest.mark.parametrize('inside', [None, 'backbone'])
 @pytest.mark.parametrize('wrapper', ['state_dict', None])
 @pytest.mark.parametrize(
-    'build', [repmlp_of_mmpretrain, published_cyclemlp, lambda: published_cyclemlp(5)],
+    'build',
+    [repmlp_of_mmpretrain, published_cyclemlp, lambda: published_cyclemlp(5)],
     ids=['repmlp', 'cyclemlp', 'classifier'],
-)  # fmt: skip
+)
 def test_another_class_with_our_names_loads_its_own_file(
     installed, build, wrapper, inside, tmp_path
 ):

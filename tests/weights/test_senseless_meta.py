@@ -23,9 +23,20 @@ for _ in range(50):
 SENSELESS = [None, -1, float('nan'), '', 'x' * 10**5, [3], b'x', torch.ones(2), {1: 2}, DEEP]
 NO_NAMES = [7, 'abcd', [1, 2, 3, 4], [None] * 4, {'a', 'b'}, {'a': 1}, [['a']] * 4, [b'a'], DEEP]
 NO_COLOURS = [
-    7, 'coco', [3] * 4, [None] * 4, [(1, 2)] * 4, [(1, 2, 3)], [(300, 0, 0)] * 4, [('a',) * 3] * 4,
-    [(float('nan'),) * 3] * 4, [(10**30, 0, 0)] * 4, [(-1, 0, 0)] * 4, {0: (1, 2, 3)}, DEEP,
-]  # fmt: skip
+    7,
+    'coco',
+    [3] * 4,
+    [None] * 4,
+    [(1, 2)] * 4,
+    [(1, 2, 3)],
+    [(300, 0, 0)] * 4,
+    [('a',) * 3] * 4,
+    [(float('nan'),) * 3] * 4,
+    [(10**30, 0, 0)] * 4,
+    [(-1, 0, 0)] * 4,
+    {0: (1, 2, 3)},
+    DEEP,
+]
 
 
 def read(meta):
@@ -87,10 +98,13 @@ def spoilt(models, kind, folder, **parts):
 
 
 METAS = [
-    None, dict(dataset_meta=None), dict(dataset_meta={1: 2}), dict(CLASSES=NAMES),
+    None,
+    dict(dataset_meta=None),
+    dict(dataset_meta={1: 2}),
+    dict(CLASSES=NAMES),
     dict(dataset_meta=dict(classes=CLASSES, palette=[('a', 'b', 'c')] * 4)),
     dict(dataset_meta=dict(classes=DEEP, palette=3), cfg=b'x', epoch=DEEP, seed='x', time=[]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize('meta', METAS, ids=range(len(METAS)))

@@ -1,5 +1,7 @@
 """Several backbones on one size, taking turns."""
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Sequence
 
@@ -13,16 +15,16 @@ from .workloads import DTYPES, Workload, backbone_workload, config_workload
 
 
 def compare(
-    entries: 'Sequence[tuple[str, str]]',
+    entries: Sequence[tuple[str, str]],
     arch: str,
-    size: 'tuple[int, int, int]',
+    size: tuple[int, int, int],
     mode: str,
     device: torch.device,
     repeats: int,
     backend: str = 'auto',
     deploy: bool = False,
     config: bool = False,
-) -> 'list[dict]':
+) -> list[dict]:
     """Time contenders in turns: one round runs each once, so that a slow spell hits all of them.
 
     Args:
@@ -61,11 +63,18 @@ def compare(
     for (name, dtype), values in seconds.items():
         low, median, high = _quartiles(values)
         row = dict(
-            contender=name, arch='' if name in RIVALS else arch, dtype=dtype, mode=mode,
-            size='x'.join(map(str, size)), median_ms=1e3 * median, q1_ms=1e3 * low,
-            q3_ms=1e3 * high, images_per_s=size[0] / median, rounds=len(values),
+            contender=name,
+            arch='' if name in RIVALS else arch,
+            dtype=dtype,
+            mode=mode,
+            size='x'.join(map(str, size)),
+            median_ms=1e3 * median,
+            q1_ms=1e3 * low,
+            q3_ms=1e3 * high,
+            images_per_s=size[0] / median,
+            rounds=len(values),
             peak_bytes=peak_memory(calls[name, dtype], device),
-        )  # fmt: skip
+        )
         model, forward, shape = work[name, dtype]
         if not config:
             # A counter does not know deform_conv2d; every form of ours has the same count.
@@ -80,7 +89,7 @@ def compare(
     return rows
 
 
-def _quartiles(values: 'list[float]') -> 'tuple[float, float, float]':
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
     if len(values) < 2:
         return values[0], values[0], values[0]
     return tuple(statistics.quantiles(values, n=4, method='inclusive'))

@@ -1,5 +1,7 @@
 """What is timed: backbones that turn images into feature maps."""
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class _Trunk(nn.Module):
         super().__init__()
         self.parts = nn.Sequential(*parts)
 
-    def forward(self, image: torch.Tensor) -> 'tuple[torch.Tensor]':
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.parts(image),)
 
 

@@ -1,5 +1,7 @@
 """What the machine can do at best: matrix products and copies, and the memory a call takes."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import platform
@@ -20,7 +22,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(call: 'Callable[[], object]', device: torch.device) -> float:
+def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes."""
     synchronize(device)
     start = time.perf_counter()
@@ -45,7 +47,7 @@ def copy_bandwidth(device: torch.device, megabytes: int = 256) -> float:
     return 2 * source.nbytes / statistics.median(seconds)
 
 
-def peak_memory(call: 'Callable[[], object]', device: torch.device) -> 'int | None':
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that a call needs on top of what is there before it.
 
     On a CPU the growth of the process, from Linux's account of it; elsewhere None.
@@ -62,7 +64,7 @@ def peak_memory(call: 'Callable[[], object]', device: torch.device) -> 'int | No
     try:
         # Freed memory that malloc still holds would hide what the call takes.
         ctypes.CDLL('libc.so.6').malloc_trim(0)
-        _CLEAR.write_text('5')  # the peak begins anew
+        _CLEAR.write_text('5')  # the peak begins again
     except OSError:
         return None
     before = _status('VmRSS')

@@ -1,5 +1,7 @@
 """Multiply-adds of a backbone in the published form, and in the form that is really run."""
 
+from __future__ import annotations
+
 import copy
 
 import torch
@@ -11,7 +13,7 @@ from cyclemlp_mm.ops.mixer_backend import choose_backend
 from cyclemlp_mm.ops.shifted_operand import operand_width
 
 
-def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
+def published_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of one forward pass, a CycleFC counting C · C per token.
 
     Args:
@@ -23,7 +25,7 @@ def published_operations(model: nn.Module, shape: 'tuple[int, ...]') -> int:
 
 def run_operations(
     model: nn.Module,
-    shape: 'tuple[int, ...]',
+    shape: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> int:
@@ -60,5 +62,3 @@ def run_operations(
     for handle in handles:
         handle.remove()
     return total + difference
-
-

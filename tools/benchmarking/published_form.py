@@ -5,6 +5,8 @@ Same weights, same outputs; the order of operations, and what each of them reads
 published code's (github.com/ShoufaChen/CycleMLP). Only the layout at stage borders is ours.
 """
 
+from __future__ import annotations
+
 import copy
 
 import torch
@@ -16,7 +18,7 @@ from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, MixerWeights, cycle_mixer, cycle
 
 
 def published_cycle_fc(
-    x: Tensor, weight: Tensor, bias: 'Tensor | None', kernel_size: 'tuple[int, int]'
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]
 ) -> Tensor:
     """A CycleFC on an NCHW map, as a 1x1 deformable convolution with constant integer offsets.
 

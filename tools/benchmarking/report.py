@@ -1,11 +1,13 @@
 """Rows of measurements as a table, csv, json and a plot."""
 
+from __future__ import annotations
+
 import csv
 import json
 from pathlib import Path
 
 
-def add_ratios(rows: 'list[dict]', rates: 'dict[str, float]') -> None:
+def add_ratios(rows: list[dict], rates: dict[str, float]) -> None:
     """Add what a reader compares: time over ours, and the part of the machine's rate reached.
 
     Args:
@@ -30,10 +32,21 @@ def add_ratios(rows: 'list[dict]', rates: 'dict[str, float]') -> None:
             row['matmul_rate_reached'] = done / (row['median_ms'] / 1e3) / rates[row['dtype']]
 
 
-def table(rows: 'list[dict]') -> str:
+def table(rows: list[dict]) -> str:
     """The main columns as aligned text."""
-    head = ['contender', 'arch', 'dtype', 'mode', 'size', 'median ms', 'quartiles', 'peak MB',
-            'saved MB', 'of matmul rate', 'times ours']  # fmt: skip
+    head = [
+        'contender',
+        'arch',
+        'dtype',
+        'mode',
+        'size',
+        'median ms',
+        'quartiles',
+        'peak MB',
+        'saved MB',
+        'of matmul rate',
+        'times ours',
+    ]
     lines = [head]
     for row in rows:
         times = [
@@ -41,22 +54,30 @@ def table(rows: 'list[dict]') -> str:
             for key, value in row.items()
             if key.startswith('times_ours_')
         ]
-        lines.append([
-            row['contender'], row['arch'], row['dtype'], row['mode'], row['size'],
-            f'{row["median_ms"]:.1f}', f'{row["q1_ms"]:.1f}-{row["q3_ms"]:.1f}',
-            _megabytes(row.get('peak_bytes')), _megabytes(row.get('saved_bytes')),
-            f'{row["matmul_rate_reached"]:.2f}' if 'matmul_rate_reached' in row else '-',
-            ', '.join(times),
-        ])  # fmt: skip
+        lines.append(
+            [
+                row['contender'],
+                row['arch'],
+                row['dtype'],
+                row['mode'],
+                row['size'],
+                f'{row["median_ms"]:.1f}',
+                f'{row["q1_ms"]:.1f}-{row["q3_ms"]:.1f}',
+                _megabytes(row.get('peak_bytes')),
+                _megabytes(row.get('saved_bytes')),
+                f'{row["matmul_rate_reached"]:.2f}' if 'matmul_rate_reached' in row else '-',
+                ', '.join(times),
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)
 
 
-def _megabytes(size: 'int | None') -> str:
+def _megabytes(size: int | None) -> str:
     return '-' if size is None else f'{size / 1e6:.0f}'
 
 
-def write(rows: 'list[dict]', facts: dict, folder: Path) -> None:
+def write(rows: list[dict], facts: dict, folder: Path) -> None:
     """Write benchmark.csv, benchmark.json and benchmark.png into a folder.
 
     Args:
@@ -79,7 +100,7 @@ _COLORS = {'ours': 'tab:green', 'published': 'darkgray', 'reference': 'lightgray
 _RIVAL_COLOR = 'tab:blue'
 
 
-def _plot(rows: 'list[dict]', path: Path) -> None:
+def _plot(rows: list[dict], path: Path) -> None:
     """A panel of bars from zero for each mode and size."""
     from matplotlib.figure import Figure
 

@@ -1,12 +1,14 @@
 """What a forward pass keeps for the backward pass."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
-def saved_for_backward(forward: 'Callable[[], object]', model: nn.Module) -> int:
+def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
     """Bytes kept for backward, each memory counted once, parameters left out.
 
     Args:

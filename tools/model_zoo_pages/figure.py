@@ -1,5 +1,7 @@
 """Accuracy against latency, from a ``benchmark.json`` of ``tools/benchmark.py``."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ _RIVAL_NAMES = dict(resnet50='ResNet-50', swin_t='Swin-T', convnext_t='ConvNeXt-
 _RIVALS = 'torchvision (its IMAGENET1K_V1)'
 
 
-def read_latencies(path: 'str | Path') -> dict:
+def read_latencies(path: str | Path) -> dict:
     """Read and check a benchmark.
 
     Args:
@@ -47,7 +49,7 @@ def read_latencies(path: 'str | Path') -> dict:
     return content
 
 
-def points(content: dict, collections: 'Sequence[Collection]') -> 'dict[str, list[tuple]]':
+def points(content: dict, collections: Sequence[Collection]) -> dict[str, list[tuple]]:
     """What is drawn: by series, (latency per image in ms, quoted top-1, label).
 
     Series are a family in our form, the same in the published form where it was measured, and
@@ -84,7 +86,7 @@ def _torchvision_top1(name: str) -> float:
     return weights.meta['_metrics']['ImageNet-1K']['acc@1']
 
 
-def draw(content: dict, collections: 'Sequence[Collection]', path: 'str | Path') -> Path:
+def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> Path:
     """Draw the figure.
 
     Args:
@@ -110,8 +112,14 @@ def draw(content: dict, collections: 'Sequence[Collection]', path: 'str | Path')
         axes.scatter(times, accuracies, color=colour, marker=marker, label=title)
         for time, accuracy, label in series:
             below = title != _RIVALS  # where ours has its labels; so they seldom collide
-            axes.annotate(label, (time, accuracy), textcoords='offset points',
-                          xytext=(5, -9 if below else 5), fontsize=8, color=colour)  # fmt: skip
+            axes.annotate(
+                label,
+                (time, accuracy),
+                textcoords='offset points',
+                xytext=(5, -9 if below else 5),
+                fontsize=8,
+                color=colour,
+            )
     axes.set_xscale('log')
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
@@ -127,4 +135,3 @@ def draw(content: dict, collections: 'Sequence[Collection]', path: 'str | Path')
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
     return Path(path)
-

@@ -1,5 +1,7 @@
 """Parameters and FLOPs of every model, counted from its config and put into its metafile."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from cyclemlp_mm.engine import load_config
 from .metafiles import Collection, Model
 
 
-def measure(model: Model, root: 'str | Path') -> 'tuple[int, int]':
+def measure(model: Model, root: str | Path) -> tuple[int, int]:
     """Build a model without weights, and count.
 
     Args:
@@ -23,7 +25,7 @@ def measure(model: Model, root: 'str | Path') -> 'tuple[int, int]':
     return count_parameters(built), sum(count_parts(built, model.size).values())
 
 
-def write_measured(collection: Collection, root: 'str | Path') -> 'list[str]':
+def write_measured(collection: Collection, root: str | Path) -> list[str]:
     """Put what was counted into the metafile; comments and order stay.
 
     Returns:

@@ -1,5 +1,7 @@
 """``model-index.yml`` and the metafiles it names, in OpenMMLab's format, read and checked."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,7 @@ class Result:
     """
 
     dataset: str
-    metrics: 'dict[str, float]'
+    metrics: dict[str, float]
     quoted_from: str = ''
     log: str = ''
 
@@ -50,9 +52,9 @@ class Model:
     training_data: str
     parameters: int
     flops: int
-    size: 'tuple[int, int]'
+    size: tuple[int, int]
     metadata: dict = field(repr=False)
-    results: 'tuple[Result, ...]' = ()
+    results: tuple[Result, ...] = ()
     weights: str = ''
 
 
@@ -78,11 +80,11 @@ class Collection:
     paper_title: str
     paper_url: str
     note: str
-    shown_settings: 'tuple[str, ...]'
-    models: 'tuple[Model, ...]'
+    shown_settings: tuple[str, ...]
+    models: tuple[Model, ...]
     metafile: Path
 
-    def by_recipe(self) -> 'dict[str, list[Model]]':
+    def by_recipe(self) -> dict[str, list[Model]]:
         """Models by recipe, in the metafile's order."""
         groups: dict[str, list[Model]] = {}
         for model in self.models:
@@ -90,7 +92,7 @@ class Collection:
         return groups
 
 
-def read_collections(root: 'str | Path') -> 'list[Collection]':
+def read_collections(root: str | Path) -> list[Collection]:
     """Read ``model-index.yml`` and every metafile that it imports.
 
     Args:

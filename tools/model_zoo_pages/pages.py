@@ -1,5 +1,7 @@
 """Markdown made from the metafiles: ``docs/model_zoo.md``, and the tables in ``README.md``."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ were not run here, and no weights of detectors or segmentors are published.
 Configs are in `configs/`, and go by their name alone: `python tools/train.py NAME`."""
 
 
-def model_zoo_page(collections: 'Sequence[Collection]', docs: 'str | Path') -> str:
+def model_zoo_page(collections: Sequence[Collection], docs: str | Path) -> str:
     """The whole of ``docs/model_zoo.md``.
 
     Args:
@@ -55,8 +57,11 @@ def model_zoo_page(collections: 'Sequence[Collection]', docs: 'str | Path') -> s
         for recipe, models in collection.by_recipe().items():
             if len(models) > 1 or models[0].training_data in BENCHMARKS:
                 parts += [f'### {recipe}', _recipe_table(models)]
-        others = [ms[0] for ms in collection.by_recipe().values()
-                  if len(ms) == 1 and ms[0].training_data not in BENCHMARKS]  # fmt: skip
+        others = [
+            ms[0]
+            for ms in collection.by_recipe().values()
+            if len(ms) == 1 and ms[0].training_data not in BENCHMARKS
+        ]
         if others:
             parts += ['### Others', _others_table(others)]
         citations = dict.fromkeys(r.quoted_from for m in collection.models for r in m.results)
@@ -66,7 +71,7 @@ def model_zoo_page(collections: 'Sequence[Collection]', docs: 'str | Path') -> s
     return '\n\n'.join(parts) + '\n'
 
 
-def readme_block(collections: 'Sequence[Collection]') -> str:
+def readme_block(collections: Sequence[Collection]) -> str:
     """The tables in ``README.md``, with the lines that mark their beginning and end."""
     parts = [BEGIN]
     for collection in collections:
@@ -96,12 +101,12 @@ def _figure_text(docs: Path) -> str:
     return f'![ImageNet top-1, quoted, against latency, ours]({FIGURE})\n\n[Data]({LATENCY}). {how}'
 
 
-def _table(head: 'Sequence[str]', rows: 'Iterable[Sequence[str]]') -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _recipe_table(models: 'Sequence[Model]') -> str:
+def _recipe_table(models: Sequence[Model]) -> str:
     """Models of one recipe, trained on one data set, counted at one size."""
     metrics = dict.fromkeys(k for m in models for r in m.results for k in r.metrics)
     names = list(metrics) or [_usual_metric(models[0])]
@@ -121,7 +126,7 @@ def _recipe_table(models: 'Sequence[Model]') -> str:
     return f'{models[0].training_data}. {_schedule(models[0])}.\n\n' + _table(head, rows)
 
 
-def _others_table(models: 'Sequence[Model]') -> str:
+def _others_table(models: Sequence[Model]) -> str:
     head = ['config', 'what', 'parameters', 'FLOPs', 'results, ours']
     rows = [
         [
@@ -144,9 +149,10 @@ def _result_text(result: Result) -> str:
 def _size_table(collection: Collection) -> str:
     """Parameters of every dense model: a row per arch, a column per recipe."""
     recipes = [
-        recipe for recipe, models in collection.by_recipe().items()
+        recipe
+        for recipe, models in collection.by_recipe().items()
         if models[0].training_data in BENCHMARKS
-    ]  # fmt: skip
+    ]
     sizes = {(m.arch, m.recipe): _millions(m.parameters) for m in collection.models}
     archs = dict.fromkeys(m.arch for m in collection.models if m.arch)
     rows = [
@@ -172,8 +178,9 @@ def _arch_table(collection: Collection) -> str:
         arch = kind.arch_zoo[model.arch] if settings else {}
         shown = ['-'.join(map(str, arch[name])) for name in settings]
         quoted = _quoted(model, 'Top 1 Accuracy')
-        rows.append([f'`{model.arch}`', *shown, _millions(model.parameters),
-                     _billions(model.flops), quoted])  # fmt: skip
+        rows.append(
+            [f'`{model.arch}`', *shown, _millions(model.parameters), _billions(model.flops), quoted]
+        )
     return _table(head, rows)
 
 

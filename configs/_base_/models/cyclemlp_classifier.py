@@ -8,7 +8,8 @@ model = dict(
         num_classes=1000,
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
-        to_rgb=True),
+        to_rgb=True,
+    ),
     backbone=dict(type='CycleMLP', out_indices=(3,), drop_path_rate=0.1),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
@@ -18,6 +19,8 @@ model = dict(
         # The weights begin as all other Linears do; mmpretrain's default is 0.01.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        topk=(1, 5)),
+        topk=(1, 5),
+    ),
     # One of the two per batch.
-    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]))
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+)

@@ -3,4 +3,5 @@
 _base_ = 'mask_rcnn_cyclemlp.py'
 model = dict(
     backbone=dict(type='MPViT', norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)),
-    neck=dict(in_channels=[128, 216, 288, 288]))
+    neck=dict(in_channels=[128, 216, 288, 288]),
+)

@@ -4,5 +4,7 @@ model = dict(
     backbone=dict(
         type='DenseRepMLPNet',
         reparam_conv_kernels=(1, 3),
-        norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)),
-    neck=dict(in_channels=[192, 384, 768]))
+        norm_cfg=dict(type='SyncBNOrBN', requires_grad=True),
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)

@@ -11,9 +11,9 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(512, 512),
-        test_cfg=dict(size=(32, 32))),  # pads what is smaller: the backbone's coarsest stride is 32
-    backbone=dict(
-        type='CycleMLP', out_indices=(0, 1, 2, 3), drop_path_rate=0.3),
+        test_cfg=dict(size=(32, 32)),
+    ),  # pads what is smaller: the backbone's coarsest stride is 32
+    backbone=dict(type='CycleMLP', out_indices=(0, 1, 2, 3), drop_path_rate=0.3),
     decode_head=dict(
         type='UPerHead',
         in_channels=[64, 128, 320, 512],
@@ -24,7 +24,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
     auxiliary_head=dict(
         type='FCNHead',
         in_channels=320,
@@ -36,6 +37,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+    test_cfg=dict(mode='whole'),
+)

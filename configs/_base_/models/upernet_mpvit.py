@@ -3,8 +3,8 @@
 _base_ = 'upernet_cyclemlp.py'
 model = dict(
     backbone=dict(
-        type='MPViT',
-        drop_path_rate=0.2,
-        norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)),
+        type='MPViT', drop_path_rate=0.2, norm_cfg=dict(type='SyncBNOrBN', requires_grad=True)
+    ),
     decode_head=dict(in_channels=[128, 216, 288, 288]),
-    auxiliary_head=dict(in_channels=288))
+    auxiliary_head=dict(in_channels=288),
+)

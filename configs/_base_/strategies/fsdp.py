@@ -9,4 +9,7 @@ strategy = dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,
         auto_wrap_policy=dict(
-            type='shard_layers', layers=['CycleBlock', 'EncoderLayer', 'RepMLPNetUnit'])))
+            type='shard_layers', layers=['CycleBlock', 'EncoderLayer', 'RepMLPNetUnit']
+        ),
+    ),
+)
