@@ -28,7 +28,7 @@ from cyclemlp_mm.user_path import user_path
 
 from .limits import DamagedFile, RefusedContent, shorten
 from .paddle_files import is_paddle, to_tensors
-from .pickles import SafeUnpickler
+from .pickles import read_pickle
 from .safetensors_files import is_safetensors, read_safetensors
 from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
 
@@ -222,9 +222,9 @@ def _read(path: Path, tensors: bool) -> object:
     if is_safetensors(head, size):
         return read_safetensors(content)
     file = io.BytesIO(content)
-    content = SafeUnpickler(file, size).load()
+    content = read_pickle(file)
     if type(content) is int and content == LEGACY_MAGIC:
-        return read_legacy(file, size)
+        return read_legacy(file)
     if not is_paddle(content) and not _is_numpy_model(content):
         raise DamagedFile(f'it is a pickle of {shorten(content)}, with no arrays')
     if file.tell() != size:

@@ -1,5 +1,7 @@
 """Files that ``torch.save`` wrote: zip files, or (before 1.6) one pickle after another."""
 
+from __future__ import annotations
+
 import io
 import zipfile
 from typing import BinaryIO
@@ -7,7 +9,7 @@ from typing import BinaryIO
 import torch
 
 from .limits import DamagedFile, RefusedContent, shorten
-from .pickles import Named, SafeUnpickler, Storage
+from .pickles import Storage, load_pickle, read_pickle
 
 #: The first pickle of a legacy file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -27,13 +29,13 @@ def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> object:
     with zipfile.ZipFile(file) as archive:
         records = _check_records(archive.infolist(), size)
 
-        def read(name: str) -> bytearray:
+        def read(name: str) -> bytes:
             if name not in records:
                 raise DamagedFile(f'it has no record {shorten(name)}')
             # zipfile verifies the checksum; torch.save writes 0 where it is told to write none.
             records[name].CRC = records[name].CRC or None
             try:
-                return bytearray(archive.read(records[name]))
+                return archive.read(records[name])
             except zipfile.BadZipFile as error:
                 raise DamagedFile(f'its record {shorten(name)} is damaged: {error}') from error
 
@@ -43,71 +45,57 @@ def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> object:
         root = pickles[0].removesuffix('data.pkl')
         if f'{root}byteorder' in records and read(f'{root}byteorder') != b'little':
             raise RefusedContent('it was written on a big-endian machine')
-        storages: dict[str, Storage] = {}
+        made: dict[str, torch.UntypedStorage] = {}
 
-        def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
-            if key not in storages:
-                name = f'{root}data/{key}'
+        def data_of(storage: Storage) -> torch.UntypedStorage:
+            if storage.key not in made:
+                name = f'{root}data/{storage.key}'
                 skipped = not tensors and name in records
                 # Its pages are taken from memory only when they are written to.
-                content = bytearray(records[name].file_size) if skipped else read(name)
-                storages[key] = Storage(content, dtype)
-            return storages[key].of(dtype, count)
+                content = bytearray(records[name].file_size if skipped else read(name))
+                made[storage.key] = _untyped(content)
+            return made[storage.key]
 
-        pickled = read(pickles[0])
-        return SafeUnpickler(io.BytesIO(pickled), len(pickled), storage).load()
-
-
-class _LegacyUnpickler(SafeUnpickler):
-    def find_class(self, module: str, name: str) -> object:
-        """Without sparse tensors: they are checked when made, before their numbers are there."""
-        return Named(f'{module}.{name}') if 'sparse' in name else super().find_class(module, name)
+        return load_pickle(io.BytesIO(read(pickles[0]))).build(data_of)
 
 
-def read_legacy(file: BinaryIO, size: int) -> object:
+def read_legacy(file: io.BytesIO) -> object:
     """What a legacy file of ``torch.save`` holds, tensors on the CPU.
 
     Args:
-        file (BinaryIO): Just behind the magic number.
-        size (int): Bytes of the file.
+        file (io.BytesIO): After the magic number.
 
     Raises:
         DamagedFile: It is truncated or changed.
         RefusedContent: It holds an object of a type that is not allowed.
     """
-    if SafeUnpickler(file, size).load() != _LEGACY_PROTOCOL:
+    if read_pickle(file) != _LEGACY_PROTOCOL:
         raise DamagedFile('it was written by an unknown version of torch')
-    system = SafeUnpickler(file, size).load()
+    system = read_pickle(file)
     if isinstance(system, dict) and system.get('little_endian') is False:
         raise RefusedContent('it was written on a big-endian machine')
-    storages: dict[str, Storage] = {}
-    left = size
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
-        nonlocal left
-        # Its bytes come after the pickle: here they are only allocated.
-        if key not in storages:
-            left -= count * dtype.itemsize
-            if left < 0:
-                raise DamagedFile(f'a tensor declares {count} numbers of {dtype}: it ends early')
-            storages[key] = Storage(bytearray(count * dtype.itemsize), dtype)
-        return storages[key].of(dtype, count)
-
-    content = _LegacyUnpickler(file, size, storage).load()
-    keys = SafeUnpickler(file, size).load()
+    pickled = load_pickle(file)
+    keys = read_pickle(file)
     if (
         not isinstance(keys, list)
         or any(type(key) is not str for key in keys)
-        or (sorted(keys) != sorted(storages))
+        or sorted(keys) != sorted(pickled.storages)
     ):
         raise DamagedFile('the list of its tensors does not fit its tensors')
+    made = {}
     for key in keys:
-        content_of, dtype = storages[key].content, storages[key].dtype
-        if int.from_bytes(file.read(8), 'little') * dtype.itemsize != len(content_of):
-            raise DamagedFile('a tensor has another size than it declares')
-        if file.readinto(content_of) != len(content_of):
+        size = int.from_bytes(file.read(8), 'little') * pickled.storages[key].dtype.itemsize
+        content = bytearray(file.read(size))
+        if len(content) != size:
             raise DamagedFile('it ends early')
-    return content
+        made[key] = _untyped(content)
+    return pickled.build(lambda storage: made[storage.key])
+
+
+def _untyped(content: bytearray) -> torch.UntypedStorage:
+    # frombuffer refuses an empty buffer.
+    flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0)
+    return flat.untyped_storage()
 
 
 def _check_records(listed: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:

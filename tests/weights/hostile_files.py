@@ -423,12 +423,12 @@ def colliding_keys():
     yield 'arrays', PROTO + b'](' + big + view * 5_000 + b'e' + STOP
     few = b'](' + b''.join(each[:9_000]) + b'e'
     for kind in ('builtins.set', 'builtins.frozenset'):
-        again = call(kind, b'h\x00') + b'0'
-        yield f'{kind} again', PROTO + few + b'q\x00' + again * 2_000 + STOP
+        again = b'](' + call(kind, b'h\x00') * 2_000 + b'e'
+        yield f'{kind} again', PROTO + few + b'q\x00' + again + STOP
     pairs = b'}(' + b'N'.join(each[:9_000]) + b'Nu'
     for kind in ('collections.OrderedDict', 'collections.Counter'):
-        again = call(kind, b'h\x00') + b'0'
-        yield f'{kind} again', PROTO + pairs + b'q\x00' + again * 2_000 + STOP
+        again = b'](' + call(kind, b'h\x00') * 2_000 + b'e'
+        yield f'{kind} again', PROTO + pairs + b'q\x00' + again + STOP
     names = b'}(' + b''.join(text(f'a{i}') + b'N' for i in range(50_000)) + b'uq\x000'
     made = name('argparse.Namespace') + b')\x81'
     yield 'states', PROTO + names + made + b'h\x00b' * 50_000 + STOP
