@@ -69,6 +69,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['cyclemlp_mm', 'cyclemlp_mm.*']),
+    package_data={'cyclemlp_mm': ['py.typed']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'numpy', 'safetensors', MMENGINE],

@@ -9,10 +9,9 @@ from torch import nn
 
 from cyclemlp_mm.errors import MissingToolboxError
 
+from .conv_norm import SyncBNOrBN, to_deploy
 from .cyclemlp import CycleMLP
-from .deploy import to_deploy
 from .mpvit import MPViT
-from .norms import SyncBNOrBN
 
 __all__ = ['CycleMLP', 'MPViT', 'SyncBNOrBN', 'to_deploy']
 
@@ -21,8 +20,8 @@ __all__ = ['CycleMLP', 'MPViT', 'SyncBNOrBN', 'to_deploy']
 def build_repmlp(arch: str | Mapping = 'base', **kwargs: object) -> nn.Module:
     """A :class:`~cyclemlp_mm.models.repmlp.DenseRepMLPNet`, from the registry.
 
-    Its blocks are mmpretrain's, which is slow to import: the first one that is built does it, and
-    registers the class in the place of this function.
+    Its blocks are mmpretrain's, which is slow to import: the first one that is built imports it,
+    and registers the class in place of this function.
 
     Raises:
         MissingToolboxError: mmpretrain cannot be imported.

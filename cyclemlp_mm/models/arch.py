@@ -1,7 +1,8 @@
-"""One rule for ``arch``: a name of the family's table, or a dict with exactly the table's keys."""
+"""Rules for arguments that all backbones have; values from a config may be of another type."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 
@@ -32,24 +33,93 @@ def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str)
     expected = set(next(iter(table.values())))
     missing, unknown = sorted(expected - set(arch)), sorted(set(arch) - expected)
     if missing or unknown:
-        said = [f'misses {missing}'] * bool(missing) + [f'does not know {unknown}'] * bool(unknown)
-        raise ValueError(f'arch dict of {family} {" and ".join(said)}; keys: {sorted(expected)}')
+        raise ValueError(
+            f'arch dict of {family} must have the keys {sorted(expected)}: {missing} are missing, '
+            f'{unknown} are unknown'
+        )
     return dict(arch)
 
 
-def check_four_ints(settings: dict, keys: tuple[str, ...]) -> None:
-    """Make the settings of every stage tuples, or refuse them.
+def check_per_stage(settings: dict, keys: Sequence[str], num_stages: int = 4) -> None:
+    """Make the settings of every stage tuples.
 
     Args:
         settings (dict): An arch's settings, changed in place.
-        keys (tuple[str]): Those with a value per stage.
+        keys (Sequence[str]): Those with a value per stage.
+        num_stages (int): Number of stages. Defaults to 4.
 
     Raises:
-        ValueError: Not four positive ints.
+        ValueError: Not a positive int per stage.
     """
     for key in keys:
         values = settings[key]
         values = tuple(values) if isinstance(values, Sequence) else ()
-        if len(values) != 4 or any(type(v) is not int or v < 1 for v in values):
-            raise ValueError(f'arch {key} must be four positive ints, but got {settings[key]!r}')
+        if len(values) != num_stages or any(type(v) is not int or v < 1 for v in values):
+            raise ValueError(
+                f'arch {key} must be {num_stages} positive ints, one per stage, but got '
+                f'{settings[key]!r}'
+            )
         settings[key] = values
+
+
+def check_bool(name: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False, else raise TypeError: 'False' would be true."""
+    if type(value) is not bool:
+        raise TypeError(f'{name} must be True or False, but got {value!r}')
+    return value
+
+
+def check_positive_int(name: str, value: int) -> int:
+    """Return ``value`` if it is an int of at least 1, else raise ValueError."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f'{name} must be a positive int, but got {value!r}')
+    return value
+
+
+def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """Feature levels to return, as ascending indices in [0, num_levels).
+
+    Args:
+        out_indices (int | Sequence[int]): Levels; negative ones count from the last.
+        num_levels (int): How many levels the backbone has.
+
+    Raises:
+        TypeError: Not an int or a sequence of ints.
+        ValueError: Empty, out of range, or not ascending (necks expect fine to coarse).
+    """
+    listed = (out_indices,) if type(out_indices) is int else out_indices
+    is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
+    if not is_list or any(type(i) is not int for i in listed):
+        raise TypeError(
+            f'out_indices must be an int or a sequence of ints, but got {out_indices!r}'
+        )
+    resolved = tuple(i % num_levels for i in listed)
+    in_range = all(-num_levels <= i < num_levels for i in listed)
+    if not listed or not in_range or any(b <= a for a, b in itertools.pairwise(resolved)):
+        raise ValueError(
+            f'out_indices must name one or more of the {num_levels} levels ({-num_levels} to '
+            f'{num_levels - 1}), each once, fine to coarse, but got {out_indices}'
+        )
+    return resolved
+
+
+def check_frozen_stages(frozen_stages: int, num_levels: int) -> int:
+    """Return ``frozen_stages`` if it is an int in [-1, num_levels].
+
+    Raises:
+        TypeError: Not an int.
+        ValueError: Out of range.
+    """
+    if type(frozen_stages) is not int:
+        raise TypeError(f'frozen_stages must be an int, but got {frozen_stages!r}')
+    if not -1 <= frozen_stages <= num_levels:
+        raise ValueError(
+            f'frozen_stages must be -1 (none), 0 (the stem) or 1 to {num_levels} (the stem and '
+            f'that many stages), but got {frozen_stages}'
+        )
+    return frozen_stages
+
+
+def halved(height: int, width: int, levels: Sequence[int]) -> list[tuple[int, int]]:
+    """The sizes of ``levels``, each half the one before, rounded up; (height, width) of level 0."""
+    return [((height + 2**i - 1) // 2**i, (width + 2**i - 1) // 2**i) for i in levels]

@@ -1,19 +1,173 @@
-"""Convolution, norm and activation on channels-last maps, one pass each where that is possible."""
+"""Convolutions with norm and activation, and how norms are built, folded, and folded for good."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_world_size
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops.autocast import compute_dtype
 from cyclemlp_mm.ops.cpu_linear import add_linear
-from cyclemlp_mm.ops.recording import standard_operators_only
-from cyclemlp_mm.ops.untouched import listened_to, untouched
+from cyclemlp_mm.ops.recording import (
+    compute_dtype,
+    has_hooks,
+    is_plain_layer,
+    needs_grad,
+    standard_operators_only,
+)
 
-from .foldable import Foldable
+from .arch import check_bool
 from .layers import seen_as_nchw
-from .norms import build_norm, folded
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+#: PyTorch's modules that can stand for a norm of NCHW maps; Identity for none. Third-party classes
+#: are accepted unchecked.
+_NCHW_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
+
+
+@MODELS.register_module()
+class SyncBNOrBN:
+    """Builds SyncBN where it can run, else BN, which is logged once.
+
+    SyncBN needs a GPU and more than one process; on one GPU it equals BN, on a CPU it stops. The
+    choice is made when the model is built, after the start of the process group, so that it holds
+    under any tool that builds the config. Both have the same parameter names.
+
+    Args:
+        num_features (int): Channels.
+        **kwargs: As for ``torch.nn.BatchNorm2d``.
+
+    Returns:
+        nn.SyncBatchNorm | nn.BatchNorm2d
+    """
+
+    _abbr_ = 'bn'  # mmcv names the layer by this, as it would SyncBN and BN
+
+    def __new__(cls, num_features: int, **kwargs) -> nn.Module:
+        if get_world_size() > 1 and torch.cuda.is_available():
+            return nn.SyncBatchNorm(num_features, **kwargs)
+        _warn_of_bn(get_world_size())
+        return nn.BatchNorm2d(num_features, **kwargs)
+
+
+@functools.cache
+def _warn_of_bn(world_size: int) -> None:
+    why = 'there is one process'
+    if world_size > 1:
+        why = 'there is no GPU: batch statistics are per process'
+    print_log(f'BN is used in place of SyncBN, as {why}', 'current', logging.WARNING)
+
+
+def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
+    """A norm of NCHW maps.
+
+    Args:
+        norm_cfg (dict, optional): ``type`` 'BN', 'SyncBN', 'SyncBNOrBN', 'GN', what mmengine's
+            registry knows, or a class, and its arguments; ``requires_grad`` (default True) says
+            whether its parameters are trained. Defaults to None: BN.
+        channels (int): Channels.
+
+    Raises:
+        TypeError: Not a dict with a type, or ``requires_grad`` is no bool.
+        KeyError: The type is not known.
+        ValueError: The type is no norm of NCHW maps.
+    """
+    norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise TypeError(f"norm_cfg must be a dict with the key 'type', but got {norm_cfg!r}")
+    settings = dict(norm_cfg)
+    kind, requires_grad = settings.pop('type'), settings.pop('requires_grad', True)
+    check_bool('norm_cfg requires_grad', requires_grad)
+    known = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm)
+    layer = kind
+    if isinstance(kind, str):
+        layer = known.get(kind) or MODELS.get(kind)
+        if layer is None:
+            raise KeyError(f'norm_cfg type {kind!r} is not in the model registry')
+    norm = None
+    if layer is nn.GroupNorm:
+        norm = layer(num_channels=channels, **settings)
+    elif callable(layer) and not _is_other_torch_layer(layer):
+        norm = layer(channels, **settings)
+    if not isinstance(norm, nn.Module):
+        raise ValueError(
+            f'norm_cfg type {kind!r} is no norm of (B, C, H, W) maps; such are BN, SyncBN, '
+            'SyncBNOrBN, GN and IN'
+        )
+    return norm.requires_grad_(requires_grad)
+
+
+def _is_other_torch_layer(layer: object) -> bool:
+    """Whether it is PyTorch's own, and would fail in the first forward pass or norm nothing."""
+    if not isinstance(layer, type) or issubclass(layer, _NCHW_NORMS):
+        return False
+    return issubclass(layer, nn.Module) and layer.__module__.startswith('torch.nn.')
+
+
+def fix_statistics(module: nn.Module) -> None:
+    """Put every BatchNorm in a module in eval mode: its statistics are used and not updated."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.eval()
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Whether it norms as a BatchNorm with statistics does, and nothing else happens in it."""
+    return (
+        isinstance(norm, _BatchNorm)
+        and type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        and norm.running_mean is not None
+        and not has_hooks(norm)
+    )
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of the convolution that equals ``norm(conv(x))``.
+
+    Returns:
+        tuple: (out, in / groups, k, k) and (out,), differentiable; (None, None) where there is no
+        such convolution: the norm takes its statistics from its input, or does more than that.
+    """
+    if isinstance(norm, nn.Identity):
+        return conv.weight, conv.bias
+    if norm.training or not is_foldable(norm):
+        return None, None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.affine:
+        shift = shift + norm.bias
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], shift
+
+
+def fold_for_good(conv: nn.Conv2d, norm: nn.Module) -> bool:
+    """Give a convolution the weight and bias of :func:`folded`, if there are such.
+
+    Returns:
+        bool: Whether ``norm`` is now part of ``conv``.
+    """
+    weight, bias = folded(conv, norm)
+    if weight is None or isinstance(norm, nn.Identity):
+        return False
+    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    return True
+
+
+class Foldable:
+    """A module with a form that has less to compute in inference; see :func:`to_deploy`."""
+
+    def fold(self) -> None:
+        """Take that form, in place; a second call changes nothing."""
+        raise NotImplementedError
 
 
 class ConvNorm(Foldable, nn.Module):
@@ -29,7 +183,7 @@ class ConvNorm(Foldable, nn.Module):
         kernel_size (int): Kernel side, odd. Defaults to 1.
         stride (int): Stride. Defaults to 1.
         groups (int): Groups of the convolution. Defaults to 1.
-        norm_cfg (dict): See :func:`~cyclemlp_mm.models.norms.build_norm`.
+        norm_cfg (dict, optional): See :func:`build_norm`.
         act (bool): Whether Hardswish follows. Defaults to True.
     """
 
@@ -44,14 +198,9 @@ class ConvNorm(Foldable, nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
+        padding = kernel_size // 2
         self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            kernel_size // 2,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
         self.norm = build_norm(norm_cfg, out_channels)
         self.act = bool(act)
@@ -63,14 +212,14 @@ class ConvNorm(Foldable, nn.Module):
             x (Tensor): The map.
             residual (Tensor, optional): Of the output's shape, added last.
         """
-        if not self._untouched:
+        if not self._is_plain:
             y = self._finish(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
             return y if residual is None else residual + y
         weight, bias = folded(self.conv, self.norm)
         if weight is None:
             y = self._finish(self._convolve(x, self.conv.weight, self.conv.bias))
             return y if residual is None else residual + y
-        if self._is_linear and not self.act and _plain(x, weight, residual):
+        if self._is_linear and not self.act and _same_dtype(x, weight, residual):
             return add_linear(x, weight.flatten(1), bias, residual)
         y = _hardswish(self._convolve(x, weight, bias), self.act)
         return y if residual is None else residual + y
@@ -78,20 +227,18 @@ class ConvNorm(Foldable, nn.Module):
     def fold(self) -> None:
         """Fold the norm into the convolution for good; a second call, or another norm than
         BatchNorm, changes nothing."""
-        if isinstance(self.norm, nn.Identity) or not self._untouched:
+        if not self._is_plain:
             return
-        was_training, _ = self.training, self.norm.eval()
-        weight, bias = folded(self.conv, self.norm)
-        self.norm.train(was_training)
-        if weight is not None:
-            self.conv.weight = nn.Parameter(weight.detach())
-            self.conv.bias = nn.Parameter(bias.detach())
+        self.norm.eval()
+        if fold_for_good(self.conv, self.norm):
             self.norm = nn.Identity()
+        self.norm.train(self.training)
 
     @property
-    def _untouched(self) -> bool:
+    def _is_plain(self) -> bool:
         settings = dict(dilation=(1, 1), padding_mode='zeros')
-        return untouched(nn.Conv2d, self.conv, bias=None, **settings) and not listened_to(self.norm)
+        plain = is_plain_layer(nn.Conv2d, self.conv, bias=None, **settings)
+        return plain and not has_hooks(self.norm)
 
     @property
     def _is_linear(self) -> bool:
@@ -112,12 +259,12 @@ class ConvNorm(Foldable, nn.Module):
 
 
 class Aggregate(ConvNorm):
-    """A 1x1 :class:`ConvNorm` over several maps side by side, which are never put together.
+    """A 1x1 :class:`ConvNorm` over several maps side by side, which are never concatenated.
 
     Args:
         in_channels (Sequence[int]): Channels of each map.
         out_channels (int): Output channels.
-        norm_cfg (dict): See :func:`~cyclemlp_mm.models.norms.build_norm`.
+        norm_cfg (dict, optional): See :func:`build_norm`.
     """
 
     def __init__(
@@ -128,7 +275,7 @@ class Aggregate(ConvNorm):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
-        if not (self._untouched and self._is_linear):
+        if not (self._is_plain and self._is_linear):
             return super().forward(torch.cat(maps, dim=-1))
         weight, bias = folded(self.conv, self.norm)
         fixed = weight is not None
@@ -143,22 +290,20 @@ class Aggregate(ConvNorm):
 
 def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """``y + x weightᵀ``, into y's memory where no gradient is needed."""
-    if not _plain(x, y, weight):
+    if not _same_dtype(x, y, weight):
         return y + F.linear(x, weight)
     tokens, total = x.flatten(0, -2), y.flatten(0, -2)
-    if _needs_grad(tokens, total, weight):
+    if needs_grad(tokens, total, weight):
         return torch.addmm(total, tokens, weight.mT).view(y.shape)
     torch.addmm(total, tokens, weight.mT, out=total)
     return y
 
 
 def _hardswish(y: Tensor, act: bool) -> Tensor:
-    if not act:
-        return y
-    return F.hardswish(y, inplace=not _needs_grad(y))
+    return F.hardswish(y, inplace=not needs_grad(y)) if act else y
 
 
-def _plain(x: Tensor, *others: Tensor | None) -> bool:
+def _same_dtype(x: Tensor, *others: Tensor | None) -> bool:
     """Whether all are there and of the dtype that products are made in, autocast or not.
 
     Never where only standard operators may be used.
@@ -168,5 +313,51 @@ def _plain(x: Tensor, *others: Tensor | None) -> bool:
     return same and not standard_operators_only(x, *others)
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def to_deploy(model: nn.Module) -> nn.Module:
+    """Fold what can be folded, in place, for inference only.
+
+    - RepMLP: norm and local perceptron into the partition perceptron's Linear.
+    - MPViT: BatchNorms into the convolutions ahead of them.
+    - CycleMLP without reweighting (T, S, B): branches and projection of each mixer into one matrix.
+      With reweighting the matrix depends on the image, and the mixer makes it by itself.
+    - Necks and heads: mmcv's ``ConvModule``, BatchNorm into convolution.
+
+    Weights of a CycleMLP that change afterwards take effect (its matrix is made again), unless they
+    are changed through ``.data``, which PyTorch does not count: fold again then. The other families
+    have no weights left but the folded ones.
+
+    State dicts change but for CycleMLP's, so load the checkpoint first; one saved afterwards fits a
+    model that went through this itself. Outputs agree to rounding. A second call changes nothing.
+
+    Args:
+        model (nn.Module): A backbone, or a detector, segmentor or classifier.
+
+    Returns:
+        nn.Module: The same object, in eval mode.
+    """
+    model.eval()
+    modules = list(model.modules())
+    conv_modules = [m for m in modules if _is_conv_module(m)]
+    users = Counter(id(m.conv) for m in conv_modules)
+    for module in modules:
+        if isinstance(module, Foldable):
+            module.fold()
+    for module in conv_modules:
+        if users[id(module.conv)] == 1:  # else each user has a norm of its own
+            _fold_conv_module(module)
+    return model
+
+
+def _is_conv_module(module: nn.Module) -> bool:
+    # By name: this package is used without mmcv, too.
+    kind = type(module)
+    return kind.__name__ == 'ConvModule' and kind.__module__.startswith('mmcv.')
+
+
+def _fold_conv_module(module: nn.Module) -> None:
+    conv_then_norm = tuple(module.order[:2]) == ('conv', 'norm')
+    # Other classes do more to their weight, as do hooks (pruning, spectral norm).
+    plain = type(module.conv).__name__ == 'Conv2d' and not has_hooks(module.conv)
+    if module.with_norm and conv_then_norm and plain and fold_for_good(module.conv, module.norm):
+        setattr(module, module.norm_name, nn.Identity())
+        module.with_norm = False

@@ -9,31 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops import (
-    KERNEL_H,
-    KERNEL_W,
-    CycleFC,
-    MixerWeights,
-    ReweightWeights,
-    apply_matrix,
-    check_backend,
-    cycle_mixer,
-    fixed_matrix,
-    softmax_branches,
-    untouched,
+from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, CycleFC, MixerWeights, ReweightWeights, cycle_mixer
+from cyclemlp_mm.ops.cycle_mixer import apply_matrix, check_backend, fixed_matrix, softmax_branches
+from cyclemlp_mm.ops.recording import (
+    has_global_hooks,
+    is_plain_layer,
+    needs_grad,
+    standard_operators_only,
 )
-from cyclemlp_mm.ops.recording import standard_operators_only
-from cyclemlp_mm.ops.untouched import has_global_hooks
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
-from .arch import check_four_ints, resolve_arch
-from .arguments import check_bool
+from .arch import check_bool, check_per_stage, halved, resolve_arch
+from .conv_norm import Foldable
 from .dense_backbone import DenseBackbone
-from .foldable import Foldable
 from .layers import (
     ConvDownsample,
     DropPath,
@@ -44,7 +35,6 @@ from .layers import (
     is_plain_mlp,
     residual_mlp,
 )
-from .levels import halved
 
 
 def _row(
@@ -119,7 +109,7 @@ class CycleMixer(Foldable, nn.Module):
         return (
             self.matrix is not None
             and not standard_operators_only(x, *tensors)
-            and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+            and not needs_grad(*tensors)
             and not any(t.is_inference() for t in tensors)  # their changes are not counted
         )
 
@@ -135,10 +125,10 @@ class CycleMixer(Foldable, nn.Module):
     def _own_weights(self) -> MixerWeights | None:
         """The parameters, if they say all that the layers do."""
         if not (
-            untouched(nn.Linear, self.mlp_c, bias=False)
-            and untouched(nn.Linear, self.proj)
-            and untouched(CycleFC, self.sfc_h, kernel_size=KERNEL_H)
-            and untouched(CycleFC, self.sfc_w, kernel_size=KERNEL_W)
+            is_plain_layer(nn.Linear, self.mlp_c, bias=False)
+            and is_plain_layer(nn.Linear, self.proj)
+            and is_plain_layer(CycleFC, self.sfc_h, kernel_size=KERNEL_H)
+            and is_plain_layer(CycleFC, self.sfc_w, kernel_size=KERNEL_W)
             and (self.reweight is None or is_plain_mlp(self.reweight))
         ):
             return None
@@ -347,7 +337,7 @@ def _downsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
 
 def _check_settings(settings: dict) -> dict:
     """Refuse an arch dict whose values cannot be built."""
-    check_four_ints(settings, ('depths', 'widths', 'mlp_ratios'))
+    check_per_stage(settings, ('depths', 'widths', 'mlp_ratios'))
     check_bool('arch reweight', settings['reweight'])
     if settings['reweight'] and any(width % 4 for width in settings['widths']):
         raise ValueError(

@@ -1,24 +1,143 @@
-"""What every backbone of this package shares: levels, norms, freezing, checkpointing, loading."""
+"""What backbones share: levels, freezing, checkpointing, loading, and what compilers record.
+
+``torch.compile`` records one operator in inference on a CPU: the fast forms work a cacheful of
+tokens at a time, and what a compiler makes of standard operators was 1.3 to 2.3 times as slow.
+Everywhere else standard operators are recorded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.ops.recording import is_plain, is_recording, is_transformed
 from cyclemlp_mm.weights import split_pretrained
 
-from .arguments import check_bool, check_positive_int
-from .checkpointing import checkpointed
+from .arch import check_bool, check_frozen_stages, check_positive_int, resolve_out_indices
+from .conv_norm import fix_statistics
 from .layers import to_nchw
-from .levels import check_frozen_stages, resolve_out_indices
-from .recorded import Recorded, any_size
 from .strict_init import StrictInit
 
+_COUNTER = itertools.count()
+_MODULES: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
-class DenseBackbone(StrictInit, Recorded):
+
+class BackboneBase(StrictInit):
+    """Freezing, activation checkpointing and compilation of a backbone.
+
+    A subclass calls :meth:`set_options` when it is built, names in :meth:`frozen_modules` what is
+    frozen, and begins ``forward`` with :meth:`is_one_operator`. One that has :meth:`level_sizes`
+    puts what the compiled operator runs into ``levels``.
+    """
+
+    #: From an image's height and width, those of the returned levels.
+    level_sizes: Callable[[int, int], list[tuple[int, int]]] | None = None
+    #: Whether BatchNorm's statistics stay as they are in training.
+    norm_eval: bool = False
+
+    def __new__(cls, *args: object, **kwargs: object) -> BackboneBase:
+        """Number an instance, whether it is built, copied or unpickled: the compiled operator finds
+        the module by it."""
+        module = super().__new__(cls)
+        module.__dict__['_number'] = number = next(_COUNTER)
+        _MODULES[number] = module
+        return module
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, '_number': self._number})
+
+    def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it
+        raise _not_traceable(self, 'torch.jit.script')
+
+    def set_options(
+        self,
+        num_levels: int,
+        in_channels: int,
+        out_indices: int | Sequence[int],
+        frozen_stages: int,
+        with_cp: bool,
+        norm_eval: bool = False,
+    ) -> None:
+        """Check and keep the arguments that all backbones have; see :class:`DenseBackbone`."""
+        self.in_channels = check_positive_int('in_channels', in_channels)
+        self.out_indices = resolve_out_indices(out_indices, num_levels)
+        self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
+        self.with_cp = check_bool('with_cp', with_cp)
+        self.norm_eval = check_bool('norm_eval', norm_eval)
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages`` freezes."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Put what is frozen in eval mode, without gradients."""
+        for module in self.frozen_modules() if self.frozen_stages >= 0 else ():
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> BackboneBase:
+        """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
+        super().train(mode)
+        self.freeze()
+        if self.norm_eval:
+            fix_statistics(self)
+        return self
+
+    def check_image(self, image: Tensor) -> None:
+        """Raise ValueError unless an image is (B, in_channels, H, W)."""
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{type(self).__name__} expects images as (B, {self.in_channels}, H, W), but got '
+                f'{tuple(image.shape)}'
+            )
+
+    def run_block(self, block: nn.Module, *inputs: object) -> Tensor:
+        """A block's output; with ``with_cp`` in training, by activation checkpointing."""
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpointed(block, *inputs)
+        return block(*inputs)
+
+    def is_one_operator(self, image: Tensor) -> bool:
+        """Whether ``torch.compile`` is to record :meth:`one_operator`.
+
+        On a CPU, and only where this shows nowhere but in time: without gradients, training,
+        autocast, hooks, tensor subclasses and transforms of ``torch.func``, and not in an export.
+
+        Args:
+            image (Tensor): (B, C, H, W).
+
+        Raises:
+            UserError: ``image`` is FX's.
+        """
+        if isinstance(image, fx.Proxy):
+            raise _not_traceable(self, 'FX')
+        # The public is_exporting() is True in torch.compile, too; PyTorch before 2.7 has neither.
+        exporting = getattr(torch.compiler, '_is_exporting_flag', True)
+        if exporting or not torch.compiler.is_compiling() or is_transformed():
+            return False
+        if self.level_sizes is None or torch.is_autocast_enabled('cpu'):
+            return False
+        gradients = torch.is_grad_enabled()
+        for tensor in (image, *_state(self).values()):
+            if not is_plain(tensor) or not tensor.is_cpu or (gradients and tensor.requires_grad):
+                return False
+        return _only_computes(self)
+
+    def one_operator(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``self.levels(image)``, recorded as one operator."""
+        state = list(_state(self).values())
+        return tuple(_backbone(self._number, image, state))
+
+
+class DenseBackbone(BackboneBase):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
 
     A family builds ``self.stem`` and ``self.stages``, on channels-last maps, then calls
@@ -37,6 +156,7 @@ class DenseBackbone(StrictInit, Recorded):
             loaded strictly, see :func:`cyclemlp_mm.weights.init_from_checkpoint`.
         pretrained (str, optional): Deprecated way to say
             ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``; mmseg may pass it.
+        norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
     """
 
     #: Smallest image side, in pixels: the coarsest level still has one cell.
@@ -51,13 +171,11 @@ class DenseBackbone(StrictInit, Recorded):
         with_cp: bool,
         init_cfg: dict | list[dict] | None,
         pretrained: str | None,
+        norm_eval: bool = False,
     ) -> None:
         init_cfg, self._pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(init_cfg=init_cfg)
-        self.in_channels = check_positive_int('in_channels', in_channels)
-        self.out_indices = resolve_out_indices(out_indices, num_levels)
-        self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
-        self.with_cp = check_bool('with_cp', with_cp)
+        self.set_options(num_levels, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
 
     def finish(self, widths: Sequence[int], strides: Sequence[int], out_norms: bool) -> None:
         """Add one LayerNorm per returned level, state the outputs, and freeze.
@@ -75,13 +193,7 @@ class DenseBackbone(StrictInit, Recorded):
         self.out_strides = tuple(strides[i] for i in self.out_indices)
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
-        self._freeze()
-
-    def train(self, mode: bool = True) -> DenseBackbone:
-        """Switch the mode; what is frozen stays frozen and in eval mode."""
-        super().train(mode)
-        self._freeze()
-        return self
+        self.freeze()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, fine to coarse.
@@ -97,17 +209,17 @@ class DenseBackbone(StrictInit, Recorded):
             ValueError: Another number of dimensions or channels, or a side under 32 px.
         """
         whole = self.is_one_operator(image)  # first: FX's images have no size
-        self._check_image(image)
+        self.check_image(image)
         if whole:
             return self.one_operator(image)
-        with any_size():
+        with _any_size():
             return self.levels(image)
 
     def levels(self, image: Tensor) -> tuple[Tensor, ...]:
         """The feature maps of an image that was checked."""
         outputs = []
         x = self.stem(image.permute(0, 2, 3, 1))
-        for i in range(self.out_indices[-1] + 1):  # the stages behind were not built
+        for i in range(self.out_indices[-1] + 1):  # later stages were not built
             x = self.run_stage(i, x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
@@ -122,36 +234,143 @@ class DenseBackbone(StrictInit, Recorded):
             x = self.run_block(block, x)
         return x
 
-    def run_block(self, block: nn.Module, *inputs: object) -> Tensor:
-        """A block's output; with ``with_cp`` in training, by activation checkpointing."""
-        if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpointed(block, *inputs)
-        return block(*inputs)
-
-    def _check_image(self, image: Tensor) -> None:
-        name = type(self).__name__
-        if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f'{name} expects images as (B, {self.in_channels}, H, W), but got '
-                f'{tuple(image.shape)}'
-            )
+    def check_image(self, image: Tensor) -> None:
+        """Raise ValueError unless an image is (B, in_channels, H, W), each side at least 32 px."""
+        super().check_image(image)
         height, width = image.shape[2:]
         # Not min(): it would tie a recorded graph to the longer side.
         if height < self.min_size or width < self.min_size:
             raise ValueError(
-                f'{name} needs images of at least {self.min_size}x{self.min_size} px (its coarsest '
-                f'level has stride 32), but got {image.shape[2]}x{image.shape[3]}: resize or pad'
+                f'{type(self).__name__} needs images of at least {self.min_size}x{self.min_size} '
+                f'px (its coarsest level has stride 32), but got {image.shape[2]}x'
+                f'{image.shape[3]}: resize or pad'
             )
 
-    def _freeze(self) -> None:
-        if self.frozen_stages < 0:
-            return
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages`` freezes."""
         frozen = [self.stem]
         for i in range(min(self.frozen_stages, len(self.stages))):
             frozen += [self.stages[i], getattr(self, f'norm{i}', None)]
             if hasattr(self, 'downsamples'):
                 frozen.append(self.downsamples[i])
-        for module in frozen:
-            if module is not None:
-                module.eval()
-                module.requires_grad_(False)
+        return [module for module in frozen if module is not None]
+
+
+def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
+    """``block(*inputs)``, whose activations are computed again in the backward pass.
+
+    BatchNorms update their statistics in the forward pass alone. Inside transforms of
+    ``torch.func`` and forward-mode AD, which do not support recomputation, activations are kept.
+    """
+    if is_transformed():
+        return block(*inputs)
+    norms = [
+        module
+        for module in block.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    if not norms or is_recording():  # a compiler repeats no updates
+        return checkpoint(block, *inputs, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _copied_statistics(norms)
+
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _copied_statistics(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Let ``norms`` update copies of their statistics, which are dropped at the end."""
+    kept = [(norm, *named) for norm in norms for named in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:  # an early-stop exception is raised once all tensors are recomputed
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
+
+
+# Generators, as of self.parameters(), take a compiler ten times as long as these recursions.
+
+
+def _state(module: nn.Module, prefix: str = '') -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    own = {**module._parameters, **module._buffers}
+    found = {prefix + name: tensor for name, tensor in own.items() if tensor is not None}
+    for name, child in module._modules.items():
+        if child is not None:
+            found |= _state(child, f'{prefix}{name}.')
+    return found
+
+
+def _only_computes(module: nn.Module) -> bool:
+    """Whether nothing inside is in training, or has hooks."""
+    if module.training or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    for child in module._modules.values():
+        if child is not None and not _only_computes(child):
+            return False
+    return True
+
+
+def _any_size() -> AbstractContextManager:
+    """In ``torch.export``, a context in which no graph is tied to sizes other than 1.
+
+    Of an image of 32 px, the coarsest level has one cell; PyTorch would ask for two.
+    """
+    exporting = getattr(torch.compiler, '_is_exporting_flag', False)
+    if not exporting or torch.compiler.is_dynamo_compiling():
+        return nullcontext()
+    from torch.fx.experimental import _config  # PyTorch 2.1 has none
+
+    return _config.patch(backed_size_oblivious=True)
+
+
+def _not_traceable(module: nn.Module, tracer: str) -> UserError:
+    return UserError(
+        f'{type(module).__name__} cannot be recorded by {tracer}: its forward depends on its '
+        'input. For features, use out_indices or forward hooks; for a file, torch.export, '
+        'tools/export.py or torch.jit.trace of cyclemlp_mm.export.plain_form(backbone)'
+    )
+
+
+class _Levels(nn.Module):
+    """What the operator runs: not ``forward``, which a subclass may have made another function."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return list(self.module.levels(image))
+
+
+@torch.no_grad()
+def _run(number: int, image: Tensor, state: list[Tensor]) -> list[Tensor]:
+    levels = _Levels(_MODULES[number])
+    own = _state(levels)
+    given = dict(zip(own, state, strict=True))
+    if all(own[name] is tensor for name, tensor in given.items()):
+        return levels(image)
+    return torch.func.functional_call(levels, given, (image,))
+
+
+def _shapes(number: int, image: Tensor, state: list[Tensor]) -> list[Tensor]:
+    # The levels of a small image, in the sizes of this one: these may be symbols.
+    levels = _run(number, image.new_empty(1, image.shape[1], 32, 32), state)
+    sizes = _MODULES[number].level_sizes(*image.shape[2:])
+    return [
+        level.new_empty(image.shape[0], level.shape[1], *size)
+        for level, size in zip(levels, sizes, strict=True)
+    ]
+
+
+if hasattr(torch.compiler, '_is_exporting_flag'):
+    _backbone = torch.library.custom_op(
+        'cyclemlp_mm::backbone',
+        _run,
+        mutates_args=(),
+        schema='(int number, Tensor image, Tensor[] state) -> Tensor[]',
+    )
+    _backbone.register_fake(_shapes)

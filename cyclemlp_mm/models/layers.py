@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import chunked_mlp
-from cyclemlp_mm.ops.recording import is_transformed, standard_operators_only
-from cyclemlp_mm.ops.untouched import untouched
+from cyclemlp_mm.ops.recording import is_plain_layer, is_transformed, standard_operators_only
 
 #: Channels-last maps become NCHW by this many bytes at a time on a CPU: each channel is gathered
 #: from all of them, which are to stay in the cache meanwhile.
@@ -49,8 +48,8 @@ class DropPath(nn.Module):
 
 
 def is_idle(drop_path: nn.Module) -> bool:
-    """Whether a :class:`DropPath` does nothing now; what stands in its place has to be called."""
-    return untouched(DropPath, drop_path) and not drop_path.active
+    """Whether a :class:`DropPath` does nothing now; a layer that replaced it has to be called."""
+    return is_plain_layer(DropPath, drop_path) and not drop_path.active
 
 
 def drop_path_rates(last: float, num_blocks: int) -> list[float]:
@@ -87,17 +86,12 @@ class Mlp(nn.Module):
 
 
 def is_plain_mlp(mlp: nn.Module) -> bool:
-    """Whether a module's parameters say all that it does: see :mod:`cyclemlp_mm.ops.untouched`.
-
-    Args:
-        mlp (nn.Module): An :class:`Mlp`, or what stands in its place. Its class comes first: one
-            that wraps another module (FSDP, activation checkpointing) answers with that one's
-            attributes.
-    """
+    """Whether a module is an :class:`Mlp` that may be computed from its parameters alone."""
+    # Its class comes first: a wrapper (FSDP, activation checkpointing) has its module's attributes.
     return (
-        untouched(Mlp, mlp)
-        and untouched(nn.Linear, mlp.fc1, mlp.fc2)
-        and untouched(nn.GELU, mlp.act, approximate='none')
+        is_plain_layer(Mlp, mlp)
+        and is_plain_layer(nn.Linear, mlp.fc1, mlp.fc2)
+        and is_plain_layer(nn.GELU, mlp.act, approximate='none')
     )
 
 
@@ -113,7 +107,8 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
     Returns:
         Tensor: Same shape.
     """
-    if not (untouched(nn.LayerNorm, norm, normalized_shape=x.shape[-1:]) and is_plain_mlp(mlp)):
+    plain_norm = is_plain_layer(nn.LayerNorm, norm, normalized_shape=x.shape[-1:])
+    if not (plain_norm and is_plain_mlp(mlp)):
         return x + drop_path(mlp(norm(x)))
     if is_idle(drop_path):
         return chunked_mlp(x, norm, mlp.fc1, mlp.fc2)
@@ -138,9 +133,9 @@ def to_nchw(x: Tensor) -> Tensor:
     if standard_operators_only(x):
         # contiguous() would tie a recorded graph to sides other than 1.
         return nchw.clone(memory_format=torch.contiguous_format)
-    in_parts = x.device.type == 'cpu' and not torch.is_grad_enabled()
+    in_chunks = x.device.type == 'cpu' and not torch.is_grad_enabled()
     image_bytes = x.element_size() * x[:1].numel()
-    if not in_parts or image_bytes <= NCHW_PART_BYTES:
+    if not in_chunks or image_bytes <= NCHW_PART_BYTES:
         return nchw.contiguous()
     y = torch.empty_like(nchw, memory_format=torch.contiguous_format)
     height = x.shape[1]
@@ -176,18 +171,14 @@ class ConvDownsample(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
     def _is_small(self, x: Tensor) -> bool:
-        """Whether to convolve in the weight's layout.
-
-        The convolution copies its weight into the map's format at every call: next to a small map,
-        that is the larger one.
-        """
+        """Whether to convolve in the weight's layout: the convolution copies its weight into the
+        map's format at every call, and of the two, the weight is the larger one."""
         weight = getattr(self.proj, 'weight', None)
         if x.device.type != 'cpu' or not isinstance(weight, Tensor):
             return False  # a quantised convolution's weight is a method
-        # The size is read last: a recorded graph would be tied to it.
-        return (
-            not standard_operators_only(x, weight) and SMALL_MAP_TIMES * x.numel() <= weight.numel()
-        )
+        if standard_operators_only(x, weight):  # a recorded graph would be tied to the size
+            return False
+        return SMALL_MAP_TIMES * x.numel() <= weight.numel()
 
 
 class PatchMerging(nn.Module):

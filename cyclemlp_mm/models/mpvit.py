@@ -14,16 +14,14 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops import factor_attention, untouched
+from cyclemlp_mm.ops import factor_attention
+from cyclemlp_mm.ops.recording import is_plain_layer
 from cyclemlp_mm.weights import MPVIT_FORMAT
 
-from .arch import check_four_ints, resolve_arch
-from .arguments import check_bool, check_positive_int
+from .arch import check_per_stage, check_positive_int, halved, resolve_arch
 from .conv_norm import Aggregate, ConvNorm
 from .dense_backbone import DenseBackbone
 from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp, seen_as_nchw
-from .levels import halved
-from .norms import fix_statistics
 
 #: Attention heads everywhere, and how the kernels of the relative position encoding share them.
 HEADS = 8
@@ -267,10 +265,16 @@ class MPViT(DenseBackbone):
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'MPViT'))
         depths, widths = settings['depths'], settings['widths']
         super().__init__(
-            len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
+            len(depths),
+            in_channels,
+            out_indices,
+            frozen_stages,
+            with_cp,
+            init_cfg,
+            pretrained,
+            norm_eval,
         )
         self.depths = depths
-        self.norm_eval = check_bool('norm_eval', norm_eval)
         rates = drop_path_rates(drop_path_rate, sum(depths))
         level_widths = (*widths[1:], widths[-1])
         self.stem = nn.Sequential(
@@ -300,13 +304,6 @@ class MPViT(DenseBackbone):
         """A channels-last map through stage ``index``."""
         return self.stages[index](x, self.run_block)
 
-    def train(self, mode: bool = True) -> MPViT:
-        """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
-        super().train(mode)
-        if self.norm_eval:
-            fix_statistics(self)
-        return self
-
 
 def _depthwise(x: Tensor, conv: nn.Module, weight: Tensor | None = None) -> Tensor:
     """A convolution of a channels-last map, with another weight than its own if one is given."""
@@ -322,7 +319,7 @@ def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """``x + conv(x)``: the sum is made by the kernel's centre."""
     settings = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), padding_mode='zeros')
     shape = (x.shape[-1], 1, 3, 3)
-    if not untouched(nn.Conv2d, conv, **settings) or conv.weight.shape != shape:
+    if not is_plain_layer(nn.Conv2d, conv, **settings) or conv.weight.shape != shape:
         return x + _depthwise(x, conv)
     centre = conv.weight.new_zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
@@ -331,7 +328,7 @@ def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def _check_settings(settings: dict) -> dict:
     """Refuse an arch dict whose values cannot be built."""
-    check_four_ints(settings, ('depths', 'widths', 'paths'))
+    check_per_stage(settings, ('depths', 'widths', 'paths'))
     if any(width % HEADS for width in settings['widths']):
         raise ValueError(
             f'arch widths must be multiples of {HEADS}, the number of heads, but got '

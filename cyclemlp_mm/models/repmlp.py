@@ -15,18 +15,13 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops.untouched import listened_to, untouched
+from cyclemlp_mm.ops.recording import has_hooks, is_plain_layer
 from cyclemlp_mm.weights import split_pretrained
 from cyclemlp_mm.weights.repmlp import REPMLP_FORMAT
 
-from .arch import resolve_arch
-from .arguments import check_bool, check_positive_int
-from .checkpointing import checkpointed
-from .foldable import Foldable
-from .levels import check_frozen_stages, halved, resolve_out_indices
-from .norms import SyncBNOrBN, build_norm, fix_statistics, folded, is_plain_batch_norm
-from .recorded import Recorded
-from .strict_init import StrictInit
+from .arch import check_bool, check_per_stage, check_positive_int, halved, resolve_arch
+from .conv_norm import Foldable, SyncBNOrBN, build_norm, fold_for_good, is_foldable
+from .dense_backbone import BackboneBase
 
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
 _FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrBN: 'SyncBNOrBN'}
@@ -53,7 +48,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
     def local_inject(self) -> None:
         """Fold norm and local perceptron into the one Linear; a second call does nothing, nor does
         the first where one of them was changed or has hooks."""
-        if self.deploy or not self._untouched:
+        if self.deploy or not self._is_plain:
             return
         with torch.no_grad():
             weight, bias = self.get_equivalent_fc3()
@@ -65,16 +60,16 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         self.deploy = True
 
     @property
-    def _untouched(self) -> bool:
+    def _is_plain(self) -> bool:
         branches = [getattr(self, f'repconv{k}') for k in self.reparam_conv_kernels or ()]
         if any(type(branch) is not mmpretrain_repmlp.ConvModule for branch in branches):
             return False
         convs = [self.fc3, *(branch.conv for branch in branches)]
         norms = [self.fc3_bn, *(branch.norm for branch in branches)]
         return (
-            untouched(nn.Conv2d, *convs, bias=None)
-            and all(map(is_plain_batch_norm, norms))
-            and not any(map(listened_to, branches))
+            is_plain_layer(nn.Conv2d, *convs, bias=None)
+            and all(is_foldable(norm) and norm.affine for norm in norms)
+            and not any(map(has_hooks, branches))
         )
 
     def fold(self) -> None:
@@ -94,7 +89,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
 
 
 @MODELS.register_module(name=['DenseRepMLPNet', 'RepMLPNet'], force=True)  # see __init__.py
-class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet):
+class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 
     An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
@@ -183,10 +178,8 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             raise ValueError(f'img_size must be multiples of {coarsest}, but got {img_size!r}')
         check_positive_int('in_channels', in_channels)
         check_positive_int('globalperceptron_ratio', globalperceptron_ratio)
-        for name, value in dict(
-            out_norms=out_norms, norm_eval=norm_eval, with_cp=with_cp, deploy=deploy
-        ).items():
-            check_bool(name, value)
+        check_bool('out_norms', out_norms)
+        check_bool('deploy', deploy)
         reparam_conv_kernels = _check_kernels(reparam_conv_kernels)
         norm_cfg = _check_norm_cfg(norm_cfg)
         init_cfg, pretrained_cfgs = split_pretrained(init_cfg, pretrained)
@@ -201,10 +194,7 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             init_cfg=init_cfg,
         )
         self._pretrained_cfgs = pretrained_cfgs
-        self.in_channels = in_channels
-        self.out_indices = resolve_out_indices(out_indices, num_stages)
-        self.frozen_stages = check_frozen_stages(frozen_stages, num_stages)
-        self.with_cp, self.norm_eval = with_cp, norm_eval
+        self.set_options(num_stages, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
         self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
         last = self.out_indices[-1]
@@ -225,7 +215,7 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
                     self.channels[i], 4 * self.channels[i], norm_cfg=norm_cfg
                 )
         self._add_norms(norm_cfg, out_norms, num_stages)
-        self._freeze()
+        self.freeze()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, fine to coarse.
@@ -241,11 +231,7 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             ValueError: Another number of dimensions or channels, no image, or images of no pixel.
         """
         whole = self.is_one_operator(image)  # first: FX's images have no size
-        if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f'RepMLPNet expects images as (B, {self.in_channels}, H, W), but got '
-                f'{tuple(image.shape)}'
-            )
+        self.check_image(image)
         if image.numel() == 0:
             raise ValueError(
                 f'RepMLPNet needs at least one image, of at least 1x1 px, but got the shape '
@@ -271,7 +257,7 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
             if i:
                 x = self.downsample_layers[i - 1](x)
             for unit in stage:
-                x = self._run(unit, x)
+                x = self.run_block(unit, x)
             if i in self.out_indices:
                 stride = 4 * 2**i
                 rows, columns = ((side + stride - 1) // stride for side in (height, width))
@@ -291,19 +277,9 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
     def fold(self) -> None:
         """Fold the patch embedding's norm; the blocks do theirs themselves."""
         conv, norm = self.patch_embed.projection, self.patch_embed.norm
-        own = norm is not None and untouched(nn.Conv2d, conv, bias=None)
-        weight, bias = folded(conv, norm) if own else (None, None)
-        if weight is not None and bias is not None:
-            conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        plain = norm is not None and is_plain_layer(nn.Conv2d, conv, bias=None)
+        if plain and fold_for_good(conv, norm):
             self.patch_embed.norm = None
-
-    def train(self, mode: bool = True) -> DenseRepMLPNet:
-        """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
-        super().train(mode)
-        self._freeze()
-        if self.norm_eval:
-            fix_statistics(self)
-        return self
 
     def _add_norms(self, norm_cfg: dict, out_norms: bool, num_stages: int) -> None:
         for i in self.out_indices:
@@ -317,14 +293,8 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
         last = level == len(self.arch_settings['channels']) - 1
         return self.final_norm if last else getattr(self, f'norm{level}')
 
-    def _run(self, unit: nn.Module, x: Tensor) -> Tensor:
-        if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpointed(unit, x)
-        return unit(x)
-
-    def _freeze(self) -> None:
-        if self.frozen_stages < 0:
-            return
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages`` freezes."""
         frozen = [self.patch_embed]
         for i in range(min(self.frozen_stages, len(self.stages))):
             frozen.append(self.stages[i])
@@ -332,27 +302,19 @@ class DenseRepMLPNet(Foldable, StrictInit, Recorded, mmpretrain_repmlp.RepMLPNet
                 frozen.append(self.downsample_layers[i - 1])
             if i in self.out_indices:
                 frozen.append(self._norm_of(i))
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
+        return frozen
 
 
-#: Its name before it was told apart from mmpretrain's.
+#: An earlier name, which mmpretrain's class has, too.
 RepMLPNet = DenseRepMLPNet
 
 
 def _check_arch(settings: dict) -> dict:
-    """The settings as lists, as mmpretrain wants them; refuses what cannot be built."""
-    stages = None
-    for key, values in settings.items():
-        listed = list(values) if isinstance(values, Sequence) else []
-        stages = len(listed) if stages is None else stages
-        if not listed or len(listed) != stages or any(type(v) is not int or v < 1 for v in listed):
-            raise ValueError(
-                f'arch {key} must be a list of positive ints, one per stage as in the other keys, '
-                f'but got {values!r}'
-            )
-        settings[key] = listed
+    """The settings as lists, which mmpretrain requires; raises ValueError if they do not fit."""
+    channels = settings['channels']
+    num_stages = len(channels) if isinstance(channels, Sequence) and channels else 4
+    check_per_stage(settings, list(settings), num_stages)
+    settings = {key: list(values) for key, values in settings.items()}
     if any(c % s for c, s in zip(settings['channels'], settings['sharesets_nums'])):
         raise ValueError(
             f'arch channels must be multiples of sharesets_nums, but got {settings["channels"]} '
@@ -362,7 +324,7 @@ def _check_arch(settings: dict) -> dict:
 
 
 def _check_kernels(kernels: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Refuse kernels that change a map's size, cannot be told apart, or are none."""
+    """Raise ValueError unless kernels keep a map's size and differ from each other."""
     if kernels is None:
         return None
     listed = tuple(kernels) if isinstance(kernels, Sequence) else ()
@@ -379,7 +341,8 @@ def _check_kernels(kernels: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _check_norm_cfg(norm_cfg: dict | None) -> dict:
-    """Refuse norms that cannot be folded; a class becomes its name, which every mmcv takes."""
+    """Raise ValueError for norms that cannot be folded; a class becomes its name, which every mmcv
+    takes."""
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
     if isinstance(norm_cfg, dict) and 'type' in norm_cfg:
         kind = norm_cfg['type']

@@ -1,20 +1,18 @@
 """Operators: tensors in, tensors out, no knowledge of models."""
 
 from .cycle_fc import CycleFC, cycle_fc, cycle_offsets, cycle_shift
-from .cycle_mixer import cycle_mixer
-from .factor_attention import factor_attention, factor_attention_reference
-from .mixer_backend import BACKENDS, check_backend
-from .mixer_folded import apply_matrix, fixed_matrix
-from .mixer_weights import (
+from .cycle_mixer import (
+    BACKENDS,
     KERNEL_H,
     KERNEL_W,
     MixerWeights,
     ReweightWeights,
     branch_weights,
-    softmax_branches,
+    cycle_mixer,
+    reference_mixer,
 )
+from .factor_attention import factor_attention, factor_attention_reference
 from .mlp_chunks import chunked_mlp
-from .untouched import untouched
 
 __all__ = [
     'BACKENDS',
@@ -23,9 +21,7 @@ __all__ = [
     'CycleFC',
     'MixerWeights',
     'ReweightWeights',
-    'apply_matrix',
     'branch_weights',
-    'check_backend',
     'chunked_mlp',
     'cycle_fc',
     'cycle_mixer',
@@ -33,7 +29,5 @@ __all__ = [
     'cycle_shift',
     'factor_attention',
     'factor_attention_reference',
-    'fixed_matrix',
-    'softmax_branches',
-    'untouched',
+    'reference_mixer',
 ]

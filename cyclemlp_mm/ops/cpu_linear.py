@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .recording import needs_grad
+
 #: Longest sums that oneDNN is given: it adds up in fewer partial sums than the BLAS does, and a
 #: whole backbone in float32 is to stay as close to float64 as the published form is.
 _ONEDNN_MAX_SUM = {torch.float32: 640}
@@ -34,17 +36,11 @@ def has_onednn(x: Tensor) -> bool:
 
 
 def pack_weight(weight: Tensor, tokens: int) -> Tensor:
-    """The weight of a Linear in oneDNN's own layout, for several products with it.
+    """A Linear's weight, (C_out, C_in), in oneDNN's own layout, for several products with it.
 
-    Otherwise oneDNN converts it for every product, which takes about 10% of its time.
-
-    Args:
-        weight (Tensor): (C_out, C_in).
-        tokens (int): Rows of the inputs to come; others are right, but not as fast.
-
-    Returns:
-        Tensor: What :func:`linear_gelu` and :func:`linear_add` take for a weight, and nothing else
-        does; the weight itself where oneDNN is not taken.
+    Otherwise oneDNN converts it for every product, which takes about 10% of its time. Only
+    :func:`linear_gelu` and :func:`linear_add` take the result; inputs of ``tokens`` rows are the
+    fastest. Where oneDNN is not taken, it is the weight itself.
     """
     if not has_onednn(weight) or not hasattr(torch.ops.mkldnn, '_reorder_linear_weight'):
         return weight
@@ -52,13 +48,7 @@ def pack_weight(weight: Tensor, tokens: int) -> Tensor:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x weightᵀ + bias)``.
-
-    Args:
-        x (Tensor): (N, C_in), contiguous.
-        weight (Tensor): (C_out, C_in), packed or not.
-        bias (Tensor): (C_out,).
-    """
+    """``gelu(x weightᵀ + bias)`` of contiguous x, (N, C_in); the weight may be packed."""
     if has_onednn(x):
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, 'gelu', [], 'none')
     return torch.ops.aten.gelu_(F.linear(x, weight, bias))
@@ -93,18 +83,10 @@ def linear_add(
 
 
 def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) -> Tensor:
-    """``added + linear(x)``, differentiable; fused where no gradient is needed.
-
-    Args:
-        x (Tensor): (..., C_in), contiguous.
-        weight (Tensor): (C_out, C_in).
-        bias (Tensor): (C_out,).
-        added (Tensor, optional): (..., C_out), contiguous.
-    """
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias, added)
-    )
-    if added is None or needs_grad or added.dtype != x.dtype or not has_onednn(x):
+    """``added + linear(x)`` of contiguous tensors (..., C), differentiable; fused where no gradient
+    is needed."""
+    recorded = needs_grad(x, weight, bias, added)
+    if added is None or recorded or added.dtype != x.dtype or not has_onednn(x):
         y = F.linear(x, weight, bias)
         return y if added is None else added + y
     return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, 'add')

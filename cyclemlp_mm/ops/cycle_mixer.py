@@ -2,18 +2,86 @@
 
 Three branches of width C read the map: ``h``, a CycleFC along x, ``w``, a CycleFC along y, and
 ``c``, a Linear without bias. They are summed with weights per image and channel (split attention)
-and projected.
+and projected. :func:`reference_mixer` does it in that order; the other forms compute the same.
+
+The branch weights depend on the map only through its mean and those of its shifted copies. Once
+they are known, the mixer is linear: one product with a matrix, see :mod:`.shifted_product`. That
+takes 7/3 C^2 multiply-adds per token in place of 4 C^2, and two passes over memory. Which form
+'auto' takes depends on C and on the N tokens that share a matrix: H · W of one image, or of all
+images where the branches are not reweighted. Measured on a CPU (float32 and bfloat16, inference and
+training, with and without reweighting, 7x7 to 128x128 maps of 64 to 768 channels):
+
+- Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 4 C on ('folded').
+  In 16 bits, where a product costs least of all, from N = 8 C on.
+- With the projection apart it costs C^2, and shifted copies: worth it from N = 1.5 C on ('shift').
+  In 16 bits it never is, where products have hardware of their own (AMX).
+- Both cost small operations that 'reference' does without: they pay above 128 Ki numbers per
+  matrix.
+
+A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
+asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
+Where only standard operators may be used, every backend is 'reference'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .autocast import compute_dtype
-from .mixer_backend import resolve_backend
-from .mixer_folded import folded_mixer
-from .mixer_reference import reference_mixer
-from .mixer_weights import MixerWeights
+from .cpu_linear import add_linear
+from .cycle_fc import cycle_fc
+from .recording import accumulate_dtype, compute_dtype, standard_operators_only
+from .shifted_product import map_means, mixer_matrix, shifted_product, sum_over_space
+
+#: Pseudo-kernels of the two shifted branches.
+KERNEL_H, KERNEL_W = (1, 3), (3, 1)
+#: Every form, plain to fast; 'auto' takes one of the first three.
+BACKENDS = ('reference', 'shift', 'folded', 'triton')
+#: Tokens per channel from which on the projection is folded in, and from which on the branches
+#: are, by bits of the product.
+FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = {32: 4.0, 16: 8.0}, {32: 1.5, 16: 8.0}
+#: Numbers per matrix above which folding pays.
+FOLD_MIN_NUMEL = 128 * 1024
+
+
+class ReweightWeights(NamedTuple):
+    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C.
+
+    Attributes:
+        weight1 (Tensor): (C/4, C).
+        bias1 (Tensor): (C/4,).
+        weight2 (Tensor): (3C, C/4); the three branch logits of a channel are adjacent rows.
+        bias2 (Tensor): (3C,).
+    """
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of the mixer.
+
+    Attributes:
+        weight_h, weight_w, weight_c, weight_proj (Tensor): (C, C), out by in.
+        bias_h, bias_w, bias_proj (Tensor): (C,).
+        reweight (ReweightWeights, optional): None sums the branches unweighted.
+    """
+
+    weight_h: Tensor
+    bias_h: Tensor
+    weight_w: Tensor
+    bias_w: Tensor
+    weight_c: Tensor
+    weight_proj: Tensor
+    bias_proj: Tensor
+    reweight: ReweightWeights | None
 
 
 def cycle_mixer(
@@ -31,7 +99,7 @@ def cycle_mixer(
               projection.
             - 'folded': branches and projection as one product per image.
             - 'triton': 'folded', by a kernel that never makes the operand; needs a GPU and Triton.
-            - 'auto': the fastest, by the rule of :mod:`cyclemlp_mm.ops.mixer_backend`.
+            - 'auto': the fastest, by the rule of :mod:`cyclemlp_mm.ops.cycle_mixer`.
 
             Defaults to 'auto'.
         residual (Tensor, optional): (B, H, W, C), added to the result: in inference as part of
@@ -44,8 +112,183 @@ def cycle_mixer(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run on this tensor or machine.
     """
-    form = resolve_backend(backend, x, compute_dtype(x), weights)
+    form = _resolve_backend(backend, x, weights)
     if form == 'reference':
         y = reference_mixer(x, weights)
         return y if residual is None else residual + y
-    return folded_mixer(x, weights, form, residual)
+    return _folded_mixer(x, weights, form, residual)
+
+
+def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
+    """The mixer in the published order of operations: what every faster form must equal.
+
+    Args:
+        x (Tensor): (B, H, W, C), normed.
+        weights (MixerWeights): Parameters.
+
+    Returns:
+        Tensor: (B, H, W, C).
+    """
+    h = cycle_fc(x, weights.weight_h, weights.bias_h, KERNEL_H)
+    w = cycle_fc(x, weights.weight_w, weights.bias_w, KERNEL_W)
+    c = F.linear(x, weights.weight_c)
+    if weights.reweight is None:
+        mixed = h + w + c
+    else:
+        sums = [sum_over_space(branch, accumulate_dtype(c.dtype)) for branch in (h, w, c)]
+        mean = (sum(sums) / (c.shape[1] * c.shape[2])).to(c.dtype)
+        a_h, a_w, a_c = (a[:, None, None, :] for a in branch_weights(mean, weights.reweight))
+        if standard_operators_only(x, weights.weight_c):
+            mixed = h * a_h + w * a_w + c * a_c
+        else:
+            # In place where no gradient needs h: on small maps, memory costs more than multiplying.
+            mixed = h * a_h if torch.is_grad_enabled() else h.mul_(a_h)
+            mixed.addcmul_(w, a_w).addcmul_(c, a_c)
+    return F.linear(mixed, weights.weight_proj, weights.bias_proj)
+
+
+def branch_weights(mean: Tensor, reweight: ReweightWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight of each branch, per image and channel (arXiv 2107.10224, Sec. 3.3).
+
+    Args:
+        mean (Tensor): (B, C), mean over space of h + w + c.
+        reweight (ReweightWeights): The MLP.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
+    """
+    hidden = F.gelu(F.linear(mean, reweight.weight1, reweight.bias1))
+    return softmax_branches(F.linear(hidden, reweight.weight2, reweight.bias2))
+
+
+def softmax_branches(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`branch_weights` from the MLP's output, (B, 3C)."""
+    # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
+    weights = logits.reshape(logits.shape[0], logits.shape[1] // 3, 3).softmax(dim=-1)
+    # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.
+    return weights.permute(2, 0, 1).contiguous().unbind(0)
+
+
+def check_backend(backend: str) -> str:
+    """Return ``backend``, or raise ValueError if there is none of that name."""
+    if backend != 'auto' and backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, but got {backend!r}")
+    return backend
+
+
+def choose_backend(
+    shape: Sequence[int], device: torch.device, dtype: torch.dtype, reweight: bool
+) -> str:
+    """The form that 'auto' takes, by the rule at the top of this module.
+
+    Args:
+        shape (Sequence[int]): Of the map, (B, H, W, C).
+        device (torch.device): Of the map.
+        dtype (torch.dtype): Of the product.
+        reweight (bool): Whether every image has a matrix of its own.
+    """
+    batch, height, width, channels = shape
+    tokens = height * width if reweight else batch * height * width
+    if device.type not in ('cpu', 'cuda') or tokens * channels <= FOLD_MIN_NUMEL:
+        return 'reference'
+    bits = min(8 * dtype.itemsize, 32)
+    if tokens >= FOLD_PROJECTION_FROM[bits] * channels:
+        return 'folded'
+    return 'shift' if tokens >= FOLD_BRANCHES_FROM[bits] * channels else 'reference'
+
+
+def _resolve_backend(backend: str, x: Tensor, weights: MixerWeights) -> str:
+    """The form to run; raises where the backend does not exist or cannot run here."""
+    check_backend(backend)
+    *tensors, reweight = weights
+    if standard_operators_only(x, *tensors, *(reweight or ())):
+        return 'reference'
+    dtype = compute_dtype(x)
+    if backend == 'auto':
+        return choose_backend(x.shape, x.device, dtype, reweight is not None)
+    if backend == 'triton' and (reason := _why_not_triton(x.device, dtype)):
+        raise RuntimeError(f"backend='triton' cannot run: {reason}. backend='auto' takes what can")
+    return backend
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps the Triton kernels from running; None if nothing does."""
+    if find_spec('triton') is None:
+        return 'Triton is not installed'
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f'its kernels take float32, bfloat16 and float16, not {dtype}'
+    from .mixer_triton import interpreted
+
+    if device.type != 'cuda' and not interpreted():
+        return f'its kernels need a CUDA device, and the map is on {device}'
+    return None
+
+
+def _folded_mixer(
+    x: Tensor, weights: MixerWeights, form: str, residual: Tensor | None = None
+) -> Tensor:
+    """The mixer by one product per image, and a second one where the projection is left out.
+
+    Products are made in autocast's dtype if it is on, sums in float32 (float64 for float64). So are
+    matrices in training, and rounded once; in inference they are products as any other.
+    """
+    product_dtype = compute_dtype(x)
+    sum_dtype = matrix_dtype = accumulate_dtype(x.dtype)
+    if not torch.is_grad_enabled():
+        matrix_dtype = product_dtype
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.contiguous()
+        if weights.reweight is None:
+            a = torch.ones(1, 3, x.shape[-1], dtype=matrix_dtype, device=x.device)
+        else:
+            x, means = map_means(x, sum_dtype)
+            a = _weigh_branches(means.to(matrix_dtype), weights)
+        matrix = mixer_matrix(a, weights, project=form != 'shift').to(product_dtype)
+        x = x.to(product_dtype)
+        if residual is not None:
+            residual = residual.contiguous()
+        if form == 'triton':
+            from .mixer_triton import triton_product  # needs Triton
+
+            y = triton_product(x, matrix)
+            return y if residual is None else residual + y
+        if form == 'folded':
+            return shifted_product(x, matrix, residual)
+        y = shifted_product(x, matrix)
+        proj, bias = weights.weight_proj.to(product_dtype), weights.bias_proj.to(product_dtype)
+        return add_linear(y, proj, bias, residual)
+
+
+def _weigh_branches(means: Tensor, weights: MixerWeights) -> Tensor:
+    """Branch weights, (B, 3, C), from the means of the map and its shifted copies, (B, 3, C)."""
+    dtype = means.dtype
+    mean_c, mean_h, mean_w = means.unbind(1)
+    mean = (
+        F.linear(mean_h, weights.weight_h.to(dtype), weights.bias_h.to(dtype))
+        + F.linear(mean_w, weights.weight_w.to(dtype), weights.bias_w.to(dtype))
+        + F.linear(mean_c, weights.weight_c.to(dtype))
+    )
+    reweight = type(weights.reweight)(*(p.to(dtype) for p in weights.reweight))
+    return torch.stack(branch_weights(mean, reweight), dim=1)
+
+
+def fixed_matrix(weights: MixerWeights) -> Tensor:
+    """The matrix of a mixer without reweighting, which is the same for all images.
+
+    Returns:
+        Tensor: (1, C, operand_width(C)), float32 or float64, without gradient.
+    """
+    weight = weights.weight_proj
+    with torch.no_grad():
+        a = torch.ones(
+            1, 3, len(weight), dtype=accumulate_dtype(weight.dtype), device=weight.device
+        )
+        return mixer_matrix(a, weights, project=True)
+
+
+def apply_matrix(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Mix a map by a matrix of :func:`fixed_matrix`; arguments as of :func:`cycle_mixer`."""
+    dtype = compute_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        residual = None if residual is None else residual.contiguous()
+        return shifted_product(x.contiguous().to(dtype), matrix.to(dtype), residual)

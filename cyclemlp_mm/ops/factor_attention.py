@@ -18,12 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autocast import accumulate_dtype, compute_dtype, without_autocast
 from .cpu_linear import linear_add
-from .derivatives import differentiated_again, gradients
-from .mlp_chunks import add_product
-from .recording import standard_operators_only
-from .untouched import untouched
+from .mlp_chunks import add_linear_grad
+from .recording import (
+    accumulate_dtype,
+    compute_dtype,
+    differentiated_again,
+    gradients,
+    is_plain_layer,
+    needs_grad,
+    standard_operators_only,
+    without_autocast,
+)
 
 #: Bytes of q, k and v made at a time on a CPU.
 CHUNK_BYTES = 2 * 2**20
@@ -103,15 +109,12 @@ def factor_attention(
         y = factor_attention_reference(x, norm, qkv, proj, convs, heads)
         return x + y if residual else y
     dtype = compute_dtype(x)
-    needs_grad = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in params)
-    )
     with without_autocast(x):
         tokens = x.to(dtype).contiguous()
         params = [p.to(dtype) for p in params]
         # Where x is to stay more precise than the products are, the sum is made outside.
         inside = residual and x.dtype == dtype
-        if needs_grad:
+        if needs_grad(tokens, *params):
             y = _FactorAttention.apply(tokens, norm.eps, heads, inside, *params)
         else:
             y = _forward(tokens, _Params(params, heads), norm.eps, inside)[0]
@@ -124,11 +127,11 @@ def _as_documented(
     """Whether the layers are those that :func:`factor_attention` names, and unchanged."""
     depthwise = dict(stride=(1, 1), dilation=(1, 1), padding_mode='zeros')
     return (
-        untouched(nn.LayerNorm, norm, normalized_shape=(channels,))
-        and untouched(nn.Linear, qkv, proj)
+        is_plain_layer(nn.LayerNorm, norm, normalized_shape=(channels,))
+        and is_plain_layer(nn.Linear, qkv, proj)
         and qkv.weight.shape == (3 * channels, channels)
         and proj.weight.shape == (channels, channels)
-        and untouched(nn.Conv2d, *convs, **depthwise)
+        and is_plain_layer(nn.Conv2d, *convs, **depthwise)
         and all(
             conv.in_channels == conv.out_channels == conv.groups
             and conv.padding == tuple(side // 2 for side in conv.kernel_size)
@@ -394,18 +397,11 @@ class _Backward:
         grad_v, conv_grads = [], []
         for grad, v_group, (weight, _) in zip(grad_position, v, self.p.convs):
             padding = [side // 2 for side in weight.shape[2:]]
+            # Width of the bias, stride, padding, dilation, transposed, output padding, groups.
+            settings = ([len(weight)], [1, 1], padding, [1, 1], False, [0, 0], len(weight))
+            images = _image(grad, height), _image(v_group, height)
             grad_image, *grads = torch.ops.aten.convolution_backward(
-                _image(grad, height),
-                _image(v_group, height),
-                weight,
-                [len(weight)],
-                [1, 1],
-                padding,
-                [1, 1],
-                False,
-                [0, 0],
-                len(weight),
-                [True, True, True],
+                *images, weight, *settings, [True, True, True]
             )
             grad_v.append(_tokens(grad_image))
             conv_grads += grads
@@ -445,6 +441,5 @@ class _Backward:
 
     def _add_linear(self, which: int, rows: slice, grad: Tensor, tokens: Tensor) -> None:
         """Add to the sums of some rows of a Linear's weight, and of its bias."""
-        grad, tokens = grad.flatten(0, 1), tokens.flatten(0, 1)
-        add_product(self.sums[which][rows], grad, tokens)
-        self.sums[which + 1][rows] += grad.sum(0, dtype=self.dtype)
+        weight, bias = self.sums[which][rows], self.sums[which + 1][rows]
+        add_linear_grad(weight, bias, grad.flatten(0, 1), tokens.flatten(0, 1))

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .derivatives import differentiated_again, gradients
-from .shifted_operand import operand_shifts
-from .shifted_product import plain_product
+from .recording import differentiated_again, gradients
+from .shifted_product import operand_shifts, plain_product
 
 #: Most parts into which the sum over tokens of the matrix's gradient is split.
 MAX_SPLITS = 16
@@ -41,28 +40,14 @@ def _add_dot(acc, left, right, PRECISION: tl.constexpr):
 def _neighbours(base, tokens, channels, n_tokens, width, height, n_channels):
     """Tiles of a map and of its two shifted copies, (tokens, channels) each."""
     row, column = tokens // width, tokens % width
-    in_map = tokens < n_tokens
-    in_width = channels < n_channels
+    inside = (tokens < n_tokens)[:, None] & (channels < n_channels)[None, :]
     place = base + tokens[:, None] * n_channels + channels[None, :]
-    here = tl.load(place, mask=in_map[:, None] & in_width[None, :], other=0.0)
-    right = tl.load(
-        place + n_channels,
-        mask=(in_map & (column + 1 < width))[:, None] & in_width[None, :],
-        other=0.0,
-    )
-    left = tl.load(
-        place - n_channels, mask=(in_map & (column > 0))[:, None] & in_width[None, :], other=0.0
-    )
-    below = tl.load(
-        place + width * n_channels,
-        mask=(in_map & (row + 1 < height))[:, None] & in_width[None, :],
-        other=0.0,
-    )
-    above = tl.load(
-        place - width * n_channels,
-        mask=(in_map & (row > 0))[:, None] & in_width[None, :],
-        other=0.0,
-    )
+    line = width * n_channels
+    here = tl.load(place, mask=inside, other=0.0)
+    right = tl.load(place + n_channels, mask=inside & (column + 1 < width)[:, None], other=0.0)
+    left = tl.load(place - n_channels, mask=inside & (column > 0)[:, None], other=0.0)
+    below = tl.load(place + line, mask=inside & (row + 1 < height)[:, None], other=0.0)
+    above = tl.load(place - line, mask=inside & (row > 0)[:, None], other=0.0)
     # Channels that keep their place have no weight in the shifted blocks: any value will do.
     forward = (channels % 3 == 1)[None, :]
     return here, tl.where(forward, right, left), tl.where(forward, below, above)

@@ -2,8 +2,8 @@
 
 The hidden map of an MLP is r times as large as the map. Made whole, it goes through main memory
 four times; made for as many tokens as keep it in the cache, never. Training keeps what enters the
-GELU, or, where that is large and the MLP narrow, makes it again in the backward pass, chunk by
-chunk: what a narrow product costs again, memory would have cost.
+GELU, or, where that is large and the MLP narrow, recomputes it in the backward pass, chunk by
+chunk: recomputing is as cheap as the memory traffic it saves.
 
 Which way is taken follows from the size of the hidden map; the limits were measured against plain
 modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
@@ -15,18 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autocast import accumulate_dtype, compute_dtype
 from .cpu_linear import linear_add, linear_gelu, pack_weight
-from .derivatives import differentiated_again, gradients
-from .recording import standard_operators_only
+from .recording import (
+    accumulate_dtype,
+    compute_dtype,
+    differentiated_again,
+    gradients,
+    needs_grad,
+    standard_operators_only,
+)
 
 #: Bytes of hidden map made at a time, and the tokens that are made at a time in any case.
 HIDDEN_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 1024
-#: The same in training where the hidden map is kept: chunks only bound what is made beside it.
+#: The same in training where the hidden map is kept: chunks only bound what is made next to it.
 KEPT_CHUNK_BYTES = 16 * 2**20
 #: Hidden maps up to this size are made whole by the plain modules.
 PLAIN_MAX_BYTES = 2**20
-#: In training, hidden maps from this size on are made again by MLPs up to this width.
+#: In training, hidden maps from this size on are recomputed by MLPs up to this width.
 RECOMPUTE_MIN_BYTES, RECOMPUTE_MAX_CHANNELS = 16 * 2**20, 128
 #: Products with one weight from which on it is packed for them.
 PACK_MIN_CHUNKS = 4
@@ -38,11 +43,6 @@ def _chunks(tokens: int, hidden_channels: int, itemsize: int, most_bytes: int) -
     parts = max(1, -(-tokens // size))
     size = -(-tokens // parts)
     return [slice(first, min(first + size, tokens)) for first in range(0, tokens, size)]
-
-
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed tokens, their means and reciprocal deviations."""
-    return torch.native_layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
 def _forward(
@@ -59,7 +59,7 @@ def _forward(
         weight2 = pack_weight(weight2, tokens)
     for part in parts:
         tokens = x[part]
-        normed = _norm(tokens, norm_weight, norm_bias, eps)[0]
+        normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
         if kept is None:
             hidden = linear_gelu(normed, weight1, bias1)
         else:
@@ -79,7 +79,7 @@ def _plain(x: Tensor, eps: float, residual: bool, *params: Tensor) -> Tensor:
 
 
 class _ChunkedMlp(torch.autograd.Function):
-    """Saves the tokens, and what enters the GELU unless that is to be made again."""
+    """Saves the tokens, and what enters the GELU unless that is recomputed."""
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float, residual: bool, *params: Tensor) -> Tensor:
@@ -98,82 +98,56 @@ class _ChunkedMlp(torch.autograd.Function):
         x, kept, *params = ctx.saved_tensors
         if differentiated_again(grad_y):
             return gradients(_plain, (x, ctx.eps, ctx.residual, *params), grad_y)
-        norm_weight, norm_bias, weight1, bias1, weight2, _ = params
+        *norm, weight1, bias1, weight2, _ = params
         grad_y = grad_y.contiguous()
         needs_params = any(ctx.needs_input_grad[3:])
+        wanted = [True, needs_params, needs_params]
         most_bytes = HIDDEN_CHUNK_BYTES if kept is None else KEPT_CHUNK_BYTES
         parts = _chunks(x.shape[0], weight1.shape[0], x.element_size(), most_bytes)
-        sums = _Sums(accumulate_dtype(x.dtype) if len(parts) > 1 else x.dtype)
+        # Sums over chunks are kept in float32.
+        dtype = accumulate_dtype(x.dtype) if len(parts) > 1 else x.dtype
+        sums = [torch.zeros_like(p, dtype=dtype) for p in params] if needs_params else [None] * 6
         grad_x = torch.empty_like(x)
         for part in parts:
             tokens, grad = x[part], grad_y[part]
-            normed, mean, rstd = _norm(tokens, norm_weight, norm_bias, ctx.eps)
+            normed, *moments = torch.native_layer_norm(tokens, tokens.shape[-1:], *norm, ctx.eps)
             entering = torch.addmm(bias1, normed, weight1.mT) if kept is None else kept[part]
             grad_hidden = torch.mm(grad, weight2)
             grad_entering = torch.ops.aten.gelu_backward(grad_hidden, entering)
             grad_normed = torch.mm(grad_entering, weight1)
-            grad_tokens, grad_norm_weight, grad_norm_bias = (
-                torch.ops.aten.native_layer_norm_backward(
-                    grad_normed,
-                    tokens,
-                    (tokens.shape[-1],),
-                    mean,
-                    rstd,
-                    norm_weight,
-                    norm_bias,
-                    [True, needs_params, needs_params],
-                )
+            grad_tokens, *grad_norm = torch.ops.aten.native_layer_norm_backward(
+                grad_normed, tokens, tokens.shape[-1:], *moments, *norm, wanted
             )
             if ctx.residual:
                 torch.add(grad_tokens, grad, out=grad_x[part])
             else:
                 grad_x[part] = grad_tokens
             if needs_params:
-                sums.add(0, grad_norm_weight)
-                sums.add(1, grad_norm_bias)
-                sums.add_product(2, grad_entering, normed)
-                sums.add(3, grad_entering.sum(0, dtype=sums.dtype))
-                sums.add_product(4, grad, F.gelu(entering))
-                sums.add(5, grad.sum(0, dtype=sums.dtype))
-        grads = [None] * 6
-        if needs_params:
-            grads = [sums[i].to(parameter.dtype) for i, parameter in enumerate(params)]
-        return grad_x, None, None, *grads
+                sums[0] += grad_norm[0]
+                sums[1] += grad_norm[1]
+                add_linear_grad(sums[2], sums[3], grad_entering, normed)
+                add_linear_grad(sums[4], sums[5], grad, F.gelu(entering))
+        return grad_x, None, None, *(s if s is None else s.to(x.dtype) for s in sums)
 
 
-class _Sums(dict):
-    """Sums of gradients over chunks, by index, in a dtype of their own."""
+def add_linear_grad(weight: Tensor, bias: Tensor, grad: Tensor, tokens: Tensor) -> None:
+    """Add to the gradients of a Linear's parameters, which may be of a more precise dtype.
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def add(self, index: int, part: Tensor) -> None:
-        """Add a part."""
-        if index in self:
-            self[index] += part
-        else:
-            self[index] = part.to(self.dtype)
-
-    def add_product(self, index: int, grad: Tensor, tokens: Tensor) -> None:
-        """Add ``gradᵀ tokens``."""
-        if index in self:
-            add_product(self[index], grad, tokens)
-        else:
-            self[index] = (grad.mT @ tokens).to(self.dtype)
-
-
-def add_product(total: Tensor, grad: Tensor, tokens: Tensor) -> None:
-    """``total += gradᵀ tokens``, where ``total`` may be more precise."""
-    if total.dtype == grad.dtype:
-        total.addmm_(grad.mT, tokens)
+    Args:
+        weight (Tensor): (C_out, C_in), gradient of the weight; added to.
+        bias (Tensor): (C_out,), gradient of the bias; added to.
+        grad (Tensor): (N, C_out), gradient of the Linear's output.
+        tokens (Tensor): (N, C_in), its input.
+    """
+    if weight.dtype == grad.dtype:
+        weight.addmm_(grad.mT, tokens)
     else:
-        total += grad.mT @ tokens
+        weight += grad.mT @ tokens
+    bias += grad.sum(0, dtype=bias.dtype)
 
 
-def _is_small(x: Tensor, fc1: nn.Linear) -> bool:
-    hidden_bytes = x.numel() // x.shape[-1] * fc1.out_features * compute_dtype(x).itemsize
-    return hidden_bytes <= PLAIN_MAX_BYTES
+def _hidden_bytes(x: Tensor, fc1: nn.Linear) -> int:
+    return x.numel() // x.shape[-1] * fc1.out_features * compute_dtype(x).itemsize
 
 
 def chunked_mlp(
@@ -192,26 +166,22 @@ def chunked_mlp(
         Tensor: (..., C); under autocast in the dtype that the sum of x and a Linear would have.
     """
     params = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-    # A GPU keeps whole maps busy.
-    fits = fc2.weight.shape == fc1.weight.shape[::-1]  # else the plain form says why not
+    fits = fc2.weight.shape == fc1.weight.shape[::-1]  # else the layers raise
     if (
-        x.device.type != 'cpu'
+        x.device.type != 'cpu'  # whole maps keep a GPU busy
         or not fits
         or standard_operators_only(x, *params)  # before the size is read: it would be fixed
-        or _is_small(x, fc1)
+        or _hidden_bytes(x, fc1) <= PLAIN_MAX_BYTES
     ):
         y = fc2(F.gelu(fc1(norm(x))))
         return x + y if residual else y
     dtype = compute_dtype(x)
-    needs_grad = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in params)
-    )
     with torch.autocast(x.device.type, enabled=False):
         tokens = x.reshape(-1, x.shape[-1]).to(dtype)
         params = [p.to(dtype) for p in params]
         # Where x is to stay more precise than the products are, the sum is made outside.
         inside = residual and x.dtype == dtype
-        if needs_grad:
+        if needs_grad(tokens, *params):
             y = _ChunkedMlp.apply(tokens, norm.eps, inside, *params)
         else:
             y = _forward(tokens, params, norm.eps, inside, None)

@@ -1,21 +1,31 @@
-"""When a computation has to be made of standard operators.
+"""What an operator asks before it computes: may it take its fast form, and in which dtype?
 
 The fast forms call operators that only PyTorch's own compiler uses, write into parts of results,
-and have a gradient that is written by hand. That is right for a tensor with numbers in it, and for
-its gradient. Whoever records operators, counts them, derives them in another way or puts another
-class in the place of a tensor needs operators that PyTorch documents, on whole maps.
+and have a gradient that is written by hand. That is right for plain tensors and plain layers.
+Tracers, counters of operators, transforms of ``torch.func`` and tensor subclasses need documented
+operators on whole maps; a layer that was changed has to be called.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as _modules
 from torch.utils._device import DeviceContext
 
-#: What a tensor is whose numbers are all there is to it.
-_PLAIN_TYPES = (Tensor, nn.Parameter)
+#: Hooks on all modules at once: ``torch.nn.modules.module.register_module_forward_hook``, ….
+_GLOBAL_HOOKS = (
+    _modules._global_forward_pre_hooks,
+    _modules._global_forward_hooks,
+    _modules._global_backward_pre_hooks,
+    _modules._global_backward_hooks,
+)
 
 
 def is_recording() -> bool:
@@ -40,19 +50,17 @@ def is_transformed() -> bool:
 
 def is_plain(tensor: Tensor | None) -> bool:
     """Whether it is None, or a tensor of no subclass (fake, sharded, quantised) and not sparse."""
-    return tensor is None or (type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided)
+    plain_types = (Tensor, nn.Parameter)
+    return tensor is None or (type(tensor) in plain_types and tensor.layout is torch.strided)
 
 
 def standard_operators_only(*tensors: Tensor | None) -> bool:
-    """Whether only standard operators on whole maps may be used, for any reason.
+    """Whether only standard operators on whole maps may be used on these tensors.
 
     That is where a graph is recorded (``torch.compile``, ``torch.jit.trace``, ``torch.export``,
     ``FakeTensorMode``), inside transforms of ``torch.func`` and forward-mode AD, while a mode sees
     every operator (``FlopCounterMode``), and for tensors of a subclass, without numbers (meta) or
     on devices other than CPU and GPU.
-
-    Args:
-        *tensors (Tensor, optional): What would be computed with.
     """
     # Recording comes first: a compiler knows its answer, and need not look at the others.
     if (
@@ -72,3 +80,148 @@ def _has_function_mode() -> bool:
         type(mode) is not DeviceContext
         for mode in torch.overrides._get_current_function_mode_stack()
     )
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# Layers
+
+
+def is_plain_layer(
+    kind: type, *modules: nn.Module, bias: bool | None = True, **settings: object
+) -> bool:
+    """Whether layers may be computed from their parameters alone, without being called.
+
+    A layer that someone replaced (LoRA, quantised, sharded, or built with other arguments),
+    parametrised, or hangs hooks on has to be called, or the change would have no effect.
+
+    Args:
+        kind (type): The class that all of them must be of, not a subclass.
+        *modules (nn.Module): The layers.
+        bias (bool, optional): Whether they have a bias, where the class can have one; None allows
+            both. Defaults to True.
+        **settings: Attributes and what they have to be, e.g. ``kernel_size=(1, 3)``.
+    """
+    for module in modules:
+        if type(module) is not kind or has_hooks(module):
+            return False
+        own = module.__dict__
+        # Replicas of DataParallel, and FSDP, hold parameters as attributes.
+        held = {name: own[name] for name in ('weight', 'bias') if name in own}
+        for name, tensor in (*own['_parameters'].items(), *held.items()):
+            optional = name == 'bias' and bias is not True
+            if not is_plain(tensor) or (tensor is None and not optional):
+                return False
+            if name == 'bias' and bias is False and tensor is not None:
+                return False
+        for name, value in settings.items():
+            if getattr(module, name) != value:
+                return False
+    return True
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class was written to do: hooks, on it or on all
+    modules, or another ``forward``, put into it or into its class."""
+    own, kind = module.__dict__, type(module)
+    # A compiler warns of caches, and does without them.
+    as_written = _as_written.__wrapped__ if is_recording() else _as_written
+    return bool(
+        'forward' in own
+        or has_global_hooks()
+        or own['_forward_hooks']
+        or own['_forward_pre_hooks']
+        or own['_backward_hooks']
+        or own['_backward_pre_hooks']
+        or not as_written(kind, getattr(kind, 'forward', None))
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on all modules."""
+    return any(_GLOBAL_HOOKS)
+
+
+@functools.cache
+def _as_written(kind: type, forward: object) -> bool:
+    """Whether a class's ``forward`` comes from the module of the class; a replaced one does not."""
+    home = next((base.__module__ for base in kind.__mro__ if 'forward' in base.__dict__), None)
+    return getattr(forward, '__globals__', {}).get('__name__') == home
+
+
+# Dtypes, with and without autocast
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """Autocast's dtype for a kind of device; None where it is off or the device is another one."""
+    if device not in ('cpu', 'cuda'):
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # Before PyTorch 2.4 every kind of device had functions of its own.
+    if device == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products: autocast's where it is on, else that of ``x``; float64 stays
+    float64, as with autocast."""
+    dtype = None if x.dtype == torch.float64 else _autocast_dtype(x.device.type)
+    return x.dtype if dtype is None else dtype
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, means and small matrices: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on the device of ``x``; none at all where autocast is off."""
+    device = x.device.type
+    if _autocast_dtype(device) is None:
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+# Second derivatives: autograd cannot look into a gradient that is written by hand.
+
+
+def differentiated_again(*grads: Tensor) -> bool:
+    """Whether a ``backward`` that was given ``grads`` must use :func:`gradients`: its result is to
+    have derivatives of its own, or stands for several gradients."""
+    if torch.is_grad_enabled() or standard_operators_only(*grads):
+        return True
+    # There is no way to ask for is_grads_batched=True but this.
+    level = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    return level > 1
+
+
+def gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[object], *grads: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``plain(*inputs)`` by autograd, of any order.
+
+    Args:
+        plain (Callable): The function, of differentiable operators.
+        inputs (Sequence): Its arguments, tensors and others.
+        *grads (Tensor): Gradients of its outputs.
+
+    Returns:
+        tuple: One gradient per input; None for those that need none.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views: of two inputs one may be made from the other, which is no part of this function.
+        inputs = [t.view_as(t) if isinstance(t, Tensor) else t for t in inputs]
+        outputs = plain(*inputs)
+    wanted = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
+    found = torch.autograd.grad(
+        outputs, [inputs[i] for i in wanted], grads, create_graph=again, allow_unused=True
+    )
+    by_input = dict(zip(wanted, found, strict=True))
+    return tuple(by_input.get(i) for i in range(len(inputs)))

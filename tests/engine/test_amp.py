@@ -7,7 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from cyclemlp_mm.engine import CpuAmpOptimWrapper
-from cyclemlp_mm.ops.autocast import compute_dtype
+from cyclemlp_mm.ops.recording import compute_dtype
 
 
 class Line(BaseModel):

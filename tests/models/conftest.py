@@ -6,7 +6,7 @@ import pytest
 
 #: Limits between the plain forms and the fast ones, set so that small maps take the fast ones.
 FAST = {
-    'ops.mixer_backend': dict(FOLD_MIN_NUMEL=0),
+    'ops.cycle_mixer': dict(FOLD_MIN_NUMEL=0),
     'ops.mlp_chunks': dict(PLAIN_MAX_BYTES=0, HIDDEN_CHUNK_BYTES=1, MIN_CHUNK_TOKENS=8),
     'ops.shifted_product': dict(CPU_CHUNK_BYTES=1),
     'ops.factor_attention': dict(CHUNK_BYTES=1),

@@ -112,10 +112,10 @@ def test_only_what_is_returned_is_built(out_indices, levels):
     [
         ('b1', ValueError, "no arch 'b1'; it has tiny, xsmall"),
         (3, TypeError, 'a name'),
-        ({k: v for k, v in TINY.items() if k != 'paths'}, ValueError, r"misses \['paths'\]"),
-        (dict(TINY, heads=4), ValueError, r"does not know \['heads'\]"),
-        (dict(TINY, depths=(1, 1, 1)), ValueError, 'four positive ints'),
-        (dict(TINY, paths=(1, 0, 1, 1)), ValueError, 'four positive ints'),
+        ({k: v for k, v in TINY.items() if k != 'paths'}, ValueError, r"\['paths'\] are missing"),
+        (dict(TINY, heads=4), ValueError, r"\['heads'\] are unknown"),
+        (dict(TINY, depths=(1, 1, 1)), ValueError, '4 positive ints, one per stage'),
+        (dict(TINY, paths=(1, 0, 1, 1)), ValueError, '4 positive ints, one per stage'),
         (dict(TINY, widths=(8, 16, 20, 24)), ValueError, 'multiples of 8'),
         (dict(TINY, mlp_ratio=0), ValueError, 'mlp_ratio'),
     ],
@@ -168,7 +168,7 @@ def test_group_norm_by_its_class():
         (dict(norm_cfg=dict(type='BN', requires_grad='False')), TypeError, 'requires_grad must'),
         (dict(in_channels='3'), ValueError, 'in_channels must be a positive int'),
         (dict(drop_path_rate='0.1'), ValueError, 'drop_path_rate must be a number'),
-        (dict(arch=dict(TINY, depths=2)), ValueError, 'depths must be four positive ints'),
+        (dict(arch=dict(TINY, depths=2)), ValueError, 'depths must be 4 positive ints'),
         (dict(arch=dict(TINY, mlp_ratio='2')), ValueError, 'mlp_ratio must be a positive int'),
     ],
 )

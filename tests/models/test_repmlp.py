@@ -11,7 +11,7 @@ from cyclemlp_mm.errors import CheckpointError
 mmpretrain_repmlp = pytest.importorskip('mmpretrain.models.backbones.repmlp')
 
 from cyclemlp_mm.models import to_deploy  # noqa: E402
-from cyclemlp_mm.models.norms import SyncBNOrBN  # noqa: E402
+from cyclemlp_mm.models.conv_norm import SyncBNOrBN  # noqa: E402
 from cyclemlp_mm.models.repmlp import RepMLPNet  # noqa: E402 - needs mmpretrain
 
 TINY = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
@@ -162,7 +162,7 @@ def test_a_recomputation_that_fails_leaves_the_statistics():
         (dict(img_size=60), 'multiples of 32'),
         (dict(arch='tiny'), "no arch 'tiny'"),
         (dict(norm_cfg=dict(type='GN', num_groups=1)), 'can be folded'),
-        (dict(out_indices=(0, 4)), 'out of range'),
+        (dict(out_indices=(0, 4)), '-4 to 3'),
         (dict(img_size=None), 'img_size must be multiples of 32, but got None'),
         (dict(in_channels=0), 'in_channels must be a positive int, but got 0'),
         (dict(in_channels='3'), "in_channels must be a positive int, but got '3'"),
@@ -171,8 +171,8 @@ def test_a_recomputation_that_fails_leaves_the_statistics():
         (dict(norm_cfg=dict(type=nn.GroupNorm, num_groups=2)), 'must be of type BN.*folded'),
         (dict(norm_cfg=dict(type='BN', track_running_stats=False)), 'track_running_stats True'),
         (dict(norm_cfg=dict(type='BN', affine=False)), 'leave affine'),
-        (dict(arch=dict(TINY, depths=2)), 'arch depths must be a list of positive ints'),
-        (dict(arch=dict(TINY, depths=[1, 1])), 'arch depths must be .* one per stage'),
+        (dict(arch=dict(TINY, depths=2)), 'arch depths must be 4 positive ints'),
+        (dict(arch=dict(TINY, depths=[1, 1])), '4 positive ints, one per stage'),
         (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'arch channels must be'),
         (dict(arch=dict(TINY, sharesets_nums=[1, 3, 8, 16])), 'multiples of sharesets_nums'),
     ],

@@ -9,8 +9,8 @@ from torch import nn
 
 from cyclemlp_mm.analysis.counting import backbone_multiply_adds
 from cyclemlp_mm.models.cyclemlp import CycleMixer
-from cyclemlp_mm.ops.mixer_backend import choose_backend
-from cyclemlp_mm.ops.shifted_operand import operand_width
+from cyclemlp_mm.ops.cycle_mixer import choose_backend
+from cyclemlp_mm.ops.shifted_product import operand_width
 
 
 def published_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
