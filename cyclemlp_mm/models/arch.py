@@ -87,7 +87,7 @@ def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tu
         TypeError: Not an int or a sequence of ints.
         ValueError: Empty, out of range, or not ascending (necks expect fine to coarse).
     """
-    listed = (out_indices,) if type(out_indices) is int else out_indices
+    listed = (out_indices,) if isinstance(out_indices, int) else out_indices
     is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
     if not is_list or any(type(i) is not int for i in listed):
         raise TypeError(

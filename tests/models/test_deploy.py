@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from families import REPMLP, repmlp
 from mmengine.registry import MODELS
 from mpvit_cases import TINY, worst
 from plain_mpvit import randomise_norms
@@ -67,8 +68,7 @@ def test_repmlp_and_mmcv_convolutions():
     pytest.importorskip('mmpretrain')
     from cyclemlp_mm.models.repmlp import RepMLPNet
 
-    arch = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
-    model = RepMLPNet(arch, (64, 96))
+    model = RepMLPNet(dict(REPMLP, depths=[1, 2, 1, 1]), (64, 96))
     check(model, torch.randn(2, 3, 70, 90, dtype=torch.float64))
     # Left: two norms per unit and the output norms, which have no convolution ahead of them.
     assert batch_norms(model) == 2 * 5 + 4
@@ -77,11 +77,7 @@ def test_repmlp_and_mmcv_convolutions():
 @pytest.mark.parametrize('family', ['mpvit', 'repmlp'])
 def test_folded_weights_fit_another_folded_model(family):
     if family == 'repmlp':
-        pytest.importorskip('mmpretrain')
-        from cyclemlp_mm.models.repmlp import RepMLPNet
-
-        arch = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
-        model, other = RepMLPNet(arch, 64), RepMLPNet(arch, 64, deploy=True)
+        model, other = repmlp(), repmlp(deploy=True)
     else:
         model, other = MPViT(TINY), MPViT(TINY)
     to_deploy(randomise_norms(model))
@@ -194,12 +190,7 @@ def test_weights_that_change_after_folding_take_effect(change, layer):
 @pytest.mark.parametrize('family', ['mpvit', 'repmlp', 'summed'])
 def test_every_parameter_left_by_folding_is_used(family):
     if family == 'repmlp':
-        pytest.importorskip('mmpretrain')
-        from cyclemlp_mm.models.repmlp import RepMLPNet
-
-        model = RepMLPNet(
-            dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16]), 64
-        )
+        model = repmlp()
     else:
         model = MPViT(TINY) if family == 'mpvit' else CycleMLP(CYCLE)
     to_deploy(randomise_norms(model).double())
@@ -252,15 +243,11 @@ def test_copies_of_a_folded_model(reweight):
 
 
 def test_layers_that_were_changed_are_not_folded():
-    pytest.importorskip('mmpretrain')
-    from cyclemlp_mm.models.repmlp import RepMLPNet
-
     class Plus(nn.Conv2d):
         def forward(self, x):
             return super().forward(x) + 1
 
-    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
-    model = randomise_norms(RepMLPNet(arch, 64)).double().eval()
+    model = randomise_norms(repmlp()).double().eval()
     blocks = [m for m in model.modules() if hasattr(m, 'local_inject')]
     ffn = next(m for m in model.modules() if hasattr(m, 'ffn_block')).ffn_block
     conv = next(m for m in ffn.modules() if isinstance(m, nn.Conv2d))

@@ -3,33 +3,13 @@
 import pytest
 import torch
 from changed_models import by_layers
+from families import FAMILIES, reweighted
 from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
-from cyclemlp_mm.models import CycleMLP, MPViT
-
 pytestmark = pytest.mark.usefixtures('form')
 
-WIDTHS = dict(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
-CYCLE = dict(**WIDTHS, mlp_ratios=(2, 2, 2, 2), reweight=True, downsample='conv')
-SUMMED = dict(CYCLE, reweight=False, downsample='patch_merging')
-
-
-def repmlp():
-    pytest.importorskip('mmpretrain')
-    from cyclemlp_mm.models.repmlp import RepMLPNet
-
-    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
-    return RepMLPNet(arch, 64)
-
-
-FAMILIES = {
-    'reweighted': lambda: CycleMLP(CYCLE),
-    'folded': lambda: CycleMLP(CYCLE, mixer_backend='folded'),
-    'summed': lambda: CycleMLP(SUMMED),
-    'mpvit': lambda: MPViT(dict(**WIDTHS, paths=(2, 3, 3, 3), mlp_ratio=2)),
-    'repmlp': repmlp,
-}
+FAMILIES = {**FAMILIES, 'folded': lambda: reweighted(mixer_backend='folded')}
 
 
 @pytest.fixture(params=FAMILIES)

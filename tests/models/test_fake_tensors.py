@@ -4,29 +4,10 @@ import copy
 
 import pytest
 import torch
+from families import FAMILIES
 from torch._subclasses.fake_tensor import FakeTensorMode
-from toy_models import ARCH
 
-from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
-
-
-def repmlp():
-    pytest.importorskip('mmpretrain')
-    from cyclemlp_mm.models.repmlp import RepMLPNet
-
-    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
-    return RepMLPNet(arch, 64)
-
-
-SHAPES = dict(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
-FAMILIES = {
-    'reweighted': lambda: CycleMLP(ARCH),
-    'summed': lambda: CycleMLP(
-        dict(**SHAPES, mlp_ratios=(2, 2, 2, 2), reweight=False, downsample='patch_merging')
-    ),
-    'mpvit': lambda: MPViT(dict(**SHAPES, paths=(2, 3, 3, 3), mlp_ratio=2)),
-    'repmlp': repmlp,
-}
+from cyclemlp_mm.models import to_deploy
 
 
 @pytest.mark.usefixtures('form')

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from cyclemlp_mm.models.cyclemlp import CycleBlock
-from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, MixerWeights, cycle_mixer, cycle_offsets
+from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, MixerWeights, cycle_offsets, reference_mixer
 
 
 def published_cycle_fc(
@@ -84,16 +84,12 @@ class PlainBlock(nn.Module):
         super().__init__()
         for name, module in block.named_children():
             self.add_module(name, module)
-        self._mix = published_mixer if mixer == 'published' else _reference
+        self._mix = published_mixer if mixer == 'published' else reference_mixer
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         x = x + self.drop_path(self._mix(self.norm1(x), self.mixer.mixer_weights()))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def _reference(x: Tensor, weights: MixerWeights) -> Tensor:
-    return cycle_mixer(x, weights, backend='reference')
 
 
 def plain_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
