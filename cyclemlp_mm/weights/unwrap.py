@@ -170,7 +170,7 @@ def select_backbone(
                 f'{options}'
             )
         if prefix is None:
-            prefix = BACKBONE if any(n.startswith(BACKBONE) for n in state_dict) else ''
+            prefix = _likely_prefix(state_dict)
     else:
         prefix = plain_name(prefix if not prefix or prefix.endswith('.') else f'{prefix}.')
     chosen = part_of(state_dict, prefix)
@@ -194,11 +194,15 @@ def split_names(
     """
     prefix = find_prefix(state_dict, anchors)[0]
     if prefix is None:
-        prefix = BACKBONE if any(name.startswith(BACKBONE) for name in state_dict) else ''
+        prefix = _likely_prefix(state_dict)
     others = {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
     outer, found, _ = f'.{prefix}'.partition(f'.{BACKBONE}')
     outer = f'{outer}.'.lstrip('.') if found else ''
     return part_of(state_dict, prefix), {n.removeprefix(outer): t for n, t in others.items()}
+
+
+def _likely_prefix(names: Iterable[str]) -> str:
+    return BACKBONE if any(name.startswith(BACKBONE) for name in names) else ''
 
 
 def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

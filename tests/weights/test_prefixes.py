@@ -1,7 +1,10 @@
 """Prefixes of wrappers are found, or the message names them; no file is read in part."""
 
+import warnings
+
 import pytest
 import torch
+from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from published_names import published_state_dict
 from torch import nn
@@ -42,7 +45,7 @@ KNOWN = [
 ]
 
 
-class Detector(nn.Module):
+class Detector(BaseModule):
     def __init__(self, backbone):
         super().__init__()
         self.backbone, self.head = backbone, nn.Linear(2, 2)
@@ -63,7 +66,8 @@ def load(family, path, **kwargs):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(tensor, expected) for tensor, expected in pairs)
 
 
 @pytest.mark.parametrize('family', BUILD)
@@ -80,6 +84,30 @@ def test_known_wrappers(prefix, family, tmp_path):
     whole = Detector(BUILD[family]())  # as load_from, tools/test.py and the inference APIs do
     load_checkpoint(whole, str(tmp_path / 'x.pth'))
     assert same(whole.backbone, model)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
+@pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
+@pytest.mark.parametrize('family', BUILD)
+def test_a_backbones_file_loads_into_a_detector_and_into_a_backbone(
+    family, wrapper, prefix, tmp_path
+):
+    install_safe_loading()
+    model = source(family)
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({wrapper: state} if wrapper else state, tmp_path / 'x.pth')
+    detector, backbone = Detector(BUILD[family]()), BUILD[family]()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        content = load_checkpoint(detector, str(tmp_path / 'x.pth'), map_location='cpu')
+        load_checkpoint(backbone, str(tmp_path / 'x.pth'), map_location='cpu', strict=True)
+    assert content['meta'] == {}  # mmseg's init_model looks for it
+    assert same(detector.backbone, model) and same(backbone, model)
+
+
+def test_other_files_are_unchanged():
+    content = {'conv1.weight': torch.ones(1), 'stages.0.blocks.0.bn.weight': torch.ones(1)}
+    assert for_mmengine(dict(content), 'x') == content
 
 
 def test_the_rest_of_the_model_loses_the_outer_prefix():
