@@ -17,7 +17,7 @@ from cyclemlp_mm.engine.config_data import other_evaluated_files
 from cyclemlp_mm.engine.progress_bar import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
-from cyclemlp_mm.preflight.signatures import check_signatures
+from cyclemlp_mm.preflight.settings import check_signatures
 
 from .arguments import (
     accept_local_rank,

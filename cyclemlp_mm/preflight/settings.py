@@ -1,58 +1,119 @@
-"""Settings of a config that would end in a traceback which does not name their key."""
+"""Settings that mmengine ignores, that stop a training late, or in a message without their key."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable
 
 import torch
+from mmengine import registry as mm
 from mmengine.config import Config
-from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from cyclemlp_mm.checks import is_number
 from cyclemlp_mm.engine.config_sections import parts
 
 from .findings import Report
-from .signatures import check_signatures, check_types, check_watched, find_kind
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-#: mmengine wants all of a row, or none.
-_TOGETHER = [
-    (f'{phase}_dataloader', f'{phase}_cfg', f'{phase}_evaluator') for phase in ('val', 'test')
-]
+#: mmengine needs all of a row, or none.
+_TOGETHER = (
+    ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
 
 
-class _Rule(NamedTuple):
-    expected: str
-    fits: Callable[[object], bool]
+def _whole(least: int, most: float = math.inf) -> tuple[str, Callable[[object], bool]]:
+    expected = f'a whole number from {least}' + (f' to {most}' if most < math.inf else '')
+    return expected, lambda value: type(value) is int and least <= value <= most
 
 
-def _whole(least: int, most: float = float('inf')) -> _Rule:
-    said = f'a whole number from {least}' + (f' to {most}' if most < float('inf') else '')
-    return _Rule(said, lambda value: type(value) is int and least <= value <= most)
-
-
+_SEED, _IS_SEED = _whole(0, 2**32 - 1)
 # mmengine's loops also take 12.0.
-_LENGTH = _Rule('a whole number from 1', lambda v: is_number(v) and v >= 1 and v == int(v))
-_SEED = _whole(0, 2**32 - 1)
-
-#: Keys that a training cannot do without.
-_NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-#: What is expected of a key where it is set.
-_RULES = {
+_LENGTH = 'a whole number from 1', lambda v: is_number(v) and v >= 1 and v == int(v)
+#: What the value of a key must be where it is set, and a function that tests it.
+_VALUES = {
     **{f'{loader}.batch_size': _whole(1) for loader in _LOADERS},
     **{f'{loader}.num_workers': _whole(0) for loader in _LOADERS},
     **{f'train_cfg.{key}': _LENGTH for key in ('max_epochs', 'max_iters', 'val_interval')},
-    'default_hooks.checkpoint.interval': _Rule('a whole number', lambda v: type(v) is int),
+    'default_hooks.checkpoint.interval': _whole(-1),
     'default_hooks.logger.interval': _whole(1),
     'optim_wrapper.accumulative_counts': _whole(1),
-    'randomness.seed': _Rule(
-        f'{_SEED.expected}, or None for a random one', lambda v: v is None or _SEED.fits(v)
+    'randomness.seed': (
+        f'{_SEED}, or None for a random one',
+        lambda value: value is None or _IS_SEED(value),
     ),
-    'max_bad_fraction': _Rule('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
+    'max_bad_fraction': ('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
     'max_non_finite': _whole(1),
+}
+#: The registry of the types at a path, which holds one dict or a list of them.
+_TYPES = {
+    'param_scheduler': mm.PARAM_SCHEDULERS,
+    'default_hooks.*': mm.HOOKS,
+    'custom_hooks': mm.HOOKS,
+    **{f'{phase}_cfg': mm.LOOPS for phase in ('train', 'val', 'test')},
+    **{f'{loader}.dataset': mm.DATASETS for loader in _LOADERS},
+    **{
+        f'{loader}.{part}sampler': mm.DATA_SAMPLERS
+        for loader in _LOADERS
+        for part in ('', 'batch_')
+    },
+    'val_evaluator': mm.METRICS,
+    'test_evaluator': mm.METRICS,
+    'visualizer': mm.VISUALIZERS,
+    'visualizer.vis_backends': mm.VISBACKENDS,
+    'log_processor': mm.LOG_PROCESSORS,
+}
+#: Dicts with a type inside of others: data sets in wrappers, their steps, steps of steps.
+_INNER = {
+    'dataset': mm.DATASETS,
+    'datasets': mm.DATASETS,
+    'pipeline': mm.TRANSFORMS,
+    'transforms': mm.TRANSFORMS,
+    'metrics': mm.METRICS,
+    'optimizer': mm.OPTIMIZERS,
+}
+#: Keys that mmengine removes before it builds the class.
+_REMOVED = {
+    mm.HOOKS: {'priority'},
+    mm.OPTIM_WRAPPERS: {'optimizer', 'constructor', 'paramwise_cfg'},
+    mm.PARAM_SCHEDULERS: {'convert_to_iter_based'},
+}
+
+
+def _arguments(*functions: Callable) -> set[str]:
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
+#: Keys that mmengine reads from dicts without a type; it ignores others in most of them.
+_KEYS = {
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'randomness': _arguments(Runner.set_randomness) - {'self'},
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'optim_wrapper.paramwise_cfg': {
+        'custom_keys',
+        'bias_lr_mult',
+        'bias_decay_mult',
+        'norm_decay_mult',
+        'dwconv_decay_mult',
+        'flat_decay_mult',
+        'dcn_offset_lr_mult',
+        'bypass_duplicate',
+    },
+    'optim_wrapper.clip_grad': {
+        'type',
+        *_arguments(nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_),
+    },
+    **{
+        loader: _arguments(DataLoader) | {'num_batch_per_epoch', 'disable_subprocess_warning'}
+        for loader in _LOADERS
+    },
 }
 
 
@@ -63,30 +124,31 @@ def check_settings(report: Report, cfg: Config) -> None:
         report (Report): Gets the findings.
         cfg (Config): As it goes to the Runner, its toolbox's scope being the default.
     """
-    for key in _NEEDED:
-        if cfg.get(key) is None:
-            report.error(key, 'is None; a training needs it', 'Expected are settings, dict(…)')
-    for path, rule in _RULES.items():
-        for key, value in parts(cfg, path):
-            if not rule.fits(value):
-                report.error(key, f'is {value!r}, but must be {rule.expected}')
     for keys in _TOGETHER:
         absent = [key for key in keys if cfg.get(key) is None]
-        if 0 < len(absent) < len(keys):
+        if absent and (keys is _TOGETHER[0] or len(absent) < len(keys)):
             report.error(
-                absent[0],
-                f'is None, but {" and ".join(k for k in keys if k not in absent)} are set',
-                f'Set all of {", ".join(keys)}, or make all None',
+                ', '.join(absent),
+                'is None; a training needs it'
+                if keys is _TOGETHER[0]
+                else f'is None, but not all of {", ".join(keys)} are',
             )
+    for path, (expected, fits) in _VALUES.items():
+        for key, value in parts(cfg, path):
+            if not fits(value):
+                report.error(key, f'is {value!r}, but must be {expected}')
     for loader in _LOADERS:
         settings = cfg.get(loader) or {}
         if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
-            report.error(
-                f'{loader}.persistent_workers',
-                'is True, but num_workers is 0',
-                f'Give --cfg-options {loader}.persistent_workers=False',
-            )
-    _check_optimisers(report, cfg.get('optim_wrapper'))
+            key = f'{loader}.persistent_workers'
+            report.error(key, 'is True, but num_workers is 0', f'Give --cfg-options {key}=False')
+    wrapper = cfg.get('optim_wrapper') or {}
+    if 'optimizer' in wrapper:
+        _check_optimizer(report, 'optim_wrapper', wrapper)
+    else:  # several, each with a wrapper of its own
+        for name, inner in wrapper.items():
+            if isinstance(inner, dict):
+                _check_optimizer(report, f'optim_wrapper.{name}', inner)
     if 'strategy' in cfg and 'runner_type' not in cfg:
         report.error(
             'strategy',
@@ -94,28 +156,184 @@ def check_settings(report: Report, cfg: Config) -> None:
             'Set it, or leave the strategy out',
         )
     check_signatures(report, cfg)
-    check_watched(report, cfg)
+    _check_watched_figures(report, cfg)
 
 
-def _check_optimisers(report: Report, wrapper: object) -> None:
-    if not isinstance(wrapper, dict):
+def _check_optimizer(report: Report, key: str, wrapper: dict) -> None:
+    _check_types(report, key, wrapper, mm.OPTIM_WRAPPERS)
+    optimizer = wrapper.get('optimizer')
+    key = f'{key}.optimizer'
+    if not isinstance(optimizer, dict) or report.has(key):
         return
-    wrappers = {'optim_wrapper': wrapper}
-    if 'optimizer' not in wrapper:  # several, each with a wrapper of its own
-        wrappers = {f'optim_wrapper.{k}': w for k, w in wrapper.items() if isinstance(w, dict)}
-    for key, settings in wrappers.items():
-        check_types(report, key, settings, OPTIM_WRAPPERS)
-        optimizer = settings.get('optimizer')
-        if not isinstance(optimizer, dict) or report.has(f'{key}.optimizer'):
+    kind = _class_of(optimizer, mm.OPTIMIZERS)
+    # Others may need all parameters, or several processes.
+    if not inspect.isclass(kind) or not kind.__module__.startswith('torch.optim'):
+        return
+    given = {name: value for name, value in optimizer.items() if name != 'type'}
+    try:
+        kind([nn.Parameter(torch.zeros(1))], **given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        report.error(key, f'{kind.__name__} cannot be built with {given} ({error})')
+
+
+def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -> None:
+    """Find types that do not exist, and settings that no class takes.
+
+    Args:
+        report (Report): Gets the findings.
+        cfg (Config): As it goes to the Runner, its toolbox's scope being the default.
+        only (Iterable[str]): Beginnings of the keys to look at. Defaults to all.
+    """
+    only = tuple(only)
+    for path, registry in _TYPES.items():
+        for key, value in parts(cfg, path) if path.startswith(only) else ():
+            _check_types(report, key, value, registry)
+    for path, names in _KEYS.items():
+        if path.endswith('paramwise_cfg') and 'constructor' in (cfg.get('optim_wrapper') or {}):
+            continue  # other constructors read other keys
+        for key, value in parts(cfg, path) if path.startswith(only) else ():
+            _check_keys(report, key, value or {}, names)
+
+
+def _check_types(report: Report, key: str, value: object, registry: mm.Registry) -> None:
+    """Find types that do not exist and settings that they do not take, in a dict or a list."""
+    for name, settings in _numbered(key, value):
+        if isinstance(settings, (list, tuple)):  # branches of steps
+            _check_types(report, name, settings, registry)
+        if not isinstance(settings, dict):
             continue
-        kind = find_kind(optimizer, OPTIMIZERS)
-        # Others may need all parameters, or several processes.
-        if not inspect.isclass(kind) or not kind.__module__.startswith('torch.optim'):
-            continue
-        given = {name: value for name, value in optimizer.items() if name != 'type'}
-        try:
-            kind([nn.Parameter(torch.zeros(1))], **given)
-        except (TypeError, ValueError, RuntimeError) as error:
+        is_evaluator = registry is mm.METRICS and 'metrics' in settings
+        kind = _class_of(settings, mm.EVALUATOR if is_evaluator else registry)
+        if kind is not None:
+            removed = {'type', '_scope_', *_REMOVED.get(registry, ())}
+            names = _parameters(kind)
+            if names is not None:
+                _check_keys(report, name, settings, names, removed)
+        elif settings.get('type') is not None:
             report.error(
-                f'{key}.optimizer', f'{kind.__name__} cannot be built with {dict(given)} ({error})'
+                f'{name}.type',
+                f'there is no {settings["type"]!r}',
+                'Is it misspelt, or missing in custom_imports?',
             )
+        if str(settings.get('type')) in ('Albu', 'Albumentations'):
+            continue  # the steps in them are another library's
+        for inner in _INNER.keys() & settings:
+            if kind is not None or inner == 'metrics':
+                _check_types(report, f'{name}.{inner}', settings[inner], _INNER[inner])
+
+
+def _class_of(settings: dict, registry: mm.Registry) -> type | None:
+    """The class that settings name, in the default scope; None where there is none."""
+    kind = settings.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(settings.get('_scope_')) as scoped:
+        return scoped.get(kind)
+
+
+def _check_keys(
+    report: Report, key: str, settings: dict, names: set[str], removed: Iterable[str] = ()
+) -> None:
+    kind = settings.get('type')
+    of = f' of {getattr(kind, "__name__", kind)}' if kind else ''
+    for name in settings:
+        if name not in names and name not in removed:
+            near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.7)
+            report.error(
+                f'{key}.{name}',
+                f'there is no such setting{of}',
+                f'Did you mean {" or ".join(near)}?'
+                if near
+                else f'There are {", ".join(sorted(names))}',
+            )
+
+
+def _parameters(kind: object) -> set[str] | None:
+    """Names that a class or function takes; None where it may take any."""
+    if inspect.isclass(kind) and issubclass(kind, CheckpointHook):  # passes them on when it saves
+        return _arguments(kind.__init__, CheckpointHook.__init__, Runner.save_checkpoint)
+    names: set[str] = set()
+    for part in kind.__mro__ if inspect.isclass(kind) else [kind]:
+        function = vars(part).get('__init__') if inspect.isclass(part) else part
+        if function is not None:
+            try:
+                parameters = inspect.signature(function).parameters.values()
+            except (TypeError, ValueError):  # not written in Python
+                return None
+            more = {p.name for p in parameters if p.kind is p.VAR_KEYWORD}
+            names |= {p.name for p in parameters} - more - {'self'}
+            if not more:
+                return names
+            if not part.__module__.startswith(('mm', 'cyclemlp_mm.')):
+                return None  # classes of the toolboxes pass **kwargs to the next one
+    return None
+
+
+def _check_watched_figures(report: Report, cfg: Config) -> None:
+    """Whether the evaluation gives the figures that hooks and schedulers watch."""
+    hooks = [*parts(cfg, 'default_hooks.*'), *_numbered('custom_hooks', cfg.get('custom_hooks'))]
+    for key, hook in hooks:
+        kind = _class_of(hook, mm.HOOKS) if isinstance(hook, dict) else None
+        for watching, name in ((CheckpointHook, 'save_best'), (EarlyStoppingHook, 'monitor')):
+            if inspect.isclass(kind) and issubclass(kind, watching):
+                _check_watched(report, cfg, f'{key}.{name}', hook.get(name))
+    for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
+        if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
+            _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
+
+
+def _check_watched(report: Report, cfg: Config, key: str, watched: object) -> None:
+    """Report figures that no metric gives; metrics that are not known may give any."""
+    evaluator = cfg.get('val_evaluator')
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        evaluator = evaluator['metrics']
+    figures, prefixes = set(), set()
+    for _, metric in _numbered('', evaluator):
+        kind = _class_of(metric, mm.METRICS) if isinstance(metric, dict) else None
+        if kind is None:
+            return
+        prefix = metric.get('prefix') or getattr(kind, 'default_prefix', None)
+        start = f'{prefix}/' if prefix else ''
+        names = _figures(kind.__name__, metric)
+        if not names and not start:
+            return
+        figures.update(start + name for name in names)
+        prefixes.update([start] if not names else [])
+    for name in _listed(watched) if watched and watched != 'auto' and evaluator else ():
+        if name not in figures and not str(name).startswith(tuple(prefixes)):
+            near = difflib.get_close_matches(str(name), figures, n=2, cutoff=0.5) or sorted(figures)
+            report.error(
+                key,
+                f'is {name!r}, which the evaluation does not give',
+                f'It gives {", ".join([*near, *(p + "…" for p in sorted(prefixes))])}',
+            )
+
+
+def _figures(kind: str, metric: dict) -> list[str]:
+    """Names that a metric gives to its figures, without the prefix; [] where they are not known."""
+    if kind == 'CheckedCocoMetric' and not metric.get('classwise'):  # adds classes' names
+        items = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+        return [
+            f'{of}_{item}'
+            for of in _listed(metric.get('metric', 'bbox'))
+            for item in metric.get('metric_items') or items
+        ]
+    if kind == 'IoUMetric':
+        known = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'])
+        others = ['mFscore', 'mPrecision', 'mRecall']
+        kinds = _listed(metric.get('iou_metrics', ['mIoU']))
+        return ['aAcc', *(name for one in kinds for name in known.get(one, others))]
+    if kind == 'Accuracy' and not metric.get('thrs'):
+        return [f'top{k}' for k in _listed(metric.get('topk', 1))]
+    return []
+
+
+def _numbered(key: str, value: object) -> list[tuple[str, object]]:
+    """Settings, or each of a list of them, with their keys."""
+    if isinstance(value, (list, tuple)):
+        return [(f'{key}[{i}]', part) for i, part in enumerate(value)]
+    return [(key, value)] if value is not None else []
+
+
+def _listed(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
