@@ -25,10 +25,10 @@ from cyclemlp_mm.datasets.coco_annotations import (
     unsortable,
 )
 from cyclemlp_mm.datasets.coco_file import category_names, read_coco
-from cyclemlp_mm.datasets.file_names import files_in, say_spelling
 from cyclemlp_mm.engine.config_data import evaluators, needs_masks
 from cyclemlp_mm.errors import UserError
 
+from .files import report_missing
 from .findings import Report, count, some
 
 #: COCO's average precision counts so many detections of an image at most.
@@ -43,19 +43,7 @@ def check_coco(
     classes: Sequence[str],
     ann_file: Path,
 ) -> list[tuple[str, dict]]:
-    """Look at one annotation file.
-
-    Args:
-        report (Report): Gets the findings.
-        cfg (Config): The whole config.
-        split (str): 'train' or 'val'.
-        dataset (ConfigDict): The data set that reads the file.
-        classes (Sequence[str]): Its class names.
-        ann_file (Path): The file.
-
-    Returns:
-        list[tuple[str, dict]]: Image files that are there, each with its ``height`` and ``width``.
-    """
+    """Look at one annotation file; returns the image files, each with its height and width."""
     masks = needs_masks(cfg, split)
     is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
     try:
@@ -135,30 +123,23 @@ def _check_classes(
 
 
 def _check_images(report: Report, where: Path, images: list) -> list[dict]:
-    """The images that have an id and a name."""
-    named = [
-        image
-        for image in images
-        if isinstance(image, dict)
-        and is_id(image.get('id'))
-        and isinstance(image.get('file_name'), str)
-    ]
-    for key, is_right, kind in (
-        ('id', is_id, 'a number or a text'),
-        ('file_name', lambda name: isinstance(name, str), "a text; LVIS's is the end of coco_url"),
+    """Report images without id, name or size, or listed twice; returns those with id and name."""
+    images = [image if isinstance(image, dict) else {} for image in images]
+    has_id = [is_id(image.get('id')) for image in images]
+    has_name = [isinstance(image.get('file_name'), str) for image in images]
+    for what, is_right in (
+        ('lack "id" (a number or a text)', has_id),
+        ('lack "file_name" (a text; LVIS\'s is the end of coco_url)', has_name),
+        ('have no "width" and "height" above 0', map(has_size, images)),
     ):
-        wrong = [
-            i
-            for i, image in enumerate(images)
-            if not isinstance(image, dict) or not is_right(image.get(key))
-        ]
+        wrong = [i for i, right in enumerate(is_right) if not right]
         if wrong:
             report.error(
                 where,
-                f'{count(len(wrong), "image")} lack "{key}" ({kind}), e.g. number '
-                f'{some(wrong)} in the list',
-                f'Write "{key}" for each image',
+                f'{count(len(wrong), "image")} {what}, e.g. number {some(wrong)} in the list',
+                'Write "id", "file_name", "width" and "height" of each image',
             )
+    named = [image for image, *right in zip(images, has_id, has_name) if all(right)]
     double = [i for i, n in Counter(image['id'] for image in named).items() if n > 1]
     if double:
         report.error(
@@ -175,14 +156,6 @@ def _check_images(report: Report, where: Path, images: list) -> list[dict]:
             f'{some(twice)}; the objects of one entry are background in the other, in training '
             'as in the evaluation, where finding them counts as wrong',
             'Put all objects of an image under one id',
-        )
-    sizeless = [image['file_name'] for image in named if not has_size(image)]
-    if sizeless:
-        report.error(
-            where,
-            f'{count(len(sizeless), "image")} have no "width" and "height" above 0: '
-            f'{some(sizeless)}',
-            'Write the size of each image, in pixels',
         )
     return named
 
@@ -416,47 +389,16 @@ def _check_areas(report: Report, where: Path, good: list[dict]) -> None:
 
 
 def _files(report: Report, folder: Path, images: list[dict]) -> list[tuple[str, dict]]:
-    here, lacking = [], []
+    here, missing = [], []
     for image in images:
-        is_here = os.path.isfile(folder / image['file_name'])  # not raised: a name with a 0 in it
-        (here if is_here else lacking).append(image)
-    if lacking:
-        names = [image['file_name'] for image in lacking]
-        _report_missing(report, folder, names, len(images))
-    return [
-        (
-            str(folder / image['file_name']),
-            dict(height=image['height'], width=image['width']) if has_size(image) else {},
-        )
-        for image in here
-    ]
-
-
-def _report_missing(report: Report, folder: Path, names: list[str], total: int) -> None:
-    """Images that are not in a folder; an error where none is there or the cause is clear."""
-    said = f'{len(names)} of {count(total, "image")} are missing: {some(names)}'
-    there = files_in(folder)
-    cause = say_spelling(names, there)
-    if not cause:
-        by_name = {_last(file): file for file in there}
-        moved = [(name, by_name[_last(name)]) for name in names if _last(name) in by_name]
-        if moved:
-            cause = (
-                f'{len(moved)} of them are there in another folder, e.g. {moved[0][0]!a} is '
-                f'{moved[0][1]!a}'
-            )
-    if cause:
-        report.error(folder, f'{said}; {cause}', 'Write the names of the files into the json')
-    elif len(names) == total:
-        report.error(folder, said, 'Check data_root and data_prefix')
-    else:
-        report.warning(
-            folder, said, 'They are skipped; copy them, or take them out of the annotations'
-        )
-
-
-def _last(name: str) -> str:
-    return name.replace('\\', '/').rpartition('/')[2]
+        path = os.path.join(folder, image['file_name'])
+        if os.path.isfile(path):  # not raised: a name with a 0 in it
+            size = dict(height=image['height'], width=image['width']) if has_size(image) else {}
+            here.append((path, size))
+        else:
+            missing.append(image['file_name'])
+    report_missing(report, folder, folder, missing, len(images), allowed=len(images) - 1)
+    return here
 
 
 def _without(message: str, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the checks find, and how it is said."""
+"""What the checks find, and how it is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Report:
         self.findings.append(Finding(ERROR, str(where), what, fix))
 
     def warning(self, where: object, what: str, fix: str = '') -> None:
-        """Add what may be meant, but often is not."""
+        """Add what may be intended, but often is not."""
         self.findings.append(Finding(WARNING, str(where), what, fix))
 
     def note(self, where: object, what: str, fix: str = '') -> None:
@@ -56,19 +56,14 @@ class Report:
         return any(finding.where.startswith(where) for finding in self.findings)
 
     def raise_errors(self, before: str = 'training', more: str = '') -> None:
-        """Raise a UserError with all errors and the warnings about their files, if there are any.
-
-        Args:
-            before (str): What they are in the way of. Defaults to 'training'.
-            more (str): A last line. Defaults to ''.
-        """
+        """Raise a UserError with all errors, if any, and the warnings about their files."""
         errors = self.of(ERROR)
         if errors:
             places = {error.where for error in errors}
             about = [f for f in self.findings if f.where in places and f.level != NOTE]
-            said = '\n  '.join(str(f).removeprefix('error: ') for f in about)
+            lines = '\n  '.join(str(f).removeprefix('error: ') for f in about)
             raise UserError(
-                f'the check before {before} found {count(len(errors), "error")}:\n  {said}'
+                f'the check before {before} found {count(len(errors), "error")}:\n  {lines}'
                 + (f'\n{more}' if more else '')
             )
 

@@ -15,8 +15,8 @@ from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.datasets.load_image import DARK_KIND, UNSURE_KIND, LoadCheckedImage, read_image
 
+from .files import in_parallel, sample
 from .findings import Report, count, some
-from .parallel import in_parallel, sample
 
 #: So many images are tried until one can be read.
 _MOST_TRIED = 5
@@ -29,15 +29,7 @@ def check_images(
     max_bad_fraction: float,
     loader: LoadCheckedImage | None = None,
 ) -> None:
-    """Decode images.
-
-    Args:
-        report (Report): Gets the findings.
-        files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
-        full (bool): All of them, or a sample.
-        max_bad_fraction (float): More than this part broken is an error.
-        loader (LoadCheckedImage, optional): The pipeline's loading step. Defaults to None: mmcv's.
-    """
+    """Decode images."""
     chosen = sample(files, full)
     if not chosen:
         return
@@ -103,15 +95,7 @@ def check_channels(
     loader: LoadCheckedImage,
     seen: set[int],
 ) -> None:
-    """Compare the channels that a pipeline loads with those that the model takes.
-
-    Args:
-        report (Report): Gets the findings.
-        cfg (Config): Of the training.
-        files (Sequence[tuple[str, dict]]): Paths, each with what its annotations say about it.
-        loader (LoadCheckedImage): The pipeline's loading step.
-        seen (set[int]): Numbers of channels that were compared before; changed.
-    """
+    """Compare the channels that a pipeline loads with those that the model takes."""
     channels = None
     for path, known in files[:_MOST_TRIED]:
         try:
@@ -148,13 +132,7 @@ def check_channels(
 
 
 def check_shared_images(report: Report, train: Iterable[str], val: Iterable[str]) -> None:
-    """Warn of images that are trained and evaluated, under whatever names.
-
-    Args:
-        report (Report): Gets the finding.
-        train (Iterable[str]): Paths of images.
-        val (Iterable[str]): Those of validation or test.
-    """
+    """Warn of images that are trained and evaluated, under whatever names."""
     by_size = defaultdict(list)
     for path in train:
         by_size[os.path.getsize(path)].append(path)

@@ -14,8 +14,8 @@ from PIL import Image
 from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file
 from cyclemlp_mm.datasets.load_labels import IGNORED, LoadCheckedLabels, label_step, stored_labels
 
+from .files import in_parallel, sample
 from .findings import Report, count, some
-from .parallel import in_parallel, sample
 
 #: A larger part of ignored pixels than this is a warning.
 MOST_IGNORED = 0.1
@@ -80,17 +80,7 @@ def check_labels(
     is_training: bool = True,
     ignore_index: int = IGNORED,
 ) -> None:
-    """Look at label images as the pipeline of a data set reads them.
-
-    Args:
-        report (Report): Gets the findings.
-        dataset (dict): Config of the data set; mmseg must be the default scope.
-        infos (Sequence[dict]): Of mmseg's data set, one per image; all have a label image.
-        classes (Sequence[str]): Class names of the data set.
-        full (bool): All of them, or a sample.
-        is_training (bool): Whether they are learned from. Defaults to True.
-        ignore_index (int): What the heads or the metric leave out. Defaults to 255.
-    """
+    """Look at label images as the pipeline of a data set reads them."""
     step = label_step(dataset)
     rule = _rule(report, dataset, infos[0], len(classes), step)._replace(ignore_index=ignore_index)
     chosen = sample(infos, full)

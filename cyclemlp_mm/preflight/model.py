@@ -1,17 +1,13 @@
-"""Model and schedule of a config: classes of the heads, weights, learning rate, disk space."""
+"""Model and schedule of a config: classes of the heads, weights, learning rate."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -26,10 +22,6 @@ from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 from .findings import Report, count, some
-
-_MIB = 1024 * 1024
-_FSDP = ('ShardedStrategy', 'FSDPStrategy')
-_NEED_GPUS = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
@@ -74,33 +66,24 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
 
 def check_ignore_index(report: Report, cfg: Config) -> None:
     """mmseg's heads, losses and metrics must leave out the label that the pipeline writes: 255."""
-    written = [
-        what
-        for split, dataset in data_sets(cfg)
-        for what in (
-            'reduce_zero_label=True' * bool(dataset.get('reduce_zero_label')),
-            *(
-                'CheckLabels (--ignore-label)'
-                for step in dataset.get('pipeline') or ()
-                if step.get('type') == 'CheckLabels'
-            ),
-        )
-        if what
-    ]
-    if cfg.get('default_scope') != 'mmseg' or not written:
+    if cfg.get('default_scope') != 'mmseg':
         return
+    writers = []
+    for _, dataset in data_sets(cfg):
+        if dataset.get('reduce_zero_label'):
+            writers.append('reduce_zero_label=True')
+        if any(step.get('type') == 'CheckLabels' for step in dataset.get('pipeline') or ()):
+            writers.append('CheckLabels (--ignore-label)')
     metrics = [
-        (f'{phase}_evaluator', metric)
-        for phase in ('val', 'test')
-        for metric in evaluators(cfg, [phase])
+        (f'{p}_evaluator', metric) for p in ('val', 'test') for metric in evaluators(cfg, [p])
     ]
-    for key, settings in [*heads(cfg.model), *metrics]:
+    for key, settings in [*heads(cfg.model), *metrics] if writers else ():
         for name in ('ignore_index', 'ignore_label'):
             label = settings.get(name)
             if isinstance(label, int) and label != IGNORE_INDEX:
                 report.error(
                     f'{key}.{name}',
-                    f'is {label}, but {written[0]} makes {IGNORE_INDEX} of '
+                    f'is {label}, but {writers[0]} makes {IGNORE_INDEX} of '
                     'labels to ignore: they would be taken for a class',
                     f'Leave {name} out, or set it to {IGNORE_INDEX}',
                 )
@@ -125,47 +108,6 @@ def check_batch(report: Report, cfg: Config) -> None:
             'default_hooks.checkpoint.interval',
             f'is no multiple of accumulative_counts={every}: a training resumed in the middle of '
             'an accumulated gradient loses its first half',
-        )
-
-
-def check_strategy(report: Report, cfg: Config) -> None:
-    """What a strategy that deals a model out needs, and what it cannot do."""
-    kind = (cfg.get('strategy') or {}).get('type')
-    if kind in _NEED_GPUS and get_device() == 'cpu':
-        report.error(
-            'strategy',
-            f'{kind} deals a model out over GPUs, and PyTorch sees none',
-            'Train where there are GPUs (tools/doctor.py says what is missing), or leave the '
-            'strategy out of _base_',
-        )
-    elif kind in _FSDP and cfg.get('launcher', 'none') == 'none':
-        report.error(
-            'strategy',
-            f'{kind} deals a model out over processes, and this is one alone',
-            'Start them with tools/dist_train.sh CONFIG NUM_PROCESSES',
-        )
-    averaging = [h['type'] for h in cfg.get('custom_hooks') or [] if h.get('type') == 'EMAHook']
-    if kind in _FSDP and averaging:
-        report.error(
-            'custom_hooks',
-            f'EMAHook copies the model, which {kind} deals out in parts',
-            'Leave it, or the strategy, out',
-        )
-
-
-def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
-    """Whether what FSDP shall deal out one by one is in the model."""
-    wrapper = (cfg.get('strategy') or {}).get('model_wrapper') or {}
-    policy = wrapper.get('auto_wrap_policy')
-    if not isinstance(policy, dict) or policy.get('type') != 'shard_layers':
-        return
-    layers = list(policy.get('layers') or ())
-    kinds = {type(module).__name__ for module in model.modules()}
-    if not kinds.intersection(layers):
-        report.warning(
-            'strategy.model_wrapper.auto_wrap_policy.layers',
-            f'the model has no layer of a class {some(layers)}: all of it is put together for '
-            "each step, which saves no memory then. Name the class of your backbone's blocks",
         )
 
 
@@ -217,21 +159,15 @@ def _read_levels(cfg: Config, model: nn.Module, number: int) -> set[int]:
 
 
 def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
-    """Whether a constructor of learning rates by layer knows the backbone."""
+    """Whether a constructor of learning rates by layer supports the backbone."""
     kind = str((cfg.get('optim_wrapper') or {}).get('constructor')).rpartition('.')[2]
     backbone = type(getattr(model, 'backbone', None)).__name__
-    if kind in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
-        fits = any(name in backbone for name in ('ConvNeXt', 'BEiT', 'MAE'))
-        why = f'{kind} knows ConvNeXt, BEiT and MAE, not {backbone}'
-    else:
-        fits = kind != 'LearningRateDecayOptimWrapperConstructor' or hasattr(
-            model, 'get_layer_depth'
-        )
-        why = f'{kind} is for classifiers: a {type(model).__name__} has no get_layer_depth'
-    if not fits:
+    if kind not in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
+        return
+    if not any(name in backbone for name in ('ConvNeXt', 'BEiT', 'MAE')):  # raises an empty error
         report.error(
             'optim_wrapper.constructor',
-            why,
+            f'{kind} supports ConvNeXt, BEiT and MAE, not {backbone}',
             'Classifiers take LearningRateDecayOptimWrapperConstructor (mmpretrain) with '
             'paramwise_cfg=dict(layer_decay_rate=0.75). For others leave the constructor out and '
             "set paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)})",
@@ -248,7 +184,9 @@ def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
         except UserError as error:
             report.error('model.backbone.init_cfg.checkpoint', str(error))
     elif source:
-        report.note('model.backbone.init_cfg.checkpoint', f'{source} is downloaded unless it was')
+        report.note(
+            'model.backbone.init_cfg.checkpoint', f'{source} will be downloaded if it is not cached'
+        )
     load_from = cfg.get('load_from')
     if load_from and '://' not in load_from and not cfg.get('resume'):
         try:
@@ -257,40 +195,6 @@ def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
             report.note('load_from', compare(model, in_file, load_from, False))
         except UserError as error:
             report.error('load_from', str(error))
-
-
-def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
-    """Whether checkpoints can be written, and how many there is room for."""
-    folder = Path(cfg.work_dir).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        report.error(
-            folder,
-            f'cannot be written ({error.strerror or error})',
-            'Take another --work-dir, or make it writable',
-        )
-        return
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    parameters = sum(p.numel() for p in model.parameters())
-    # Weights, and what Adam keeps of each; twice as many weights with an average of them.
-    hooks = cfg.get('custom_hooks') or []
-    size = 4 * parameters * (3 + any('EMA' in str(h.get('type')) for h in hooks))
-    kept = hook.get('max_keep_ckpts', -1)
-    needed = size * (max(kept, 0) + 1 + bool(hook.get('save_best')))  # one is being written
-    free = shutil.disk_usage(folder).free
-    said = f'{free // _MIB} MiB are free; a checkpoint takes about {size // _MIB} MiB'
-    if free < 2 * size:
-        report.error(folder, said, 'Make space, or take another --work-dir')
-    elif free < needed:
-        report.warning(
-            folder,
-            f'{said}, and {needed // _MIB} MiB will be needed for all that are '
-            f'kept (max_keep_ckpts={kept})',
-        )
 
 
 def build_model(report: Report, cfg: Config) -> nn.Module | None:

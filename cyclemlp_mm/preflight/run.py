@@ -20,25 +20,23 @@ from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, other_evaluated_files
 from cyclemlp_mm.errors import UserError
 
+from .classification import check_class_folders, check_list
 from .coco import check_coco
+from .files import report_passed_over
 from .findings import Report, some
-from .folders import check_class_folders, check_list, warn_of_passed_over
 from .images import check_channels, check_images, check_shared_images
+from .machine import check_layers, check_shared_memory, check_strategy, check_work_dir
 from .model import (
     build_model,
     check_batch,
     check_ignore_index,
     check_layer_decay,
-    check_layers,
     check_levels,
     check_num_classes,
-    check_strategy,
     check_weights,
-    check_work_dir,
 )
 from .segmentation import check_batch_of_one, check_crop, check_segmentation
 from .settings import check_settings
-from .shared_memory import check_shared_memory
 
 
 @annotations_kept()
@@ -214,7 +212,7 @@ def _check_classification(
     if with_label:
         return check_class_folders(report, folder, classes, suffixes)
     files, others = split_images(folder.rglob('*'), suffixes)
-    warn_of_passed_over(report, folder, others, suffixes)
+    report_passed_over(report, folder, others, ', '.join(suffixes))
     if not files:
         report.error(folder, f'there is no image ({", ".join(suffixes)})')
     return [(str(path), {}) for path in files]

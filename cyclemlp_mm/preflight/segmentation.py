@@ -1,4 +1,4 @@
-"""Segmentation: the data sets of a config, and what only their training or evaluation runs into."""
+"""Segmentation: data sets, crops, and batches that only training or evaluation would fail on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS
 from torch import nn
 
-from cyclemlp_mm.datasets.file_names import check_list_encoding, files_in, say_spelling
+from cyclemlp_mm.datasets.file_names import check_list_encoding
 from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.config_data import ignore_index
 from cyclemlp_mm.errors import UserError
 
-from .findings import Report, count, some
+from .files import in_parallel, report_missing, report_passed_over, sample
+from .findings import Report, some
 from .labels import check_labels
-from .parallel import in_parallel, sample
 
 #: So many sizes of images are taken through a pipeline to see which sizes come out of it.
 _MOST_SIZES = 20
@@ -31,33 +31,26 @@ _MOST_SIZES = 20
 def check_segmentation(
     report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: Sequence[str], full: bool
 ) -> list[tuple[str, dict]]:
-    """Look at a data set of mmseg's as its class lists it and its pipeline reads it.
-
-    Args:
-        report (Report): Gets the findings.
-        cfg (Config): The whole config; mmseg must be the default scope.
-        split (str): 'train' or 'val', which is also the test's.
-        dataset (ConfigDict): Config of the data set.
-        classes (Sequence[str]): Its class names.
-        full (bool): All label images, or a sample.
-
-    Returns:
-        list[tuple[str, dict]]: Image files, each with what the data set knows about it.
-    """
+    """Look at a data set of mmseg's as its class lists it and its pipeline reads it."""
     infos = _infos(report, dataset)
     if not infos:
         return []
     images = [str(info['img_path']) for info in infos]
     folder = Path(os.path.commonpath([os.path.dirname(path) for path in images]))
-    limit = cfg.get('max_bad_fraction', 0.05)
-    _report_missing(report, folder, images, dataset, limit)
-    _report_passed_over(report, dataset, folder, infos)
+    allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(images))
+    _report_missing(report, folder, images, dataset, allowed, 'are missing')
+    if not dataset.get('ann_file') and folder.is_dir():
+        keys = ('img_path', 'seg_map_path')
+        listed = {os.path.abspath(info[key]) for info in infos for key in keys if info.get(key)}
+        here, _ = split_images(folder.rglob('*'))
+        others = [path for path in here if os.path.abspath(path) not in listed]
+        report_passed_over(report, folder, others, 'img_suffix')
     infos = [info for info in infos if _is_there(info['img_path'], dataset)]
     reads_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     if reads_labels and infos and infos[0].get('seg_map_path'):
         labels = [str(info['seg_map_path']) for info in infos]
         where = Path(os.path.commonpath([os.path.dirname(path) for path in labels]))
-        _report_missing(report, where, labels, dataset)
+        _report_missing(report, where, labels, dataset, 0, 'have no label image, expected')
         infos = [info for info in infos if _is_there(info['seg_map_path'], dataset)]
         if infos and classes:
             phases = ('train',) if split == 'train' else ('val', 'test')
@@ -69,12 +62,7 @@ def check_segmentation(
 
 
 def check_crop(report: Report, cfg: Config) -> None:
-    """Compare the crops of the training with the canvas that batches are padded to.
-
-    Args:
-        report (Report): Gets the findings.
-        cfg (Config): Of a segmentor.
-    """
+    """Compare the crops of the training with the canvas that batches are padded to."""
     canvas = (cfg.model.get('data_preprocessor') or {}).get('size')
     dataset = cfg.train_dataloader.get('dataset') or {}
     while 'dataset' in dataset and not dataset.get('pipeline'):
@@ -119,14 +107,7 @@ def _last_size(steps: Sequence[dict]) -> tuple[int, int] | None:
 def check_batch_of_one(
     report: Report, cfg: Config, model: nn.Module, number: int | None = None
 ) -> None:
-    """Find batch norms that see one value for each channel, by a training step's forward pass.
-
-    Args:
-        report (Report): Gets the findings.
-        cfg (Config): Of a segmentor.
-        model (nn.Module): Built from it; not changed.
-        number (int, optional): Images that are trained on. Defaults to None: not known.
-    """
+    """Find batch norms that see one value for each channel, by a training step's forward pass."""
     size, last = cfg.train_dataloader.get('batch_size'), _last_batch(cfg.train_dataloader, number)
     if 1 not in (size, last) or not hasattr(model, 'decode_head'):
         return
@@ -211,52 +192,10 @@ def _is_there(path: str, dataset: ConfigDict) -> bool:
 
 
 def _report_missing(
-    report: Report,
-    folder: Path,
-    paths: list[str],
-    dataset: ConfigDict,
-    max_bad_fraction: float | None = None,
+    report: Report, folder: Path, paths: list[str], dataset: ConfigDict, allowed: float, lack: str
 ) -> None:
-    """Report images, or, without a fraction that may be missing, label images that are missing."""
-    missing = [path for path in paths if not _is_there(path, dataset)]
-    if not missing:
-        return
-    names = [os.path.relpath(path, folder) for path in missing]
-    spelling = say_spelling(names, files_in(folder)) if folder.is_dir() else ''
-    add = report.error
-    if max_bad_fraction is not None:
-        if len(missing) <= max(1, max_bad_fraction * len(paths)) and not spelling:
-            add = report.warning
-        said = f'{len(missing)} of {count(len(paths), "listed image")} are missing: {some(names)}'
-    else:
-        said = (
-            f'{len(missing)} of {count(len(paths), "image")} have no label image, expected '
-            f'{some(names)}'
-        )
-    add(folder, f'{said}. {spelling}' if spelling else said, 'Rename the files' * bool(spelling))
-
-
-def _report_passed_over(
-    report: Report, dataset: ConfigDict, folder: Path, infos: list[dict]
-) -> None:
-    """Images of the folder that the data set does not list, since they end in something else."""
-    if dataset.get('ann_file') or not folder.is_dir():
-        return
-    listed = {
-        os.path.abspath(info[key])
-        for info in infos
-        for key in ('img_path', 'seg_map_path')
-        if info.get(key)
-    }
-    images, _ = split_images(folder.rglob('*'))
-    others = [p for p in images if os.path.abspath(p) not in listed]
-    if others:
-        report.warning(
-            folder,
-            f'{count(len(others), "image file")} passed over, not ending in img_suffix, '
-            f'or not a regular file: {some([p.name for p in others])}',
-            'Convert or rename them',
-        )
+    missing = [os.path.relpath(p, folder) for p in paths if not _is_there(p, dataset)]
+    report_missing(report, folder, folder, missing, len(paths), allowed, lack)
 
 
 def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[dict]) -> None:

@@ -283,7 +283,7 @@ ERRORS = {
     'an image name of a number': (
         each('images', lambda i: i.update(file_name=5), 1),
         [DET, *COCO],
-        r'1 image lack "file_name".*Write "file_name"',
+        r'1 image lack "file_name".*Write .*"file_name"',
     ),
     'images of LVIS': (
         each('images', lambda i: i.update(coco_url='http://x/' + i.pop('file_name'))),
@@ -489,7 +489,7 @@ train_dataloader = dict(dataset=dict(
     'more class folders than classes': (
         lambda f: (f / 'folders/val/zebra').mkdir(),
         [CLS, *OWN_FOLDERS],
-        r'folders/val: has 5 class folders .*names 4 classes',
+        r'folders/val: has 5 class folders.*names 4 classes',
     ),
     'listed images that are missing': (
         add_lines('gone1.jpg 0\ngone2.jpg 0\ngone3.jpg 1\n'),
@@ -574,7 +574,7 @@ train_dataloader = dict(dataset=dict(
     'sharding in one process': (
         text('c.py', f"_base_ = ['{DEMO}', '{SHARDED}']"),
         ['c.py', *COCO],
-        r'strategy: ShardedStrategy deals .* this is one alone.*tools/dist_train\.sh',
+        r'strategy: ShardedStrategy shards .* this is one alone.*tools/dist_train\.sh',
     ),
     'averaged weights of a sharded model': (
         text('c.py', f"_base_ = ['{DEMO}', '{SHARDED}']\ncustom_hooks = [dict(type='EMAHook')]"),
@@ -627,7 +627,7 @@ train_dataloader = dict(dataset=dict(
             'val_evaluator=3': 'val_evaluator is 3, but must be a list of settings',
             'model=3': 'model is 3, but must be settings',
             'param_scheduler.0.type=Linear': r"param_scheduler\[0\]\.type: there is no 'Linear'",
-            'val_dataloader=None': 'val_dataloader: is None, but val_cfg and val_evaluator are set',
+            'val_dataloader=None': 'val_dataloader: is None, but not all of val_dataloader, val_cfg',
             'default_hooks.logger=3': 'default_hooks.logger is 3, but must be settings',
             'default_hooks.logger.interval=0': r'logger\.interval: is 0, but must be a whole',
             'default_hooks.checkpoint.interval=x': r"checkpoint\.interval: is 'x', but must",

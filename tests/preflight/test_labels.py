@@ -258,7 +258,7 @@ def test_the_list_of_a_data_set_decides(tmp_path):
     assert [level for level, _ in look(tmp_path, ann_file='train.txt')] == [NOTE]
     (tmp_path / 'train.txt').write_text('0\n1\ngone\nGONE\nlost\n')
     assert any(
-        level == ERROR and '3 of 5 listed images are missing: gone.jpg' in text
+        level == ERROR and '3 of 5 images are missing: gone.jpg' in text
         for level, text in look(tmp_path, ann_file='train.txt')
     )
     for encoding, said in (
@@ -319,7 +319,7 @@ def test_images_that_are_passed_over(tmp_path):
     (tmp_path / 'images' / '._0.jpg').write_bytes(bytes(99))  # of a Mac
     found = look(tmp_path)
     assert [level for level, _ in found] == [WARNING, NOTE]
-    assert '1 image file passed over' in found[0][1] and 'b.webp' in found[0][1]
+    assert '1 file passed over' in found[0][1] and 'b.webp' in found[0][1]
 
 
 @pytest.mark.timeout(60)

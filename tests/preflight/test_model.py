@@ -90,7 +90,6 @@ def test_shipped_configs_use_all_levels(name):
         ('fpn_cyclemlp_b1_256x256_600i_small', 'LearningRateDecayOptimizerConstructor', 'ConvNeXt'),
         ('retinanet_cyclemlp_demo', 'mmdet.LearningRateDecayOptimizerConstructor', 'ConvNeXt'),
         ('cyclemlp_demo', 'mmseg.LayerDecayOptimizerConstructor', 'ConvNeXt'),
-        ('retinanet_cyclemlp_demo', 'LearningRateDecayOptimWrapperConstructor', 'RetinaNet'),
         ('cyclemlp_demo', 'LearningRateDecayOptimWrapperConstructor', None),
         ('retinanet_cyclemlp_demo', None, None),
     ],

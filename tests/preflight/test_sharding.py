@@ -6,7 +6,7 @@ from torch import nn
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.model import check_layers
+from cyclemlp_mm.preflight.machine import check_layers
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.shared_memory import check_shared_memory
+from cyclemlp_mm.preflight.machine import check_shared_memory
 
 
 @pytest.mark.parametrize(

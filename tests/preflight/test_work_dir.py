@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.model import check_work_dir
+from cyclemlp_mm.preflight.machine import check_work_dir
 
 _Usage = namedtuple('_Usage', 'total used free')
 #: A checkpoint of a model of 2**20 parameters: weights and what Adam keeps of each, in MiB.
