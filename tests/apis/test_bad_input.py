@@ -627,7 +627,7 @@ train_dataloader = dict(dataset=dict(
             'val_evaluator=3': 'val_evaluator is 3, but must be a list of settings',
             'model=3': 'model is 3, but must be settings',
             'param_scheduler.0.type=Linear': r"param_scheduler\[0\]\.type: there is no 'Linear'",
-            'val_dataloader=None': 'val_dataloader: is None, but not all of val_dataloader, val_cfg',
+            'val_dataloader=None': 'val_dataloader: is None, but not all of val_d',
             'default_hooks.logger=3': 'default_hooks.logger is 3, but must be settings',
             'default_hooks.logger.interval=0': r'logger\.interval: is 0, but must be a whole',
             'default_hooks.checkpoint.interval=x': r"checkpoint\.interval: is 'x', but must",
