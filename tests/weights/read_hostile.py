@@ -3,8 +3,9 @@
     python read_hostile.py FOLDER MODEL.pth
 
 Each file is loaded by ``init_cfg`` into the model that MODEL.pth holds, and by mmengine's loader.
-Prints a line of JSON a file: its name, the error or null, the seconds, and whether the model has
-the values of MODEL.pth. The address space is limited, so that a large allocation is seen, too.
+Prints a line of JSON a file: its name, the error or null, the seconds of CPU time, and
+whether the model has the values of MODEL.pth. The address space is limited,
+so that a large allocation is seen, too.
 """
 
 import json
@@ -37,7 +38,7 @@ def main():
     used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MORE_ADDRESSES, used + MORE_ADDRESSES))
     for path in sorted(Path(sys.argv[1]).iterdir()):
-        start = time.perf_counter()
+        start = time.process_time()
         errors, loaded = [], None
         for read in (lambda p: load(p, arch), CheckpointLoader.load_checkpoint):
             try:
@@ -54,7 +55,7 @@ def main():
             name=path.name,
             error=errors[0],
             mmengine=errors[1],
-            seconds=time.perf_counter() - start,
+            seconds=time.process_time() - start,
             same=same,
             size=path.stat().st_size,
         )
