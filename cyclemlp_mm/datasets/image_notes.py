@@ -1,15 +1,24 @@
-"""What was found out about single images while they were loaded, on its way to the log.
+"""What loading steps note about single images, on its way from worker processes to the log.
 
-Images are loaded in worker processes, and the log is written by the training process. A transform
-leaves a note here; the ``TrainingLoader`` takes the notes of each sample along with its data.
+A step keeps its notes until :class:`CollateWithNotes` puts them into the batch that it loaded; the
+hook ``SkipBadImages`` takes them out before the model gets the batch.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mmengine.logging import print_log
+
+from cyclemlp_mm.errors import UserError
+
 SKIPPED, CONVERTED = 'skipped', 'converted'
-_notes: list[ImageNote] = []
+#: Key of a batch under which its notes are.
+NOTES = 'image_notes'
+#: So many files in a row that cannot be read mean a wrong path or a lost disk.
+MOST_IN_A_ROW = 50
 
 
 class ImageNote(NamedTuple):
@@ -33,13 +42,57 @@ def kind_of(reason: str) -> str:
     return reason.split(' (')[0].split(':')[0].split(', but')[0]
 
 
-def leave_note(path: str, outcome: str, reason: str) -> None:
-    """Leave a note about an image that this process is loading."""
-    _notes.append(ImageNote(path, outcome, reason))
+class NotingStep:
+    """A loading step that notes what it skips or converts in ``notes``."""
+
+    def __init__(self) -> None:
+        self.notes: list[ImageNote] = []
+        self._in_a_row = 0
+
+    def note_skipped(self, path: str, error: UserError) -> None:
+        """Note that a file cannot be used.
+
+        Raises:
+            UserError: It is one of many in a row.
+        """
+        self.notes.append(ImageNote(path, SKIPPED, str(error).removeprefix(f'{path} ')))
+        self._in_a_row += 1
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise UserError(
+                f'{MOST_IN_A_ROW} images in a row could not be read, the last one: {error}. '
+                'Is the data still there? tools/check.py CONFIG looks at it'
+            ) from error
+
+    def note_read(self, path: str, converted: Sequence[str] = ()) -> None:
+        """Note that a file can be used, and what had to be converted."""
+        self._in_a_row = 0
+        if converted:
+            self.notes.append(ImageNote(path, CONVERTED, ', '.join(converted)))
 
 
-def take_notes() -> list[ImageNote]:
-    """Return and forget the notes left in this process."""
-    taken = _notes[:]
-    _notes.clear()
-    return taken
+class CollateWithNotes:
+    """A ``collate_fn`` that adds the notes of loading steps to the batch, where there are any.
+
+    Args:
+        collate (Callable): The data loader's own ``collate_fn``.
+        steps (Sequence[NotingStep]): Loading steps of the data set.
+    """
+
+    def __init__(self, collate: Callable, steps: Sequence[NotingStep]) -> None:
+        self.collate = collate
+        self.steps = steps
+
+    def __call__(self, samples: list) -> object:
+        """Collate samples that this process has just loaded."""
+        batch = self.collate(samples)
+        notes = [note for step in self.steps for note in step.notes]
+        for step in self.steps:
+            step.notes.clear()
+        if notes and isinstance(batch, dict):
+            batch[NOTES] = notes
+        else:  # a collate function of the user's own, whose batches have no place for notes
+            for note in notes:
+                print_log(
+                    f'image {note.outcome}: {note.path}: {note.reason}', 'current', logging.WARNING
+                )
+        return batch

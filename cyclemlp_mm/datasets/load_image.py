@@ -1,23 +1,26 @@
-"""Loading of images that may be broken or unusual, in the place of a pipeline's first step."""
+"""Loading of images that may be broken or unusual, in place of a pipeline's first step.
+
+The way of an image: before the first batch, the hook ``SkipBadImages`` calls :func:`check_loader`.
+Then :class:`LoadCheckedImage` loads the image in a worker process and notes what was wrong with it;
+the notes travel in the batch to the hook, which logs and counts them.
+"""
 
 from __future__ import annotations
 
 import pickle
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader
 
 from cyclemlp_mm.errors import UserError
 
-from .check_labels import CheckLabels
+from .check_labels import IGNORE_INDEX, CheckLabels
 from .image_files import BadImageError, ImageFacts, check_regular, image_facts, read_file
-from .image_notes import CONVERTED, SKIPPED, leave_note
-from .load_labels import IGNORED, UNREADABLE, LoadCheckedLabels, loads_label_images
+from .image_notes import CollateWithNotes, NotingStep
+from .load_labels import LoadCheckedLabels, loads_label_images
 
-#: So many images in a row that cannot be read are no accident, but a wrong path or a lost disk.
-MOST_IN_A_ROW = 50
 #: Longest side of a black image that stands for one too long to be resized.
 _STAND_IN = 64
 #: An image of more than 8 bits whose 8-bit form ends here or below is reported as too dark.
@@ -29,7 +32,7 @@ UNSURE_KIND = 'EXIF rotation that keeps the size'
 _COLOUR_TYPES = ('color', 'grayscale')
 
 
-class LoadCheckedImage:
+class LoadCheckedImage(NotingStep):
     """Stands for a pipeline's loading step: skips what cannot be read, and notes it.
 
     An image is skipped where the file is missing, empty, truncated, not an image or not a regular
@@ -41,8 +44,7 @@ class LoadCheckedImage:
     ``color_type='unchanged'``) decode as they do, and only what they cannot read is handled here.
 
     In training, a skipped image is replaced by a random other one (what mmengine's data sets do
-    when a transform returns None). In evaluation it must count: it becomes a black image; where its
-    labels cannot be read, no pixel of it can.
+    when a transform returns None). In evaluation it must count: it becomes a black image.
 
     Args:
         transform (BaseTransform): The transform to stand for.
@@ -62,13 +64,13 @@ class LoadCheckedImage:
         max_value: float | None = None,
         labels_are_images: bool = True,
     ) -> None:
+        super().__init__()
         self.transform = transform
         self.is_evaluation = is_evaluation
         self.scales = scales
         self.max_value = max_value
         self.labels_are_images = labels_are_images
         self.limit_pixels = True
-        self._in_a_row = 0
 
     def __call__(self, results: dict) -> dict | None:
         """Load ``results['img_path']`` into ``img``, uint8 (H, W, 3), BGR; other loaders: theirs.
@@ -79,23 +81,15 @@ class LoadCheckedImage:
         """
         path = str(results['img_path'])
         try:
-            image, unusual = self.read(results)
+            image, converted = self.read(results)
         except BadImageError as error:
-            leave_note(path, SKIPPED, _without_path(str(error), path))
-            self._in_a_row += 1
-            if self._in_a_row >= MOST_IN_A_ROW:
-                raise UserError(
-                    f'{MOST_IN_A_ROW} images in a row could not be read, the last one: {error}. '
-                    'Is the data still there? tools/check.py CONFIG looks at it'
-                ) from error
+            self.note_skipped(path, error)
             if not self.is_evaluation:
                 return None
             image = self._black(results, error)
         else:
-            self._in_a_row = 0
+            self.note_read(path, converted)
             results['ori_shape'] = image.shape[:2]
-            if unusual:
-                leave_note(path, CONVERTED, ', '.join(unusual))
         if getattr(self.transform, 'to_float32', False):
             image = image.astype(np.float32)
         results['img'] = image
@@ -112,52 +106,46 @@ class LoadCheckedImage:
         if not self.labels_are_images:
             known.pop('seg_map_path', None)
         step = self.transform
-        if is_decoded_here(step):
-            return read_image(
-                str(results['img_path']),
-                known,
-                step.imdecode_backend,
-                step.backend_args,
-                self.scales,
-                step.color_type,
-                self.max_value,
-                self.limit_pixels,
-            )
-        return self._read_by_step(known), []
+        if not is_decoded_here(step):
+            return self._read_by_step(known), []
+        return read_image(
+            str(results['img_path']),
+            known,
+            step.imdecode_backend,
+            step.backend_args,
+            self.scales,
+            step.color_type,
+            self.max_value,
+            self.limit_pixels,
+        )
 
     def _read_by_step(self, known: dict) -> np.ndarray:
         paths = known['img_path']
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
+        name = type(self.transform).__name__
         try:
             image = self.transform(known)['img']
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BadImageError(f'{paths} cannot be read by {self._name} ({reason})') from error
+            raise BadImageError(f'{paths} cannot be read by {name} ({reason})') from error
         if not isinstance(image, np.ndarray):
-            raise BadImageError(f'{paths}: {self._name} returned {type(image).__name__}')
-        expected = _expected_size(known, image.shape[:2])
-        if expected != image.shape[:2]:
-            raise _wrong_size(paths, image.shape[:2], expected)
+            raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
+        size = image.shape[:2]
+        _check_size(paths, _annotated_size(known), size)
         return image
 
-    @property
-    def _name(self) -> str:
-        return type(self.transform).__name__
-
     def _black(self, results: dict, error: BadImageError) -> np.ndarray:
-        """A black image in the place of one that cannot be read."""
+        """A black image in place of one that cannot be read.
+
+        It has the size that annotations are for, unless that would break the next step as well.
+        """
         if not is_decoded_here(self.transform):
             raise UserError(
                 f'{error}. An evaluation needs all of its images: replace this one, or take it out'
             ) from error
-        height = width = _STAND_IN
-        try:
-            height, width = _expected_size(results, (height, width))
-        except BadImageError:  # the error above: the image may be good, but not its labels
-            results[UNREADABLE] = True
-        # Annotations are for this size, but an image of it might break the next step as well.
-        # Nothing may be predicted outside of it: masks are pasted into its size.
+        height, width = _annotated_size(results) or (_STAND_IN, _STAND_IN)
+        # Nothing may be predicted outside of the annotations' size: masks are pasted into it.
         results['ori_shape'] = height, width
         if _too_long(height, width, self.scales):
             height, width = min(height, _STAND_IN), min(width, _STAND_IN)
@@ -203,37 +191,62 @@ def read_image(
     """
     content = read_file(path, backend_args)
     facts = image_facts(content, path, limit_pixels)
-    flag = color_type + _orientation_suffix(results, facts, path)
+    exif_kind = _exif_kind(path, facts, _annotated_size(results))
     scale = _too_long(facts.height, facts.width, scales)
     if scale:
         raise BadImageError(
             f'{path} is too long ({facts.width}×{facts.height}): at the scale '
             f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
         )
-    unusual = [u for u in facts.unusual if (u, color_type) != ('grey', 'grayscale')]
-    if flag.endswith('_ignore_orientation'):
-        unusual[unusual.index('EXIF rotation')] = 'EXIF rotation left out, as in the annotations'
-    elif (
-        'EXIF rotation' in unusual
-        and _is_annotated(results)
-        and (not facts.is_transposed or facts.height == facts.width)
-    ):
-        unusual[unusual.index('EXIF rotation')] = UNSURE_KIND
-    if not facts.is_deep:
-        return _decode(content, flag, backend, path), unusual
-    values = _deep_values(content, flag)
-    if max_value is not None and values is not None:
-        image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
-    else:
+    flag = f'{color_type}_ignore_orientation' if exif_kind == _EXIF_LEFT_OUT else color_type
+    renamed = {'EXIF rotation': exif_kind}
+    values = _deep_values(content, flag) if facts.is_deep else None
+    if values is None or max_value is None:
         image = _decode(content, flag, backend, path)
-    low, high = image.min(), _high(image)
-    if values is not None and high <= DARK:
-        stored = _high(values)
-        unusual[unusual.index('more than 8 bits')] = (
-            f'{DARK_KIND} ({values.min():g} to {stored:g} are {low} to {high:g} of 255; '
-            f'image_max_value={2 ** int(stored).bit_length() - 1} would use all of them)'
+    else:
+        image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
+    if values is not None and _high(image) <= DARK:
+        renamed['more than 8 bits'] = (
+            f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
+            f'{_high(image):g} of 255; image_max_value='
+            f'{2 ** int(_high(values)).bit_length() - 1} would use all of them)'
         )
-    return image, unusual
+    converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
+    return image, [renamed.get(kind, kind) for kind in converted]
+
+
+_EXIF_LEFT_OUT = 'EXIF rotation left out, as in the annotations'
+
+
+def _exif_kind(path: str, facts: ImageFacts, annotated: tuple[int, int] | None) -> str:
+    """What becomes of an EXIF rotation, if there is one; raises where no orientation fits."""
+    stored = facts.height, facts.width
+    turned = stored[::-1] if facts.is_transposed else stored
+    if annotated == stored != turned:
+        return _EXIF_LEFT_OUT
+    _check_size(path, annotated, turned)
+    return UNSURE_KIND if annotated and stored == turned else 'EXIF rotation'
+
+
+def _check_size(path: str, annotated: tuple[int, int] | None, size: tuple[int, int]) -> None:
+    if annotated not in (None, size):
+        raise BadImageError(
+            f'{path} is {size[1]}×{size[0]}, but its annotations are for '
+            f'{annotated[1]}×{annotated[0]}'
+        )
+
+
+def _annotated_size(results: dict) -> tuple[int, int] | None:
+    """(height, width) of an image by its annotations, boxes or a label image; None if unknown."""
+    if results.get('seg_map_path') and not results.get('instances'):
+        label_path = str(results['seg_map_path'])
+        try:
+            facts = image_facts(read_file(label_path), label_path)
+        except BadImageError:  # the step that loads the labels reports it
+            return None
+        return facts.height, facts.width
+    height, width = results.get('height'), results.get('width')
+    return (int(height), int(width)) if height and width else None
 
 
 def _high(pixels: np.ndarray) -> float:
@@ -254,36 +267,54 @@ def _deep_values(content: bytes, flag: str) -> np.ndarray | None:
         return None
 
 
-def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
-    """The smallest scales that the steps of a pipeline resize images to, keeping their ratio.
+def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
+    import cv2
+    import mmcv  # not needed by the bare package
+
+    for decoder in (backend, 'pillow'):  # Pillow decodes some kinds that OpenCV does not
+        try:
+            image = mmcv.imfrombytes(content, flag=flag, backend=decoder)
+        except (cv2.error, OSError, ValueError, SyntaxError) as error:
+            reason = str(error).strip().splitlines()[0]
+        else:
+            if image is not None:
+                return image
+            reason = 'the decoder returned nothing'
+    raise BadImageError(f'{path} cannot be decoded ({reason})')
+
+
+def _too_long(height: int, width: int, scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
+    short, long = sorted((height, width))
+    for scale in scales:
+        factor = min(max(scale) / long, min(scale) / short)
+        if int(short * factor + 0.5) < 1:
+            return scale
+    return None
+
+
+def check_loader(
+    loader: DataLoader, is_evaluation: bool, max_value: float | None, ignore_index: int
+) -> None:
+    """Let a data loader skip bad images, and put into its batches what was noted about them.
 
     Args:
-        steps (Sequence): Transforms, or their configs. Of random ones, the smallest scale counts.
+        loader (DataLoader): Changed in place; doing it twice changes nothing.
+        is_evaluation (bool): See :class:`LoadCheckedImage`.
+        max_value (float, optional): See :class:`LoadCheckedImage`.
+        ignore_index (int): Label that the loss or the metric leaves out.
     """
-    found = []
-    for step in steps:
-        if isinstance(step, (list, tuple)):  # one branch of a RandomChoice
-            found += resize_scales(step)
-            continue
-        found += resize_scales(_setting(step, 'transforms') or ())
-        inner = _setting(step, 'resize')
-        keeps = _setting(step, 'keep_ratio', _setting(inner, 'keep_ratio'))
-        scale = _setting(step, 'scale')
-        scales = _setting(step, 'scales') or [(scale, scale) if isinstance(scale, int) else scale]
-        if keeps and _are_pairs(scales):
-            least = min(_setting(step, 'ratio_range') or (1,))
-            found.append(tuple(int(min(sides) * least) for sides in zip(*scales)))
-        elif keeps and _are_pairs(scales[0]):  # RandomResize between two scales
-            found.append(tuple(min(sides) for sides in zip(*scales[0])))
-    return found
+    steps = check_images(loader.dataset, is_evaluation, max_value, ignore_index)
+    if not isinstance(loader.collate_fn, CollateWithNotes):
+        loader.collate_fn = CollateWithNotes(loader.collate_fn, steps)
 
 
 def check_images(
     dataset: object,
     is_evaluation: bool,
     max_value: float | None = None,
-    ignore_index: int = IGNORED,
-) -> int:
+    ignore_index: int = IGNORE_INDEX,
+) -> list[NotingStep]:
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
     Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`, which stops on
@@ -296,38 +327,15 @@ def check_images(
         ignore_index (int): Label that the loss or the metric leaves out. Defaults to 255.
 
     Returns:
-        int: How many loading steps of images were replaced.
+        list[NotingStep]: The loading steps.
     """
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     check = CheckLabels(len(classes), ignore_index=ignore_index) if classes else None
-    count = 0
-    for steps in _pipelines(dataset):
-        count += check_steps(steps, is_evaluation, max_value, check)
-    return count
-
-
-def image_loader(dataset: object) -> LoadCheckedImage | None:
-    """What loads a data set's images, once :func:`check_images` went over it; None for others."""
-    steps = (step for part in _pipelines(dataset) for step in part)
-    return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
-
-
-def as_picture(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) to be looked at, of an image as a pipeline loads it.
-
-    Args:
-        image (numpy.ndarray): (H, W) or (H, W, C); with three channels or more, the first three
-            are taken for BGR. Other types than uint8 are stretched from their least to their
-            largest value, except where all are in 0..255 and some are above 1.
-    """
-    image = image[..., None] if image.ndim == 2 else image
-    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
-    if image.dtype != np.uint8:
-        low, high = float(image.min()), float(image.max())
-        if low < 0 or high > 255 or high <= 1:
-            image = (image.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-        image = image.round().astype(np.uint8)
-    return image[..., ::-1]
+    return [
+        loader
+        for steps in _pipelines(dataset)
+        for loader in check_steps(steps, is_evaluation, max_value, check)
+    ]
 
 
 def check_steps(
@@ -335,23 +343,22 @@ def check_steps(
     is_evaluation: bool,
     max_value: float | None = None,
     check: CheckLabels | None = None,
-) -> int:
+) -> list[NotingStep]:
     """As :func:`check_images`, for a list of built transforms, changed in place."""
     scales = resize_scales(steps)
     lists = list(_step_lists(steps))
     labels_are_images = any(loads_label_images(step) for part in lists for step in part)
-    count = 0
+    if any(isinstance(step, CheckLabels) for part in lists for step in part):
+        check = None
     for part in lists:
         for i, step in enumerate(part):
             if loads_images(step):
                 part[i] = LoadCheckedImage(
                     step, is_evaluation, scales, max_value, labels_are_images
                 )
-                count += 1
             elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
-                has_own = any(isinstance(other, CheckLabels) for p in lists for other in p)
-                part[i] = LoadCheckedLabels(step, None if has_own else check)
-    return count
+                part[i] = LoadCheckedLabels(step, is_evaluation, check)
+    return [step for part in lists for step in part if isinstance(step, NotingStep)]
 
 
 def loads_images(step: object) -> bool:
@@ -363,7 +370,7 @@ def loads_images(step: object) -> bool:
 
 
 def is_decoded_here(step: object) -> bool:
-    """Whether a loading step is mmcv's own, for 8-bit images: :func:`read_image` is as it."""
+    """Whether :func:`read_image` replaces a loading step: mmcv's own, for 8-bit images."""
     return (
         type(step).__name__ == 'LoadImageFromFile'
         and step.color_type in _COLOUR_TYPES
@@ -371,7 +378,34 @@ def is_decoded_here(step: object) -> bool:
     )
 
 
+def image_loader(dataset: object) -> LoadCheckedImage | None:
+    """What loads a data set's images, once :func:`check_images` went over it; None for others."""
+    steps = (step for part in _pipelines(dataset) for step in part)
+    return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+
+
+def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
+    """The smallest scales that the steps of a pipeline resize images to, keeping their ratio.
+
+    Args:
+        steps (Sequence): Built transforms. Of random ones, the smallest scale counts.
+    """
+    found = []
+    for step in (step for part in _step_lists(steps) for step in part):
+        scale = getattr(step, 'scale', None)
+        is_range = isinstance(scale, (list, tuple)) and isinstance(scale[0], (list, tuple))
+        scales = getattr(step, 'scales', None) or (scale if is_range else [scale])
+        scales = [(one, one) if isinstance(one, int) else one for one in scales]
+        are_pairs = all(isinstance(one, (list, tuple)) and len(one) == 2 for one in scales)
+        inner = getattr(step, 'resize', step)  # of RandomResize and RandomChoiceResize
+        if getattr(inner, 'keep_ratio', False) and are_pairs:
+            least = min(getattr(step, 'ratio_range', None) or (1,))
+            found.append(tuple(int(min(sides) * least) for sides in zip(*scales)))
+    return found
+
+
 def _pipelines(dataset: object) -> Iterator[list]:
+    """The steps of a data set, and of those that it wraps."""
     for name in ('_dataset', 'dataset'):
         if hasattr(dataset, name):
             yield from _pipelines(getattr(dataset, name))
@@ -395,77 +429,19 @@ def _step_lists(steps: list) -> Iterator[list]:
                     yield from _step_lists(part)
 
 
-def _setting(step: object, name: str, otherwise: object = None) -> object:
-    """A setting of a transform, or of its config."""
-    return step.get(name, otherwise) if isinstance(step, dict) else getattr(step, name, otherwise)
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) to be looked at, of an image as a pipeline loads it.
 
-
-def _are_pairs(scales: object) -> bool:
-    return isinstance(scales, (list, tuple)) and all(
-        isinstance(scale, (list, tuple))
-        and len(scale) == 2
-        and all(isinstance(side, (int, float)) for side in scale)
-        for scale in scales
-    )
-
-
-def _too_long(height: int, width: int, scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
-    short, long = sorted((height, width))
-    for scale in scales:
-        factor = min(max(scale) / long, min(scale) / short)
-        if int(short * factor + 0.5) < 1:
-            return scale
-    return None
-
-
-def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
-    import cv2
-    import mmcv  # not needed by the bare package
-
-    for decoder in (backend, 'pillow'):  # Pillow knows some kinds that OpenCV does not
-        try:
-            image = mmcv.imfrombytes(content, flag=flag, backend=decoder)
-        except (cv2.error, OSError, ValueError, SyntaxError) as error:
-            reason = str(error).strip().splitlines()[0]
-        else:
-            if image is not None:
-                return image
-            reason = 'the decoder returned nothing'
-    raise BadImageError(f'{path} cannot be decoded ({reason})')
-
-
-def _orientation_suffix(results: dict, facts: ImageFacts, path: str) -> str:
-    """End of mmcv's flag under which the image has its annotations' size."""
-    stored = (facts.height, facts.width)
-    shown = stored[::-1] if facts.is_transposed else stored
-    expected = _expected_size(results, shown)
-    if expected == shown:
-        return ''
-    if expected == stored:
-        return '_ignore_orientation'
-    raise _wrong_size(path, shown, expected)
-
-
-def _wrong_size(path: str, size: tuple[int, int], expected: tuple[int, int]) -> BadImageError:
-    return BadImageError(
-        f'{path} is {size[1]}×{size[0]}, but its annotations are for {expected[1]}×{expected[0]}'
-    )
-
-
-def _expected_size(results: dict, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that the annotations are for, of boxes or of a label image."""
-    if results.get('seg_map_path') and not results.get('instances'):
-        label_path = str(results['seg_map_path'])
-        facts = image_facts(read_file(label_path), label_path)
-        return facts.height, facts.width
-    height, width = results.get('height'), results.get('width')
-    return (int(height), int(width)) if height and width else otherwise
-
-
-def _is_annotated(results: dict) -> bool:
-    return bool(results.get('seg_map_path') or results.get('height'))
-
-
-def _without_path(message: str, path: str) -> str:
-    return message.removeprefix(f'{path} ') if Path(path).name in message else message
+    Args:
+        image (numpy.ndarray): (H, W) or (H, W, C); with three channels or more, the first three
+            are taken for BGR. Other types than uint8 are stretched from their least to their
+            largest value, except where all are in 0..255 and some are above 1.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 255 or high <= 1:
+            image = (image.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
+        image = image.round().astype(np.uint8)
+    return image[..., ::-1]

@@ -1,70 +1,81 @@
-"""Loading of label images, and of those that mmseg's ``LoadAnnotations`` cannot take."""
+"""Loading of label images in place of mmseg's ``LoadAnnotations``, in training and in the check."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
-from PIL import Image
 
-from .check_labels import CheckLabels
+from cyclemlp_mm.errors import UserError
+
+from .check_labels import IGNORE_INDEX, CheckLabels
 from .image_files import BadImageError, check_regular, image_facts, read_file
-
-#: Set in the results of an image whose label image cannot be read.
-UNREADABLE = 'labels_are_unreadable'
-#: mmseg's label of what counts neither in a loss nor in a metric.
-IGNORED = 255
+from .image_notes import NotingStep
 
 
-class LoadCheckedLabels:
-    """mmseg's ``LoadAnnotations`` for labels with a side of one pixel, and for none.
+class LoadCheckedLabels(NotingStep):
+    """Loads label images as mmseg's ``LoadAnnotations``, also broken ones and those of 1×N pixels.
 
-    mmseg squeezes what it has read: a side of one pixel is gone after it, and a label image of
-    1×1 is no array any more and raises. Such an image is handed to it at twice its size. Where
-    ``results`` say that the labels cannot be read (:class:`.load_image.LoadCheckedImage` in
-    evaluation), all pixels are ignored.
+    mmseg squeezes what it has read, which loses a side of one pixel, and raises for 1×1. Where the
+    labels cannot be read, the image is replaced by another one in training; in evaluation all of
+    its pixels are ignored.
 
     Args:
-        transform (LoadAnnotations): The transform to stand for, mmseg's.
+        transform (LoadAnnotations): mmseg's step, whose settings are used.
+        is_evaluation (bool): See above. Defaults to False.
         check (CheckLabels, optional): Stops on labels that name no class. Defaults to None.
     """
 
-    def __init__(self, transform: object, check: CheckLabels | None = None) -> None:
+    def __init__(
+        self, transform: object, is_evaluation: bool = False, check: CheckLabels | None = None
+    ) -> None:
+        super().__init__()
         self.transform = transform
+        self.is_evaluation = is_evaluation
         self.check = check
 
-    def __call__(self, results: dict) -> dict:
+    def __call__(self, results: dict) -> dict | None:
         """Load ``results['seg_map_path']`` into ``gt_seg_map``, uint8 (H, W).
 
-        Args:
-            results (dict): Of mmseg; ``ori_shape`` of the image is the size of its label image too.
+        Raises:
+            UserError: A label names no class, or many files in a row cannot be read.
+        """
+        path = str(results.get('img_path'))
+        try:
+            labels = self.read(results)
+        except BadImageError as error:
+            self.note_skipped(path, error)
+            if not self.is_evaluation:
+                return None
+            labels = np.full(results['ori_shape'], IGNORE_INDEX, np.uint8)
+        else:
+            self.note_read(path)
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
+        return results if self.check is None else self.check(results)
+
+    def read(self, info: dict) -> np.ndarray:
+        """Labels of ``info['seg_map_path']``, uint8 (H, W), after ``reduce_zero_label`` and
+        ``label_map``.
 
         Raises:
-            BadImageError: The labels are a pipe, a socket or a device.
-            UserError: A label names no class.
+            BadImageError: They cannot be read.
         """
-        results = self._load(results)
-        return self.check(results) if self.check is not None else results
-
-    def _load(self, results: dict) -> dict:
-        if results.pop(UNREADABLE, False):
-            results['gt_seg_map'] = np.full(results['ori_shape'], IGNORED, np.uint8)
-            results['seg_fields'].append('gt_seg_map')
-            return results
-        check_regular(results['seg_map_path'])
-        if min(results.get('ori_shape', (2,))) > 1:
-            return self.transform(results)
-        path = results['seg_map_path']
-        with tempfile.TemporaryDirectory() as folder, Image.open(path) as labels:
-            doubled = str(Path(folder, 'labels.png'))
-            labels.resize((2 * labels.width, 2 * labels.height), Image.NEAREST).save(doubled)
-            results = self.transform({**results, 'seg_map_path': doubled})
-        results['seg_map_path'] = path
-        results['gt_seg_map'] = np.ascontiguousarray(results['gt_seg_map'][::2, ::2])
-        return results
+        reduces = bool(info.get('reduce_zero_label'))
+        if self.transform.reduce_zero_label not in (None, reduces):
+            raise UserError(
+                f'LoadAnnotations has reduce_zero_label={self.transform.reduce_zero_label}, but '
+                f'the data set {reduces}: leave it out of LoadAnnotations'
+            )
+        reduced = np.arange(256)
+        if reduces:
+            reduced -= 1
+            reduced[[0, 255]] = IGNORE_INDEX
+        mapped = reduced.copy()
+        for old, new in (info.get('label_map') or {}).items():
+            mapped[reduced == old] = new
+        return mapped.astype(np.uint8)[stored_labels(self, info).astype(np.uint8)]
 
     def __repr__(self) -> str:
         return f'LoadCheckedLabels({self.transform})'
@@ -88,12 +99,10 @@ def label_step(dataset: dict) -> object:
         for step in steps if isinstance(steps, (list, tuple)) else ():
             if isinstance(step, (list, tuple)):  # of TestTimeAug
                 found = find(step)
-            elif str(step.get('type')).rpartition('.')[2].startswith('Load') and (
-                'Image' not in str(step.get('type'))
-            ):
-                found = step
             else:
-                found = find(step.get('transforms'))
+                name = str(step.get('type')).rpartition('.')[2]
+                is_found = name.startswith('Load') and 'Image' not in name
+                found = step if is_found else find(step.get('transforms'))
             if found:
                 return found
         return None
@@ -122,10 +131,11 @@ def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
     def read(info: dict) -> np.ndarray:
         results = {**info, 'seg_fields': []}
         if isinstance(step, LoadCheckedLabels):
-            facts = image_facts(read_file(info['seg_map_path']), info['seg_map_path'])
-            results['ori_shape'] = facts.height, facts.width
-        for transform in (step, *checks):
-            results = transform(results)
+            results['gt_seg_map'] = step.read(info)
+        else:
+            results = step(results)
+        for check in checks:
+            results = check(results)
         return results['gt_seg_map']
 
     return read
@@ -157,9 +167,9 @@ def stored_labels(step: object, info: dict) -> np.ndarray:
         labels = mmcv.imfrombytes(
             content, flag='unchanged', backend=step.transform.imdecode_backend
         )
+    except BadImageError:
+        raise
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        if isinstance(error, BadImageError):
-            raise
         raise BadImageError(f'{path} cannot be read ({error})') from error
     if labels is None:
         raise BadImageError(f'{path} cannot be decoded')

@@ -13,12 +13,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from .image_notes import ImageNote, take_notes
 from .random_states import seed_all
 
 _SAMPLE = 0  # kinds of places, see random_states; 1 is an iteration
@@ -30,17 +28,14 @@ class TrainingLoader(DataLoader):
     Args:
         loader (DataLoader): What to load. Not used any more afterwards.
         seed (int): The training's seed, the same in all processes.
-        place_samples (bool): Whether samples are seeded and batches can be skipped, as training
-            wants. False only takes notes. Defaults to True.
     """
 
-    def __init__(self, loader: DataLoader, seed: int, place_samples: bool = True) -> None:
-        dataset = _NotedDataset(loader.dataset)
-        batches = _PlacedBatches(loader.batch_sampler, seed if place_samples else None)
+    def __init__(self, loader: DataLoader, seed: int) -> None:
         options = {
             name: getattr(loader, name)
             for name in (
                 'num_workers',
+                'collate_fn',
                 'pin_memory',
                 'timeout',
                 'multiprocessing_context',
@@ -53,13 +48,11 @@ class TrainingLoader(DataLoader):
             if hasattr(loader, name)
         }
         super().__init__(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_NotedCollate(loader.collate_fn),
-            worker_init_fn=_WorkerStart(loader.worker_init_fn),
+            _SeededDataset(loader.dataset),
+            batch_sampler=_PlacedBatches(loader.batch_sampler, seed),
+            worker_init_fn=IgnoreSignals(loader.worker_init_fn),
             **options,
         )
-        self.notes: list[ImageNote] = []
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
         """Say where the next iteration begins.
@@ -72,14 +65,12 @@ class TrainingLoader(DataLoader):
         self.batch_sampler.skip = batch
 
     def __iter__(self) -> Iterator[object]:
-        """Yield batches, and keep what was noted about their images in ``notes``."""
-        for loaded in super().__iter__():
-            self.notes += loaded.notes
-            yield loaded.batch
+        """Yield batches; a generator, as mmengine before 0.10.8 asks for one before all is set."""
+        yield from super().__iter__()
 
 
-def training_loader(loader: DataLoader, seed: int, place_samples: bool = True) -> DataLoader:
-    """A :class:`TrainingLoader` in the place of ``loader``, where that is possible.
+def training_loader(loader: DataLoader, seed: int) -> DataLoader:
+    """A :class:`TrainingLoader` in place of ``loader``, where that is possible.
 
     Data sets without indices and loaders without batches are returned as they are.
     """
@@ -89,18 +80,13 @@ def training_loader(loader: DataLoader, seed: int, place_samples: bool = True) -
         or loader.batch_sampler is None
     ):
         return loader
-    return TrainingLoader(loader, seed, place_samples)
-
-
-class _Loaded(NamedTuple):
-    batch: object
-    notes: list[ImageNote]
+    return TrainingLoader(loader, seed)
 
 
 class _PlacedBatches(Sampler):
     """Batches of (index, place) from batches of indices; leaves out the first ``skip``."""
 
-    def __init__(self, batches: Sampler, seed: int | None) -> None:
+    def __init__(self, batches: Sampler, seed: int) -> None:
         self.batches = batches
         self.seed = seed
         self.epoch = 0
@@ -127,16 +113,16 @@ class _PlacedBatches(Sampler):
             if self.skip:
                 self.skip -= 1
                 continue
-            # Numbered over all processes: samplers deal samples out in turn.
+            # Numbered over all processes: samplers give samples to them in turn.
             numbers = (n * processes + rank for n in range(first, sample))
-            yield [(index, self._place(number)) for index, number in zip(batch, numbers)]
+            yield [
+                (index, (self.seed, _SAMPLE, self.epoch, number))
+                for index, number in zip(batch, numbers)
+            ]
 
-    def _place(self, number: int) -> tuple[int, ...] | None:
-        return None if self.seed is None else (self.seed, _SAMPLE, self.epoch, number)
 
-
-class _NotedDataset:
-    """A data set whose samples are seeded, and come with the notes about their images.
+class _SeededDataset:
+    """A data set whose samples are seeded by their place in the training.
 
     All else is the data set's own: hooks read and set attributes of ``train_dataloader.dataset``.
     """
@@ -147,12 +133,10 @@ class _NotedDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, place: tuple[int, tuple[int, ...] | None]) -> tuple[object, list]:
-        index, seed = place
-        if seed is not None:
-            seed_all(*seed)
-        take_notes()  # of a sample that failed before
-        return self._dataset[index], take_notes()
+    def __getitem__(self, index_and_place: tuple[int, tuple[int, ...]]) -> object:
+        index, place = index_and_place
+        seed_all(*place)
+        return self._dataset[index]
 
     def __getattr__(self, name: str) -> object:
         if name.startswith('__') or name == '_dataset':  # also while it is unpickled
@@ -163,20 +147,12 @@ class _NotedDataset:
         setattr(self._dataset, name, value)
 
     def __reduce__(self) -> tuple:
-        return _NotedDataset, (self._dataset,)
+        return _SeededDataset, (self._dataset,)
 
 
-class _NotedCollate:
-    def __init__(self, collate: Callable) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[tuple[object, list]]) -> _Loaded:
-        notes = [note for _, found in samples for note in found]
-        return _Loaded(self.collate([sample for sample, _ in samples]), notes)
-
-
-class _WorkerStart:
-    """Workers leave signals to the training process: it needs them for its last iteration.
+class IgnoreSignals:
+    """A ``worker_init_fn``: workers leave signals to the training process, whose last iteration
+    needs them.
 
     Ctrl-C goes to all processes of a terminal, and a cluster's SIGTERM to all of a job. Only the
     training process itself ends its workers.

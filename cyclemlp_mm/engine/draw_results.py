@@ -37,7 +37,7 @@ class DrawResults(Hook):
         self._loader: LoadCheckedImage | None = None
         self._is_detector = False
 
-    def before_test(self, runner: Runner) -> None:
+    def before_test_epoch(self, runner: Runner) -> None:
         """Give every image of the data set the name of its picture."""
         data = runner.test_loop.dataloader.dataset
         self._loader = image_loader(data)

@@ -19,7 +19,7 @@ from mmengine.runner import loops as mmengine_loops
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.datasets.random_states import seed_all
-from cyclemlp_mm.datasets.training_loader import TrainingLoader, training_loader
+from cyclemlp_mm.datasets.training_loader import IgnoreSignals, TrainingLoader, training_loader
 from cyclemlp_mm.errors import CheckpointError, UserError
 
 _ITERATION = 1  # kinds of places, see random_states; 0 is a sample
@@ -113,6 +113,7 @@ class PatientValLoop(ValLoop):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.dataloader.worker_init_fn = IgnoreSignals(self.dataloader.worker_init_fn)
         self._evaluate = self.evaluator.evaluate
         self.evaluator.evaluate = self._evaluate_patiently
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX as IGNORED
 from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file
-from cyclemlp_mm.datasets.load_labels import IGNORED, LoadCheckedLabels, label_step, stored_labels
+from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels, label_step, stored_labels
 
 from .files import in_parallel, sample
 from .findings import Report, count, some

@@ -8,11 +8,11 @@ import pytest
 from bad_images import BAD_IMAGES, SIZE, encode, exif_rotated, picture
 from mmengine.config import Config
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from cyclemlp_mm.datasets import CheckLabels, load_image
-from cyclemlp_mm.datasets.image_notes import take_notes
+from cyclemlp_mm.datasets.image_notes import MOST_IN_A_ROW, NOTES, CollateWithNotes, NotingStep
 from cyclemlp_mm.datasets.load_image import (
-    MOST_IN_A_ROW,
     UNSURE_KIND,
     LoadCheckedImage,
     as_picture,
@@ -30,8 +30,7 @@ mmcv_transforms = pytest.importorskip('mmcv.transforms')
 def load(path, is_evaluation=False, **known):
     transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), is_evaluation)
     known = known or dict(height=SIZE[1], width=SIZE[0])
-    take_notes()
-    return transform(dict(img_path=str(path), **known)), take_notes()
+    return transform(dict(img_path=str(path), **known)), transform.notes
 
 
 @pytest.mark.parametrize('name', BAD_IMAGES)
@@ -70,11 +69,10 @@ def test_an_image_too_long_for_the_pipeline(tmp_path):
     resize = mmcv_transforms.Resize(scale=(128, 128), keep_ratio=True)
     scales = resize_scales([resize])
     info = dict(img_path=str(tmp_path / 'a.png'), height=40, width=20000)
-    take_notes()
-    load = mmcv_transforms.LoadImageFromFile()
-    assert LoadCheckedImage(load, False, scales)(dict(info)) is None
-    assert 'is too long (20000×40)' in take_notes()[0].reason
-    results = LoadCheckedImage(load, True, scales)(dict(info))
+    load = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), False, scales)
+    assert load(dict(info)) is None
+    assert 'is too long (20000×40)' in load.notes[0].reason
+    results = LoadCheckedImage(load.transform, True, scales)(dict(info))
     assert results['ori_shape'] == (40, 20000) and not results['img'].any()  # counts, in its size
     assert results['img'].shape == (40, 64, 3)  # no side longer than those of its annotations
     assert resize(results)['img'].shape == (80, 128, 3)
@@ -144,38 +142,18 @@ def test_stray_labels_stop_an_evaluation(settings, ignore_index, stray, wrapped,
 
 
 def test_scales_of_a_pipeline():
+    t = mmcv_transforms
+    random = dict(resize_type=t.Resize, keep_ratio=True)
     steps = [
-        dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-        dict(type='Resize', scale=(9, 9)),  # keeps no ratio, so that no side can vanish
-        dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-        dict(type='RandomResize', scale=[(500, 300), (900, 200)], keep_ratio=True),
-        dict(
-            type='RandomChoice',
-            transforms=[
-                [
-                    dict(
-                        type='RandomChoiceResize',
-                        scales=[(480, 1333), (640, 1333)],
-                        keep_ratio=True,
-                    )
-                ]
-            ],
-        ),
-        dict(type='Resize', scale=96, keep_ratio=True),
-        dict(type='RandomResizedCrop', scale=224),
-        dict(type='ResizeEdge', scale=248),
+        t.Resize(scale=(1333, 800), keep_ratio=True),
+        t.Resize(scale=(9, 9)),  # keeps no ratio, so that no side can vanish
+        t.RandomResize(scale=(2048, 512), ratio_range=(0.5, 2.0), **random),
+        t.RandomResize(scale=[(500, 300), (900, 200)], **random),
+        t.RandomChoice([[t.RandomChoiceResize(scales=[(480, 1333), (640, 1333)], **random)]]),
+        t.Resize(scale=96, keep_ratio=True),
     ]
     expected = [(1333, 800), (1024, 256), (500, 200), (480, 1333), (96, 96)]
-    assert resize_scales(steps) == expected
-    built = [
-        mmcv_transforms.RandomResize(
-            scale=(2048, 512),
-            ratio_range=(0.5, 2.0),
-            resize_type=mmcv_transforms.Resize,
-            keep_ratio=True,
-        )
-    ]
-    assert resize_scales(built) == [(1024, 256)]
+    assert sorted(resize_scales(steps)) == sorted(expected)
 
 
 @pytest.mark.parametrize('label_size, fits', [(SIZE, True), ((48, 64), True), ((30, 30), False)])
@@ -191,18 +169,34 @@ def test_a_label_image_says_the_size_as_well(label_size, fits, tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize('broken', ['missing', 'truncated', 'folder', 'pipe'])
+@pytest.mark.parametrize('broken', ['missing', 'truncated', 'damaged', 'folder', 'pipe'])
 def test_a_label_image_that_cannot_be_read(broken, tmp_path):
+    """Another sample takes its place in training; in evaluation, all pixels are ignored."""
+    loading = pytest.importorskip('mmseg.datasets.transforms.loading')
     (tmp_path / 'a.jpg').write_bytes(encode(picture()))
     label = tmp_path / 'a.png'
+    whole = encode(picture('L'), 'PNG')
     if broken == 'truncated':
-        label.write_bytes(encode(picture('L'), 'PNG')[:-100])
+        label.write_bytes(whole[:-100])
+    elif broken == 'damaged':
+        label.write_bytes(whole[:1500] + bytes(100) + whole[1600:])
     elif broken == 'folder':
         label.mkdir()
     elif broken == 'pipe':
         os.mkfifo(label)
-    results, notes = load(tmp_path / 'a.jpg', seg_map_path=str(label))
-    assert results is None and 'a.png' in notes[0].reason
+    info = dict(img_path=str(tmp_path / 'a.jpg'), seg_map_path=str(label), seg_fields=[])
+    for is_evaluation in (False, True):
+        steps = [mmcv_transforms.LoadImageFromFile(), loading.LoadAnnotations()]
+        load_image.check_steps(steps, is_evaluation)
+        results = steps[1](steps[0](dict(info)))
+        [note] = steps[1].notes
+        assert note.path.endswith('a.jpg') and 'a.png' in note.reason
+        assert note.outcome == 'skipped' and not steps[0].notes
+        if is_evaluation:
+            assert results['gt_seg_map'].shape == SIZE[::-1]
+            assert (results['gt_seg_map'] == 255).all()
+        else:
+            assert results is None
 
 
 @pytest.mark.parametrize('broken', ['missing', 'folder'])
@@ -232,9 +226,8 @@ def test_a_pipe_or_a_device_is_skipped_and_not_read(kind, tmp_path):
         path.symlink_to('/dev/zero')
     for settings in ({}, dict(color_type='unchanged')):
         transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(**settings), False)
-        take_notes()
         assert transform(dict(img_path=str(path))) is None
-        assert 'is not a regular file' in take_notes()[0].reason
+        assert 'is not a regular file' in transform.notes[0].reason
 
 
 def deep_values(folder, suffix, largest, colours=False):
@@ -251,9 +244,7 @@ def test_a_hot_pixel_does_not_make_an_image_bright(largest, said, tmp_path):
     path, ramp = deep_values(tmp_path, '.png', largest)
     ramp[0, 0] = 65535
     pytest.importorskip('cv2').imwrite(str(path), ramp)
-    take_notes()
-    LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), False)(dict(img_path=str(path)))
-    [note] = take_notes()
+    _, [note] = load(path)
     assert ('nearly black' in note.reason) == bool(said) and (said or '') in note.reason
 
 
@@ -262,16 +253,14 @@ def test_a_hot_pixel_does_not_make_an_image_bright(largest, said, tmp_path):
 def test_twelve_bits_in_sixteen(suffix, colours, tmp_path):
     """They become 0 to 15 of 255: reported, and scaled where the largest value is given."""
     path, ramp = deep_values(tmp_path, suffix, 4095, colours)
-    transform = mmcv_transforms.LoadImageFromFile()
-    take_notes()
-    results = LoadCheckedImage(transform, False)(dict(img_path=str(path)))
+    results, [note] = load(path)
     assert results['img'].max() <= 16
-    [note] = take_notes()
     assert 'nearly black (0 to 40' in note.reason and 'image_max_value=4095' in note.reason
-    results = LoadCheckedImage(transform, False, max_value=4095)(dict(img_path=str(path)))
+    transform = LoadCheckedImage(mmcv_transforms.LoadImageFromFile(), False, max_value=4095)
+    results = transform(dict(img_path=str(path)))
     expected = np.round(ramp * (255 / 4095)).astype(np.uint8)
     assert np.array_equal(results['img'], np.stack([expected] * 3, -1))
-    assert take_notes()[0].reason == 'more than 8 bits'
+    assert transform.notes[0].reason == 'more than 8 bits'
 
 
 def test_sixteen_bits_that_are_used_are_no_warning(tmp_path):
@@ -343,9 +332,9 @@ def test_other_loading_steps_skip_what_they_cannot_read(tmp_path):
     step = LoadArray()
     results = LoadCheckedImage(step, False)(dict(img_path=str(tmp_path / 'a.npy')))
     assert results['img'].shape == (4, 6, 5) and results['img'].dtype == np.float32
-    take_notes()
-    assert LoadCheckedImage(step, False)(dict(img_path=str(tmp_path / 'b.npy'))) is None
-    assert 'cannot be read by LoadArray' in take_notes()[0].reason
+    transform = LoadCheckedImage(step, False)
+    assert transform(dict(img_path=str(tmp_path / 'b.npy'))) is None
+    assert 'cannot be read by LoadArray' in transform.notes[0].reason
     with pytest.raises(UserError, match=r'b\.npy.*An evaluation needs all'):
         LoadCheckedImage(step, True)(dict(img_path=str(tmp_path / 'b.npy')))
     assert as_picture(results['img']).shape == (4, 6, 3)
@@ -377,3 +366,33 @@ def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, 
     assert [finding.level for finding in report.findings] == (
         [] if said is None else ['warning' if said == UNSURE_KIND else 'note']
     )
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_notes_travel_in_the_batch(workers, tmp_path):
+    """Of all images that a worker process looked at, skipped ones too; the hook takes them out."""
+    base = pytest.importorskip('mmengine.dataset')
+    for name, content in (('a.jpg', b''), ('b.jpg', encode(picture('L')))):
+        (tmp_path / name).write_bytes(content)
+
+    class Data(base.BaseDataset):
+        def load_data_list(self):
+            return [dict(img_path=str(tmp_path / name)) for name in ('a.jpg', 'b.jpg')]
+
+    data = Data(pipeline=[mmcv_transforms.LoadImageFromFile()])
+    loader = DataLoader(data, 2, num_workers=workers, collate_fn=base.pseudo_collate)
+    for _ in range(2):  # as the hook does before each epoch
+        load_image.check_loader(loader, False, None, 255)
+    [batch] = loader
+    assert {(note.path[-5:], note.outcome) for note in batch.pop(NOTES)} == {
+        ('a.jpg', 'skipped'),
+        ('b.jpg', 'converted'),
+    }
+    assert [image.shape for image in batch['img']] == [(48, 64, 3)] * 2
+
+
+def test_a_collate_function_without_a_dict_gets_its_notes_logged(log_lines):
+    step = NotingStep()
+    step.note_read('a.jpg', ['grey'])
+    assert CollateWithNotes(tuple, [step])([1, 2]) == (1, 2) and not step.notes
+    assert any('image converted: a.jpg: grey' in line for line in log_lines)
