@@ -232,7 +232,7 @@ def write_coco(
         UserError: A ValueError; if an argument is outside its range.
         FolderInUseError: A FileExistsError; if ``out_dir`` holds anything else.
     """
-    return _write('coco', _coco_split, out_dir, num_train, num_val, size, seed)
+    return _write('coco', _coco_split, (), out_dir, num_train, num_val, size, seed)
 
 
 def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -241,7 +241,7 @@ def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
     Label 0 is to be ignored (``reduce_zero_label=True``), label 1 is the background. Arguments,
     result and errors are those of :func:`write_coco`.
     """
-    return _write('ade20k', _ade20k_split, out_dir, *args, **kwargs)
+    return _write('ade20k', _ade20k_split, SEGMENTATION_CLASSES, out_dir, *args, **kwargs)
 
 
 def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -249,7 +249,7 @@ def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
 
     Arguments, result and errors are those of :func:`write_coco`.
     """
-    return _write('folders', _folders_split, out_dir, *args, **kwargs)
+    return _write('folders', _folders_split, (), out_dir, *args, max_objects=1, **kwargs)
 
 
 def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -258,17 +258,19 @@ def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
     The files are ``train_list.txt``, ``val_list.txt`` and ``classes.txt``. Arguments, result and
     errors are those of :func:`write_coco`.
     """
-    return _write('lists', _lists_split, out_dir, *args, **kwargs)
+    return _write('lists', _lists_split, CLASSES, out_dir, *args, max_objects=1, **kwargs)
 
 
 def _write(
     layout: str,
     write_split: Callable[[Path, str, Iterable[Scene]], None],
+    listed_classes: Sequence[str],
     out_dir: str | Path,
     num_train: int = 400,
     num_val: int = 100,
     size: Sequence[int] = (128, 128),
     seed: int = 0,
+    max_objects: int = 6,
 ) -> Path:
     if min(size) < MIN_SIDE:
         raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
@@ -292,21 +294,19 @@ def _write(
     if _is_complete(folder, parameters):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).write_text(json.dumps(parameters))  # without 'files': incomplete
-    most = 1 if layout in ('folders', 'lists') else 6
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps(parameters))  # without 'files': incomplete
     for split, count in zip(SPLITS, (num_train, num_val)):
-        scenes = (make_scene(index, size, seed, split, most) for index in range(count))
+        scenes = (make_scene(index, size, seed, split, max_objects) for index in range(count))
         write_split(folder, split, scenes)
-    if layout != 'coco' and layout != 'folders':
-        names = SEGMENTATION_CLASSES if layout == 'ade20k' else CLASSES
-        (folder / 'classes.txt').write_bytes('\n'.join((*names, '')).encode())
-    (folder / MANIFEST).write_text(
-        json.dumps(dict(parameters, files=_count_files(folder)), indent=2)
-    )
+    if listed_classes:
+        (folder / 'classes.txt').write_bytes('\n'.join((*listed_classes, '')).encode())
+    manifest.write_text(json.dumps(dict(parameters, files=_count_files(folder)), indent=2))
     return folder
 
 
 def _is_complete(folder: Path, parameters: dict) -> bool:
+    """Whether a folder holds the data set; raises if it holds anything else."""
     if folder.is_file():
         raise FolderInUseError(f'{folder} is a file, expected a folder; choose another folder')
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -318,18 +318,17 @@ def _is_complete(folder: Path, parameters: dict) -> bool:
             f'{folder} is not empty and holds no data set of this generator; '
             'choose an empty or a new folder'
         ) from None
-    files = manifest.pop('files', None)
-    if manifest != parameters:
-        different = [
-            f'{key} {manifest.get(key)!r} instead of {value!r}'
-            for key, value in parameters.items()
-            if manifest.get(key) != value
-        ]
+    different = [
+        f'{key} {manifest.get(key)!r} instead of {value!r}'
+        for key, value in parameters.items()
+        if manifest.get(key) != value
+    ]
+    if different:
         raise FolderInUseError(
             f'{folder} holds a data set with {", ".join(different)}; '
             'remove that folder or choose another one'
         )
-    return files == _count_files(folder)
+    return manifest.get('files') == _count_files(folder)
 
 
 def _count_files(folder: Path) -> int:

@@ -10,16 +10,32 @@ processes see what one process with twice the batch sees.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
 from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from .random_states import seed_all
+_SAMPLE = 0  # kinds of places, see seed_all; 1 is an iteration
 
-_SAMPLE = 0  # kinds of places, see random_states; 1 is an iteration
+
+def seed_all(*place: int) -> None:
+    """Seed Python's, numpy's and PyTorch's generators of this process.
+
+    Two places give independent streams, however near they are (numpy's ``SeedSequence`` mixes
+    them), and a place gives the same stream in every process and after every restart.
+
+    Args:
+        *place (int): Non-negative numbers, such as (seed, kind, epoch, sample).
+    """
+    words = np.random.SeedSequence(place).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed((int(words[2]) << 31) ^ int(words[3]))
 
 
 class TrainingLoader(DataLoader):

@@ -18,11 +18,15 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Val
 from mmengine.runner import loops as mmengine_loops
 from torch.utils.data import DataLoader
 
-from cyclemlp_mm.datasets.random_states import seed_all
-from cyclemlp_mm.datasets.training_loader import IgnoreSignals, TrainingLoader, training_loader
+from cyclemlp_mm.datasets.training_loader import (
+    IgnoreSignals,
+    TrainingLoader,
+    seed_all,
+    training_loader,
+)
 from cyclemlp_mm.errors import CheckpointError, UserError
 
-_ITERATION = 1  # kinds of places, see random_states; 0 is a sample
+_ITERATION = 1  # kinds of places, see seed_all; 0 is a sample
 #: Key of the message hub, and so of checkpoints: batches that the current epoch has behind it.
 BATCHES_DONE = 'batches_done'
 _EPOCH_LENGTH = 'epoch_length'
