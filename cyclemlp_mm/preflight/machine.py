@@ -65,9 +65,9 @@ def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
 def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
     """Whether checkpoints can be written, and how many there is room for."""
     try:
-        check_writable(cfg.work_dir, 'work_dir', is_folder=True)
+        check_writable(cfg.work_dir, '--work-dir', is_folder=True)
     except UserError as error:
-        report.error('work_dir', str(error).removeprefix('work_dir '))
+        report.error('work_dir', str(error))
         return
     folder = Path(cfg.work_dir).resolve()
     while not folder.exists():

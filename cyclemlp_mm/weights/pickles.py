@@ -273,10 +273,14 @@ class _Builder:
             ]
         else:
             arguments = self._each(arguments, depth)
-        items = self._each(call.items, depth)
+        is_dict, is_set = name in allowed_types.DICTS, name in allowed_types.SETS
+        if is_dict:
+            self._spend(len(call.items))
+            items = [(self.build(k, depth), self.build(v, depth)) for k, v in call.items]
+        else:
+            items = self._each(call.items, depth)
         if call.state is not None:
             more['state'] = self.build(call.state, depth)
-        is_dict, is_set = name in allowed_types.DICTS, name in allowed_types.SETS
         if is_dict or is_set or name in allowed_types.SEQUENCES:
             if arguments and isinstance(arguments[0], (dict, list, tuple)):
                 old = arguments.pop(0)

@@ -794,7 +794,7 @@ def test_a_read_only_work_dir(tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
     assert done.returncode == 2
-    assert re.search(r'fs: cannot be written \(Read-only file system\).*--work-dir', done.stdout)
+    assert re.search(r'--work-dir fs/wd cannot be written \(Read-only file system\)', done.stdout)
     assert 'Traceback' not in done.stdout
 
 
