@@ -8,7 +8,13 @@ _base_ = [
     '_base_/runtime/mmpretrain.py',
 ]
 custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.classification'],
+    imports=[
+        'cyclemlp_mm',
+        'cyclemlp_mm.safe_loading',
+        'cyclemlp_mm.engine',
+        'cyclemlp_mm.datasets',
+        'cyclemlp_mm.classification',
+    ],
     allow_failed_imports=False,
 )
 model = dict(

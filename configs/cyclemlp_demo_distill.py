@@ -3,7 +3,13 @@
 #     --cfg-options model.teacher_checkpoint=work_dirs/cyclemlp_demo/epoch_20.pth
 _base_ = 'cyclemlp_demo.py'
 custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.classification'],
+    imports=[
+        'cyclemlp_mm',
+        'cyclemlp_mm.safe_loading',
+        'cyclemlp_mm.engine',
+        'cyclemlp_mm.datasets',
+        'cyclemlp_mm.classification',
+    ],
     allow_failed_imports=False,
 )
 model = dict(

@@ -1,21 +1,22 @@
 """MLP-like backbones for OpenMMLab.
 
-Importing this package registers its backbones in mmengine's root registry, so that mmdet, mmseg
-and mmpretrain can all build them. It needs torch and mmengine only.
+Importing this package registers the names of its backbones in mmengine's root registry, so that
+mmdet, mmseg and mmpretrain can all build them, and does nothing else. It imports mmengine's
+registry only; a backbone's module, and torch, are imported when the first one is built. Hooks,
+loops and data sets are registered by :mod:`cyclemlp_mm.engine` and :mod:`cyclemlp_mm.datasets`,
+which configs name in ``custom_imports``.
 """
 
-import os as _os
-import sys as _sys
-
-if 'torch' not in _sys.modules:  # whose import would end the process with less to go by
-    try:
-        _os.getcwd()
-    except FileNotFoundError:
-        _sys.stderr.write('error: the current folder was removed: change to another one\n')
-        _sys.exit(2)
-
-from . import datasets, engine, models  # noqa: F401 - imported for what they register
-from .engine import config_path
+from .registration import SyncBNOrBN, register_backbones
 from .version import __version__
 
-__all__ = ['__version__', 'config_path']
+__all__ = ['SyncBNOrBN', '__version__', 'config_path']
+
+register_backbones()
+
+
+def config_path(name: str) -> str:
+    """Path of a config of this project; see :func:`cyclemlp_mm.engine.config_files.config_path`."""
+    from .engine.config_files import config_path as find
+
+    return find(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from cyclemlp_mm.analysis.whole_model import SIZES, build_on_meta, count_paramet
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.registration import BACKBONES
 
 from .arguments import add_cfg_options, new_parser
 
@@ -93,12 +93,11 @@ def _count_config(args: argparse.Namespace) -> dict:
 
 def _count_backbone(args: argparse.Namespace) -> dict:
     size = tuple(args.size or SIZES['mmpretrain'])
-    kind = MODELS.get(args.backbone)
-    if kind is None or 'arch' not in inspect.signature(kind).parameters:
-        raise UserError(f'--backbone {args.backbone}: there is no such backbone with an arch')
+    if args.backbone not in BACKBONES:
+        raise UserError(f'--backbone {args.backbone}: it must be one of {", ".join(BACKBONES)}')
     with torch.device('meta'):
         try:
-            backbone = kind(arch=args.arch).eval()
+            backbone = MODELS.build(dict(type=args.backbone, arch=args.arch)).eval()
         except ValueError as error:  # the family names its archs
             raise UserError(f'--arch {args.arch}: {error}') from error
     parts = dict(backbone=backbone_multiply_adds(backbone, (1, 3, *size)))

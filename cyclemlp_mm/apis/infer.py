@@ -132,8 +132,9 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     args = parse_infer_args(argv)
     _check(args)
     # Slow to import, and not needed for --help.
-    from cyclemlp_mm.inference import PredictionWriter, Predictor, Tiling, find_inputs
+    from cyclemlp_mm.inference import Predictor, Tiling, find_inputs
     from cyclemlp_mm.inference.inputs import own_suffixes
+    from cyclemlp_mm.inference.writer import PredictionWriter
 
     tiling = None
     if args.tile is not None:

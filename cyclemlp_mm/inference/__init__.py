@@ -4,13 +4,11 @@ from .inputs import Input, find_inputs, image_reader, read_image
 from .predictions import Instances, Prediction, Segments
 from .predictor import Predictor
 from .tiling import Tiling, predict_tiled
-from .writer import PredictionWriter
 
 __all__ = [
     'Input',
     'Instances',
     'Prediction',
-    'PredictionWriter',
     'Predictor',
     'Segments',
     'Tiling',

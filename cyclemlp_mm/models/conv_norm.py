@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -29,39 +25,6 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 #: PyTorch's modules that can stand for a norm of NCHW maps; Identity for none. Third-party classes
 #: are accepted unchecked.
 _NCHW_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
-
-
-@MODELS.register_module()
-class SyncBNOrBN:
-    """Builds SyncBN where it can run, else BN, which is logged once.
-
-    SyncBN needs a GPU and more than one process; on one GPU it equals BN, on a CPU it stops. The
-    choice is made when the model is built, after the start of the process group, so that it holds
-    under any tool that builds the config. Both have the same parameter names.
-
-    Args:
-        num_features (int): Channels.
-        **kwargs: As for ``torch.nn.BatchNorm2d``.
-
-    Returns:
-        nn.SyncBatchNorm | nn.BatchNorm2d
-    """
-
-    _abbr_ = 'bn'  # mmcv names the layer by this, as it would SyncBN and BN
-
-    def __new__(cls, num_features: int, **kwargs) -> nn.Module:
-        if get_world_size() > 1 and torch.cuda.is_available():
-            return nn.SyncBatchNorm(num_features, **kwargs)
-        _warn_of_bn(get_world_size())
-        return nn.BatchNorm2d(num_features, **kwargs)
-
-
-@functools.cache
-def _warn_of_bn(world_size: int) -> None:
-    why = 'there is one process'
-    if world_size > 1:
-        why = 'there is no GPU: batch statistics are per process'
-    print_log(f'BN is used in place of SyncBN, as {why}', 'current', logging.WARNING)
 
 
 def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:

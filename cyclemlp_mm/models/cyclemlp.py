@@ -206,7 +206,7 @@ class CycleBlock(nn.Module):
         return residual_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 
-@MODELS.register_module()
+@MODELS.register_module(force=True)  # in place of registration.py's function
 class CycleMLP(DenseBackbone):
     """CycleMLP backbone (ICLR 2022, arXiv 2107.10224).
 

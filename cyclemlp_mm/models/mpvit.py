@@ -183,7 +183,7 @@ class MultiPathStage(nn.Module):
         return self.aggregate(maps)
 
 
-@MODELS.register_module()
+@MODELS.register_module(force=True)  # in place of registration.py's function
 class MPViT(DenseBackbone):
     """MPViT backbone (CVPR 2022, arXiv 2112.11010).
 

@@ -16,11 +16,12 @@ from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops.recording import has_hooks, is_plain_layer
+from cyclemlp_mm.registration import SyncBNOrBN
 from cyclemlp_mm.weights import split_pretrained
 from cyclemlp_mm.weights.repmlp import REPMLP_FORMAT
 
 from .arch import check_bool, check_per_stage, check_positive_int, halved, resolve_arch
-from .conv_norm import Foldable, SyncBNOrBN, build_norm, fold_for_good, is_foldable
+from .conv_norm import Foldable, build_norm, fold_for_good, is_foldable
 from .dense_backbone import BackboneBase
 
 _FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
@@ -88,7 +89,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
         return answers.reshape(cells, -1).t(), conv_bias.repeat_interleave(cells)
 
 
-@MODELS.register_module(name=['DenseRepMLPNet', 'RepMLPNet'], force=True)  # see __init__.py
+@MODELS.register_module(name=['DenseRepMLPNet', 'RepMLPNet'], force=True)
 class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 

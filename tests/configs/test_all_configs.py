@@ -150,8 +150,9 @@ def test_follows_the_rules(name):
     assert bases and all((ROOT / 'configs' / base).is_file() for base in bases)
     assert '::' not in text and '_delete_' not in text
     cfg = load_config(name)
-    needs = ['cyclemlp_mm.classification'] if 'teacher' in cfg.model else []
-    assert cfg.custom_imports.imports == ['cyclemlp_mm', 'cyclemlp_mm.safe_loading', *needs]
+    modules = ['safe_loading', 'engine', 'datasets']
+    modules += ['classification'] if 'teacher' in cfg.model else []
+    assert cfg.custom_imports.imports == ['cyclemlp_mm', *(f'cyclemlp_mm.{m}' for m in modules)]
     assert cfg.custom_imports.allow_failed_imports is False
     assert cfg.auto_scale_lr.base_batch_size > 0
     assert cfg.get('find_unused_parameters') is None

@@ -3,13 +3,13 @@ from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS
 from torch import nn
 
-from cyclemlp_mm.models import conv_norm
+from cyclemlp_mm import registration
 
 CFG = dict(type='SyncBNOrBN', requires_grad=True)
 
 
 def test_bn_where_sync_bn_cannot_run(log_lines):
-    conv_norm._warn_of_bn.cache_clear()
+    registration._warn_of_bn.cache_clear()
     module = ConvModule(3, 4, 3, norm_cfg=CFG)
     assert type(module.norm) is nn.BatchNorm2d
     assert set(module.state_dict()) == set(
@@ -22,13 +22,13 @@ def test_bn_where_sync_bn_cannot_run(log_lines):
 
 
 def test_sync_bn_with_several_gpus(monkeypatch):
-    monkeypatch.setattr(conv_norm, 'get_world_size', lambda: 8)
+    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 8)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert type(ConvModule(3, 4, 3, norm_cfg=CFG).norm) is nn.SyncBatchNorm
 
 
 def test_bn_with_several_cpu_processes(monkeypatch):
-    monkeypatch.setattr(conv_norm, 'get_world_size', lambda: 2)
+    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 2)
     assert type(ConvModule(3, 4, 3, norm_cfg=CFG).norm) is nn.BatchNorm2d
 
 
@@ -38,4 +38,4 @@ def test_freezing_through_norm_cfg():
 
 
 def test_is_in_the_root_registry():
-    assert MODELS.get('SyncBNOrBN') is conv_norm.SyncBNOrBN
+    assert MODELS.get('SyncBNOrBN') is registration.SyncBNOrBN

@@ -10,8 +10,7 @@ from cyclemlp_mm.errors import CheckpointError
 
 mmpretrain_repmlp = pytest.importorskip('mmpretrain.models.backbones.repmlp')
 
-from cyclemlp_mm.models import to_deploy  # noqa: E402
-from cyclemlp_mm.models.conv_norm import SyncBNOrBN  # noqa: E402
+from cyclemlp_mm.models import SyncBNOrBN, to_deploy  # noqa: E402
 from cyclemlp_mm.models.repmlp import RepMLPNet  # noqa: E402 - needs mmpretrain
 
 TINY = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])

@@ -1,5 +1,11 @@
 custom_imports = dict(
-    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading'], allow_failed_imports=False
+    imports=[
+        'cyclemlp_mm',
+        'cyclemlp_mm.safe_loading',
+        'cyclemlp_mm.engine',
+        'cyclemlp_mm.datasets',
+    ],
+    allow_failed_imports=False,
 )
 default_scope = 'mmdet'
 default_hooks = dict(
