@@ -30,13 +30,13 @@ _INTRO = """\
 <!-- Written by tools/model_zoo.py from model-index.yml and the metafiles: change those. -->
 # Model zoo
 
-Parameters are those of the built model. FLOPs are multiply-adds of one image at the size in the
-table's head (`tools/get_flops.py CONFIG`); a two-stage detector counts 1000 proposals, 100 masks.
-**Quoted** results are the cited authors', reached with their own code. **Ours** are measured with
-this project, with the log. "Not measured" means just that: the COCO, ADE20K and ImageNet trainings
-were not run here, and no weights of detectors or segmentors are published.
+Parameters are counted on the built model. FLOPs are multiply-adds for one image of the size in the
+table's head (`tools/get_flops.py CONFIG`); for a two-stage detector, with 1000 proposals and 100
+masks. **Quoted** results are from the cited authors and their own code. **Ours** are measured with
+this project, and the log is given. The COCO, ADE20K and ImageNet trainings were not run here, so
+our results for them are "not measured", and no weights of detectors or segmentors are published.
 
-Configs are in `configs/`, and go by their name alone: `python tools/train.py NAME`."""
+Configs are in `configs/`; the name is enough: `python tools/train.py NAME`."""
 
 
 def model_zoo_page(collections: Sequence[Collection], docs: str | Path) -> str:
