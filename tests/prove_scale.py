@@ -22,7 +22,7 @@ LINKS = 60_000  # a file system may allow 65 000 to one file
 CONFIGS = ('retinanet_cyclemlp_b1_fpn_1x_coco', 'mask_rcnn_cyclemlp_b1_fpn_1x_coco')
 CHECK = """
 import resource, sys, time
-from cyclemlp_mm.apis.check import parse_check_args
+from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.preflight import run_preflight
@@ -31,7 +31,7 @@ def resident():
     return [int(line.split()[1]) // 1024 for line in lines if line.startswith('VmRSS')][0]
 begun = time.monotonic()
 with annotations_kept():
-    report = run_preflight(prepare_config(parse_check_args(sys.argv[1:])), weights=False)
+    report = run_preflight(prepare_config(parse('check', sys.argv[1:])), weights=False)
     errors = len(report.of('error'))
 took, peak = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 print(f'{sys.argv[1]}: {took:.1f} s, at most {peak} MiB, {resident()} MiB when it is over; '

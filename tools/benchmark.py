@@ -16,7 +16,7 @@ from benchmarking.contenders import ARCHS, MPVIT, OWN_FORMS, RIVALS
 from benchmarking.machine import copy_bandwidth, describe, matmul_rate
 from benchmarking.report import add_ratios, table, write
 from benchmarking.workloads import DTYPES
-from cyclemlp_mm.apis.arguments import add_deploy, new_parser
+from cyclemlp_mm.apis.arguments import DEPLOY, Parser
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_device, check_writable
 from cyclemlp_mm.engine import find_config
@@ -90,7 +90,7 @@ def benchmark() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = new_parser(__doc__, _EXAMPLES)
+    parser = Parser(__doc__, _EXAMPLES, DEPLOY)
     parser.add_argument('--arch', nargs='+', default=['b1'], choices=ARCHS)
     parser.add_argument(
         '--config',
@@ -123,7 +123,6 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument('--rivals', nargs='*', choices=RIVALS, default=[])
     parser.add_argument('--backend', choices=['auto', *BACKENDS], default='auto')
-    add_deploy(parser)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, help='of a CPU (default: as PyTorch has it)')
     parser.add_argument('--repeats', type=int, default=7, help='rounds (default: 7)')

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Convert weights between formats; see --help."""
 
-from cyclemlp_mm.apis.convert_weights import convert_weights
-from cyclemlp_mm.apis.run_tool import run_tool
+from _start import start
 
 if __name__ == '__main__':
-    run_tool(convert_weights)
+    start('convert_weights')

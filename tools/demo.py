@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cyclemlp_mm.apis.arguments import new_parser
+from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE, write_coco
 from cyclemlp_mm.engine import tools_dir
@@ -56,7 +56,7 @@ def demo(argv: Sequence[str] | None = None) -> float:
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = new_parser(
+    parser = Parser(
         'Train a small RetinaNet-CycleMLP on generated images and draw what it finds',
         '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n',
     )

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Write a model as ONNX or torch.export file; see --help."""
 
-from cyclemlp_mm.apis.export import export
-from cyclemlp_mm.apis.run_tool import run_tool
+from _start import start
 
 if __name__ == '__main__':
-    run_tool(export)
+    start('export')

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclemlp_mm.apis.arguments import new_parser
+from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.errors import MissingFileError, UserError
@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = new_parser(
+    parser = Parser(
         'Write docs/model_zoo.md and the tables of README.md from the metafiles that '
         'model-index.yml names',
         EXAMPLES,

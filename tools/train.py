@@ -4,12 +4,9 @@
 import signal
 import sys
 
-if __name__ == '__main__':  # the imports take seconds; 75: stopped, start it again
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-
-# isort: split
-from cyclemlp_mm.apis import train
-from cyclemlp_mm.apis.run_tool import run_tool
+from _start import start
 
 if __name__ == '__main__':
-    run_tool(train)
+    # The imports take seconds; 75: stopped, start it again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    start('train')

@@ -1,7 +1,5 @@
 """From command-line arguments to a config that mmengine's Runner takes."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,36 +24,37 @@ from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading, read
 
 
 def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', 'val')) -> Config:
-    """Read the config, apply ``--data`` and ``--cfg-options``, settle work dir and launcher.
+    """Read the config, apply ``--data`` and ``--cfg-options``, set work dir and launcher.
 
     Args:
-        args (argparse.Namespace): What :mod:`cyclemlp_mm.apis.arguments` adds.
+        args (argparse.Namespace): Arguments of ``tools/train.py``, ``test.py`` or ``check.py``.
         needed (Sequence[str]): Parts that the folder of ``--data`` must have. Defaults to both.
 
     Raises:
         UserError: With what is wrong and how to fix it.
     """
-    options = args.cfg_options or {}
+    options = args.cfg_options
     if 'launcher' in options:
         raise UserError(f'--cfg-options launcher: give --launcher {options["launcher"]}')
     cfg = load_config(args.config, options)
     require_toolbox(cfg)
     if args.data is not None:
         use_own_data(cfg, args.data, args.classes, args.ignore_label, needed)
-        # What was typed wins over what follows from the folder. Steps of pipelines are counted as
-        # in the config file: --data adds one, and changes no other.
+        # --cfg-options win over --data. Steps of pipelines are counted as in the config file:
+        # --data adds one, and changes no other.
         merge_options(cfg, {k: v for k, v in options.items() if '.pipeline' not in k})
     elif args.classes is not None or args.ignore_label is not None:
         raise UserError('--classes and --ignore-label describe the folder of --data: give it too')
-    for _, dataset in data_sets(cfg, ['train']):  # labels of all loaders are those of training
-        take_class_order(cfg, names_of(dataset.get('metainfo')), 'train_dataloader')
-        break
+    train = next((dataset for _, dataset in data_sets(cfg, ['train'])), None)
+    if train is not None:  # labels of all loaders are those of training
+        take_class_order(cfg, names_of(train.get('metainfo')), 'train_dataloader')
     if args.work_dir is not None:
         cfg.work_dir = str(user_path(args.work_dir))
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_launch(cfg, args.launcher)
-    # Not written into the config, which goes into the work dir: the next run is asked again.
+    # --unsafe-load is not written into the config, which goes into the work dir: the next run is
+    # asked again.
     if cfg.get('unsafe_load'):
         allow_unsafe_loading()
     install_safe_loading()  # configs of earlier work dirs do not name it
@@ -65,14 +64,20 @@ def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', '
 
 
 def take_classes_of(cfg: Config) -> list[str]:
-    """Let a detector's data go by the class order of ``cfg.load_from``; returns what to log.
+    """Sort a detector's data by the class order of ``cfg.load_from``; returns what to log.
 
     Raises:
         UserError: The file cannot be read.
     """
     if cfg.get('load_from') is None or cfg.default_scope != 'mmdet':
-        return []  # of the others, labels are numbers without names: the hook compares them
+        return []  # labels of the others are numbers without names: the hook compares them
     ours = '://' not in cfg.load_from or cfg.load_from.startswith('http')
     read = read_before_loading if ours else CheckpointLoader.load_checkpoint
-    content = read(cfg.load_from)
-    return take_class_order(cfg, trained_classes(content), cfg.load_from)
+    return take_class_order(cfg, trained_classes(read(cfg.load_from)), cfg.load_from)
+
+
+def log(runner: object, lines: list[str]) -> None:
+    """Log lines; those that begin with 'warning: ' as warnings."""
+    for line in lines:
+        is_warning = line.startswith('warning: ')
+        (runner.logger.warning if is_warning else runner.logger.info)(line)

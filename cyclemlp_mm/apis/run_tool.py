@@ -1,19 +1,22 @@
-"""How every tool ends: an error the user can fix as a sentence, all else with its traceback."""
+"""How every tool ends: errors that the user can fix as a message, others with their traceback.
+
+And what tools print: names of files and classes cannot control the terminal.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from cyclemlp_mm.engine import no_teardown_under_gloo
 from cyclemlp_mm.errors import CodeError, UserError
-
-from .screen import guard_screen
 
 #: What gloo and NCCL report in a process whose partner has ended. A refused connection or a timeout
 #: may be the cause itself, so these keep their traceback.
@@ -21,15 +24,20 @@ _PARTNER_GONE = re.compile(
     r'gloo.*(?:closed by peer|reset by peer|Broken pipe)|NCCL.*(?:remote process|abort)',
     re.IGNORECASE | re.DOTALL,
 )
-
-#: What names no file, but is no defect either: a full disk, or a quota that is used up.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Control characters but newline and tab, marks that reverse the order of text, and bytes of file
+# names that are no characters.
+_CONTROL = re.compile(
+    r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
+)
+#: mmengine's coloured levels.
+_LEVEL = re.compile(r'((?:\x1b\[\d+m)+(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)')
 
 
 def run_tool(tool: Callable[[], object]) -> None:
     """Run a tool's function; on a :class:`UserError`, print its message and exit with 2.
 
-    So does a file or folder that the system refuses: read-only, no permission, a full disk.
+    The same for a file or folder that the system refuses: read-only, no permission, a full disk.
     All else keeps its traceback, as does the code of a config's modules and models. Of several
     processes, those whose connection to an ended one broke print one line and no traceback.
 
@@ -37,46 +45,48 @@ def run_tool(tool: Callable[[], object]) -> None:
         tool (Callable): Takes no argument; reads the command line itself.
     """
     guard_screen()
+    if 'TORCHELASTIC_ERROR_FILE' in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        tool = record(tool)
     with no_teardown_under_gloo():
-        _run(tool)
-
-
-def _run(tool: Callable[[], object]) -> None:
-    try:
-        _check_temporary_folder()
-        _recorded(tool)()
-    except UserError as error:
-        _say(f'error: {error}')
-        if isinstance(error, CodeError):
-            traceback.print_exception(error.__cause__)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say('interrupted')
-        sys.exit(130)
-    except Exception as error:
-        first_line = (str(error).strip().splitlines() or [''])[0]
-        is_of_torch = isinstance(error, RuntimeError)
-        if (
-            is_of_torch
-            and int(os.environ.get('WORLD_SIZE', 1)) > 1
-            and _PARTNER_GONE.search(str(error))
-        ):
-            _say(
-                f'process {os.environ.get("RANK")}: stopped, because its connection to another '
-                f'process of this run broke ({first_line}). The cause is in the output of the '
-                'process that ended first; one without output was killed (out of memory?)'
-            )
-            sys.stderr.flush()
-            os._exit(1)  # waits for no partner
-        refused = _refused_file(error)
-        if refused:
-            _say(f'error: {refused}')
+        try:
+            _check_temporary_folder()
+            tool()
+        except KeyboardInterrupt:
+            _exit('interrupted', 130)
+        except UserError as error:
+            _print(f'error: {error}')
+            if isinstance(error, CodeError):
+                traceback.print_exception(error.__cause__)
             sys.exit(2)
-        _say(
-            f'error: unexpected {type(error).__name__}: {first_line}. The traceback is below; '
-            'tools/check.py CONFIG and tools/doctor.py may find the cause'
+        except Exception as error:
+            _end_by(error)
+            raise
+
+
+def _end_by(error: Exception) -> None:
+    """Exit where the error needs no traceback; else, print what to do."""
+    first_line = (str(error).strip().splitlines() or [''])[0]
+    several = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if several and isinstance(error, RuntimeError) and _PARTNER_GONE.search(str(error)):
+        _print(
+            f'process {os.environ.get("RANK")}: stopped, because its connection to another process '
+            f'of this run broke ({first_line}). The cause is in the output of the process that '
+            'ended first; one without output was killed (out of memory?)'
         )
-        raise
+        os._exit(1)  # waits for no partner
+    number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
+    if isinstance(error, OSError) and number in _DISK_FULL:
+        where = f' ({name})' if name else ''
+        _exit(f'error: {os.strerror(number)}{where}: make room, or write to another disk', 2)
+    if isinstance(error, OSError) and number and isinstance(name, (str, os.PathLike)):
+        what = f'{name} cannot be read or written ({error.strerror})'
+        _exit(f'error: {what}: fix that, or name another place', 2)
+    _print(
+        f'error: unexpected {type(error).__name__}: {first_line}. The traceback is below; '
+        'tools/check.py CONFIG and tools/doctor.py may find the cause'
+    )
 
 
 def _check_temporary_folder() -> None:
@@ -87,28 +97,57 @@ def _check_temporary_folder() -> None:
         raise UserError(f'{error.strerror}: set TMPDIR to a folder with room') from error
 
 
-def _refused_file(error: Exception) -> str:
-    """A sentence for an ``OSError`` about a file, '' for all else."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return ''
-    if error.errno in _DISK_FULL:
-        where = f' ({error.filename})' if error.filename else ''
-        return f'{os.strerror(error.errno)}{where}: make room, or write to another disk'
-    if not isinstance(error.filename, (str, os.PathLike)):
-        return ''
-    return (
-        f'{error.filename} cannot be read or written ({error.strerror}): fix that, or name '
-        'another place'
-    )
-
-
-def _recorded(tool: Callable[[], object]) -> Callable[[], object]:
-    if 'TORCHELASTIC_ERROR_FILE' not in os.environ:
-        return tool
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(tool)
-
-
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _exit(text: str, code: int) -> None:
+    _print(text)
+    sys.exit(code)
+
+
+def show(text: str) -> str:
+    r"""Text with control characters as ``\x1b`` and the like."""
+    return _CONTROL.sub(lambda m: m[0].encode('unicode_escape', 'surrogatepass').decode(), text)
+
+
+def guard_screen() -> None:
+    """Escape control characters in all that this process prints or logs from here on."""
+    logging.setLogRecordFactory(_Record)
+    sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return show(super().getMessage())
+
+
+class _Screen:
+    """A stream that escapes; on a full disk it drops text, as there is nowhere to report it."""
+
+    def __init__(self, stream: TextIO | _Screen) -> None:
+        #: The stream below, for progress bars: they move the cursor.
+        self.raw = stream.raw if isinstance(stream, _Screen) else stream
+
+    def write(self, text: str) -> int:
+        """Write; a carriage return at either end is a progress bar's."""
+        body = text.strip('\r')
+        start, _, end = text.partition(body) if body else (text, '', '')
+        parts = _LEVEL.split(body.replace('\r\n', '\n'))  # every second one is a level
+        parts[::2] = map(show, parts[::2])
+        self._try(self.raw.write, start + ''.join(parts) + end)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        self._try(self.raw.flush)
+
+    def _try(self, method: Callable, *arguments: str) -> None:
+        try:
+            method(*arguments)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.raw, name)

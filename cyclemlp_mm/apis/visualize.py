@@ -1,51 +1,32 @@
-"""Looking inside: the whole of ``tools/visualize.py`` but its first line."""
-
-from __future__ import annotations
+"""CLI entry point of tools/visualize.py."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
 from cyclemlp_mm.datasets.image_files import BadImageError
+from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.class_order import take_class_order
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 
-from .arguments import add_cfg_options, add_unsafe_load, new_parser
-
-EXAMPLES = """\
-  tools/visualize.py staircase 3 5 7 --out staircase.png
-  tools/visualize.py field cyclemlp_b1_in1k --weights CycleMLP_B1.pth --out field.png
-  tools/visualize.py features work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth photo.jpg
-  tools/visualize.py curves work_dirs/RUN work_dirs/OTHER_RUN --out curves.png
-  tools/visualize.py gallery work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth --number 6
-"""
-
-
-def parse_visualize_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of ``tools/visualize.py``."""
-    parser = new_parser('Draw what a model does and how its training went', EXAMPLES)
-    commands = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
-    for add in (_add_staircase, _add_field, _add_features, _add_curves, _add_gallery):
-        command = add(commands)
-        command.add_argument(
-            '--out',
-            metavar='FILE',
-            help='the picture, .png, .svg or .pdf (default: work_dirs/pictures/WHAT.png)',
-        )
-    return parser.parse_args(argv)
+from .arguments import parse
 
 
 def visualize(argv: Sequence[str] | None = None) -> Path:
-    """Draw as the command line says.
+    """Draw what a model does, or how its training went.
 
     Args:
         argv (Sequence[str], optional): Arguments. Defaults to the process's own.
@@ -56,20 +37,12 @@ def visualize(argv: Sequence[str] | None = None) -> Path:
     Raises:
         UserError: With what is wrong and how to fix it; nothing is written then.
     """
-    args = parse_visualize_args(argv)
+    args = parse('visualize', argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
     check_writable(args.out, '--out')
-    path = args.draw(args)
+    path = _DRAW[args.what](args)
     print(f'picture {path}')
     return path
-
-
-def _add_staircase(commands: object) -> argparse.ArgumentParser:
-    command = commands.add_parser('staircase', help='where a CycleFC of k taps reads its channels')
-    command.add_argument('taps', nargs='*', type=int, metavar='K', help='odd; default: 3 5 7')
-    command.add_argument('--channels', type=int, metavar='C', help='channels shown (default: 2K+1)')
-    command.set_defaults(draw=_staircase)
-    return command
 
 
 def _staircase(args: argparse.Namespace) -> Path:
@@ -82,43 +55,6 @@ def _staircase(args: argparse.Namespace) -> Path:
     if args.channels is not None and not 1 <= args.channels <= 256:
         raise UserError(f'--channels must be 1 to 256, but got {args.channels}')
     return draw_staircase(taps, args.out, args.channels)
-
-
-def _add_field(commands: object) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        'field', help='effective receptive field of each level, beside that of ResNet-50'
-    )
-    _add_config(command)
-    command.add_argument(
-        '--weights',
-        metavar='FILE',
-        help='a checkpoint that holds the backbone (default: random weights)',
-    )
-    command.add_argument(
-        '--resnet-weights', metavar='FILE', help="torchvision's ResNet-50 (default: random weights)"
-    )
-    command.add_argument(
-        '--size',
-        type=int,
-        default=224,
-        metavar='PX',
-        help='side of the images (default: %(default)s)',
-    )
-    command.add_argument(
-        '--number',
-        type=int,
-        default=8,
-        metavar='N',
-        help='images to average over (default: %(default)s)',
-    )
-    command.add_argument(
-        '--images',
-        nargs='+',
-        metavar='IMAGES',
-        help='real images, cut to their centre (default: noise)',
-    )
-    command.set_defaults(draw=_field)
-    return command
 
 
 def _field(args: argparse.Namespace) -> Path:
@@ -141,11 +77,15 @@ def _field(args: argparse.Namespace) -> Path:
         images = _normalised_images(cfg, args.images, args.size, args.number)
     else:
         images = random_images(args.number, args.size, cfg.model.backbone.get('in_channels', 3))
-    name = f'{type(backbone).__name__}, {Path(args.config).stem}'
     torch.manual_seed(0)
+    name = f'{type(backbone).__name__}\n{Path(args.config).stem}'
+    ours, resnet = (
+        Path(file).name if file else 'random weights'
+        for file in (args.weights, args.resnet_weights)
+    )
     networks = {
-        f'{_two_lines(name)}\n{_which(args.weights)}': as_levels(backbone),
-        f'ResNet-50\n{_which(args.resnet_weights)}': resnet50_levels(strides, args.resnet_weights),
+        f'{name}\n{ours}': as_levels(backbone),
+        f'ResNet-50\n{resnet}': resnet50_levels(strides, args.resnet_weights),
     }
     fields = {n: receptive_fields(levels, strides, images) for n, levels in networks.items()}
     for title, levels in fields.items():
@@ -153,14 +93,6 @@ def _field(args: argparse.Namespace) -> Path:
             sides = ', '.join(f'{s:.0%} within {field.side(s)} px' for s in (0.5, 0.95, 0.99))
             print(f'{title.splitlines()[0]:<12} stride {field.stride:>2}: {sides}')
     return draw_receptive_fields(fields, args.out)
-
-
-def _which(weights: str | None) -> str:
-    return Path(weights).name if weights else 'random weights'
-
-
-def _two_lines(name: str) -> str:
-    return name.replace(', ', '\n')
 
 
 def _build_backbone(cfg: Config, weights: str | None) -> nn.Module:
@@ -203,24 +135,7 @@ def _normalised_images(cfg: Config, items: list[str], size: int, number: int) ->
     return torch.stack(images).float()
 
 
-def _add_features(commands: object) -> argparse.ArgumentParser:
-    command = commands.add_parser('features', help="feature maps of a model's backbone")
-    _add_config(command)
-    command.add_argument('checkpoint', help='checkpoint file')
-    command.add_argument('image', help='image file')
-    command.add_argument(
-        '--number',
-        type=int,
-        default=4,
-        metavar='N',
-        help='channels per level (default: %(default)s)',
-    )
-    command.set_defaults(draw=_features)
-    return command
-
-
 def _features(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.datasets.load_image import as_picture
     from cyclemlp_mm.inference import Predictor
     from cyclemlp_mm.visualization.feature_maps import draw_feature_maps
 
@@ -248,53 +163,22 @@ def _features(args: argparse.Namespace) -> Path:
     return draw_feature_maps(picture, levels, backbone.out_strides, args.out, args.number)
 
 
-def _add_curves(commands: object) -> argparse.ArgumentParser:
-    command = commands.add_parser('curves', help='loss, learning rate and metric of trainings')
-    command.add_argument(
-        'work_dirs',
-        nargs='+',
-        metavar='WORK_DIR',
-        help='one or several runs, each with all of its starts',
-    )
-    command.set_defaults(draw=_curves)
-    return command
-
-
 def _curves(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.visualization.curves import draw_curves
 
     return draw_curves(args.work_dirs, args.out)
 
 
-def _add_gallery(commands: object) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        'gallery', help='predictions beside ground truth, the worst images first'
-    )
-    _add_config(command)
-    command.add_argument('checkpoint', help='checkpoint file')
-    command.add_argument('--data', metavar='DIR', help='folder as for tools/train.py --data')
-    command.add_argument(
-        '--number', type=int, default=6, metavar='N', help='images drawn (default: %(default)s)'
-    )
-    command.add_argument(
-        '--limit', type=int, metavar='N', help='judge the first N images only (default: all)'
-    )
-    command.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='boxes count from this score on (default: %(default)s)',
-    )
-    command.add_argument('--device', help='cpu, cuda, … (default: a GPU if there is one)')
-    command.set_defaults(draw=_gallery)
-    return command
-
-
 def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference import Predictor
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
-    from cyclemlp_mm.visualization.gallery import draw_worst, worst_first
+    from cyclemlp_mm.visualization.gallery import (
+        Judged,
+        draw_worst,
+        judge_instances,
+        judge_segments,
+        worst_first,
+    )
 
     if not 1 <= args.number <= 12:
         raise UserError(f'--number must be 1 to 12, but got {args.number}')
@@ -308,37 +192,9 @@ def _gallery(args: argparse.Namespace) -> Path:
     for line in take_class_order(cfg, predictor.classes, args.checkpoint):
         print(line)
     labelled = read_ground_truth(cfg, predictor.classes, args.checkpoint)
-    judged = _judge(predictor, labelled, args)
-    if not judged:
-        raise UserError('the validation set has no images')
-    worst = worst_first(judged)
-    scores = [one.score for one in judged]
-    print(f'{len(judged)} images, mean {np.mean(scores):.3f}; the worst:')
-    for one in worst[: args.number]:
-        print(f'  {one.name}: {one.said}')
-    return draw_worst(
-        worst[: args.number], predictor.classes, predictor.palette, args.out, args.score_thr
-    )
-
-
-def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> list:
-    """Judge every image; only the worst keep their pixels."""
-    from itertools import islice
-
-    from rich.console import Console
-    from rich.progress import track
-
-    from cyclemlp_mm.datasets.load_image import as_picture
-    from cyclemlp_mm.visualization.gallery import (
-        Judged,
-        judge_instances,
-        judge_segments,
-        worst_first,
-    )
-
+    console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
     judged, left_out = [], []
-    items = track(islice(labelled, args.limit), 'Gallery', console=Console(stderr=True))
-    for item in items:
+    for item in track(islice(labelled, args.limit), 'Gallery', console=console):
         try:
             image, _ = predictor.read(item.path, item.known)
         except (BadImageError, MissingFileError) as error:
@@ -349,19 +205,27 @@ def _judge(predictor: object, labelled: object, args: argparse.Namespace) -> lis
         except UserError as error:
             raise UserError(f'{item.path}: {error}') from error
         if predictor.is_segmentor:
-            score, said = judge_segments(item.truth, prediction, len(predictor.classes))
+            score = judge_segments(item.truth, prediction, len(predictor.classes))
         else:
-            score, said = judge_instances(item.truth, prediction, args.score_thr, item.ignored)
-        name = item.path.name
-        judged.append(Judged(name, as_picture(image), item.truth, prediction, score, said))
+            score = judge_instances(item.truth, prediction, args.score_thr, item.ignored)
+        judged.append(Judged(item.path.name, as_picture(image), item.truth, prediction, *score))
         for one in worst_first([j for j in judged if j.image is not None])[args.number :]:
-            one.image = one.truth = one.prediction = None
+            one.image = one.truth = one.prediction = None  # only the worst keep their pixels
     if left_out:
-        print(f'{len(left_out)} images are left out, since they cannot be used, e.g. {left_out[0]}')
-    return judged
+        print(f'skipped {len(left_out)} images that cannot be used, e.g. {left_out[0]}')
+    if not judged:
+        raise UserError('the validation set has no images')
+    worst = worst_first(judged)[: args.number]
+    print(f'{len(judged)} images, mean {np.mean([one.score for one in judged]):.3f}; the worst:')
+    for one in worst:
+        print(f'  {one.name}: {one.said}')
+    return draw_worst(worst, predictor.classes, predictor.palette, args.out, args.score_thr)
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument('config', help='config file, or the name of a shipped config')
-    add_unsafe_load(command)
-    add_cfg_options(command)
+_DRAW = {
+    'staircase': _staircase,
+    'field': _field,
+    'features': _features,
+    'curves': _curves,
+    'gallery': _gallery,
+}

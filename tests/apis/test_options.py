@@ -3,8 +3,7 @@
 import pytest
 
 from cyclemlp_mm import apis
-from cyclemlp_mm.apis.arguments import add_cfg_options, new_parser
-from cyclemlp_mm.apis.check import parse_check_args
+from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config
@@ -14,9 +13,7 @@ DET, SEG = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
 
 
 def parsed(*values):
-    parser = new_parser('', '')
-    add_cfg_options(parser)
-    return parser.parse_args(['--cfg-options', *values]).cfg_options
+    return parse('check', [DET, '--cfg-options', *values]).cfg_options
 
 
 @pytest.mark.parametrize(
@@ -70,7 +67,7 @@ def data(tmp_path_factory):
 
 def prepared(config, folder, *options):
     return prepare_config(
-        parse_check_args([config, '--data', str(folder), '--cfg-options', *options])
+        parse('check', [config, '--data', str(folder), '--cfg-options', *options])
     )
 
 
@@ -127,7 +124,7 @@ def test_an_evaluation_names_a_misspelt_setting(data):
 
 def test_the_launcher_has_an_argument_of_its_own():
     with pytest.raises(UserError, match='--cfg-options launcher: give --launcher pytorch'):
-        prepare_config(parse_check_args([DET, '--cfg-options', 'launcher=pytorch']))
+        prepare_config(parse('check', [DET, '--cfg-options', 'launcher=pytorch']))
 
 
 @pytest.mark.parametrize(

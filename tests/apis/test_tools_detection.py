@@ -106,7 +106,7 @@ def test_resume_goes_on_where_it_stopped(trained, data, tmp_path, resume):
         cwd=tmp_path,
     )
     assert 'resumed epoch: 1, iter: 4' in printed
-    assert ('goes on as with --resume auto' in printed) == by_config
+    assert ('continues, as --resume auto' in printed) == by_config
     assert not re.search(r'Epoch\(train\)\s+\[1\]', printed)
     assert (target / 'epoch_2.pth').is_file()
     left = Config.fromfile(target / f'{DEMO}.py')  # who trains with it later starts again
@@ -268,7 +268,7 @@ def test_weights_that_do_not_fit_stop_the_training_before_it_begins(data, tmp_pa
         assert 'Epoch(train)' not in printed
 
 
-@pytest.mark.parametrize('tool', sorted(p.name for p in (ROOT / 'tools').glob('*.py')))
+@pytest.mark.parametrize('tool', sorted(p.name for p in (ROOT / 'tools').glob('[!_]*.py')))
 def test_every_tool_helps(tool, tmp_path):
     _, printed = run_tool(tool, '--help', cwd=tmp_path, fresh=True)
     assert printed.startswith('usage:')

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
-from cyclemlp_mm.apis.test import parse_test_args
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import class_palette, load_config, use_own_data
 from cyclemlp_mm.engine.config_data import heads_classes
@@ -242,7 +242,7 @@ def test_a_folder_of_validation_alone_can_be_tested(coco, ade, tmp_path):
             path = folder / part
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for command in ([], ['--cfg-options', 'randomness.seed=1']):
-            args = parse_test_args([name, 'x.pth', '--data', str(folder), *command])
+            args = parse('test', [name, 'x.pth', '--data', str(folder), *command])
             cfg = prepare_config(args, needed=('val',))
             assert cfg.test_dataloader.dataset.data_root == str(folder)
             assert cfg.test_dataloader.dataset.metainfo == whole.test_dataloader.dataset.metainfo

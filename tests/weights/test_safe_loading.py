@@ -13,7 +13,7 @@ from published_names import published_state_dict
 from toy_models import ARCH
 
 from cyclemlp_mm.apis import convert_weights
-from cyclemlp_mm.apis.export import parse_export_args
+from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.errors import CheckpointError
@@ -181,6 +181,6 @@ def test_so_does_export(tmp_path, safe_again):
     source = str(tmp_path / 'a.pth')
     torch.save({'model': {}, 'args': Unknown()}, source)
     with pytest.warns(UserWarning, match='unsafe loading is on'):
-        parse_export_args(['retinanet_cyclemlp_demo', source, 'x.onnx', '--unsafe-load'])
+        parse('export', ['retinanet_cyclemlp_demo', source, 'x.onnx', '--unsafe-load'])
     with pytest.warns(UserWarning, match='although safe loading refuses it'):
         load_from_path(source)
