@@ -26,8 +26,7 @@ from cyclemlp_mm.inference import (
     find_inputs,
     predict_tiled,
 )
-from cyclemlp_mm.inference.inputs import own_suffixes
-from cyclemlp_mm.inference.video import Video
+from cyclemlp_mm.inference.inputs import Video, own_suffixes
 
 from .arguments import parse
 

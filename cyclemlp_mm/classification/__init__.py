@@ -1,7 +1,6 @@
-"""Classifiers; needs mmpretrain, so a config names it: ``custom_imports``."""
+"""Classifiers; needs mmpretrain, so configs import it by ``custom_imports``."""
 
-from .distillation import DistilledClassifier
-from .distillation_loss import hard_distillation_loss, soft_distillation_loss
+from .distillation import DistilledClassifier, hard_distillation_loss, soft_distillation_loss
 from .model_hub import add_to_mmpretrain
 
 __all__ = [

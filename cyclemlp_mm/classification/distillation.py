@@ -8,11 +8,43 @@ from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor
+from torch.nn import functional as F
 
-from .distillation_loss import hard_distillation_loss, soft_distillation_loss
 from .teacher import FrozenTeacher
 
-KINDS = ('soft', 'hard')
+
+def soft_distillation_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ))``, the mean over images.
+
+    DeiT (Sec. 4), whose code also divides by the number of classes; its paper does not, nor do we.
+
+    Args:
+        student (Tensor): (B, K) logits, of any floating dtype; computed in float32.
+        teacher (Tensor): (B, K) logits; no gradient flows to them.
+        tau (float): Temperature. Defaults to 1.0.
+
+    Returns:
+        Tensor: Scalar, float32.
+    """
+    return tau**2 * F.kl_div(
+        F.log_softmax(student.float() / tau, dim=1),
+        F.log_softmax(teacher.detach().float() / tau, dim=1),
+        reduction='batchmean',
+        log_target=True,
+    )
+
+
+def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's most likely class as the label, the mean over images.
+
+    Args:
+        student (Tensor): (B, K) logits, of any floating dtype; computed in float32.
+        teacher (Tensor): (B, K) logits.
+
+    Returns:
+        Tensor: Scalar, float32.
+    """
+    return F.cross_entropy(student.float(), teacher.argmax(dim=1))
 
 
 @MODELS.register_module()
@@ -26,7 +58,7 @@ class DistilledClassifier(ImageClassifier):
     - 'hard': cross-entropy on the teacher's most likely class.
 
     The teacher is no part of the model: it is frozen, stays in eval mode, has no entry in the
-    optimizer, in ``state_dict()`` or in DDP, and follows the model from device to device. To
+    optimizer, in ``state_dict()`` or in DDP, and moves with the model to other devices. To
     evaluate or to fine-tune, a plain ``ImageClassifier`` loads the same checkpoint.
 
     Args:
@@ -36,7 +68,7 @@ class DistilledClassifier(ImageClassifier):
         distillation (str): 'soft' or 'hard'. Defaults to 'soft'.
         alpha (float): Weight of the distillation, in [0, 1]. Defaults to 0.5.
         tau (float): Temperature of 'soft', above 0. Defaults to 1.0.
-        **classifier: What ``ImageClassifier`` takes; it refuses what it does not know.
+        **classifier: Arguments of ``ImageClassifier``.
 
     Raises:
         ValueError: ``distillation``, ``alpha`` or ``tau`` is out of its range, or the teacher has
@@ -52,8 +84,8 @@ class DistilledClassifier(ImageClassifier):
         tau: float = 1.0,
         **classifier,
     ) -> None:
-        if distillation not in KINDS:
-            raise ValueError(f'distillation must be one of {KINDS}, but got {distillation!r}')
+        if distillation not in ('soft', 'hard'):
+            raise ValueError(f"distillation must be 'soft' or 'hard', but got {distillation!r}")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f'alpha must be in [0, 1], but got {alpha}')
         if not tau > 0.0:
@@ -101,14 +133,13 @@ class DistilledClassifier(ImageClassifier):
                 f'the teacher gives logits of shape {tuple(teacher.shape)}, the student '
                 f'{tuple(student.shape)}: both need the same classes'
             )
-        reported['loss_base'] = (1.0 - self.alpha) * reported.pop('loss')
-        reported['loss_distill'] = self.alpha * self._distillation_loss(student, teacher)
-        return reported
-
-    def _distillation_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.distillation == 'hard':
-            return hard_distillation_loss(student, teacher)
-        return soft_distillation_loss(student, teacher, self.tau)
+            distill = hard_distillation_loss(student, teacher)
+        else:
+            distill = soft_distillation_loss(student, teacher, self.tau)
+        reported['loss_base'] = (1.0 - self.alpha) * reported.pop('loss')
+        reported['loss_distill'] = self.alpha * distill
+        return reported
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> DistilledClassifier:
         # What moves the model (to, cuda, half) moves the teacher.

@@ -8,8 +8,6 @@ from mmpretrain.apis import ModelHub
 
 from cyclemlp_mm.engine import configs_dir
 
-_TASK = 'Image Classification'
-
 
 def add_to_mmpretrain() -> None:
     """Let mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` find our classifiers.
@@ -28,14 +26,14 @@ def add_to_mmpretrain() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for metafile in sorted(configs_dir().glob('*/metafile.yml')):
             content = yaml.safe_load(metafile.read_text(encoding='utf-8'))
-            models = [m for m in content['Models'] if _is_classifier(m)]
-            models = [m for m in models if not ModelHub.has(m['Name'])]
+            models = [
+                model
+                for model in content['Models']
+                if any(r['Task'] == 'Image Classification' for r in model.get('Results', ()))
+                and not ModelHub.has(model['Name'])
+            ]
             if not models:
                 continue
             index = Path(folder, f'{metafile.parent.name}.yml')
             index.write_text(yaml.safe_dump({**content, 'Models': models}), encoding='utf-8')
             ModelHub.register_model_index(index, config_prefix=root)
-
-
-def _is_classifier(model: dict) -> bool:
-    return any(result['Task'] == _TASK for result in model.get('Results', ()))

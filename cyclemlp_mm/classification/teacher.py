@@ -11,15 +11,12 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
-# What ClsDataPreprocessor does where nothing is said.
-_NO_NORM = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), to_rgb=False)
-
 
 class FrozenTeacher(nn.Module):
     """Wraps an mmpretrain classifier so that it takes the student's normalised images.
 
     Teachers were trained with their own mean, std and channel order (mmpretrain's RegNets take
-    BGR). The student's input is carried over to the teacher's, which also holds for mixed images.
+    BGR). The student's input is converted to the teacher's, which also holds for mixed images.
 
     Args:
         classifier (dict): Config of an mmpretrain classifier, with its ``data_preprocessor``.
@@ -42,7 +39,7 @@ class FrozenTeacher(nn.Module):
         self.model = MODELS.build(classifier)
         self.checkpoint = checkpoint
         self.is_loaded = False
-        self.flips = _of(student_norm, 'to_rgb') != _of(teacher_norm, 'to_rgb')
+        self.flips = bool(student_norm.get('to_rgb')) != bool(teacher_norm.get('to_rgb'))
         self._norms = student_norm, teacher_norm
         self._set_norm()
         self.requires_grad_(False)
@@ -52,14 +49,16 @@ class FrozenTeacher(nn.Module):
         return self  # it never changes: an averaged copy of the student shares it
 
     def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stays in eval mode, whatever ``mode`` says."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     def _set_norm(self) -> None:
-        scale, shift = _carry_over(*self._norms, self.flips)
+        (mean_s, std_s), (mean_t, std_t) = map(_mean_and_std, self._norms)
+        if self.flips:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         device = self.scale.device if hasattr(self, 'scale') else None
-        self.register_buffer('scale', scale.to(device))
-        self.register_buffer('shift', shift.to(device))
+        self.register_buffer('scale', (std_s / std_t).float().to(device))
+        self.register_buffer('shift', ((mean_s - mean_t) / std_t).float().to(device))
 
     def load(self) -> None:
         """Read the checkpoint; every tensor has to fit.
@@ -77,7 +76,7 @@ class FrozenTeacher(nn.Module):
                 f'teacher checkpoint {self.checkpoint} does not fit model.teacher ({first}): give '
                 'the config and the checkpoint of the same classifier'
             ) from error
-        self._set_norm()  # to_empty() leaves it as memory is found
+        self._set_norm()  # to_empty() leaves any values in it
         self.is_loaded = True
         print_log(f'teacher: loaded {len(state_dict)} tensors from {self.checkpoint}', 'current')
 
@@ -98,19 +97,12 @@ class FrozenTeacher(nn.Module):
         return self.model(images * self.scale + self.shift, mode='tensor')
 
 
-def _of(norm: dict, key: str) -> object:
-    value = norm.get(key)
-    return _NO_NORM[key] if value is None else value
-
-
-def _carry_over(student: dict, teacher: dict, flips: bool) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (3, 1, 1) each, from the student's normalised images to the teacher's."""
-    mean_s, std_s, mean_t, std_t = (
-        torch.tensor(_of(norm, key), dtype=torch.float64)
-        for norm in (student, teacher)
-        for key in ('mean', 'std')
+def _mean_and_std(norm: dict) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each; those of ``ClsDataPreprocessor`` where the config has none."""
+    defaults = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return tuple(
+        torch.tensor(default if norm.get(key) is None else norm[key], dtype=torch.float64).view(
+            3, 1, 1
+        )
+        for key, default in defaults.items()
     )
-    if flips:
-        mean_s, std_s = mean_s.flip(0), std_s.flip(0)
-    scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
-    return scale.float().view(3, 1, 1), shift.float().view(3, 1, 1)

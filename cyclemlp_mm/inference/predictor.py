@@ -1,4 +1,4 @@
-"""A trained model, ready to predict: mmdet's or mmseg's inferencer behind one face."""
+"""A trained model, ready to predict: one interface to mmdet's and mmseg's inferencers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Predictor:
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
         deploy (bool): Fold what can be folded, see :func:`cyclemlp_mm.models.to_deploy`. Defaults
             to False.
-        as_stored (bool): Whether ``read`` leaves EXIF rotation out. Defaults to False.
+        as_stored (bool): Whether ``read`` ignores EXIF rotation. Defaults to False.
 
     Attributes:
         inferencer (DetInferencer | MMSegInferencer): What predicts.
@@ -82,7 +82,10 @@ class Predictor:
             to_deploy(self.inferencer.model)
         meta = self.inferencer.model.dataset_meta
         self.classes = tuple(meta['classes'])
-        self.palette = _palette(meta.get('palette'), len(self.classes))
+        palette, number = meta.get('palette'), len(self.classes)
+        if not isinstance(palette, (list, tuple)) or len(palette) < number:
+            palette = class_palette(number)
+        self.palette = [tuple(int(c) for c in colour) for colour in palette[:number]]
 
     def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
         """Predict images that are in memory.
@@ -105,27 +108,23 @@ class Predictor:
                 for image in images
             ]
         predictions = []
-        for _, group in groupby(images, key=lambda image: image.shape):
-            chunk = list(group)
+        options = dict(return_datasamples=True, batch_size=batch_size)
+        for shape, group in groupby(images, key=lambda image: image.shape):
             try:
-                samples = self._run(chunk, batch_size)
+                if self.is_segmentor:
+                    samples = self.inferencer(list(group), **options)
+                else:
+                    samples = self.inferencer(list(group), **options, no_save_vis=True)
+                    samples = samples['predictions']
             except (ValueError, cv2.error) as error:
-                height, width = chunk[0].shape[:2]  # all of a group have one size
                 raise UserError(
-                    f'cannot predict images of {width}×{height} px: {_reason(error)}'
+                    f'cannot predict images of {shape[1]}×{shape[0]} px: {_reason(error)}'
                 ) from error
-            predictions += [self._plain(sample) for sample in samples]
+            samples = samples if isinstance(samples, list) else [samples]
+            predictions += map(self._prediction, samples)
         return predictions
 
-    def _run(self, images: list[np.ndarray], batch_size: int) -> list:
-        if self.is_segmentor:
-            found = self.inferencer(images, return_datasamples=True, batch_size=batch_size)
-            return found if isinstance(found, list) else [found]
-        return self.inferencer(
-            images, return_datasamples=True, batch_size=batch_size, no_save_vis=True
-        )['predictions']
-
-    def _plain(self, sample: object) -> Prediction:
+    def _prediction(self, sample: object) -> Prediction:
         if self.is_segmentor:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             return Segments(labels.astype(np.uint8 if len(self.classes) <= 256 else np.int32))
@@ -145,6 +144,14 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())
 
 
+def _reason(error: Exception) -> str:
+    if not isinstance(error, cv2.error):
+        return str(error)
+    if getattr(error, 'func', '') == 'resize':
+        return 'they are so narrow that a side is resized to 0 px: crop or pad them'
+    return f'OpenCV cannot process them ({getattr(error, "err", error)})'
+
+
 def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer as Inferencer
@@ -152,28 +159,27 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
         from mmseg.apis import MMSegInferencer as Inferencer
     else:
         raise UserError(
-            'this is a classification config, and here detectors and segmentors predict: take '
-            "mmpretrain's ImageClassificationInferencer"
+            'this is a classification config, but only detectors and segmentors can predict here: '
+            "use mmpretrain's ImageClassificationInferencer"
         )
 
     class CheckedInferencer(Inferencer):
-        """Raises where mmengine would warn of missing weights and predict noise, and takes the
+        """Raises where mmengine would warn of missing weights and predict noise, and uses the
         config's class names where the checkpoint has none: not COCO's or those of Cityscapes."""
 
         def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
-            in_file = find_state_dict(content, checkpoint)
-            compare(model, in_file, checkpoint, complete=True)
+            compare(model, find_state_dict(content, checkpoint), checkpoint, complete=True)
             super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
 
-    # Images are read before, by the config's own loading step, and handed over as arrays; the
-    # inferencers insist on this one.
+    # Images are read before, by the config's own loading step, and passed as arrays; the
+    # inferencers require this one.
     cfg = copy.deepcopy(cfg)
     for step in loading_steps(cfg):
         if step['type'] != 'LoadImageFromFile':
             step.clear()
             step['type'] = 'LoadImageFromFile'
     quiet = {}
-    if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has none to show
+    if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has no such argument
         quiet = dict(show_progress=False)
     return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
 
@@ -204,20 +210,3 @@ def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
 def _has_names(meta: object) -> bool:
     names = meta.get('classes') if isinstance(meta, dict) else None
     return isinstance(names, (list, tuple)) and {type(name) for name in names} == {str}
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, cv2.error):
-        return str(error)
-    if getattr(error, 'func', '') == 'resize':  # to no pixel at all
-        return (
-            'they are so narrow that nothing is left of a side when they are resized as the model '
-            'wants: cut or pad them'
-        )
-    return f'OpenCV cannot process them ({getattr(error, "err", error)})'
-
-
-def _palette(palette: object, num_classes: int) -> list[tuple[int, int, int]]:
-    if isinstance(palette, (list, tuple)) and len(palette) >= num_classes:
-        return [tuple(int(c) for c in colour) for colour in palette[:num_classes]]
-    return class_palette(num_classes)

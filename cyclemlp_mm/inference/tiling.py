@@ -1,7 +1,7 @@
 """Large images by tiles that overlap, so that memory does not grow with the image.
 
-Objects on a border are seen by two tiles or more, whole or in part. What they say is joined by
-where they must agree: in the strip that both see.
+Objects on a border are seen by two tiles or more, whole or in part. Their boxes are joined where
+they must agree: in the strip that both tiles see.
 """
 
 from __future__ import annotations
@@ -82,52 +82,46 @@ def predict_tiled(
         Prediction: Of the whole image: instances of all tiles, each object once; or a label map in
         which every pixel is from the tile that sees most around it.
     """
-    height, width = image.shape[:2]
-    tiles = tiling.tiles(height, width)
+    size = image.shape[:2]
+    tiles = tiling.tiles(*size)
     found = []
-    segments = None
+    whole = None
     for first in range(0, len(tiles), batch_size):
         chunk = tiles[first : first + batch_size]
         crops = [np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in chunk]
-        for tile, prediction in zip(chunk, predictor.predict(crops, batch_size), strict=True):
-            if isinstance(prediction, Segments):
-                if segments is None:
-                    segments = np.zeros((height, width), prediction.label_map.dtype)
-                _paste(segments, prediction.label_map, tile, tiling)
+        for tile, part in zip(chunk, predictor.predict(crops, batch_size), strict=True):
+            if isinstance(part, Segments):
+                if whole is None:
+                    whole = np.zeros(size, part.label_map.dtype)
+                _paste(whole, part.label_map, tile, tiling)
             else:
-                found.append(_moved(prediction, tile, (height, width)))
-    return Segments(segments) if segments is not None else join_tiles(found, tiles, (height, width))
+                found.append(_moved(part, tile, size))
+    return join_tiles(found, tiles, size) if whole is None else Segments(whole)
 
 
 def _paste(whole: np.ndarray, part: np.ndarray, tile: np.ndarray, tiling: Tiling) -> None:
     """Write the part of a tile that is its own: up to the middle of each strip it shares."""
-    x1, y1, _, _ = tile
-    spans = []
-    for length, begin, side in zip(whole.shape, (y1, x1), part.shape, strict=True):
+    source, target = [], []
+    for length, begin, side in zip(whole.shape, tile[1::-1], part.shape, strict=True):
         starts = tiling.starts(length)
         i = starts.index(begin)
         low = 0 if i == 0 else (starts[i - 1] + side + begin) // 2
         high = length if i == len(starts) - 1 else (starts[i + 1] + begin + side) // 2
-        spans.append((low, high))
-    (top, bottom), (left, right) = spans
-    whole[top:bottom, left:right] = part[top - y1 : bottom - y1, left - x1 : right - x1]
+        source.append(slice(low - begin, high - begin))
+        target.append(slice(low, high))
+    whole[tuple(target)] = part[tuple(source)]
 
 
 def _moved(found: Instances, tile: np.ndarray, size: tuple[int, int]) -> Instances:
     """A tile's instances in pixels of the whole image."""
-    x1, y1 = tile[:2]
-    masks = found.masks
-    if masks is not None:
-        masks = [_moved_mask(mask, tile, size) for mask in masks]
+    x1, y1, x2, y2 = tile
+    masks = None if found.masks is None else []
+    for mask in found.masks or ():
+        whole = np.zeros(size, np.uint8, order='F')
+        whole[y1:y2, x1:x2] = coco_mask.decode(mask)
+        masks.append(encode_mask(whole))
     boxes = found.boxes + np.array([x1, y1, x1, y1], np.float32)
     return Instances(boxes, found.scores, found.labels, masks)
-
-
-def _moved_mask(mask: dict, tile: np.ndarray, size: tuple[int, int]) -> dict:
-    x1, y1, x2, y2 = tile
-    whole = np.zeros(size, np.uint8, order='F')
-    whole[y1:y2, x1:x2] = coco_mask.decode(mask)
-    return encode_mask(whole)
 
 
 def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, int]) -> Instances:
@@ -151,92 +145,70 @@ def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, i
     Returns:
         Instances: Best score first.
     """
-    everything = _concatenated(found)
-    boxes, scores, labels = everything.boxes, everything.scores, everything.labels
+    boxes = np.concatenate([part.boxes for part in found])
+    scores = np.concatenate([part.scores for part in found])
+    labels = np.concatenate([part.labels for part in found])
+    masks = None
+    if any(part.masks is not None for part in found):
+        masks = [mask for part in found for mask in part.masks or ()]
     first = np.concatenate([[0], np.cumsum([len(part) for part in found])])
     tile_of = np.repeat(np.arange(len(tiles)), np.diff(first))
-    room = _room(boxes, tiles[tile_of], size)
     margin = CUT_MARGIN * (tiles[:, 2:] - tiles[:, :2]).max()
+    room = _room(boxes, tiles[tile_of], size)
     cut = room < margin
     areas = _area(boxes)
     piece = np.zeros(len(boxes), bool)
-    pairs = [np.empty((0, 3))]  # how sure, box, box
+    pairs = []  # how sure, box, box
     for a in range(len(tiles) - 1):
-        strips = _intersection(tiles[a : a + 1], tiles[a + 1 :])[0]
-        for b in np.flatnonzero(_area(strips)) + a + 1:
+        strips = _shared(tiles[a], tiles)
+        for b in np.flatnonzero(_area(strips[a + 1 :])) + a + 1:
             in_a, in_b = (np.arange(first[t], first[t + 1]) for t in (a, b))
             same_class = labels[in_a][:, None] == labels[in_b]
-            strip = strips[b - a - 1]
-            iou = same_class * _iou(_clipped(boxes[in_a], strip), _clipped(boxes[in_b], strip))
+            parts = (_shared(boxes[t], strips[b]) for t in (in_a, in_b))
+            iou = same_class * _iou(*parts)
             i, j = np.nonzero(iou >= SAME_IOU)
-            i, j, iou = in_a[i], in_b[j], iou[i, j]
-            pairs.append(np.stack([iou**4 * scores[i] * scores[j], i, j], axis=1))
-            shared = _area(_intersection(boxes[in_a], boxes[in_b])) * same_class
+            sure = iou[i, j] ** 4 * scores[in_a[i]] * scores[in_b[j]]
+            pairs += zip(sure, in_a[i], in_b[j])
+            shared = _area(_shared(boxes[in_a][:, None], boxes[in_b])) * same_class
             for here, there, common, tile in ((in_a, in_b, shared, b), (in_b, in_a, shared.T, a)):
-                covered = common >= PIECE_COVERED * areas[here][:, None]
-                covered &= (common > 0) & (areas[here][:, None] < areas[there])
+                own = areas[here][:, None]
+                covers = (common >= PIECE_COVERED * own) & (common > 0) & (own < areas[there])
                 seen_whole = _room(boxes[here], tiles[tile], size) >= margin
-                piece[here] |= cut[here] & seen_whole & covered.any(axis=1)
-    pairs = np.concatenate(pairs)
-    groups = _groups(pairs[np.argsort(-pairs[:, 0], kind='stable'), 1:].astype(int), tile_of)
-    groups = [group for group in groups if len(group) > 1 or not piece[group[0]]]
-    return _joined(everything, groups, room, cut)
-
-
-def _groups(pairs: np.ndarray, tile_of: np.ndarray) -> list[list[int]]:
-    """Boxes by object: pairs (P, 2) in order, unless a tile would have two boxes of the object."""
-    leader = list(range(len(tile_of)))  # of a union-find
-    seen_in = [{tile} for tile in tile_of.tolist()]  # tiles of each leader's boxes
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for i, j in pairs.tolist():
-        a, b = find(i), find(j)
-        if seen_in[a].isdisjoint(seen_in[b]):
-            leader[b] = a
-            seen_in[a] |= seen_in[b]
-    groups = {}
-    for i in range(len(leader)):
-        groups.setdefault(find(i), []).append(i)
-    return list(groups.values())
-
-
-def _joined(
-    everything: Instances, groups: list[list[int]], room: np.ndarray, cut: np.ndarray
-) -> Instances:
-    """One instance per group."""
-    keep, boxes, scores = [], everything.boxes.copy(), everything.scores.copy()
-    masks = None if everything.masks is None else list(everything.masks)
+                piece[here] |= cut[here] & seen_whole & covers.any(axis=1)
+    pairs.sort(key=lambda pair: -pair[0])  # stable
+    groups = _groups([pair[1:] for pair in pairs], tile_of.tolist())
+    joined = Instances(boxes.copy(), scores.copy(), labels, masks and list(masks))
+    keep = []
     for group in groups:
+        if len(group) == 1 and piece[group[0]]:
+            continue
         best = max(group, key=room.__getitem__)
         if cut[best]:
             best = max(group, key=scores.__getitem__)
-            members = everything.boxes[group]
-            boxes[best] = [*members[:, :2].min(axis=0), *members[:, 2:].max(axis=0)]
+            members = boxes[group]
+            joined.boxes[best] = [*members[:, :2].min(axis=0), *members[:, 2:].max(axis=0)]
             if masks is not None and len(group) > 1:
-                code = coco_mask.merge([everything.masks[i] for i in group])
-                masks[best] = dict(size=list(code['size']), counts=code['counts'].decode())
+                code = coco_mask.merge([masks[i] for i in group])
+                joined.masks[best] = dict(size=list(code['size']), counts=code['counts'].decode())
         else:  # the maximum would favour whatever several tiles see
             whole = [i for i in group if not cut[i]]
-            scores[best] = everything.scores[whole].mean(dtype=np.float64)
+            joined.scores[best] = scores[whole].mean(dtype=np.float64)
         keep.append(best)
     keep = np.array(keep, dtype=int)
-    joined = Instances(boxes, scores, everything.labels, masks)
-    return joined.pick(keep[np.argsort(-scores[keep], kind='stable')])
+    return joined.pick(keep[np.argsort(-joined.scores[keep], kind='stable')])
 
 
-def _concatenated(found: Sequence[Instances]) -> Instances:
-    with_masks = [part.masks for part in found if part.masks is not None]
-    return Instances(
-        np.concatenate([part.boxes for part in found]),
-        np.concatenate([part.scores for part in found]),
-        np.concatenate([part.labels for part in found]),
-        [mask for masks in with_masks for mask in masks] if with_masks else None,
-    )
+def _groups(pairs: list[tuple[int, int]], tile_of: list[int]) -> list[list[int]]:
+    """Boxes by object: pairs in order, unless a tile would have two boxes of the object."""
+    groups = [[i] for i in range(len(tile_of))]
+    group_of = groups.copy()  # of each box
+    for i, j in pairs:
+        a, b = group_of[i], group_of[j]
+        if {tile_of[m] for m in a}.isdisjoint(tile_of[m] for m in b):
+            a += b
+            for member in b:
+                group_of[member] = a
+    return [sorted(group_of[i]) for i in range(len(tile_of)) if min(group_of[i]) == i]
 
 
 def _room(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -248,19 +220,15 @@ def _room(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.nda
     return np.minimum(low, high).min(axis=1)
 
 
-def _clipped(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
-    return _intersection(boxes, region[None])[:, 0]
-
-
-def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, 4) and (M, 4) to (N, M, 4); no area where they do not meet."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    return np.concatenate([low, np.minimum(a[:, None, 2:], b[None, :, 2:])], axis=2)
+def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where boxes (…, 4) overlap; no area where they do not."""
+    low = np.maximum(a[..., :2], b[..., :2])
+    return np.concatenate([low, np.minimum(a[..., 2:], b[..., 2:])], axis=-1)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, 4) and (M, 4) to (N, M); 0 where a box has no area."""
-    shared = _area(_intersection(a, b))
+    shared = _area(_shared(a[:, None], b))
     union = _area(a)[:, None] + _area(b) - shared
     return shared / np.where(union > 0, union, 1)
 

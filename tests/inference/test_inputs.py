@@ -5,7 +5,7 @@ from PIL import Image
 from cyclemlp_mm.datasets import load_image
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.inference import find_inputs, read_image
-from cyclemlp_mm.inference.video import Video
+from cyclemlp_mm.inference.inputs import Video
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_folders_files_and_globs(folder):
     [
         ('gone.jpg', 'no such file or folder'),
         ('notes.txt', 'neither an image .* nor a video'),
-        ('*.webp', 'matches no image'),
-        ('empty', 'holds no image'),
+        ('*.webp', 'matches no images'),
+        ('empty', 'no images'),
     ],
 )
 def test_what_is_not_there_is_said(folder, item, message):
@@ -61,7 +61,9 @@ def test_broken_images_are_refused(tmp_path):
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'empty.jpg').write_bytes(b'')
     for name in ('cut.jpg', 'text.png', 'empty.jpg'):
-        with pytest.raises(UserError, match=f'{name} is (no whole image|no image that|empty)'):
+        with pytest.raises(
+            UserError, match=f'{name} is (truncated or damaged|no image that|empty)'
+        ):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError, match=r'gone\.jpg'):
         read_image(tmp_path / 'gone.jpg')
