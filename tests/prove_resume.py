@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from cyclemlp_mm.apis import train
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine.atomic_files import PARTIAL
 from cyclemlp_mm.engine.config_files import configs_dir

@@ -9,18 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
-
-from benchmarking.compare import compare
-from benchmarking.contenders import ARCHS, MPVIT, OWN_FORMS, RIVALS
-from benchmarking.machine import copy_bandwidth, describe, matmul_rate
-from benchmarking.report import add_ratios, table, write
-from benchmarking.workloads import DTYPES
 from cyclemlp_mm.apis.arguments import DEPLOY, Parser
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.checks import check_device, check_writable
-from cyclemlp_mm.engine import find_config
-from cyclemlp_mm.ops import BACKENDS
+from cyclemlp_mm.errors import UserError
 
 _EXAMPLES = """\
   tools/benchmark.py --arch b1 b2 --size 4x224x224 1x512x512 1x800x1216
@@ -32,6 +23,7 @@ _EXAMPLES = """\
       --backend triton"""
 
 
+_DTYPES = ('float32', 'bfloat16', 'float16', 'amp')
 #: torchvision has no deform_conv2d for these.
 _IMPOSSIBLE = (('published', 'bfloat16'), ('published', 'float16'))
 
@@ -39,6 +31,20 @@ _IMPOSSIBLE = (('published', 'bfloat16'), ('published', 'float16'))
 def benchmark() -> None:
     """Read the command line, measure, print a table and write csv, json and a plot."""
     args = _parse()
+    # Slow to import, and not needed for --help.
+    import torch
+
+    from benchmarking.compare import compare
+    from benchmarking.contenders import ARCHS, MPVIT, OWN_FORMS
+    from benchmarking.machine import copy_bandwidth, describe, matmul_rate
+    from benchmarking.report import add_ratios, table, write
+    from benchmarking.workloads import DTYPES
+    from cyclemlp_mm.checks import check_device, check_writable
+    from cyclemlp_mm.engine import find_config
+
+    for arch in args.arch:
+        if arch not in ARCHS:
+            raise UserError(f'--arch must be of {", ".join(ARCHS)}, but got {arch}')
     device = torch.device(check_device(args.device))
     check_writable(args.out, '--out', is_folder=True)
     for config in args.config or ():  # a wrong name ends it before the machine is measured
@@ -91,7 +97,7 @@ def benchmark() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = Parser(__doc__, _EXAMPLES, DEPLOY)
-    parser.add_argument('--arch', nargs='+', default=['b1'], choices=ARCHS)
+    parser.add_argument('--arch', nargs='+', default=['b1'], metavar='ARCH')
     parser.add_argument(
         '--config',
         nargs='+',
@@ -103,14 +109,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         '--dtype',
         nargs='+',
-        choices=[*DTYPES, 'amp'],
+        choices=_DTYPES,
         default=['float32'],
         help="of ours; 'amp' is autocast to bfloat16",
     )
     parser.add_argument(
         '--form-dtype',
         nargs='+',
-        choices=[*DTYPES, 'amp'],
+        choices=_DTYPES,
         help='of what ours is compared with (default: as --dtype)',
     )
     parser.add_argument(
@@ -121,8 +127,12 @@ def _parse() -> argparse.Namespace:
         help='the same backbone on deform_conv2d (not in bfloat16), with plain shift + Linear, or '
         'by torch.compile',
     )
-    parser.add_argument('--rivals', nargs='*', choices=RIVALS, default=[])
-    parser.add_argument('--backend', choices=['auto', *BACKENDS], default='auto')
+    parser.add_argument(
+        '--rivals', nargs='*', choices=['resnet50', 'swin_t', 'convnext_t'], default=[]
+    )
+    parser.add_argument(
+        '--backend', choices=['auto', 'reference', 'shift', 'folded', 'triton'], default='auto'
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, help='of a CPU (default: as PyTorch has it)')
     parser.add_argument('--repeats', type=int, default=7, help='rounds (default: 7)')
@@ -153,4 +163,5 @@ def _size(text: str) -> tuple[int, int, int]:
 
 
 if __name__ == '__main__':
+    _parse()
     run_tool(benchmark)

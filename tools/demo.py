@@ -11,16 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE, write_coco
-from cyclemlp_mm.engine import tools_dir
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.visualization import draw_gallery, draw_loss_curve, read_scalars
-from cyclemlp_mm.visualization.boxes import Boxes
 
 CONFIG = 'retinanet_cyclemlp_demo'
 NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
@@ -40,6 +33,10 @@ def demo(argv: Sequence[str] | None = None) -> float:
         UserError: Training failed; names the log.
     """
     work_dir = Path(_parse_args(argv).work_dir)
+    # Slow to import, and not needed for --help.
+    from cyclemlp_mm.datasets.shapes import write_coco
+    from cyclemlp_mm.visualization import draw_loss_curve
+
     work_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     data = write_coco(work_dir / 'data', NUM_TRAIN, NUM_VAL, SIZE)
@@ -68,7 +65,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(data: Path, work_dir: Path) -> None:
     """Run ``tools/train.py``, show its progress lines, and keep all it prints in a log."""
-    command = [sys.executable, str(tools_dir() / 'train.py'), CONFIG, '--data', str(data)]
+    train = Path(__file__).with_name('train.py')
+    command = [sys.executable, str(train), CONFIG, '--data', str(data)]
     command += ['--work-dir', str(work_dir)]
     print('training   tools/train.py', *command[2:], flush=True)
     log = work_dir / 'train.log'
@@ -88,6 +86,8 @@ def _train(data: Path, work_dir: Path) -> None:
 
 
 def _last_metric(work_dir: Path, name: str) -> float:
+    from cyclemlp_mm.visualization import read_scalars
+
     return [line[name] for line in read_scalars(work_dir) if name in line][-1]
 
 
@@ -96,7 +96,13 @@ def _checkpoint(work_dir: Path) -> Path:
 
 
 def _draw_predictions(data: Path, work_dir: Path) -> Path:
-    from mmdet.apis import inference_detector, init_detector  # slow to import
+    import numpy as np
+    from mmdet.apis import inference_detector, init_detector
+    from PIL import Image
+
+    from cyclemlp_mm.datasets.shapes import CLASSES, PALETTE
+    from cyclemlp_mm.visualization import draw_gallery
+    from cyclemlp_mm.visualization.boxes import Boxes
 
     detector = init_detector(
         str(work_dir / f'{CONFIG}.py'), str(_checkpoint(work_dir)), device='cpu'
@@ -107,7 +113,7 @@ def _draw_predictions(data: Path, work_dir: Path) -> Path:
     results = [sample.pred_instances.numpy() for sample in inference_detector(detector, files)]
     return draw_gallery(
         [np.asarray(Image.open(file)) for file in files],
-        [_truth(content, entry['id']) for entry in entries],
+        [Boxes(*_truth(content, entry['id'])) for entry in entries],
         [Boxes(found.bboxes, found.labels, found.scores) for found in results],
         CLASSES,
         PALETTE,
@@ -115,13 +121,16 @@ def _draw_predictions(data: Path, work_dir: Path) -> Path:
     )
 
 
-def _truth(content: dict, image_id: int) -> Boxes:
+def _truth(content: dict, image_id: int) -> tuple:
+    import numpy as np
+
     label_of = {category['id']: i for i, category in enumerate(content['categories'])}
     mine = [a for a in content['annotations'] if a['image_id'] == image_id]
     xywh = np.array([a['bbox'] for a in mine]).reshape(-1, 4)
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    return Boxes(xyxy, np.array([label_of[a['category_id']] for a in mine], dtype=int))
+    return xyxy, np.array([label_of[a['category_id']] for a in mine], dtype=int)
 
 
 if __name__ == '__main__':
+    _parse_args(None)  # --help does not wait for torch
     run_tool(demo)

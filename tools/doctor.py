@@ -44,7 +44,7 @@ PARTS = {
         for name, extra in (('mmdet', 'det'), ('mmseg', 'seg'), ('mmpretrain', 'cls'))
     },
     'cyclemlp_mm': (
-        'import cyclemlp_mm.apis; print(cyclemlp_mm.__version__)',
+        'import cyclemlp_mm.engine, cyclemlp_mm.models; print(cyclemlp_mm.__version__)',
         '',
         'pip install -e .  (in a checkout)',
     ),

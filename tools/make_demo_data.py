@@ -6,23 +6,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.datasets.shapes import (
-    write_ade20k,
-    write_coco,
-    write_image_folders,
-    write_image_lists,
-)
-
-WRITERS = {
-    'coco': write_coco,
-    'ade20k': write_ade20k,
-    'folders': write_image_folders,
-    'lists': write_image_lists,
-}
 
 EXAMPLES = """\
-examples:
   # 400 + 100 images of 128 x 128 pixels for detection and instance segmentation
   tools/make_demo_data.py coco data/shapes_coco
 
@@ -37,16 +24,12 @@ examples:
 """
 
 
-def new_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        argparse.ArgumentParser: Its parser.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(__doc__, EXAMPLES)
+    parser.add_argument(
+        'layout', choices=['ade20k', 'coco', 'folders', 'lists'], help='layout of the data set'
     )
-    parser.add_argument('layout', choices=sorted(WRITERS), help='layout of the data set')
     parser.add_argument(
         'out_dir',
         help='folder to write to: new, empty, or with the same data '
@@ -80,7 +63,7 @@ def new_parser() -> argparse.ArgumentParser:
         default=0,
         help='the same seed gives the same images (default: %(default)s)',
     )
-    return parser
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,11 +75,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: If an argument or the folder cannot be used.
     """
-    args = new_parser().parse_args(argv)
-    write = WRITERS[args.layout]
+    args = parse(argv)
+    from cyclemlp_mm.datasets import shapes  # slow to import, and not needed for --help
+
+    write = {
+        'coco': shapes.write_coco,
+        'ade20k': shapes.write_ade20k,
+        'folders': shapes.write_image_folders,
+        'lists': shapes.write_image_lists,
+    }[args.layout]
     folder = write(args.out_dir, args.num_train, args.num_val, args.size, args.seed)
     print(f'{folder}: {args.num_train} training and {args.num_val} validation images')
 
 
 if __name__ == '__main__':
+    parse()
     run_tool(main)

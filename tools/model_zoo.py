@@ -10,12 +10,7 @@ from pathlib import Path
 
 from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.errors import MissingFileError, UserError
-from model_zoo_pages.figure import draw, read_latencies
-from model_zoo_pages.measure import write_measured
-from model_zoo_pages.metafiles import read_collections
-from model_zoo_pages.pages import FIGURE, LATENCY, model_zoo_page, put_block, readme_block
 
 EXAMPLES = """\
   tools/model_zoo.py                  # write docs/model_zoo.md and the tables of README.md
@@ -39,6 +34,13 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
             date.
     """
     args = _parse_args(argv)
+    # Slow to import, and not needed for --help.
+    from cyclemlp_mm.engine import configs_dir
+    from model_zoo_pages.figure import draw, read_latencies
+    from model_zoo_pages.measure import write_measured
+    from model_zoo_pages.metafiles import read_collections
+    from model_zoo_pages.pages import FIGURE, LATENCY, model_zoo_page, put_block, readme_block
+
     root = args.root or configs_dir().parent
     for name in ('README.md', 'docs', 'model-index.yml'):
         if not (root / name).exists():
@@ -108,4 +110,5 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == '__main__':
+    _parse_args(None)
     run_tool(model_zoo)

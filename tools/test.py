@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint; see --help."""
 
-from _start import start
+from cyclemlp_mm.apis.run_tool import start
 
 if __name__ == '__main__':
     start('test')

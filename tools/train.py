@@ -4,7 +4,7 @@
 import signal
 import sys
 
-from _start import start
+from cyclemlp_mm.apis.run_tool import start
 
 if __name__ == '__main__':
     # The imports take seconds; 75: stopped, start it again.

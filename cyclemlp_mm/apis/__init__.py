@@ -1,4 +1,4 @@
-"""What the tools do, as functions."""
+"""What the tools do, as functions: each in the module of its name. Imports nothing heavy."""
 
 import os
 import sys
@@ -8,10 +8,3 @@ try:
 except FileNotFoundError:  # torch's import would end the process with a traceback
     sys.stderr.write('error: the current folder was removed: change to another one\n')
     sys.exit(2)
-
-# isort: split
-from .convert_weights import convert_weights
-from .test import test
-from .train import train
-
-__all__ = ['convert_weights', 'test', 'train']

@@ -1,7 +1,6 @@
 """Command lines of all tools, with OpenMMLab's names.
 
-``tools/_start.py`` runs this file without its package, so that ``--help`` and mistakes do not wait
-for torch: at the top it imports the standard library only.
+At the top, this module imports the standard library only: ``--help`` does not wait for torch.
 """
 
 import argparse
@@ -31,10 +30,6 @@ class Parser(argparse.ArgumentParser):
         )
         for names, option in (options or {}).items():
             self.add_argument(*names.split(), **option)
-
-    def error(self, message: str) -> None:
-        """Exit with 2; what was typed cannot control the terminal."""
-        super().error(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def _key_and_text(pair: str) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """CLI entry point of tools/get_flops.py."""
 
-import inspect
 import json
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from cyclemlp_mm.analysis.whole_model import SIZES, build_on_meta, count_paramet
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.registration import BACKBONES
 
 from .arguments import parse
 
@@ -43,12 +43,11 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
     else:
         name = f'{args.backbone} {args.arch}'
         size = tuple(args.size or SIZES['mmpretrain'])
-        kind = MODELS.get(args.backbone)
-        if kind is None or 'arch' not in inspect.signature(kind).parameters:
-            raise UserError(f'--backbone {args.backbone}: there is no such backbone with an arch')
+        if args.backbone not in BACKBONES:
+            raise UserError(f'--backbone {args.backbone}: it must be one of {", ".join(BACKBONES)}')
         try:
             with torch.device('meta'):
-                model = kind(arch=args.arch).eval()
+                model = MODELS.build(dict(type=args.backbone, arch=args.arch)).eval()
         except ValueError as error:  # lists the archs of the family
             raise UserError(f'--arch {args.arch}: {error}') from error
         parts = dict(backbone=backbone_multiply_adds(model, (1, 3, *size)))

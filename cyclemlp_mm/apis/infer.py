@@ -18,15 +18,9 @@ from cyclemlp_mm.checks import check_score_thr, check_writable
 from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.inference import (
-    Input,
-    PredictionWriter,
-    Predictor,
-    Tiling,
-    find_inputs,
-    predict_tiled,
-)
+from cyclemlp_mm.inference import Input, Predictor, Tiling, find_inputs, predict_tiled
 from cyclemlp_mm.inference.inputs import Video, own_suffixes
+from cyclemlp_mm.inference.writer import PredictionWriter
 
 from .arguments import parse
 

@@ -6,6 +6,7 @@ And what tools print: names of files and classes cannot control the terminal.
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import re
@@ -15,8 +16,9 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
-from cyclemlp_mm.engine import no_teardown_under_gloo
 from cyclemlp_mm.errors import CodeError, UserError
+
+from .arguments import parser_of
 
 #: What gloo and NCCL report in a process whose partner has ended. A refused connection or a timeout
 #: may be the cause itself, so these keep their traceback.
@@ -34,6 +36,17 @@ _CONTROL = re.compile(
 _LEVEL = re.compile(r'((?:\x1b\[\d+m)+(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)')
 
 
+def start(name: str) -> None:
+    """Run ``tools/NAME.py``: :func:`run_tool` on the function NAME of the module of that name.
+
+    The command line is parsed before, with the standard library alone: importing torch takes
+    seconds, in which neither ``--help`` nor a mistake has to wait.
+    """
+    guard_screen()
+    parser_of(name).parse_args()
+    run_tool(getattr(importlib.import_module(f'.{name}', __package__), name))
+
+
 def run_tool(tool: Callable[[], object]) -> None:
     """Run a tool's function; on a :class:`UserError`, print its message and exit with 2.
 
@@ -44,6 +57,8 @@ def run_tool(tool: Callable[[], object]) -> None:
     Args:
         tool (Callable): Takes no argument; reads the command line itself.
     """
+    from cyclemlp_mm.engine import no_teardown_under_gloo
+
     guard_screen()
     if 'TORCHELASTIC_ERROR_FILE' in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import record

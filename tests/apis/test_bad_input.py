@@ -17,10 +17,10 @@ from bad_images import encode, picture
 from paths import ROOT
 from PIL import Image
 
-from cyclemlp_mm.apis import test as run_test
-from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.apis.test import test as run_test
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets.shapes import (
     write_ade20k,
     write_coco,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cyclemlp_mm import apis
 from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
+from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
@@ -119,7 +119,7 @@ def test_an_evaluation_names_a_misspelt_setting(data):
         ('test_evaluator.metrics_items=1', 'metric_items'),
     ):
         with pytest.raises(UserError, match=rf'before the evaluation found 1 error:\s.*{right}'):
-            apis.test([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
+            evaluate([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
 
 
 def test_the_launcher_has_an_argument_of_its_own():

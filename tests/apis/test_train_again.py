@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 
-from cyclemlp_mm.apis import train
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.non_finite import NonFiniteLossError
 from cyclemlp_mm.engine.summary import run_summary

@@ -90,7 +90,7 @@ def test_mistakes_are_said_before_anything_is_measured(
     def measured(*_):
         raise AssertionError('it was measured')
 
-    monkeypatch.setattr(benchmark, 'matmul_rate', measured)
+    monkeypatch.setattr('benchmarking.machine.matmul_rate', measured)
     (tmp_path / 'file').write_text('')
     arguments = [argument.format(file=tmp_path / 'file') for argument in arguments]
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])

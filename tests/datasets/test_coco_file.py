@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from cyclemlp_mm.apis import train
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets import coco_file
 from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
 from cyclemlp_mm.datasets.shapes import write_coco

@@ -9,9 +9,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from toy_runs import NO_WORKERS, TINY_BACKBONE
 
-from cyclemlp_mm.apis import test as run_test
-from cyclemlp_mm.apis import train
 from cyclemlp_mm.apis.check import check
+from cyclemlp_mm.apis.test import test as run_test
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import load_config, resume_training, use_own_data
 from cyclemlp_mm.engine.class_order import require_same_classes, take_class_order, trained_classes

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
 
-from cyclemlp_mm.apis import train as train_tool
+from cyclemlp_mm.apis.train import train as train_tool
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.atomic_checkpoints import make_strategy_atomic

@@ -11,7 +11,7 @@ from published_names import published_state_dict
 from safetensors.torch import load_file, save_file
 from toy_runs import run_tool
 
-from cyclemlp_mm.apis import convert_weights
+from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import cyclemlp, read_checkpoint

@@ -12,8 +12,8 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from published_names import published_state_dict
 from toy_models import ARCH
 
-from cyclemlp_mm.apis import convert_weights
 from cyclemlp_mm.apis.arguments import parse
+from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
 from cyclemlp_mm.errors import CheckpointError
