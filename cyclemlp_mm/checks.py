@@ -1,4 +1,4 @@
-"""What a user names, looked at before work is done for it: devices, thresholds, files to write."""
+"""Checks of arguments before work is done for them: devices, thresholds, files to write."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _SETTINGS = (KeyError, TypeError, ValueError, AssertionError, ImportError)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number that NumPy can hold; True and False are none."""
+    """Whether a value is a finite number that NumPy can hold, not True or False."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def check_device(device: str | None) -> str:
-    """The device's name, or an error that says what there is.
+    """The device's name, or an error.
 
     Args:
         device (str, optional): None takes a GPU if there is one.
 
     Raises:
-        UserError: It is no device of this machine.
+        UserError: This machine has no such device.
     """
     has_gpu = torch.cuda.is_available()
     if device is None:
@@ -38,7 +38,7 @@ def check_device(device: str | None) -> str:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f'PyTorch knows no device {device!r}: give cpu or cuda') from error
+        raise UserError(f'invalid device {device!r}: give cpu or cuda') from error
     if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f'device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; give cpu'
@@ -47,27 +47,19 @@ def check_device(device: str | None) -> str:
 
 
 def check_score_thr(score_thr: float) -> None:
-    """Refuse a threshold that no score, or every one, would pass by mistake.
-
-    Args:
-        score_thr (float): Of ``--score-thr``.
-
-    Raises:
-        UserError: It is not in 0..1.
-    """
+    """Raise a UserError unless ``--score-thr`` is in 0..1."""
     if not 0 <= score_thr <= 1:  # nan is not
         raise UserError(f'--score-thr must be 0 to 1, but got {score_thr:g}')
 
 
 def check_writable(path: str | Path, option: str, is_folder: bool = False) -> None:
-    """Refuse a place that cannot be written, before hours of work are to go there.
+    """Check a place before hours of work, with a temporary file of 1 MB next to it.
 
-    Nothing is made and nothing is left behind. There must be room for 1 MB; that the disk has room
-    for all is not promised.
+    Nothing is left behind. Whether the disk has room for all is not known.
 
     Args:
         path (str | Path): A file, there or not, or a folder.
-        option (str): What named it, for the message.
+        option (str): The argument that named it, for the message.
         is_folder (bool): Whether it is a folder. Defaults to False.
 
     Raises:
@@ -84,18 +76,18 @@ def check_writable(path: str | Path, option: str, is_folder: bool = False) -> No
         while not folder.exists():
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(2**20))  # a full disk takes a byte
+            file.write(bytes(2**20))  # one byte fits on a full disk
             file.flush()
     except OSError as error:
         raise UserError(
-            f'{option} {path} cannot be written ({error.strerror or error}): take another place, '
-            'or fix this one'
+            f'{option} {path} cannot be written ({error.strerror or error}): use another place, or '
+            'fix this one'
         ) from error
 
 
 @contextmanager
 def model_errors(config: str | Path) -> Iterator[None]:
-    """Around the building of a model: what its classes say to a wrong setting, as a sentence.
+    """Turn errors of building a model into a message about the config.
 
     Args:
         config (str | Path): Of the model, for the message.
@@ -119,13 +111,12 @@ def model_errors(config: str | Path) -> Iterator[None]:
         if not isinstance(error, _SETTINGS):
             raise
         raise UserError(
-            f'{what}{lines[0][:200]}): look at the settings of the part that is named, those of '
-            '--cfg-options too'
+            f'{what}{lines[0][:200]}): check the settings of that part, those of --cfg-options too'
         ) from error
 
 
 def _failed_code(error: Exception) -> traceback.FrameSummary | None:
-    """Where the code of a class failed; None where mmengine or a toolbox refused its settings."""
+    """Where the code of a class failed; None where mmengine or a toolbox rejected its settings."""
     frames = traceback.extract_tb(error.__traceback__)
     registry = Path(inspect.getfile(Registry)).parent
     built = [i for i, frame in enumerate(frames) if Path(frame.filename).parent == registry]

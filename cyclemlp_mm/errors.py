@@ -1,4 +1,4 @@
-"""Errors that a user can fix; their messages say what failed, where, and how to fix it.
+"""Errors that a user can fix; their messages name what failed, where, and how to fix it.
 
 The tools print these without a traceback. Anything else is a defect and keeps its traceback.
 """
@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was named is not there."""
+    """A file or folder does not exist."""
 
 
 class MissingToolboxError(UserError, ImportError):

@@ -1,7 +1,7 @@
-"""Runs tools in copies of a process that has imported the toolboxes, which takes 5 s each time.
+"""Runs tools in copies of a process that has imported them and the toolboxes, which takes 5 s.
 
 Each line of the input is a job: ``argv``, ``cwd``, ``env``, and ``output``, a file for all that is
-printed. Each line of the output is the exit code of one. Our own package is not imported before.
+printed. Each line of the output is the exit code of one.
 """
 
 import contextlib
@@ -28,6 +28,10 @@ for module in (
     'mmdet.models',
     'mmseg.models',
     'mmpretrain.models',
+    'cyclemlp_mm.apis.train',
+    'cyclemlp_mm.apis.test',
+    'cyclemlp_mm.apis.infer',
+    'cyclemlp_mm.datasets.shapes',
 ):
     with contextlib.suppress(ImportError):
         importlib.import_module(module)

@@ -82,3 +82,14 @@ def run_tool(tool, *arguments, cwd, check=True, fresh=False):
     if check and code:
         raise AssertionError(f'{tool} ended with {code}:\n{printed[-6000:]}')
     return code, printed
+
+
+def train_toy(config, data, *arguments, options, cwd):
+    """Train into the folder ``wd`` with the options of a config; returns all that is printed."""
+    _, printed = run_tool(
+        'train.py',
+        *(config, '--data', data, '--work-dir', 'wd', *arguments),
+        *('--cfg-options', *options),
+        cwd=cwd,
+    )
+    return printed

@@ -31,7 +31,8 @@ def in_parallel(look: Callable, items: Sequence, title: str) -> list:
     """``look`` at every item, in threads, with a progress bar on a terminal."""
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
         results = pool.map(look, items)
-        console = Console(stderr=True)
+        # The stream below the guarded one: the bar moves the cursor.
+        console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
         if not (console.is_terminal and sys.stderr.isatty()):
             return list(results)
         return list(track(results, title, len(items), console=console, transient=True))

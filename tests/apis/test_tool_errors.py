@@ -14,14 +14,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 
+from cyclemlp_mm.apis.arguments import TOOLS, parse
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_writable
+from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.export import OPSETS, PARTS
 from cyclemlp_mm.user_path import user_path
+from cyclemlp_mm.weights.convert import TARGETS
 
 #: A wrong command line of every tool, and what its message has to name.
 WRONG = {
@@ -39,41 +44,62 @@ WRONG = {
 }
 
 
+def ending_of(script, arguments, monkeypatch, capsys):
+    """What a script of ``tools/`` prints when it ends with 2."""
+    monkeypatch.setattr(sys, 'argv', [script, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize('tool', WRONG)
 def test_errors_are_short(tool, tmp_path, monkeypatch, capsys):
-    import torch
-
     arguments, names = WRONG[tool]
     if 'cuda' in arguments and torch.cuda.is_available():
         pytest.skip('this machine has a GPU')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
+    message = ending_of(tool, arguments, monkeypatch, capsys)
     assert message.startswith('error: ') and re.search(names, message)
     sentences = re.findall(r'[.?!](?=\s+[A-Z]|\s*$)', message)
     assert len(message.splitlines()) == 1 and len(sentences) <= 2 and len(message) < 400, message
     assert list(tmp_path.iterdir()) == []  # and nothing was begun
 
 
+def test_mistakes_of_the_command_line_cannot_control_the_terminal(monkeypatch, capsys):
+    printed = ending_of('train.py', ['c', '--cfg-options', 'a\x1b[2J'], monkeypatch, capsys)
+    assert r"--cfg-options: 'a\x1b[2J' is not KEY=VALUE" in printed
+    printed = ending_of('infer.py', ['--gone\x1b[2J', 'a', 'b', 'c'], monkeypatch, capsys)
+    assert r'\x1b' in printed and '\x1b' not in printed
+
+
 @pytest.mark.parametrize(
-    'arguments',
+    'tool, option, values',
     [
-        ['infer.py', 'c', 'c.pth', 'a.jpg'],
-        ['export.py', 'c', 'c.pth', 'c.onnx'],
-        ['get_flops.py', 'c'],
-        ['visualize.py', 'field', 'c'],
-        ['visualize.py', 'gallery', 'c', 'c.pth'],
+        ('export', '--part', PARTS),
+        ('export', '--opset', OPSETS),
+        ('convert_weights', '--to', TARGETS),
+        ('train', '--vis', VIS_BACKENDS),
     ],
 )
-def test_settings_that_are_none(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [*arguments, '--cfg-options', 'foo'])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / 'tools' / arguments[0]), run_name='__main__')
-    assert caught.value.code == 2
-    assert "--cfg-options: 'foo' is not KEY=VALUE" in capsys.readouterr().err
+def test_choices_are_those_of_the_code(tool, option, values):
+    """They stand in arguments.py a second time, which does not import what they are for."""
+    assert list(TOOLS[tool][2][option]['choices']) == list(values)
+
+
+def test_options_that_act_when_they_are_parsed(monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    parse('train', ['x', '--local-rank', '3'])
+    assert os.environ['LOCAL_RANK'] == '3'
+    parse('test', ['x', 'x.pth', '--local_rank=1'])
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+def raising(error):
+    def tool():
+        raise error
+
+    return tool
 
 
 @pytest.mark.parametrize(
@@ -85,21 +111,16 @@ def test_settings_that_are_none(arguments, monkeypatch, capsys):
     ],
 )
 def test_files_that_the_system_refuses(error, said, capsys):
-    def tool():
-        raise error
-
     with pytest.raises(SystemExit) as caught:
-        run_tool(tool)
+        run_tool(raising(error))
     assert caught.value.code == 2
     assert re.match(said, capsys.readouterr().err)
 
 
 def test_an_error_without_a_file_keeps_its_traceback():
-    def tool():
-        raise ConnectionResetError(errno.ECONNRESET, 'Connection reset by peer')
-
-    with pytest.raises(ConnectionResetError):
-        run_tool(tool)
+    for error in (ConnectionResetError(errno.ECONNRESET, 'reset by peer'), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            run_tool(raising(error))
 
 
 #: Errors of a process among others: of its partner's end, or with a cause of its own.
@@ -119,11 +140,8 @@ def test_the_cause_among_several_processes_keeps_its_traceback(error, monkeypatc
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setattr('os._exit', lambda code: pytest.fail('the cause was left out'))
 
-    def tool():
-        raise error
-
     with pytest.raises(type(error)):  # which Python prints with its traceback
-        run_tool(tool)
+        run_tool(raising(error))
     assert f'unexpected {type(error).__name__}: ' in capsys.readouterr().err
 
 
@@ -132,11 +150,8 @@ def test_a_process_whose_partner_ended_says_what_it_saw(monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setattr('os._exit', sys.exit)
 
-    def tool():
-        raise RuntimeError(PARTNER_GONE)
-
     with pytest.raises(SystemExit) as caught:
-        run_tool(tool)
+        run_tool(raising(RuntimeError(PARTNER_GONE)))
     assert caught.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith('process 1: stopped') and PARTNER_GONE in line
@@ -173,29 +188,28 @@ def broken_config(folder, monkeypatch, line='pass', settings='', module=None):
     return config, f'{name}.py'
 
 
-def ending_of(tool, argv, capsys):
+def message_of(tool, config, capsys):
     with pytest.raises(SystemExit) as caught:
-        run_tool(lambda: tool([str(part) for part in argv]))
+        run_tool(lambda: tool([str(config)]))
     assert caught.value.code == 2
     return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    'line',
+    'tool, line',
     [
-        'self.conv = torch.nn.Conv2d(width)',
-        "raise TypeError('not yet')",
-        'self.blocks = width.blocks',
-        'self.name = dict()["name"]',
-        'assert width == 5',
-        'self.norm = torch.nn.LayerNorm("x")',
+        (check, 'self.conv = torch.nn.Conv2d(width)'),
+        (check, "raise TypeError('not yet')"),
+        (check, 'self.name = dict()["name"]'),
+        (get_flops, 'self.blocks = width.blocks'),
+        (get_flops, 'assert width == 5'),
+        (get_flops, 'self.norm = torch.nn.LayerNorm("x")'),
     ],
 )
-@pytest.mark.parametrize('tool', [check, get_flops])
 def test_code_of_a_new_backbone_keeps_its_traceback(tool, line, tmp_path, monkeypatch, capsys):
     pytest.importorskip('mmdet')
     config, module = broken_config(tmp_path, monkeypatch, line)
-    printed = ending_of(tool, [config], capsys)
+    printed = message_of(tool, config, capsys)
     assert re.match(rf'error: config .*own.py: the model cannot .*{module}, line 9', printed)
     assert 'Traceback' in printed and line in printed.split('Traceback', 1)[1]
 
@@ -212,7 +226,7 @@ def test_settings_of_a_new_backbone_are_a_sentence(
 ):
     pytest.importorskip('mmdet')
     config, _ = broken_config(tmp_path, monkeypatch, line, settings)
-    printed = ending_of(get_flops, [config], capsys)
+    printed = message_of(get_flops, config, capsys)
     assert said in printed and 'Traceback' not in printed
 
 
@@ -226,7 +240,7 @@ def test_settings_of_a_new_backbone_are_a_sentence(
 )
 def test_a_module_of_a_config_that_fails(module, error, tmp_path, monkeypatch, capsys):
     config, name = broken_config(tmp_path, monkeypatch, module=module)
-    printed = ending_of(check, [config], capsys)
+    printed = message_of(check, config, capsys)
     assert re.match(rf'error: config .*own.py.*{name}, line [12].*{error}', printed)
     assert 'Traceback' in printed and module.splitlines()[-1] in printed.split('Traceback', 1)[1]
 
@@ -243,7 +257,7 @@ def test_an_error_in_a_config_or_its_base_names_file_and_line(text, line, said, 
     (tmp_path / 'base.py').write_text(text)
     (tmp_path / 'child.py').write_text("_base_ = 'base.py'\n")
     for config in ('base.py', 'child.py'):
-        printed = ending_of(check, [tmp_path / config], capsys)
+        printed = message_of(check, tmp_path / config, capsys)
         assert re.match(rf'error: config .*base\.py cannot be read: {said}.*line {line}\)', printed)
         assert 'Traceback' not in printed
 
@@ -265,11 +279,6 @@ def test_every_tool_is_here_or_has_its_own_way():
     tools = {path.name for path in (ROOT / 'tools').glob('*.py')}
     own = {'demo.py', 'doctor.py', 'setup_env.py', 'web.py'}
     assert set(WRONG) | own == tools
-
-
-def test_a_defect_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run_tool(lambda: 1 / 0)
 
 
 DEMO, TOO_LONG = 'retinanet_cyclemlp_demo', 'a' * 300
@@ -297,11 +306,8 @@ DEMO, TOO_LONG = 'retinanet_cyclemlp_demo', 'a' * 300
 def test_paths_that_cannot_be(arguments, path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tool, *arguments = (path if part == 'PATH' else part for part in arguments)
-    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert caught.value.code == 2 and message.startswith('error: ')
+    printed = ending_of(tool, arguments, monkeypatch, capsys)
+    assert printed.splitlines()[-1].startswith('error: ')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -316,21 +322,15 @@ def test_a_current_folder_that_was_removed(tmp_path):
     folder = tmp_path / 'gone'
     folder.mkdir()
     script = f'cd {folder} && rmdir {folder} && {sys.executable} {ROOT}/tools/check.py {DEMO}'
-    done = subprocess.run(
-        ['bash', '-c', script],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    )
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(['bash', '-c', script], stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2
     assert done.stderr == 'error: the current folder was removed: change to another one\n'
 
 
 def test_no_folder_for_temporary_files(monkeypatch, capsys):
-    def none():
-        raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory found in [/tmp]')
-
-    monkeypatch.setattr(tempfile, 'gettempdir', none)
+    error = FileNotFoundError(errno.ENOENT, 'No usable temporary directory found in [/tmp]')
+    monkeypatch.setattr(tempfile, 'gettempdir', raising(error))
     with pytest.raises(SystemExit) as caught:
         run_tool(lambda: check([DEMO]))
     assert caught.value.code == 2

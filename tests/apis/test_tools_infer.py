@@ -14,7 +14,7 @@ from paths import SHARED, needs_data
 from PIL import Image
 from pycocotools.coco import COCO
 from toy_models import save_detector, save_segmentor
-from toy_runs import TINY_DETECTOR, run_tool
+from toy_runs import NO_WORKERS, TINY_DETECTOR, run_tool, train_toy
 
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
@@ -44,6 +44,22 @@ def mask_detector(tmp_path_factory):
 @pytest.fixture(scope='module')
 def segmentor(tmp_path_factory):
     return save_segmentor(tmp_path_factory.mktemp('segmentor'))
+
+
+def write_video(path, size, images):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, size)
+    for image in images:
+        writer.write(cv2.resize(image, size))
+    writer.release()
+    return path
+
+
+def masks_of(out):
+    return {path.stem: np.asarray(Image.open(path)) for path in (out / 'masks').iterdir()}
+
+
+def json_of(out):
+    return json.loads((out / 'predictions.json').read_text())
 
 
 #: A segmentor as others write its config: small images reach the backbone as they are.
@@ -88,7 +104,7 @@ def check_segments(model, images, out):
 
 def test_detections_are_the_inferencers(detector, images, tmp_path):
     report = run(detector, images, '--out', tmp_path, '--json')
-    content = json.loads((tmp_path / 'predictions.json').read_text())
+    content = json_of(tmp_path)
     expected = check_detections(detector, images, content)
     assert sum(len(one['scores']) for one in expected) > 10  # the toy does find something
     assert report.num_images == 3
@@ -100,7 +116,7 @@ def test_detections_are_the_inferencers(detector, images, tmp_path):
 
 def test_masks_are_the_inferencers(mask_detector, images, tmp_path):
     run(mask_detector, images, '--out', tmp_path, '--json')
-    content = json.loads((tmp_path / 'predictions.json').read_text())
+    content = json_of(tmp_path)
     expected = check_detections(mask_detector, images, content)
     assert sum(len(one['masks']) for one in expected) > 5
 
@@ -108,7 +124,7 @@ def test_masks_are_the_inferencers(mask_detector, images, tmp_path):
 def test_segments_are_the_inferencers(segmentor, images, tmp_path):
     run(segmentor, images, '--out', tmp_path, '--json')
     check_segments(segmentor, images, tmp_path)
-    content = json.loads((tmp_path / 'predictions.json').read_text())
+    content = json_of(tmp_path)
     for entry in content['images']:
         areas = [segment['area'] for segment in entry['segments_info']]
         assert sum(areas) == entry['height'] * entry['width']
@@ -121,28 +137,18 @@ def test_batches_say_the_same(segmentor, detector, images, tmp_path, batch_size)
         for name, size in (('one', 1), ('many', batch_size)):
             run(model, images, '--out', tmp_path / name, '--json', '--no-vis', '--batch-size', size)
         assert not (tmp_path / 'many' / 'vis').exists()
-    for i in range(3):
-        one, many = (
-            np.asarray(Image.open(tmp_path / n / f'masks/{i}.png')) for n in ('one', 'many')
-        )
-        assert (one != many).mean() < 1e-3  # a tie may fall the other way
-    one, many = (
-        json.loads((tmp_path / n / 'predictions.json').read_text())['annotations']
-        for n in ('one', 'many')
-    )
+    one, many = (masks_of(tmp_path / name) for name in ('one', 'many'))
+    # A tie may fall the other way.
+    assert all((one[name] != many[name]).mean() < 1e-3 for name in one) and len(one) == 3
+    one, many = (json_of(tmp_path / name)['annotations'] for name in ('one', 'many'))
     assert len(one) == len(many)
-    np.testing.assert_allclose(
-        [a['score'] for a in one], [a['score'] for a in many], rtol=0, atol=1e-5
-    )
+    scores = ([a['score'] for a in found] for found in (one, many))
+    np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
 
 
 def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
-    path = tmp_path / 'walk.avi'
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 96))
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        writer.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (128, 96)))
-    writer.release()
+    frames = np.random.default_rng(0).integers(0, 255, (5, 6, 8, 3), np.uint8)
+    path = write_video(tmp_path / 'walk.avi', (128, 96), frames)
     report = run(detector, path, '--out', tmp_path / 'out', '--json', '--batch-size', 2)
     assert report.num_images == 5
     drawing = tmp_path / 'out' / 'vis' / 'walk.mp4'
@@ -153,7 +159,7 @@ def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
     content = drawing.read_bytes()
     codec = content.index(b'stsd') + 16
     assert content[codec : codec + 4] in (b'vp09', b'avc1')
-    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    content = json_of(tmp_path / 'out')
     assert [entry['frame'] for entry in content['images']] == [0, 1, 2, 3, 4]
     run(segmentor, path, '--out', tmp_path / 'out2', '--no-vis')
     assert len(list((tmp_path / 'out2' / 'masks' / 'walk').iterdir())) == 5
@@ -166,7 +172,7 @@ def test_tiles(segmentor, detector, images, tmp_path):
     assert report.num_images == 1
     assert Image.open(tmp_path / 'out/masks/big.png').size == (384, 288)
     run(detector, tmp_path / 'big.png', '--out', tmp_path / 'out', '--tile', 128, '--json')
-    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    content = json_of(tmp_path / 'out')
     reach = np.array([a['bbox'] for a in content['annotations']])
     assert (reach[:, 0] + reach[:, 2]).max() > 256  # found beyond the first tiles
 
@@ -184,37 +190,25 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(segmentor, imag
 def test_images_that_the_model_cannot_take_are_named_and_the_others_done(
     segmentor, detector, images, tmp_path, batch_size
 ):
+    more = ['--json', '--batch-size', batch_size]
     folder = shutil.copytree(images, tmp_path / 'images')
     Image.new('RGB', (31, 31)).save(folder / '1_small.png')
     with pytest.raises(UserError, match=r'1 of 4 files(?s:.*)1_small\.png: .* 31×31 px: .*32x32'):
-        run(
-            segmentor,
-            folder,
-            '--out',
-            tmp_path / 's',
-            '--json',
-            '--batch-size',
-            batch_size,
-            *UNPADDED,
-        )
+        run(segmentor, folder, '--out', tmp_path / 's', *more, *UNPADDED)
     names = [p.name for p in sorted((tmp_path / 's' / 'masks').iterdir())]
     assert names == ['0.png', '1.png', '2.png']
-    content = json.loads((tmp_path / 's' / 'predictions.json').read_text())
+    content = json_of(tmp_path / 's')
     assert [Path(entry['file_name']).name for entry in content['images']] == names
     Image.new('RGB', (2000, 3)).save(folder / '1_narrow.png')  # resized to no row at all
     with pytest.raises(UserError, match=r'1 of 5 files(?s:.*)1_narrow\.png: .*so narrow') as caught:
-        run(detector, folder, '--out', tmp_path / 'd', '--json', '--batch-size', batch_size)
+        run(detector, folder, '--out', tmp_path / 'd', *more)
     assert 'OpenCV' not in str(caught.value)
-    content = json.loads((tmp_path / 'd' / 'predictions.json').read_text())
+    content = json_of(tmp_path / 'd')
     assert len(content['images']) == 4
 
 
 def test_a_video_that_the_model_cannot_take_is_named_once(segmentor, tmp_path):
-    path = tmp_path / 'small.avi'
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, (24, 16))
-    for _ in range(5):
-        writer.write(np.zeros((16, 24, 3), np.uint8))
-    writer.release()
+    path = write_video(tmp_path / 'small.avi', (24, 16), np.zeros((5, 16, 24, 3), np.uint8))
     with pytest.raises(UserError, match=r'1 of 1 files') as caught:
         run(segmentor, path, '--out', tmp_path / 'out', '--batch-size', 2, *UNPADDED)
     assert str(caught.value).count('small.avi') == 1
@@ -230,12 +224,9 @@ def test_deploy_predicts_alike(segmentor, images, tmp_path):
     model = segmentor[0], tmp_path / 'model.pth'
     for name, deploy in (('as_trained', []), ('folded', ['--deploy'])):
         run(model, images, '--out', tmp_path / name, '--no-vis', *deploy)
-    for i in range(3):
-        one, other = (
-            np.asarray(Image.open(tmp_path / name / f'masks/{i}.png'))
-            for name in ('as_trained', 'folded')
-        )
-        assert len(np.unique(one)) > 1 and (one != other).mean() < 1e-3  # ties
+    one, other = (masks_of(tmp_path / name) for name in ('as_trained', 'folded'))
+    for name, mask in one.items():
+        assert len(np.unique(mask)) > 1 and (mask != other[name]).mean() < 1e-3  # ties
     folded = Predictor(*model, 'cpu', deploy=True).inferencer.model
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
@@ -266,21 +257,19 @@ def test_errors(detector, images):
     config, checkpoint = detector
     with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
         run((config, 'gone.pth'), images)
-    with pytest.raises(UserError, match='score-thr must be 0 to 1'):
-        run(detector, images, '--score-thr', 3)
-    with pytest.raises(UserError, match=r'model\.test_cfgg\.x: .* Did you mean test_cfg\?'):
-        run(detector, images, '--cfg-options', 'model.test_cfgg.x=1')
-    with pytest.raises(UserError, match=r'toy\.py: the model cannot be built .*test_cfgg'):
-        run(detector, images, '--cfg-options', 'model.test_cfgg=1')
-    with pytest.raises(UserError, match='give --tile'):
-        run(detector, images, '--tile-overlap', 0.3)
-    with pytest.raises(UserError, match='knows no device'):
-        run(detector, images, '--device', 'gpu')
     with pytest.raises(UserError, match='classification config'):
         run(('cyclemlp_b1_in1k', checkpoint), images)
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match='PyTorch sees 0 GPUs'):
-            run(detector, images, '--device', 'cuda')
+    for arguments, message in (
+        (['--score-thr', 3], 'score-thr must be 0 to 1'),
+        (['--cfg-options', 'model.test_cfgg.x=1'], r'model\.test_cfgg\.x: .* mean test_cfg\?'),
+        (['--cfg-options', 'model.test_cfgg=1'], r'toy\.py: the model cannot be built .*test_cfgg'),
+        (['--tile-overlap', 0.3], 'give --tile'),
+        (['--batch-size', 0], '--batch-size must be at least 1'),
+        (['--device', 'gpu'], "invalid device 'gpu'"),
+        (['--device', 'cuda:99'], r'PyTorch sees \d+ GPUs'),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(detector, images, *arguments)
 
 
 def test_weights_of_another_model_predict_nothing(detector, images, tmp_path):
@@ -306,25 +295,14 @@ def test_an_image_too_small_for_the_model_is_padded_or_a_sentence(segmentor, tmp
 @pytest.mark.timeout(900)
 def test_real_cells_after_a_short_training(tmp_path):
     data = SHARED / 'data' / 'bccd'
-    _, printed = run_tool(
-        'train.py',
-        'retinanet_cyclemlp_b1_fpn_6e_small',
-        '--data',
-        data,
-        '--work-dir',
-        'wd',
-        '--cfg-options',
-        *TINY_DETECTOR,
-        'train_dataloader.dataset.indices=8',
-        'val_dataloader.dataset.indices=2',
-        'train_cfg.val_interval=9',
-        cwd=tmp_path,
-    )
+    few = ['train_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=2']
+    options = [*TINY_DETECTOR, *few, 'train_cfg.val_interval=9']
+    train_toy('retinanet_cyclemlp_b1_fpn_6e_small', data, options=options, cwd=tmp_path)
     model = tmp_path / 'wd/retinanet_cyclemlp_b1_fpn_6e_small.py', tmp_path / 'wd/epoch_1.pth'
     images = _some(data / 'val2017', tmp_path / 'images')
     _, printed = run_tool('infer.py', *model, images, '--out', 'out', '--json', cwd=tmp_path)
     assert re.search(r'3 images in .* s on cpu', printed) or torch.cuda.is_available()
-    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    content = json_of(tmp_path / 'out')
     check_detections(model, images, content)
     assert [c['name'] for c in content['categories']] == ['RBC', 'WBC', 'Platelets']
 
@@ -335,24 +313,9 @@ def test_real_cells_after_a_short_training(tmp_path):
 def test_real_streets_after_a_short_training(tmp_path):
     data = SHARED / 'data' / 'camvid'
     config = 'fpn_cyclemlp_b1_256x256_600i_small'
-    run_tool(
-        'train.py',
-        config,
-        '--data',
-        data,
-        '--ignore-label',
-        11,
-        '--work-dir',
-        'wd',
-        '--cfg-options',
-        'train_cfg.max_iters=4',
-        'train_cfg.val_interval=99',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'default_hooks.checkpoint.interval=4',
-        'train_dataloader.batch_size=2',
-        cwd=tmp_path,
-    )
+    options = ['train_cfg.max_iters=4', 'train_cfg.val_interval=99', *NO_WORKERS]
+    options += ['default_hooks.checkpoint.interval=4', 'train_dataloader.batch_size=2']
+    train_toy(config, data, '--ignore-label', 11, options=options, cwd=tmp_path)
     model = tmp_path / f'wd/{config}.py', tmp_path / 'wd/iter_4.pth'
     images = _some(data / 'images' / 'validation', tmp_path / 'images')
     run_tool('infer.py', *model, images, '--out', 'out', cwd=tmp_path)

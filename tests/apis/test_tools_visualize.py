@@ -27,30 +27,20 @@ def test_the_staircase_as_a_tool(tmp_path):
     _, printed = run_tool('visualize.py', 'staircase', 3, 9, cwd=tmp_path)
     path = tmp_path / 'work_dirs' / 'pictures' / 'staircase.png'
     assert f'picture {path.relative_to(tmp_path)}' in printed and path.is_file()
-    code, printed = run_tool('visualize.py', 'staircase', 4, cwd=tmp_path, check=False)
-    assert code == 2 and 'error: a CycleFC has an odd, positive number of taps' in printed
+    with pytest.raises(UserError, match='a CycleFC has an odd, positive number of taps'):
+        draw('staircase', 4)
 
 
 def test_fields(detector, tmp_path, capsys):
     config, checkpoint = detector
-    path = draw(
-        'field',
-        config,
-        '--weights',
-        checkpoint,
-        '--size',
-        64,
-        '--number',
-        1,
-        '--out',
-        tmp_path / 'field.svg',
-    )
+    small = ('--weights', checkpoint, '--size', 64, '--number', 1)
+    path = draw('field', config, *small, '--out', tmp_path / 'field.svg')
     text = path.read_text()
     assert text.startswith('<?xml')
     printed = capsys.readouterr().out
     assert printed.count('CycleMLP') == printed.count('ResNet-50') == 4  # stride 4 as well
     with pytest.raises(CheckpointError, match=r'epoch_1\.pth does not fit'):
-        draw('field', 'cyclemlp_demo', '--weights', checkpoint, '--size', 64, '--number', 1)
+        draw('field', 'cyclemlp_demo', *small)
 
 
 def test_fields_of_real_images(detector, tmp_path):

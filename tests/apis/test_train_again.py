@@ -1,6 +1,7 @@
 """A second training in a work dir, one with nothing left to do, and one that learned nothing."""
 
-import sys
+import itertools
+import re
 
 import pytest
 import torch
@@ -8,14 +9,13 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 
-from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.apis.train import _guard_resume, _move_earlier_run, train
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.non_finite import NonFiniteLossError
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import install_safe_loading
 
-TRAIN = sys.modules['cyclemlp_mm.apis.train']  # the package has the function of the same name
 DEMO = 'retinanet_cyclemlp_demo'
 OLD = {'epoch_1.pth', 'iter_40.pth', 'epoch_2_iter_7.pth', 'best_coco_bbox_mAP_epoch_1.pth'}
 
@@ -29,7 +29,7 @@ def work_dir(tmp_path, monkeypatch):
     def stop(cfg, start_from):
         raise UserError('far enough')
 
-    monkeypatch.setattr(TRAIN, '_build_runner', stop)
+    monkeypatch.setattr('cyclemlp_mm.apis.train._build_runner', stop)
     folder = tmp_path / 'wd'
     folder.mkdir()
     for name in (*OLD, 'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'):
@@ -57,9 +57,9 @@ def test_checkpoints_of_an_earlier_training_are_moved(work_dir):
 
 def test_the_log_says_so(work_dir):
     cfg = Config(dict(work_dir=str(work_dir)))
-    [said] = TRAIN._move_earlier_run(cfg)
+    [said] = _move_earlier_run(cfg)
     assert 'had 4 checkpoints of an earlier training' in said and '--resume' in said
-    assert TRAIN._move_earlier_run(cfg) == []
+    assert _move_earlier_run(cfg) == []
 
 
 def test_a_training_that_is_resumed_moves_nothing(work_dir):
@@ -90,41 +90,64 @@ class Toy(BaseModel):
         return dict(loss=(self.weight * inputs).sum())
 
 
-def toy_runner(folder, losses, name, max_iters=None, **more):
-    cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses)), **more))
+NUMBERS = itertools.count()  # mmengine keeps loggers and visualizers by their names
+
+
+def toy_runner(folder, losses=(1, 1), max_iters=None, resume=None, optimizer=None, schedule=None):
+    cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses))))
     make_robust(cfg)
+    name = f'toy_{next(NUMBERS)}'
     return Runner(
         model=Toy(),
         work_dir=str(folder),
-        experiment_name=f'{name}_{folder.name}',
+        experiment_name=name,
         cfg=cfg,
         train_dataloader=torch.utils.data.DataLoader(
             [dict(inputs=torch.tensor([float(loss)])) for loss in losses]
         ),
-        optim_wrapper=dict(optimizer=more.get('optimizer', dict(type='SGD', lr=0.1))),
-        param_scheduler=more.get('param_scheduler'),
+        optim_wrapper=dict(optimizer=optimizer or dict(type='SGD', lr=0.1)),
+        param_scheduler=schedule,
         train_cfg=cfg.train_cfg,
         default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
         custom_hooks=[
             *(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
             dict(type='CheckLoadedWeights'),
         ],
-        visualizer=dict(type='Visualizer', name=f'{name}_{folder.name}', vis_backends=[]),
-        resume=more.get('resume', False),
-        load_from=more.get('load_from'),
+        visualizer=dict(type='Visualizer', name=name, vis_backends=[]),
+        resume=resume is not None,
+        load_from=resume and str(resume),
     )
+
+
+def trained_toy(folder, **settings):
+    """The checkpoint of two iterations, with which a third one trains."""
+    toy_runner(folder, **settings).train()
+    saved = next(folder.glob('*_2.pth'))
+    longer = toy_runner(folder, max_iters=3, resume=saved, **settings)
+    longer.train()
+    assert 'nothing was left' not in run_summary(longer) and longer.iter == 3
+    return saved
+
+
+def resume_toy(file, content, **settings):
+    """Train on from changed content; the error names the file."""
+    torch.save(content, file)
+    runner = toy_runner(file.parent, max_iters=3, resume=file, **settings)
+    _guard_resume(runner)
+    runner.train()
+    assert runner.iter == 3
 
 
 @pytest.mark.parametrize('losses', [['nan'], ['nan', 'inf', '-inf', 'nan']])
 def test_a_training_of_losses_that_are_all_nan_is_an_error(losses, tmp_path):
-    runner = toy_runner(tmp_path, losses, f'nan{len(losses)}')
+    runner = toy_runner(tmp_path, losses)
     with pytest.raises(NonFiniteLossError, match=f'{len(losses)} of {len(losses)} iterations'):
         runner.train()
     assert runner.model.weight == 1
 
 
 def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path):
-    runner = toy_runner(tmp_path, ['nan', 1, 'nan'], 'some')
+    runner = toy_runner(tmp_path, ['nan', 1, 'nan'])
     lines = []
     runner.logger.warning = lambda text, *rest: lines.append(text)
     runner.train()
@@ -132,16 +155,11 @@ def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path):
 
 
 def test_a_resumed_training_with_nothing_left_says_so(tmp_path):
-    toy_runner(tmp_path, [1, 1], 'first').train()
-    saved = str(next(tmp_path.glob('*_2.pth')))
-    again = toy_runner(tmp_path, [1, 1], 'again', resume=True, load_from=saved)
+    again = toy_runner(tmp_path, resume=trained_toy(tmp_path))
     again.train()
     assert run_summary(again).startswith(
         'nothing was left to train: the checkpoint is at 2, and train_cfg.max_iters is 2.'
     )
-    longer = toy_runner(tmp_path, [1, 1], 'longer', 3, resume=True, load_from=saved)
-    longer.train()
-    assert 'nothing was left' not in run_summary(longer)
 
 
 #: Parts of a checkpoint, each with values of a wrong type or without a sense.
@@ -155,22 +173,13 @@ SENSELESS = {
 
 @pytest.mark.parametrize('part', SENSELESS)
 def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
-    toy_runner(tmp_path, [1, 1], f'sane_{part}').train()
-    saved = next(tmp_path.glob('*_2.pth'))
-    content = torch.load(saved, weights_only=False)
+    content = torch.load(trained_toy(tmp_path), weights_only=False)
     for number, value in enumerate(SENSELESS[part]):
         file = tmp_path / f'iter_{part}_{number}.pth'
-        torch.save({**content, part: value}, file)
-        runner = toy_runner(
-            tmp_path, [1, 1], f'{part}{number}', 3, resume=True, load_from=str(file)
-        )
-        TRAIN._guard_resume(runner)
         try:
-            runner.train()  # resumed, or an error that names the file
+            resume_toy(file, {**content, part: value})  # resumed, or an error that names the file
         except CheckpointError as error:
             assert file.name in str(error)
-        else:
-            assert runner.iter == 3
 
 
 #: Single values that mmengine takes over as they are, and that training would fail of later.
@@ -195,37 +204,30 @@ SPOILT = {
 }
 
 
+ADAMW = dict(
+    optimizer=dict(type='AdamW', lr=0.1),
+    schedule=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)],
+)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    return trained_toy(tmp_path_factory.mktemp('saved'), **ADAMW)
+
+
 @pytest.mark.parametrize('place', SPOILT)
-def test_a_single_senseless_value_is_named(place, tmp_path):
-    settings = dict(
-        optimizer=dict(type='AdamW', lr=0.1),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)],
-    )
-    toy_runner(tmp_path, [1, 1], 'sane', **settings).train()
-    saved = str(next(tmp_path.glob('*_2.pth')))
-    toy_runner(tmp_path, [1, 1], 'on', 3, resume=True, load_from=saved, **settings).train()
+def test_a_single_senseless_value_is_named(place, saved, tmp_path):
     *path, last = [int(part) if part.isdigit() else part for part in place.split('.')]
-    for number, value in enumerate(SPOILT[place]):
+    for value in SPOILT[place]:
         content = node = torch.load(saved, weights_only=False)
         for part in path:
             node = node[part]
         assert last in node or last == 'base_param_settings'
         node[last] = value
-        torch.save(content, tmp_path / 'iter_9.pth')
-        runner = toy_runner(
-            tmp_path,
-            [1, 1],
-            f'x{number}',
-            3,
-            resume=True,
-            load_from=str(tmp_path / 'iter_9.pth'),
-            **settings,
-        )
-        TRAIN._guard_resume(runner)
         with pytest.raises(CheckpointError, match=r'iter_9\.pth') as raised:
-            runner.train()
-        said = str(raised.value)
-        assert place in said or 'list of parameters' in said or 'is invalid' in said
+            resume_toy(tmp_path / 'iter_9.pth', content, **ADAMW)
+        named = rf'{re.escape(place)}|list of parameters|is invalid'
+        assert re.search(named, str(raised.value))
 
 
 @pytest.mark.parametrize(
@@ -244,31 +246,23 @@ def test_a_single_senseless_value_is_named(place, tmp_path):
 def test_a_state_that_an_optimiser_needs_is_missing(optimizer, key, tmp_path):
     """PyTorch would end in a KeyError in the first step. Without the key missing, it goes on."""
     settings = dict(optimizer=dict(optimizer, lr=0.1))
-    toy_runner(tmp_path, [1, 1], 'sane', **settings).train()
-    saved = str(next(tmp_path.glob('*_2.pth')))
-    toy_runner(tmp_path, [1, 1], 'on', 3, resume=True, load_from=saved, **settings).train()
-    content = torch.load(saved, weights_only=False)
+    content = torch.load(trained_toy(tmp_path, **settings), weights_only=False)
     content['optimizer']['state'][0].pop(key or 'momentum_buffer')
-    torch.save(content, tmp_path / 'iter_9.pth')
-    runner = toy_runner(
-        tmp_path, [1, 1], 'x', 3, resume=True, load_from=str(tmp_path / 'iter_9.pth'), **settings
-    )
     if key is None:  # SGD begins it again
-        runner.train()
+        resume_toy(tmp_path / 'iter_9.pth', content, **settings)
         return
     with pytest.raises(CheckpointError, match=rf'iter_9\.pth: optimizer\.state\.0 has no {key}'):
-        runner.train()
+        resume_toy(tmp_path / 'iter_9.pth', content, **settings)
 
 
 def test_a_checkpoint_of_a_url_is_resumed(tmp_path, monkeypatch):
     """Though the folder has a file of its name, which is not taken for it."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     install_safe_loading()
-    toy_runner(tmp_path, [1, 1], 'sane').train()
-    saved = next(tmp_path.glob('*_2.pth'))
+    saved = trained_toy(tmp_path)
     monkeypatch.setattr('cyclemlp_mm.weights.files.fetch', lambda source: saved)
     url = f'http://example.org/{saved.name}'
-    runner = toy_runner(tmp_path, [1, 1], 'on', 3, resume=True, load_from=url)
+    runner = toy_runner(tmp_path, max_iters=3, resume=url)
     lines = []
     runner.logger.info = lambda text, *rest: lines.append(str(text))
     runner.train()

@@ -71,10 +71,11 @@ def test_a_whole_config(config, mode, tmp_path):
     'arguments, said',
     [
         (['--repeats', '0'], '--repeats must be at least 1, but got 0'),
+        (['--deploy', '--mode', 'train'], '--deploy is for --mode infer'),
         (['--threads', '-1'], '--threads must be at least 1, but got -1'),
         (['--size', '1x16x16'], "--size: must be at least 1x32x32: '1x16x16'"),
         (['--size', '0x64x64'], "--size: must be at least 1x32x32: '0x64x64'"),
-        (['--device', 'foo'], "PyTorch knows no device 'foo'"),
+        (['--device', 'foo'], "invalid device 'foo'"),
         (
             ['--config', 'retinanet_cyclemlp_demo', '--dtype', 'bfloat16'],
             'error: --config takes --dtype float32 or amp',
