@@ -1,4 +1,9 @@
-"""What the tools do, as functions: each in the module of its name. Imports nothing heavy."""
+"""What the tools do, as functions, each in the module of its name.
+
+Each takes ``argv``, the arguments of its tool, by default the process's own. It raises a
+:class:`~cyclemlp_mm.errors.UserError` with what is wrong and how to fix it.
+Importing this package imports nothing heavy.
+"""
 
 import os
 import sys

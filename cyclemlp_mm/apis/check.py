@@ -11,14 +11,7 @@ from .prepare import prepare_config
 
 
 def check(argv: Sequence[str] | None = None) -> Report:
-    """Check data, config and machine without training, and print what was found.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Raises:
-        UserError: There are errors.
-    """
+    """Check data, config and machine without training; print all, raise if there are errors."""
     args = parse('check', argv)
     with annotations_kept():
         report = run_preflight(prepare_config(args), args.full)

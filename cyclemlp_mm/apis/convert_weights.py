@@ -8,17 +8,7 @@ from .arguments import parse
 
 
 def convert_weights(argv: Sequence[str] | None = None) -> Conversion:
-    """Convert a checkpoint, and print what was recognised and written.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        Conversion: What was printed.
-
-    Raises:
-        UserError: With what is wrong and how to fix it; nothing was written.
-    """
+    """Convert a checkpoint, and print what was recognised and written."""
     args = parse('convert_weights', argv)
     done = convert(args.source, args.target, args.to, args.force)
     print(f'read     {args.source}: {done.source} weights, CycleMLP {done.arch}')

@@ -25,17 +25,7 @@ from .arguments import parse
 
 
 def export(argv: Sequence[str] | None = None) -> ExportReport:
-    """Export a model with its weights.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        ExportReport: What was written.
-
-    Raises:
-        UserError: With what is wrong and how to fix it; nothing is written then.
-    """
+    """Export a model with its weights, and print the report."""
     args = parse('export', argv)
     cfg = load_config(args.config, args.cfg_options)
     init_default_scope(require_toolbox(cfg))

@@ -19,9 +19,6 @@ from .arguments import parse
 def get_flops(argv: Sequence[str] | None = None) -> dict:
     """Count parameters and multiply-adds, and print them.
 
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
     Returns:
         dict: What was printed: 'model', 'size', 'parameters', 'multiply_adds' and their 'parts'.
 

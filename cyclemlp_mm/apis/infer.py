@@ -54,9 +54,6 @@ class _Picture(NamedTuple):
 def infer(argv: Sequence[str] | None = None) -> InferReport:
     """Predict images and videos.
 
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
     Returns:
         InferReport: What was written.
 

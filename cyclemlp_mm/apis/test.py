@@ -24,17 +24,7 @@ READ = ('test_', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor',
 
 
 def test(argv: Sequence[str] | None = None) -> dict:
-    """Evaluate a checkpoint.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        dict: Metrics by name.
-
-    Raises:
-        UserError: With what is wrong and how to fix it.
-    """
+    """Evaluate a checkpoint; returns metrics by name."""
     args = parse('test', argv)
     cfg = prepare_config(args, needed=('val',))
     init_default_scope(cfg.default_scope)

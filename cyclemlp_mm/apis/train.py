@@ -35,14 +35,7 @@ _SAVED = re.compile(r'(?:(?:epoch|iter)_\d+.*|best_.*)\.pth$')
 
 
 def train(argv: Sequence[str] | None = None) -> None:
-    """Train a model.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Raises:
-        UserError: Before the first iteration, with what is wrong.
-    """
+    """Train a model."""
     args = parse('train', argv)
     with stoppable():
         _train(args)

@@ -26,17 +26,7 @@ from .arguments import parse
 
 
 def visualize(argv: Sequence[str] | None = None) -> Path:
-    """Draw what a model does, or how its training went.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        Path: The picture.
-
-    Raises:
-        UserError: With what is wrong and how to fix it; nothing is written then.
-    """
+    """Draw what a model does, or how its training went; returns the picture."""
     args = parse('visualize', argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
     check_writable(args.out, '--out')

@@ -10,14 +10,7 @@ from .arguments import parse
 
 
 def web(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until it is stopped.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Raises:
-        UserError: With what is wrong and how to fix it.
-    """
+    """Serve the page until it is stopped."""
     args = parse('web', argv)
     if args.max_mb <= 0:
         raise UserError(f'--max-mb must be above 0, but got {args.max_mb:g}')

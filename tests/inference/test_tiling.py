@@ -137,11 +137,15 @@ def test_objects_in_front_of_others_of_their_class_stay(crowd, side, overlap, al
         [(40, 40, 200, 120), (96, 60, 127, 90)],  # fills the strip that two tiles see
         [(10, 10, 250, 250), (60, 60, 190, 190), (100, 100, 120, 120)],
         [(40, 40, 200, 120), (60, 50, 110, 80), (112, 50, 150, 80)],
+        [(90, 40, 118, 70), (119, 40, 147, 70), (90, 71, 118, 100)],  # neighbours
+        [(x, y, x + 20, y + 20) for x in range(0, 400, 20) for y in range(0, 240, 20)],
+        [],
     ],
 )
-def test_a_small_box_in_front_of_a_large_one_across_a_border(boxes):
-    found = seen_by_tiles(boxes, (260, 260), Tiling(128, 0.25))
+def test_boxes_of_one_class_stay(boxes):
+    found = seen_by_tiles(boxes, (260, 400), Tiling(128, 0.25), np.full(len(boxes), 0.8))
     assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
+    assert found.boxes.shape == (len(boxes), 4)
 
 
 def test_boxes_of_one_tile_are_never_united():
@@ -150,12 +154,6 @@ def test_boxes_of_one_tile_are_never_united():
     twins = instances((20, 10, 126, 60, 0.9), (22, 12, 126, 62, 0.8))
     other = instances((64, 10, 130, 60, 0.7))
     assert len(join_tiles([twins, other], tiles, (128, 192))) == 2
-
-
-def test_many_objects_of_one_size_and_score_stay():
-    boxes = [(x, y, x + 20, y + 20) for x in range(0, 400, 20) for y in range(0, 240, 20)]
-    found = seen_by_tiles(boxes, (240, 400), Tiling(128, 0.25), np.full(len(boxes), 0.8))
-    assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
 
 
 def test_the_tile_that_sees_most_around_an_object_is_believed():
@@ -203,13 +201,6 @@ def test_masks_of_objects_in_front_of_others_are_their_own():
     assert areas[small] == 20 * 20 and areas[large] == 160 * 80 - 20 * 20
 
 
-def test_neighbours_of_one_class_stay_two():
-    boxes = [(90, 40, 118, 70), (119, 40, 147, 70), (90, 71, 118, 100)]
-    numbers = picture(200, 260, boxes)
-    found = predict_tiled(PerfectDetector(), numbers, Tiling(128, 0.3))
-    assert sorted(map(tuple, found.boxes.astype(int))) == sorted(boxes)
-
-
 def test_segments_are_cut_in_the_middle_of_the_overlap():
     """A segmentor that is wrong on its outermost pixels: no such pixel comes through."""
 
@@ -233,11 +224,6 @@ def test_an_image_smaller_than_a_tile_is_one_tile():
     detector = PerfectDetector()
     predict_tiled(detector, picture(50, 70, [(1, 1, 9, 9)]), Tiling(128))
     assert detector.largest == 50 * 70
-
-
-def test_nothing_found_is_no_error():
-    found = predict_tiled(PerfectDetector(), picture(300, 300, []), Tiling(128))
-    assert len(found) == 0 and found.boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
