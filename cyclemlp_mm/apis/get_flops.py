@@ -6,8 +6,13 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import MODELS
 
-from cyclemlp_mm.analysis.counting import backbone_multiply_adds
-from cyclemlp_mm.analysis.whole_model import SIZES, build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.analysis import (
+    SIZES,
+    backbone_multiply_adds,
+    build_on_meta,
+    count_parameters,
+    count_parts,
+)
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError

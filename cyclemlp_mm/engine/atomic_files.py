@@ -52,7 +52,7 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         yield partial
         _sync(partial, os.O_RDWR)
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models.strict_init import StrictInit
-from cyclemlp_mm.weights.loading import fits, is_counter
+from cyclemlp_mm.weights.loading import fits, is_counter, misfits
 from cyclemlp_mm.weights.unwrap import (
     BACKBONE,
     find_state_dict,
     first_parts,
+    named_like,
     part_of,
     plain_name,
-    with_prefix,
 )
 
 from .class_order import names_of, require_same_classes, trained_classes
@@ -56,7 +56,7 @@ class CheckLoadedWeights(Hook):
         """
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = _state_dict(runner.model)
-        in_file = _add_prefix(find_state_dict(checkpoint, source), own)
+        in_file = dict(named_like(find_state_dict(checkpoint, source), own))
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
         if list(checkpoint.get('state_dict', ())) != list(in_file):
@@ -134,27 +134,15 @@ def compare(
             f'  {prefix[:-1]}: in the file, not used: {kind} ({count})'
             for kind, count in report.left.items()
         ]
-    absent = [
-        name
+    rest = {
+        name: own[name]
         for name in needed
-        if name not in fitting
-        and (complete or name.startswith(BACKBONE))
-        and not name.startswith(tuple(strict))
-    ]
-    if absent:
-        missing = [name for name in absent if name not in in_file]
-        misshapen = [name for name in absent if name in in_file]
-        said = [f'{len(missing)} are missing, e.g. {missing[:3]}'] * bool(missing)
-        if misshapen:
-            name = misshapen[0]
-            said.append(
-                f'{len(misshapen)} have another shape or type, e.g. {name}: '
-                f'{tuple(in_file[name].shape)} in the file, {tuple(own[name].shape)} in the model'
-            )
-        which = 'tensors' if complete else "of the backbone's tensors"
+        if (complete or name.startswith(BACKBONE)) and not name.startswith(tuple(strict))
+    }
+    if wrong := misfits(rest, in_file, [name for name in rest if name not in in_file]):
         raise CheckpointError(
-            f'checkpoint {source} does not fit the model; nothing was loaded. Of {len(needed)} '
-            f'{which}, {"; ".join(said)}. Is it the config that the file was trained with?'
+            f'checkpoint {source} does not fit the model; nothing was loaded. {"; ".join(wrong)}. '
+            'Is it the config that the file was trained with?'
         )
     lines.insert(0, f'loaded {len(fitting)} of {len(needed)} tensors from {source}')
     for part in dict.fromkeys(name.split('.')[0] for name in needed):
@@ -166,14 +154,6 @@ def compare(
     if left:
         lines.append(f'  in the file, not used: {len(left)} ({first_parts(dict.fromkeys(left))})')
     return '\n'.join(lines)
-
-
-def _add_prefix(in_file: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's own file under the names of a whole model; any other as it is."""
-    prefixed = with_prefix(in_file)
-    if not any(n in own for n in in_file) and any(n in own for n in prefixed):
-        return prefixed
-    return in_file
 
 
 def _strict_backbones(model: nn.Module) -> dict[str, StrictInit]:

@@ -10,7 +10,12 @@ from mmengine.config import Config
 
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.user_path import user_path
-from cyclemlp_mm.weights import read_before_loading, read_checkpoint
+from cyclemlp_mm.weights import (
+    is_unsafe_loading,
+    keep_for_loading,
+    read_before_loading,
+    read_checkpoint,
+)
 
 from .check_weights import check_resumable
 from .class_order import take_class_order, trained_classes
@@ -103,7 +108,14 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
             broken.append(f'{path} is not a file')
             continue
         try:
-            states[path] = _progress(path)
+            # The tensors of a file that safe loading refuses cannot be left out: it is unpickled,
+            # and once is enough. The content of the one that is furthest is kept.
+            content = read_checkpoint(path, tensors=is_unsafe_loading())
+            states[path] = _progress(content)
+            if is_unsafe_loading() and states[path] == max(
+                filter(None, states.values()), default=0
+            ):
+                keep_for_loading(str(path), content)
         except CheckpointError as error:
             broken.append(str(error))
     notes = []
@@ -142,13 +154,8 @@ class _Progress(NamedTuple):
         return self.iteration > named.iteration and self.time < named.time
 
 
-def _progress(path: Path) -> _Progress | None:
-    """How far a checkpoint is, without reading its tensors; None for weights alone.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    content = read_checkpoint(path, tensors=False)
+def _progress(content: object) -> _Progress | None:
+    """How far a checkpoint is; None for weights alone."""
     meta = content.get('meta') if isinstance(content, dict) else None
     if not isinstance(meta, dict) or 'optimizer' not in content:
         return None

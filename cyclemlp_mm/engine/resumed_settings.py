@@ -17,8 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cyclemlp_mm.errors import CheckpointError
-from cyclemlp_mm.weights.limits import shorten
+from cyclemlp_mm.errors import CheckpointError, shorten
 
 from .sharded import is_sharded
 

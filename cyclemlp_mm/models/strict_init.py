@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cyclemlp_mm.errors import DownloadError
 from cyclemlp_mm.weights import LoadReport, PublishedFormat, check_fit, init_from_checkpoint
 from cyclemlp_mm.weights.loading import BLOCK
-from cyclemlp_mm.weights.unwrap import BACKBONE, part_of, with_prefix
+from cyclemlp_mm.weights.unwrap import named_like, part_of, with_prefix
 
 
 class StrictInit(BaseModule):
@@ -54,14 +54,16 @@ class StrictInit(BaseModule):
         self, state_dict: dict, prefix: str, local_metadata: dict, *args: object
     ) -> None:
         # A backbone by itself takes a whole model's names, as our loaders hand all files out.
-        if not prefix and not any(name in state_dict for name in self.state_dict()):
-            inner = part_of(state_dict, BACKBONE)
-            for name in with_prefix(inner):
+        named = state_dict if prefix else named_like(state_dict, self.state_dict())
+        if named is not state_dict:
+            for name in with_prefix(named):
                 del state_dict[name]
-            state_dict.update(inner)
+            state_dict.update(named)
         if _asked_by_mmengine():
-            file = local_metadata.get('file', 'that is loaded')
-            self._check_file(part_of(state_dict, prefix), file, prefix)
+            file, given, own = local_metadata.get('file', ''), part_of(state_dict, prefix), None
+            if given and all('lora_' in name for name in given):
+                own = {name: t for name, t in self.state_dict().items() if 'lora_' in name}
+            self.check_fit(given, file or 'that is loaded', own, prefix=prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if local_metadata.get('assign_to_params_buffers') or not self._on_meta():
             self._unset = frozenset(n for n in self._unset if prefix + n not in state_dict)
@@ -74,25 +76,13 @@ class StrictInit(BaseModule):
         tensors = chain(self.named_parameters(), self.named_buffers())
         return {name for name, tensor in tensors if tensor.is_meta}
 
-    def _check_file(self, state_dict: dict[str, Tensor], file: str, prefix: str) -> None:
-        own = self.state_dict()
-        if state_dict and all('lora_' in name for name in state_dict):
-            own = {name: tensor for name, tensor in own.items() if 'lora_' in name}
-        self.check_fit(state_dict, file, own, prefix=prefix)
-
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter, for learning rates that decay from layer to layer.
+        """Depth of a parameter and the number of depths, for learning rates that decay by layer.
 
         As mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it: the stem is 0, a
         block follows the one before it, what leads into a stage counts with the block before, and
-        norms of the outputs, like all that is not the backbone's, are the last.
-
-        Args:
-            param_name (str): Name of the parameter.
-            prefix (str): What the backbone's names begin with. Defaults to ''.
-
-        Returns:
-            tuple[int, int]: The depth, and the number of depths.
+        norms of the outputs, like all that is not the backbone's, are the last. ``prefix`` is what
+        the backbone's names begin with.
         """
         depths = [
             self.depths[i] if i < len(self.depths) else len(stage)
@@ -176,7 +166,7 @@ def _asked_by_mmengine() -> bool:
     The inference APIs of the toolboxes call it, and of a misfit it only warns. PyTorch raises,
     unless its caller said ``strict=False``. What both call is told the same.
     """
-    frame = inspect.currentframe().f_back
-    while frame.f_code.co_name == '_load_from_state_dict':  # here, and in subclasses
+    frame, ours = inspect.currentframe(), ('_asked_by_mmengine', '_load_from_state_dict')
+    while frame is not None and frame.f_code.co_name in ours:  # here, and in subclasses
         frame = frame.f_back
-    return frame.f_globals.get('__name__') == load_checkpoint.__module__
+    return frame is not None and frame.f_globals.get('__name__') == load_checkpoint.__module__

@@ -1,7 +1,7 @@
 """What a pickle may hold, and what is called in place of the functions that it names.
 
 The functions get built arguments, and ``state`` where the pickle sets attributes. Whatever they
-raise means that the file makes no sense.
+raise means that the file makes no sense. A further type is one line in ``FUNCTIONS``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import decimal
+import math
 import pathlib
 import pkgutil
 import re
@@ -16,6 +17,7 @@ import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,16 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from .limits import DamagedFile, RefusedContent, shorten
+from cyclemlp_mm.errors import shorten
+
+
+class DamagedFile(ValueError):
+    """The bytes are not what the format says: truncated, changed, or another format."""
+
+
+class RefusedContent(ValueError):
+    """The file is whole, but holds what a checkpoint may not hold."""
+
 
 # Python
 
@@ -46,7 +57,7 @@ def _encode(text: str, codec: str = 'latin1') -> bytes:
     return str.encode(text, 'latin1')
 
 
-def _bytearray(data: bytes | str = b'', *codec: str) -> bytearray:
+def _bytearray(data: Any = b'', *codec: str) -> bytearray:
     return bytearray(_encode(data, *codec) if codec else memoryview(data))
 
 
@@ -103,32 +114,27 @@ def _dtype(code: str, *flags: object, state: tuple = (3, '|', None, None, None))
     return dtype.newbyteorder('>') if state[1] == '>' else dtype
 
 
-def _array(shape: tuple, dtype: np.dtype, data: bytes, fortran: bool = False) -> np.ndarray:
+def _array(
+    data: bytes | str, dtype: np.dtype, shape: tuple, order: str = 'C', axes: None = None
+) -> np.ndarray:
+    if axes is not None:
+        raise RefusedContent('it holds an array whose axes are in another order')
     if isinstance(data, str):  # Python 2's bytes
         data = data.encode('utf-8', 'surrogateescape')
-    content = bytearray(memoryview(data)) or None  # numpy allocates where there is none
-    array = np.ndarray(shape, dtype, content, order='F' if fortran else 'C')
-    if not isinstance(dtype, np.dtype) or array.nbytes != len(data):
-        raise DamagedFile(f'an array of {array.nbytes} bytes has {len(data)} bytes of data')
-    return array
+    size = math.prod(shape) * dtype.itemsize
+    if size != len(data):
+        raise DamagedFile(f'an array of {shorten(size)} bytes has {len(data)} bytes of data')
+    return np.ndarray(shape, dtype, bytearray(data) or None, order=order)
 
 
 def _array_of_state(*always_the_same: object, state: tuple) -> np.ndarray:
     _, shape, dtype, fortran, data = state
-    array = _array(shape, dtype, data, bool(fortran))
+    array = _array(data, dtype, shape, 'F' if fortran else 'C')
     return array.astype(dtype.newbyteorder('='), copy=False)  # as numpy does
 
 
-def _array_from_buffer(
-    data: bytes, dtype: np.dtype, shape: tuple, order: str = 'C', axes: None = None
-) -> np.ndarray:
-    if axes is not None:
-        raise RefusedContent('it holds an array whose axes are in another order')
-    return _array(shape, dtype, data, order == 'F')
-
-
 def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
-    return _array((), dtype, data)[()] if data else dtype.type()
+    return _array(data, dtype, ())[()] if data else dtype.type()
 
 
 # mmengine
@@ -156,11 +162,10 @@ def _tensor(
 ) -> Tensor:
     flat = torch.empty(0, dtype=dtype).set_(data)
     # Raises where it reaches beyond the data; set_() would let them grow.
-    count = flat.as_strided(size, stride, offset).numel()
+    tensor = flat.as_strided(size, stride, offset)
     # An expanded tensor stands for more numbers than it has, but not for any number of them.
-    if min(size, default=0) < 0 or count > 1000 * len(flat) + 2**20:
+    if min(size, default=0) < 0 or tensor.numel() > 1000 * len(flat) + 2**20:
         raise DamagedFile(f'a tensor of shape {tuple(size)} has {len(flat)} numbers')
-    tensor = torch.empty(0, dtype=dtype).set_(data, offset, size, stride)
     metadata = metadata or {}
     if metadata.get('conj'):
         tensor = tensor.conj()
@@ -170,7 +175,7 @@ def _tensor(
     return tensor.requires_grad_() if requires_grad is True and differentiable else tensor
 
 
-def _tensor_v3(data: torch.UntypedStorage, _: torch.dtype, *arguments: object) -> Tensor:
+def _tensor_v3(data: torch.UntypedStorage, _: torch.dtype, *arguments: Any) -> Tensor:
     offset, size, stride, requires_grad, hooks, dtype, *metadata = arguments
     return _tensor(data, dtype, offset, size, stride, requires_grad, hooks, *metadata)
 
@@ -188,13 +193,8 @@ def _sparse(layout: torch.layout, data: tuple) -> Tensor:
     return torch.sparse_compressed_tensor(*data, layout=layout, check_invariants=True)
 
 
-def _layout(name: str) -> torch.layout:
-    return _LAYOUTS[name]
-
-
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
-_CONFIG_DICT = 'mmengine.config.config.ConfigDict'
 _NONE = type(None)
 _LAYOUTS = {str(v): v for v in vars(torch).values() if isinstance(v, torch.layout)}
 _PATHS = {
@@ -236,26 +236,23 @@ PARAMETERS = {
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
 }
-#: Functions whose first argument is a list of keys and values.
+#: Containers; the first argument of a dict is a list of keys and values, of others a list.
 DICTS = {
     'builtins.dict': dict,
     'collections.OrderedDict': _ordered_dict,
     'collections.Counter': lambda entries: Counter(dict(entries)),
     'collections.defaultdict': _default_dict,
-    _CONFIG_DICT: _config_dict,
+    'mmengine.config.config.ConfigDict': _config_dict,
 }
-#: Functions whose first argument is a list.
 SETS = {'builtins.set': set, 'builtins.frozenset': frozenset}
-SEQUENCES = {'builtins.tuple': tuple, 'collections.deque': deque}
+CONTAINERS = {**DICTS, **SETS, 'builtins.tuple': tuple, 'collections.deque': deque}
 #: Every name that a pickle may call, and what is called in its place.
 FUNCTIONS: dict[str, Callable] = {
     **TENSORS,
     **PARAMETERS,
-    **DICTS,
-    **SETS,
-    **SEQUENCES,
+    **CONTAINERS,
     'torch._utils._rebuild_sparse_tensor': _sparse,
-    'torch.serialization._get_layout': _layout,
+    'torch.serialization._get_layout': lambda name: _LAYOUTS[name],
     'torch.device': _with_simple(torch.device, str, int),
     'torch.Size': torch.Size,
     # numpy 1 and 2 name their insides differently.
@@ -263,8 +260,8 @@ FUNCTIONS: dict[str, Callable] = {
     'numpy._core.multiarray._reconstruct': _array_of_state,
     'numpy.core.multiarray.scalar': _scalar,
     'numpy._core.multiarray.scalar': _scalar,
-    'numpy.core.numeric._frombuffer': _array_from_buffer,
-    'numpy._core.numeric._frombuffer': _array_from_buffer,
+    'numpy.core.numeric._frombuffer': _array,
+    'numpy._core.numeric._frombuffer': _array,
     'numpy.dtype': _dtype,
     'builtins.type': _type,
     'builtins.bytes': _with_simple(bytes),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +15,16 @@ from torch import Tensor
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
-from .cyclemlp import arch_of, is_certainly_published, is_ours, to_published
+from .allowed_types import DamagedFile
+from .cyclemlp import CYCLEMLP_FORMAT, arch_of, is_certainly_published, is_ours, to_published
 from .files import read_checkpoint, sha256_of
-from .limits import DamagedFile, shorten
-from .loading import find_paddle
-from .safetensors_files import DATASET_META, write_safetensors
+from .paddle_files import PaddleStateDict
+from .safetensors_files import DATASET_META, to_safetensors
 from .unwrap import find_state_dict, first_parts, split_names
-from .whole_model import ANCHORS, join_whole, split_whole, with_sensible_meta
+from .whole_model import join_whole, split_whole, with_sensible_meta
 
 #: What ``convert`` writes.
 TARGETS = ('ours', 'published', 'safetensors')
-_OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def convert(
     _check_target(target, to, force)
     content = read_checkpoint(source)
     state_dict = find_state_dict(content, str(source))
-    paddle = find_paddle(content)
+    paddle = isinstance(content, PaddleStateDict)
     backbone, classifier, rest = split_whole(state_dict, paddle, str(source))
     arch = _verify(backbone, classifier, str(source))
     dropped = 0
@@ -95,10 +93,12 @@ def convert(
     else:
         new = backbone
     new = {name: tensor.detach().contiguous() for name, tensor in new.items()}
-    sha256 = _write(new, target, to, _meta(content, arch, str(source)), force)
-    return Conversion(
-        _kind(state_dict, paddle), arch, len(backbone), len(classifier), len(rest), dropped, sha256
-    )
+    # What a training wrote about itself (class names, config) stays.
+    meta = with_sensible_meta(content, str(source)).get('meta', {})
+    sha256 = _write(new, target, to, {**meta, 'arch': arch}, force)
+    bare, _ = split_names(state_dict, CYCLEMLP_FORMAT.anchors)
+    kind = 'Paddle' if paddle else 'published' if is_certainly_published(bare) else 'ours'
+    return Conversion(kind, arch, len(backbone), len(classifier), len(rest), dropped, sha256)
 
 
 def _check_target(target: Path, to: str, force: bool) -> None:
@@ -129,30 +129,20 @@ def _verify(backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], so
     name = ' or '.join(known) if known else f'custom ({_say(arch)})'
     stem = backbone.get('stem.proj.weight')
     in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
-    levels = range(len(arch['depths']))
     try:
         with torch.device('meta'):
-            own = CycleMLP(_four_stages(arch), in_channels, levels).state_dict()
+            model = CycleMLP(_four_stages(arch), in_channels, range(len(arch['depths'])))
     except ValueError as error:
         raise CheckpointError(f'checkpoint {source} is of no CycleMLP: {error}') from error
-    wrong = [n for n in own if n not in backbone and not n.startswith(_OUTPUT_NORMS)]
-    wrong += [n for n in backbone if n not in own]
-    wrong += [
-        n
-        for n, tensor in backbone.items()
-        if n in own and (tensor.shape != own[n].shape or not tensor.is_floating_point())
-    ]
-    if wrong:
+    report = model.check_fit(backbone, source)
+    if report.left:
         raise CheckpointError(
-            f'checkpoint {source} looks like CycleMLP {name}, but {len(wrong)} tensors are '
-            f'missing, unknown or of another shape or type, e.g. {shorten(wrong[:3], 240)}'
+            f'checkpoint {source} does not fit CycleMLP {name}: it also holds '
+            f'{", ".join(report.left)}'
         )
     shapes = {n: tuple(t.shape) for n, t in classifier.items()}
-    width = arch['widths'][-1]
-    if classifier and shapes != {
-        'weight': (*shapes.get('bias', (0,)), width),
-        'bias': shapes.get('bias'),
-    }:
+    width, bias = arch['widths'][-1], shapes.get('bias', (0,))
+    if classifier and shapes != {'weight': (*bias, width), 'bias': bias}:
         raise CheckpointError(
             f'checkpoint {source}: the classifier of a CycleMLP {name} has a weight (classes, '
             f'{width}) and a bias (classes,), but the file has {shapes}'
@@ -160,37 +150,24 @@ def _verify(backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], so
     return name
 
 
-def _built(row: Mapping[str, object], stages: int) -> dict:
+def _built(row: Mapping[str, Any], stages: int) -> dict:
     """What :func:`arch_of` can tell of an arch of which only the first stages are built."""
     built = {k: v[:stages] if isinstance(v, tuple) else v for k, v in row.items()}
     return built if stages > 1 else {**built, 'downsample': None}
 
 
-def _four_stages(arch: Mapping[str, object]) -> dict:
+def _four_stages(arch: Mapping[str, Any]) -> dict:
     """An arch dict whose first stages are those of ``arch``; the others will not be built."""
     whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
     return {**whole, 'downsample': arch['downsample'] or 'conv'}
 
 
-def _say(arch: Mapping[str, object]) -> str:
+def _say(arch: Mapping[str, Any]) -> str:
     return ', '.join(
         f'{key} {"-".join(map(str, value)) if isinstance(value, tuple) else value}'
         for key, value in arch.items()
         if value is not None
     )
-
-
-def _kind(state_dict: Mapping[str, Tensor], paddle: bool) -> str:
-    if paddle:
-        return 'Paddle'
-    bare, _ = split_names(state_dict, ANCHORS)
-    return 'published' if is_certainly_published(bare) else 'ours'
-
-
-def _meta(content: object, arch: str, source: str) -> dict:
-    """What a training wrote about itself (class names, config), and the architecture."""
-    content = with_sensible_meta(content, source) if isinstance(content, dict) else {}
-    return {**content.get('meta', {}), 'arch': arch}
 
 
 def _as_text(meta: dict) -> dict[str, str]:
@@ -206,36 +183,28 @@ def _plain(value: object) -> object:
 
 
 def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, force: bool) -> str:
-    """Write beside ``target``, read back, then put it in its place; returns its SHA-256."""
-    handle, name = tempfile.mkstemp(prefix=f'.{target.name}.', suffix='.part', dir=target.parent)
-    part = Path(name)
+    """Write, read back, then give the file its name; returns its SHA-256."""
+    from cyclemlp_mm.engine.atomic_files import written_beside  # engine imports this package
+
     try:
-        with os.fdopen(handle, 'wb') as file:
-            if to == 'safetensors' or target.suffix == '.safetensors':
-                write_safetensors(state_dict, file, _as_text(meta))
-            elif to == 'published':
-                torch.save(state_dict, file)  # bare, as the authors' files are
-            else:
-                torch.save({'state_dict': state_dict, 'meta': meta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written = find_state_dict(read_checkpoint(part), str(target))
-        if set(written) != set(state_dict) or any(
-            not _same(written[n], tensor) for n, tensor in state_dict.items()
-        ):
-            raise CheckpointError(f'{target} could not be read back as it was written')
-        sha256 = sha256_of(part)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's files are the owner's only
-        if target.exists() and not force:
-            raise UserError(f'{target} has appeared meanwhile: nothing was overwritten')
-        os.replace(part, target)
-        return sha256
+        with written_beside(target) as part:
+            with part.open('wb') as file:
+                if to == 'safetensors' or target.suffix == '.safetensors':
+                    file.write(to_safetensors(state_dict, _as_text(meta)))
+                elif to == 'published':
+                    torch.save(state_dict, file)  # bare, as the authors' files are
+                else:
+                    torch.save({'state_dict': state_dict, 'meta': meta}, file)
+            written = find_state_dict(read_checkpoint(part), str(target))
+            if set(written) != set(state_dict) or any(
+                not _same(written[n], tensor) for n, tensor in state_dict.items()
+            ):
+                raise CheckpointError(f'{target} could not be read back as it was written')
+            if target.exists() and not force:
+                raise UserError(f'{target} has appeared meanwhile: nothing was overwritten')
     except DamagedFile as error:
         raise CheckpointError(f'{target} cannot be written: {error}') from error
-    finally:
-        part.unlink(missing_ok=True)
+    return sha256_of(target)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

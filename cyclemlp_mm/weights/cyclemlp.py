@@ -19,66 +19,59 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, shorten
 from cyclemlp_mm.ops import cycle_offsets
 
-from .limits import shorten
-from .published import PublishedFormat
+from .published import PublishedFormat, count_per_stage, has_name, widths_per_stage
 
 #: Kernels of the two shifted branches, by their published names.
 KERNEL_SIZES = {'sfc_h': (1, 3), 'sfc_w': (3, 1)}
-_LAST_LEVEL = 3
 _CONVOLUTION = re.compile(r'patch_embed\.proj|network\.\d*[13579]\.proj')
+#: Beginnings of the published names, in the order of the files, and of ours.
+_BEGINNINGS = {'patch_embed.': 'stem.', 'network.0.': 'stages.0.'}
+for _i in (1, 2, 3):
+    _BEGINNINGS[f'network.{2 * _i - 1}.'] = f'downsamples.{_i}.'
+    _BEGINNINGS[f'network.{2 * _i}.'] = f'stages.{_i}.'
+_BEGINNINGS |= {f'norm{2 * _i}.': f'norm{_i}.' for _i in range(4)} | {'norm.': 'norm3.'}
+_BEGINNINGS |= {name: name for name in ('head.weight', 'head.bias')}
 
-
-def is_published(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict uses the published names."""
-    return any(name.startswith(('network.', 'patch_embed.')) for name in names)
-
-
-def is_certainly_published(names: Mapping[str, Tensor]) -> bool:
-    """Whether it is a published CycleMLP and no relative: PVT and others share the first names."""
-    return any(re.fullmatch(r'network\.\d+\.\d+\.attn\.sfc_h\.weight', name) for name in names)
-
-
-def is_ours(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of our backbone, without a prefix."""
-    return any(re.fullmatch(r'stages\.\d+\.\d+\.mixer\.sfc_h\.weight', name) for name in names)
-
-
-def rename(name: str) -> str:
-    """Our name for a published one; names that neither side knows come back unchanged."""
-    if match := re.fullmatch(r'network\.(\d+)\.(.+)', name):
-        index, rest = int(match[1]), match[2]
-        if index % 2:
-            return f'downsamples.{(index + 1) // 2}.{rest}'
-        return f'stages.{index // 2}.{rest.replace(".attn.", ".mixer.")}'
-    if match := re.fullmatch(r'norm(\d*)\.(.+)', name):
-        level = int(match[1]) // 2 if match[1] else _LAST_LEVEL
-        return f'norm{level}.{match[2]}'
-    return re.sub(r'^patch_embed\.', 'stem.', name)
+#: Whether a state dict uses the published names.
+is_published = has_name(r'(network|patch_embed)\..*')
+#: Whether it is a published CycleMLP and no relative: PVT and others share the first names.
+is_certainly_published = has_name(r'network\.\d+\.\d+\.attn\.sfc_h\.weight')
+#: Whether a state dict is that of our backbone, without a prefix.
+is_ours = has_name(r'stages\.\d+\.\d+\.mixer\.sfc_h\.weight')
 
 
 def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published state dict.
+    """Rename a published state dict; names that neither side has stay.
 
     Raises:
         CheckpointError: An ``offset`` buffer differs from the architecture's constant.
     """
     ours = {}
     for name, tensor in published.items():
-        owner, _, leaf = name.rpartition('.')
-        kernel_size = KERNEL_SIZES.get(owner.rpartition('.')[2])
+        kernel_size, leaf = _shifted(name)
         if kernel_size and leaf == 'offset':
-            _check_offset(name, tensor, kernel_size)
+            # deform_conv2d takes offsets as (1, 2C, 1, 1): dy and dx of channel 0, of channel 1, …
+            expected = cycle_offsets(tensor.numel() // 2, kernel_size).flatten()
+            if not torch.equal(tensor.flatten().to(expected.dtype), expected):
+                raise CheckpointError(
+                    f'{name} differs from the offsets of a {kernel_size} CycleFC: the file was '
+                    'trained with another sampling pattern and would give wrong features'
+                )
             continue
         if kernel_size and leaf == 'weight' and tensor.dim() == 4:
             tensor = tensor.flatten(1)
-        ours[rename(name)] = tensor
+        begin = next((begin for begin in _BEGINNINGS if name.startswith(begin)), None)
+        if begin is not None:
+            name = _BEGINNINGS[begin] + name.removeprefix(begin).replace('.attn.', '.mixer.')
+        ours[name] = tensor
     return ours
 
 
@@ -94,37 +87,27 @@ def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name that is not ours.
     """
-    classifier = 'head.weight' in ours
-    published = {}
+    last_norm = 'norm.' if 'head.weight' in ours else 'norm6.'
+    beginnings = {new: old for old, new in _BEGINNINGS.items()} | {'norm3.': last_norm}
+    groups: dict[str, dict[str, Tensor]] = {old: {} for old in _BEGINNINGS}
     for name, tensor in ours.items():
-        new = rename_back(name, classifier)
-        if new is None:
+        begin = next((begin for begin in beginnings if name.startswith(begin)), None)
+        if begin is None:
             raise CheckpointError(f'{shorten(name)} is no name of a CycleMLP of ours')
-        owner, _, leaf = new.rpartition('.')
-        kernel_size = KERNEL_SIZES.get(owner.rpartition('.')[2])
-        if kernel_size and leaf == 'weight':
-            tensor = tensor[:, :, None, None]
-        published[new] = tensor
+        old = beginnings[begin]
+        new = old + name.removeprefix(begin).replace('.mixer.', '.attn.')
+        kernel_size, leaf = _shifted(new)
+        groups[old][new] = tensor[:, :, None, None] if kernel_size and leaf == 'weight' else tensor
         if kernel_size and leaf == 'bias':
             offset = cycle_offsets(len(tensor), kernel_size).float()
-            published[f'{owner}.offset'] = offset.reshape(1, -1, 1, 1)
-    return {name: published[name] for name in sorted(published, key=_published_order)}
+            groups[old][new.removesuffix('bias') + 'offset'] = offset.reshape(1, -1, 1, 1)
+    return {name: tensor for group in groups.values() for name, tensor in group.items()}
 
 
-def rename_back(name: str, classifier: bool) -> str | None:
-    """The published name for one of ours; None if it is not ours."""
-    if match := re.fullmatch(r'stages\.(\d+)\.(\d+\..+)', name):
-        rest = match[2].replace('.mixer.', '.attn.')
-        return f'network.{2 * int(match[1])}.{rest}'
-    if match := re.fullmatch(r'downsamples\.([1-9]\d*)\.(.+)', name):
-        return f'network.{2 * int(match[1]) - 1}.{match[2]}'
-    if match := re.fullmatch(r'norm(\d)\.(.+)', name):
-        level = int(match[1])
-        last = classifier and level == _LAST_LEVEL
-        return f'norm.{match[2]}' if last else f'norm{2 * level}.{match[2]}'
-    if match := re.fullmatch(r'stem\.(.+)', name):
-        return f'patch_embed.{match[1]}'
-    return name if re.fullmatch(r'head\.(weight|bias)', name) else None
+def _shifted(name: str) -> tuple[tuple[int, int] | None, str]:
+    """The kernel size of the CycleFC that a tensor belongs to, if any, and its name there."""
+    *_, owner, leaf = ('', *name.split('.'))
+    return KERNEL_SIZES.get(owner), leaf
 
 
 def is_linear(name: str) -> bool:
@@ -150,10 +133,10 @@ def from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, object] | None:
+def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The ``arch`` dict of a state dict under our names, with the stages that it has.
 
-    Stages behind the last returned level are not built, so these may be the first one to four.
+    Stages after the last returned level are not built, so these may be the first one to four.
 
     Returns:
         dict | None: A value per stage there is; ``downsample`` is None for a single one. None where
@@ -185,44 +168,19 @@ def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, object] | None:
 
 def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Depths and widths that a state dict under our names holds."""
-    depths, widths = {}, {}
-    for name, tensor in state_dict.items():
-        if match := re.match(r'stages\.(\d+)\.(\d+)\.', name):
-            stage, block = int(match[1]), int(match[2])
-            depths[stage] = max(depths.get(stage, 0), block + 1)
-            if name.endswith('norm1.weight'):
-                widths[stage] = tensor.shape[0]
-    if not depths:
-        return 'no CycleMLP block'
-    listed = '-'.join(str(depths[i]) for i in sorted(depths))
-    return f'depths {listed}, widths {"-".join(str(widths[i]) for i in sorted(widths))}'
-
-
-def _published_order(name: str) -> tuple[int, int]:
-    parts = name.split('.')
-    groups = ('patch_embed', 'network', 'norm', 'head')
-    group = next(i for i, g in enumerate(groups) if parts[0].startswith(g))
-    return group, int(parts[1]) if parts[0] == 'network' else 0
-
-
-def _check_offset(name: str, offset: Tensor, kernel_size: tuple[int, int]) -> None:
-    # deform_conv2d takes offsets as (1, 2C, 1, 1): dy and dx of channel 0, of channel 1, …
-    expected = cycle_offsets(offset.numel() // 2, kernel_size).flatten()
-    if not torch.equal(offset.flatten().to(expected.dtype), expected):
-        raise CheckpointError(
-            f'{name} differs from the offsets of a {kernel_size} CycleFC: the file was trained '
-            'with another sampling pattern and would give wrong features'
-        )
+    depths = count_per_stage(state_dict, r'stages\.(\d+)\.(\d+)\.')
+    widths = widths_per_stage(state_dict, r'stages\.(\d+)\.\d+\.norm1\.weight')
+    return f'depths {depths}, widths {widths}' if depths else 'no CycleMLP block'
 
 
 CYCLEMLP_FORMAT = PublishedFormat(
     family='CycleMLP',
     example='patch_embed.proj.weight',
+    our_example='stem.proj.weight',
     is_published=is_published,
     to_ours=to_ours,
     describe=describe,
     from_paddle=from_paddle,
-    extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
     is_certain=is_certainly_published,
     is_ours=is_ours,
 )

@@ -1,8 +1,6 @@
-"""From a path or URL to the objects in a checkpoint file, without running code from it.
+"""From a path or URL to the objects in a checkpoint file, without running code from it."""
 
-Only what training programs put into checkpoints is accepted, from any format: see :mod:`.pickles`.
-"""
-
+import gc
 import hashlib
 import io
 import pickle
@@ -17,24 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 
-from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, UserError
+from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, UserError, shorten
 from cyclemlp_mm.user_path import user_path
 
-from .limits import DamagedFile, RefusedContent, shorten
-from .paddle_files import is_paddle, to_tensors
-from .pickles import read_pickle
+from .allowed_types import DamagedFile, RefusedContent
+from .paddle_files import has_arrays, to_tensors
+from .pickles import DAMAGE, PickleReader
 from .safetensors_files import is_safetensors, read_safetensors
 from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
-
-#: What is left to go wrong when bytes make no sense; DamagedFile is a ValueError.
-_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
-_DAMAGE += (OSError, EOFError, MemoryError, struct.error, zipfile.BadZipFile)
 
 _ZIP_HEAD = b'PK\x03\x04'
 _LEGACY_HEAD = pickle.dumps(LEGACY_MAGIC, protocol=2)
@@ -45,8 +40,8 @@ _unsafe = False
 def allow_unsafe_loading(allow: bool = True) -> None:
     """Let this process unpickle files that safe loading refuses: they may then run any code.
 
-    For files whose origin you trust as you trust a program. Says so as a warning, here and for each
-    file. ``--unsafe-load`` of the tools and ``unsafe_load = True`` in a config come here.
+    Only for files whose origin you trust as you trust a program. Warns, here and for each file.
+    ``--unsafe-load`` of the tools and ``unsafe_load = True`` in a config call it.
 
     Args:
         allow (bool): False ends it. Defaults to True.
@@ -61,6 +56,11 @@ def allow_unsafe_loading(allow: bool = True) -> None:
     _unsafe = allow
 
 
+def is_unsafe_loading() -> bool:
+    """Whether files that safe loading refuses are unpickled."""
+    return _unsafe
+
+
 @contextmanager
 def unsafe_loading() -> Iterator[None]:
     """:func:`allow_unsafe_loading` for the length of a ``with`` block."""
@@ -72,9 +72,7 @@ def unsafe_loading() -> Iterator[None]:
         allow_unsafe_loading(before)
 
 
-def read_checkpoint(
-    source: str | Path, map_location: object = 'cpu', tensors: bool = True
-) -> object:
+def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool = True) -> Any:
     """Read a checkpoint: ``.pth`` (zip or legacy), ``.pdparams`` or ``.safetensors``.
 
     The format is detected from the content, not from the name. Tensors of other classes and tensors
@@ -88,7 +86,7 @@ def read_checkpoint(
             Defaults to True.
 
     Returns:
-        object: What the file holds, normally a dict; of a Paddle file, a
+        Any: What the file holds, normally a dict; of a Paddle file, a
         :class:`~cyclemlp_mm.weights.paddle_files.PaddleStateDict`.
 
     Raises:
@@ -104,13 +102,10 @@ def read_checkpoint(
         raise CheckpointError(f'checkpoint {path} is not a file')
     if path.stat().st_size == 0:
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): download or copy it again')
+    collects = gc.isenabled()
+    gc.disable()  # what a file holds is kept: looking through it again and again is half the time
     try:
-        try:
-            content = _read(path, tensors)
-        except RefusedContent as error:
-            if not _unsafe:
-                raise
-            content = _read_unsafely(path, error)
+        content = _read_or_unpickle(path, tensors)
     except UserError:  # a library that is missing
         raise
     except RefusedContent as error:
@@ -121,12 +116,17 @@ def read_checkpoint(
         ) from error
     except PermissionError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
-    except _DAMAGE as error:
-        why = str(error) if isinstance(error, DamagedFile) else _first_line(error)
+    except (*DAMAGE, OSError, zipfile.BadZipFile, struct.error) as error:
+        # Others' text may spell out a container that never ends.
+        has_text = isinstance(error, (DamagedFile, OSError, zipfile.BadZipFile))
+        why = _first_line(error) if has_text else f'it makes no sense: {type(error).__name__}'
         raise CheckpointError(
             f'checkpoint {path} cannot be read ({why}): it is truncated, damaged or no '
             f'checkpoint{_looks_like(path)}. Download or copy it again'
         ) from error
+    finally:
+        if collects:
+            gc.enable()
     return move_tensors(content, map_location)
 
 
@@ -153,7 +153,7 @@ def fetch(source: str) -> Path:
     name, digest = Path(re.split('[?#]', rest)[0]), hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / f'{name.stem[:150]}-url{digest}{name.suffix[:20]}'
-    if not path.exists() and _is_as_named(folder / name.name) is True:  # from any other tool
+    if not path.exists() and _is_as_named(folder / name.name, name.name):  # of another tool
         path = folder / name.name
     try:
         if path.exists():
@@ -173,7 +173,6 @@ def fetch(source: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Write a URL's file to ``path``: whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'}), timeout=60) as answer,
@@ -190,12 +189,10 @@ def _download(url: str, path: Path) -> None:
         part.replace(path)
 
 
-def _is_as_named(path: Path, name: str | None = None) -> bool | None:
-    """Whether the SHA-256 of a file begins with the 8 digits at the end of its name.
-
-    OpenMMLab's and PyTorch's names have them. None where a name has none, or there is no file.
-    """
-    found = re.search(r'-([0-9a-f]{8})\.[a-z]+$', name or path.name)
+def _is_as_named(path: Path, name: str) -> bool | None:
+    """Whether a file's SHA-256 begins with the 8 digits at the end of its name, as OpenMMLab's and
+    PyTorch's do. None where a name has none, or there is no file."""
+    found = re.search(r'-([0-9a-f]{8})\.[a-z]+$', name)
     if found is None or found[1].isdigit() or not path.is_file():  # a date
         return None
     return sha256_of(path).startswith(found[1])
@@ -210,79 +207,69 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, tensors: bool) -> object:
-    """Detect the format from the first bytes, and read it."""
-    size = path.stat().st_size
-    with path.open('rb') as file:
-        head = file.read(9)
-        file.seek(0)
-        if head.startswith(_ZIP_HEAD):
-            return read_zip(file, size, tensors)
-        content = file.read()
-    if is_safetensors(head, size):
-        return read_safetensors(content)
-    file = io.BytesIO(content)
-    content = read_pickle(file)
-    if type(content) is int and content == LEGACY_MAGIC:
-        return read_legacy(file)
-    if not is_paddle(content) and not _is_numpy_model(content):
-        raise DamagedFile(f'it is a pickle of {shorten(content)}, with no arrays')
-    if file.tell() != size:
-        raise DamagedFile(f'{size - file.tell()} bytes follow its end')
-    return _as_tensors(content)
-
-
-def _is_numpy_model(content: object) -> bool:
-    """Whether it is as Detectron2 keeps converted weights: arrays under names, under 'model'."""
-    return isinstance(content, dict) and is_paddle(content.get('model'))
-
-
-def _as_tensors(content: object) -> object:
-    if is_paddle(content):
-        return to_tensors(content)
-    if _is_numpy_model(content):
-        return {**content, 'model': dict(to_tensors(content['model']))}
-    return content
-
-
-def _read_unsafely(path: Path, refusal: RefusedContent) -> object:
-    warnings.warn(
-        f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can run '
-        'any code',
-        stacklevel=3,
-    )
+def _read_or_unpickle(path: Path, tensors: bool) -> Any:
+    try:
+        return _read(path, tensors)
+    except RefusedContent as refusal:
+        if not _unsafe:
+            raise
+        warnings.warn(
+            f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can '
+            'run any code',
+            stacklevel=3,
+        )
     with path.open('rb') as file:
         head = file.read(len(_LEGACY_HEAD))
         if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:
             return torch.load(path, map_location='cpu', weights_only=False)
         file.seek(0)
-        return _as_tensors(pickle.load(file))
+        return to_tensors(pickle.load(file))
 
 
-def move_tensors(content: object, map_location: object) -> object:
+def _read(path: Path, tensors: bool) -> Any:
+    """Detect the format from the first bytes, and read it."""
+    size = path.stat().st_size
+    with path.open('rb') as opened:
+        head = opened.read(9)
+        opened.seek(0)
+        if head.startswith(_ZIP_HEAD):
+            return read_zip(opened, size, tensors)
+        data = opened.read()
+    if is_safetensors(head, size):
+        return read_safetensors(data)
+    file = io.BytesIO(data)
+    content = PickleReader(file).build()
+    if type(content) is int and content == LEGACY_MAGIC:
+        return read_legacy(file)
+    if not has_arrays(content):
+        raise DamagedFile(f'it is a pickle of {shorten(content)}, with no arrays')
+    if file.tell() != size:
+        raise DamagedFile(f'{size - file.tell()} bytes follow its end')
+    return to_tensors(content)
+
+
+def move_tensors(content: Any, map_location: Any) -> Any:
     """Tensors of containers, on the CPU, to a device; one that is there twice stays one tensor."""
     if str(map_location or 'cpu') == 'cpu':
         return content
     moved: dict[int, torch.Tensor] = {}
 
-    def to_device(value: object) -> object:
+    def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             if id(value) not in moved:
                 moved[id(value)] = _to(value, map_location)
             return moved[id(value)]
         if isinstance(value, dict):
             for key in dict.keys(value):
-                dict.__setitem__(value, key, to_device(dict.__getitem__(value, key)))
+                dict.__setitem__(value, key, move(dict.__getitem__(value, key)))
         elif isinstance(value, list):
-            value[:] = [to_device(item) for item in value]
-        elif type(value) is tuple:
-            return tuple(to_device(item) for item in value)
-        return value
+            value[:] = map(move, value)
+        return tuple(map(move, value)) if type(value) is tuple else value
 
-    return to_device(content)
+    return move(content)
 
 
-def _to(tensor: torch.Tensor, map_location: object) -> torch.Tensor:
+def _to(tensor: torch.Tensor, map_location: Any) -> torch.Tensor:
     if callable(map_location):  # torch.load's third form: from a storage to where it belongs
         placed = map_location(tensor.untyped_storage(), 'cpu')
         map_location = 'cpu' if placed is None else placed.device
@@ -309,4 +296,4 @@ def _looks_like(path: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return shorten(lines[0], 200) if lines else type(error).__name__
+    return shorten(lines[0], 300) if lines else type(error).__name__

@@ -6,6 +6,7 @@ expected difference, by name, raises before anything is copied.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +15,9 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
-from cyclemlp_mm.errors import CheckpointError
+from cyclemlp_mm.errors import CheckpointError, shorten
 
 from .files import read_checkpoint
-from .limits import shorten
 from .paddle_files import PaddleStateDict
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
@@ -77,13 +77,9 @@ def split_pretrained(
     if pretrained is not None:
         if init_cfg is not None:
             raise ValueError("give init_cfg or the deprecated 'pretrained', not both")
-        print_log(
-            f"'pretrained' is deprecated; use init_cfg=dict(type='Pretrained', "
-            f'checkpoint={pretrained!r})',
-            'current',
-            level=30,
-        )
         init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        message = f"'pretrained' is deprecated; use init_cfg={init_cfg}"
+        print_log(message, 'current', logging.WARNING)
     if init_cfg is None:
         return None, []
     listed = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
@@ -136,14 +132,12 @@ def init_from_checkpoint(
         CheckpointError: It cannot be read or does not fit; the model is left as it was.
     """
     content = read_checkpoint(checkpoint, map_location)
-    state_dict, others = select_backbone(
-        find_state_dict(content, checkpoint),
-        prefix,
-        (published.example, next(iter(model.state_dict()))),
-        checkpoint,
-    )
-    state_dict = to_our_names(published, state_dict, find_paddle(content), checkpoint)
-    report = load_strictly(model, published, state_dict, checkpoint)
+    anchors = (published.example, next(iter(model.state_dict())))
+    found = find_state_dict(content, checkpoint)
+    state_dict, others = select_backbone(found, prefix, anchors, checkpoint)
+    paddle = isinstance(content, PaddleStateDict)
+    ours = to_our_names(published, state_dict, paddle, checkpoint)
+    report = load_strictly(model, published, ours, checkpoint)
     if others:
         report.left['rest of the model'] = others
     print_log(f'{type(model).__name__}: {report}', 'current')
@@ -185,8 +179,7 @@ def check_fit(
         published (PublishedFormat): Its family's published names.
         state_dict (Mapping[str, Tensor]): Under our names, without a prefix.
         source (str): The file, for messages.
-        own (Mapping[str, Tensor], optional): The backbone's state dict, where it cannot be asked,
-            as its parameters are sharded. Defaults to None: asked.
+        own (Mapping[str, Tensor], optional): The backbone's state dict, if it is sharded.
         complete (bool): Output norms must be in the file, too. Defaults to False.
         prefix (str): What names have in the file, for messages. Defaults to ''.
 
@@ -199,9 +192,7 @@ def check_fit(
     own = model.state_dict() if own is None else own
     report = LoadReport(source, total=len(own))
     missing, unexpected = [], []
-    for name in own:
-        if name in state_dict:
-            continue
+    for name in [name for name in own if name not in state_dict]:
         if is_counter(name):
             report.new.setdefault('counters of batches', []).append(name)
         elif _OUTPUT_NORM.fullmatch(name) and not complete:
@@ -209,39 +200,74 @@ def check_fit(
         else:
             missing.append(name)
     left_out = _stages_left_out(model, state_dict)
-    for name in state_dict:
-        if name in own:
-            continue
+    for name in [name for name in state_dict if name not in own]:
         kind = _kind_of_extra(name, published, left_out)
         if kind is None:
             unexpected.append(name)
         else:
             report.left[kind] = report.left.get(kind, 0) + 1
-    common = [name for name in state_dict if name in own]
-    misshapen = [n for n in common if not fits(n, state_dict[n], own[n])]
-    if missing or unexpected or misshapen:
-        raise CheckpointError(
-            _misfit(published, source, own, state_dict, missing, unexpected, misshapen, prefix)
+    misfit = misfits(own, state_dict, missing, prefix)
+    if unexpected:
+        listed = shorten([prefix + name for name in unexpected[:3]], 240)
+        misfit.append(
+            f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for them'
         )
-    report.loaded = len(common)
-    return report
+    report.loaded = sum(name in own for name in state_dict)
+    if not misfit:
+        return report
+    head = f'checkpoint {source} does not fit the model; nothing was loaded.'
+    if not state_dict:
+        raise CheckpointError(
+            f'{head} It has no tensor whose name begins with {prefix!r}. (Published files, and '
+            'those of a backbone alone, need cyclemlp_mm.safe_loading in custom_imports, where '
+            'our configs name it.)'
+        )
+    if not report.loaded:
+        raise CheckpointError(
+            f'{head} None of its {len(state_dict)} names{f" after {prefix!r}" if prefix else ""} '
+            f'is known: they begin with {first_parts(state_dict)}; expected e.g. '
+            f'{published.example!r} (published) or {next(iter(own))!r} (ours). If the backbone '
+            "has a prefix, set init_cfg=dict(type='Pretrained', checkpoint=…, prefix='THAT.')"
+        )
+    in_file, in_model = published.describe(state_dict), published.describe(own)
+    if in_file != in_model:
+        head += f' The file holds {in_file}; the model has {in_model}: is it the right arch?'
+    raise CheckpointError(f'{head} {"; ".join(misfit)}')
 
 
-def find_paddle(content: object) -> bool:
-    """Whether what was read is Paddle's: Linear weights are (in, out)."""
-    return isinstance(content, PaddleStateDict)
+def misfits(
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    missing: Collection[str],
+    prefix: str = '',
+) -> list[str]:
+    """Sentences on what a state dict lacks of a model's tensors, and has in another shape or type.
+
+    ``prefix`` is what the names begin with in the file.
+    """
+    found = []
+    if missing:
+        which = "of the backbone's tensors" if prefix else 'tensors'
+        listed = [prefix + name for name in [*missing][:3]]
+        found.append(f'{len(missing)} of {len(own)} {which} are missing, e.g. {listed}')
+    misshapen = [n for n in state_dict if n in own and not fits(n, state_dict[n], own[n])]
+    if misshapen:
+        name = misshapen[0]
+        in_file, in_model = (
+            f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}'
+            for t in (state_dict[name], own[name])
+        )
+        found.append(
+            f'{len(misshapen)} have another shape or type, e.g. {prefix}{name}: {in_file} in the '
+            f'file, {in_model} in the model'
+        )
+    return found
 
 
 def to_our_names(
     published: PublishedFormat, state_dict: Mapping[str, Tensor], paddle: bool, source: str
 ) -> Mapping[str, Tensor]:
-    """A backbone's state dict under our names, whichever it has.
-
-    Args:
-        published (PublishedFormat): The family's published names.
-        state_dict (Mapping[str, Tensor]): Published, Paddle's or ours, without a prefix.
-        paddle (bool): Whether Linear weights are (in, out).
-        source (str): The file, for messages.
+    """A backbone's state dict, published, Paddle's (``paddle``) or ours, under our names.
 
     Raises:
         CheckpointError: A constant of the architecture differs, or the family has no Paddle port.
@@ -256,8 +282,7 @@ def to_our_names(
 
 def _check_pretrained_cfg(cfg: dict) -> dict:
     allowed = {'type', 'checkpoint', 'prefix', 'map_location'}
-    unknown = sorted(set(cfg) - allowed)
-    if unknown or not cfg.get('checkpoint'):
+    if not allowed.issuperset(cfg) or not cfg.get('checkpoint'):
         raise ValueError(
             f"init_cfg of type 'Pretrained' takes {sorted(allowed)} and needs 'checkpoint', but "
             f'got {dict(cfg)}'
@@ -281,66 +306,13 @@ def _kind_of_extra(name: str, published: PublishedFormat, left_out: Collection[i
 def _stages_left_out(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Collection[int]:
     """Stages of the model's arch that it does not build; none, if the file's have other depths."""
     depths = getattr(model, 'depths', ())
-    built = len(getattr(model, 'stages', ()))
     in_file = [0] * len(depths)
-    for name in state_dict:
-        match = BLOCK.match(name)
-        if match and int(match[1]) < len(depths):
-            in_file[int(match[1])] = max(in_file[int(match[1])], int(match[2]) + 1)
+    for match in filter(None, map(BLOCK.match, state_dict)):
+        if (stage := int(match[1])) < len(depths):
+            in_file[stage] = max(in_file[stage], int(match[2]) + 1)
     # The file of a model that was cut, too, has fewer.
     same = all(there in (0, depth) for there, depth in zip(in_file, depths))
-    return range(built, len(depths)) if same else ()
-
-
-def _misfit(
-    published: PublishedFormat,
-    source: str,
-    own: Mapping[str, Tensor],
-    state_dict: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    misshapen: list[str],
-    prefix: str,
-) -> str:
-    """The message of a file that does not fit: what, how much, and what to do."""
-    head = f'checkpoint {source} does not fit the model; nothing was loaded.'
-    matched = sum(name in own for name in state_dict)
-    if not matched:
-        if not state_dict:
-            return (
-                f'{head} It has no tensor whose name begins with {prefix!r}. (Published files, and '
-                'those of a backbone alone, need cyclemlp_mm.safe_loading in custom_imports, where '
-                'our configs name it.)'
-            )
-        where = f' after {prefix!r}' if prefix else ''
-        return (
-            f'{head} None of its {len(state_dict)} names{where} is known: they begin with '
-            f'{first_parts(state_dict)}; expected e.g. {published.example!r} '
-            f'(published) or {next(iter(own))!r} (ours). If the backbone sits under a prefix, say '
-            "init_cfg=dict(type='Pretrained', checkpoint=…, prefix='THAT.')"
-        )
-    parts = [head]
-    in_file, in_model = published.describe(state_dict), published.describe(own)
-    if in_file != in_model:
-        parts.append(f'The file holds {in_file}; the model has {in_model}: is it the right arch?')
-    if missing:
-        which = "of the backbone's tensors" if prefix else 'tensors'
-        parts.append(
-            f'{len(missing)} of {len(own)} {which} are missing, e.g. '
-            f'{[prefix + name for name in missing[:3]]}.'
-        )
-    if misshapen:
-        name = misshapen[0]
-        parts.append(
-            f'{len(misshapen)} have another shape or type, e.g. {prefix}{name}: '
-            f'{_say(state_dict[name])} in the file, {_say(own[name])} in the model.'
-        )
-    if unexpected:
-        listed = shorten([prefix + name for name in unexpected[:3]], 240)
-        parts.append(
-            f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for them.'
-        )
-    return ' '.join(parts)
+    return range(len(getattr(model, 'stages', ())), len(depths)) if same else ()
 
 
 def is_counter(name: str) -> bool:
@@ -352,7 +324,3 @@ def fits(name: str, tensor: Tensor, own: Tensor) -> bool:
     """Same shape; ints are no weights, though copying them into floats would work."""
     same_kind = is_counter(name) or tensor.is_floating_point() == own.is_floating_point()
     return tensor.shape == own.shape and same_kind
-
-
-def _say(tensor: Tensor) -> str:
-    return f'{tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}'

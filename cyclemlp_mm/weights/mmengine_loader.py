@@ -8,6 +8,7 @@ when the safe way rejects a file (0.10.12). Its registry of loaders by scheme is
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
@@ -18,40 +19,48 @@ from .files import move_tensors, read_checkpoint
 from .published import PublishedFormat
 from .whole_model import for_mmengine
 
-#: The file that was read last by :func:`read_before_loading`, until it is loaded.
+#: The file that was read last to be loaded, until it is.
 _read: dict[tuple[object, ...], object] = {}
 
 
 def install_safe_loading() -> None:
     """Let mmengine read local files and http(s) URLs by :func:`.read_checkpoint`, in this process.
 
-    Checkpoints of every model are read so: those that are data load as before; those that are not
-    are refused with the reason. Published files of our families come under the names that mmengine
-    expects, but for models without a backbone of ours. Our tools call it, and configs do by naming
+    Checkpoints of every model are read so: those that are not data are refused with the reason.
+    Published files of our families come under the names that mmengine expects, but for models
+    without a backbone of ours. Our tools call it, and configs do by naming
     :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``. Names of other schemes
     (``torchvision://``, ``s3://``, …) stay mmengine's.
     """
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_path, force=True)
 
 
-def load_from_path(filename: str, map_location: object = None) -> object:
+def load_from_path(filename: str, map_location: Any = None) -> Any:
     """A local file or an http(s) URL; mmengine logs what follows 'load_from_' in the name."""
-    if (stamp := _stamp(filename)) in _read:
-        content = move_tensors(_read.pop(stamp), map_location)
-    else:
-        content = read_checkpoint(filename, map_location)
+    content = move_tensors(_take(filename), map_location)
     return for_mmengine(content, filename, renamed=not _is_for_another_model())
 
 
-def read_before_loading(filename: str) -> object:
+def read_before_loading(filename: str) -> Any:
     """What a file holds that mmengine loads later in this process: it is not read again then.
 
     Raises:
         CheckpointError, MissingFileError, DownloadError: See :func:`.read_checkpoint`.
     """
-    _read.clear()
-    content = _read[_stamp(filename)] = read_checkpoint(filename)
+    content = _take(filename)
+    keep_for_loading(filename, content)
     return content
+
+
+def keep_for_loading(filename: str, content: object) -> None:
+    """Let the next loading of a file have what was read of it, in place of another one's."""
+    _read.clear()
+    _read[_stamp(filename)] = content
+
+
+def _take(filename: str) -> Any:
+    stamp = _stamp(filename)
+    return _read.pop(stamp) if stamp in _read else read_checkpoint(filename)
 
 
 def _stamp(filename: str) -> tuple[object, ...]:

@@ -4,7 +4,7 @@
 |---|---|
 | ``dwconv``, ``pwconv``, ``bn`` | ``embeds.{p}.{depthwise, pointwise.conv, pointwise.norm}`` |
 
-| published, behind ``mhca_stages.{s}.`` | ours, behind ``stages.{s}.`` |
+| published, after ``mhca_stages.{s}.`` | ours, after ``stages.{s}.`` |
 |---|---|
 | ``mhca_blks.{p}.cpe.proj`` | ``paths.{p}.position`` |
 | ``mhca_blks.{p}.crpe.conv_list.{k}`` | ``paths.{p}.relative.{k}`` |
@@ -29,49 +29,36 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
-from .published import PublishedFormat
+from .published import PublishedFormat, count_per_stage, has_name, widths_per_stage
 
 _PATH = r'mhca_stages\.(\d+)\.mhca_blks\.(\d+)\.'
 _SHARED = re.compile(
     rf'({_PATH})MHCA_layers\.\d+\.(?:factoratt_crpe\.)?((?:cpe\.proj|crpe\.conv_list\.\d+)\..+)'
 )
-_RENAMED = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r'patch_embed_stages\.(\d+)\.patch_embeds\.(\d+)\.patch_conv\.', r'stages.\1.embeds.\2.'),
-        (_PATH, r'stages.\1.paths.\2.'),
-        (r'mhca_stages\.(\d+)\.InvRes\.', r'stages.\1.local.'),
-        (r'mhca_stages\.(\d+)\.', r'stages.\1.'),
-        (r'cls_head\.cls\.', 'head.'),
-        # Inside a stage, behind the prefixes above.
-        (r'^(stages\.\d+\.embeds\.\d+\.)dwconv\.', r'\1depthwise.'),
-        (r'^(stages\.\d+\.embeds\.\d+\.)pwconv\.', r'\1pointwise.conv.'),
-        (r'^(stages\.\d+\.embeds\.\d+\.)bn\.', r'\1pointwise.norm.'),
-        (r'^(stages\.\d+\.paths\.\d+\.)cpe\.proj\.', r'\1position.'),
-        (r'^(stages\.\d+\.paths\.\d+\.)crpe\.conv_list\.', r'\1relative.'),
-        (r'\.MHCA_layers\.', '.layers.'),
-        (r'\.factoratt_crpe\.', '.'),
-        (r'^(stages\.\d+\.local\.)dwconv\.', r'\1depthwise.conv.'),
-        (r'^(stages\.\d+\.local\.)norm\.', r'\1depthwise.norm.'),
-        (r'\.bn\.', '.norm.'),
-    )
+_RENAMED = (
+    (r'patch_embed_stages\.(\d+)\.patch_embeds\.(\d+)\.patch_conv\.', r'stages.\1.embeds.\2.'),
+    (_PATH, r'stages.\1.paths.\2.'),
+    (r'mhca_stages\.(\d+)\.InvRes\.', r'stages.\1.local.'),
+    (r'mhca_stages\.(\d+)\.', r'stages.\1.'),
+    (r'cls_head\.cls\.', 'head.'),
+    # Inside a stage, after the prefixes above.
+    (r'^(stages\.\d+\.embeds\.\d+\.)dwconv\.', r'\1depthwise.'),
+    (r'^(stages\.\d+\.embeds\.\d+\.)pwconv\.', r'\1pointwise.conv.'),
+    (r'^(stages\.\d+\.embeds\.\d+\.)bn\.', r'\1pointwise.norm.'),
+    (r'^(stages\.\d+\.paths\.\d+\.)cpe\.proj\.', r'\1position.'),
+    (r'^(stages\.\d+\.paths\.\d+\.)crpe\.conv_list\.', r'\1relative.'),
+    (r'\.MHCA_layers\.', '.layers.'),
+    (r'\.factoratt_crpe\.', '.'),
+    (r'^(stages\.\d+\.local\.)dwconv\.', r'\1depthwise.conv.'),
+    (r'^(stages\.\d+\.local\.)norm\.', r'\1depthwise.norm.'),
+    (r'\.bn\.', '.norm.'),
 )
-
-
-def is_published(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict uses the published names."""
-    return any(name.startswith(('mhca_stages.', 'patch_embed_stages.')) for name in names)
-
-
-def is_ours(names: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of our backbone, without a prefix."""
-    return any(re.fullmatch(r'stages\.\d+\.paths\.\d+\.position\.weight', n) for n in names)
 
 
 def rename(name: str) -> str:
     """Our name for a published one; names that neither side knows come back unchanged."""
     for pattern, new in _RENAMED:
-        name = pattern.sub(new, name)
+        name = re.sub(pattern, new, name)
     return name
 
 
@@ -97,30 +84,21 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Paths, depths and widths that a state dict under our names holds."""
-    paths, depths, widths = {}, {}, {}
-    for name, tensor in state_dict.items():
-        match = re.match(r'stages\.(\d+)\.paths\.(\d+)\.layers\.(\d+)\.norm1\.weight', name)
-        if match:
-            stage, path, layer = map(int, match.groups())
-            paths[stage] = max(paths.get(stage, 0), path + 1)
-            depths[stage] = max(depths.get(stage, 0), layer + 1)
-            widths[stage] = tensor.shape[0]
-    if not paths:
-        return 'no MPViT stage'
-    said = (
-        f'{what} {"-".join(str(found[i]) for i in sorted(found))}'
-        for what, found in (('paths', paths), ('depths', depths), ('widths', widths))
-    )
-    return ', '.join(said)
+    layer = r'stages\.(\d+)\.paths\.%s\.layers\.%s\.norm1\.weight'
+    paths = count_per_stage(state_dict, layer % (r'(\d+)', r'\d+'))
+    depths = count_per_stage(state_dict, layer % (r'\d+', r'(\d+)'))
+    widths = widths_per_stage(state_dict, layer % (r'\d+', r'\d+'))
+    return f'paths {paths}, depths {depths}, widths {widths}' if paths else 'no MPViT stage'
 
 
+is_published = has_name(r'(mhca_stages|patch_embed_stages)\..*')
 MPVIT_FORMAT = PublishedFormat(
     family='MPViT',
     example='patch_embed_stages.0.patch_embeds.0.patch_conv.dwconv.weight',
+    our_example='stem.0.conv.weight',
     is_published=is_published,
     to_ours=to_ours,
     describe=describe,
-    extras={'classifier': r'head\.(fc\.)?(weight|bias)'},
     is_certain=is_published,
-    is_ours=is_ours,
+    is_ours=has_name(r'stages\.\d+\.paths\.\d+\.position\.weight'),
 )

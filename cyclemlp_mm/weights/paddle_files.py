@@ -5,11 +5,15 @@ names. Linear weights are (in, out), the other way round than PyTorch's; which o
 the family knows, see :attr:`PublishedFormat.from_paddle`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from .limits import DamagedFile, shorten
+from cyclemlp_mm.errors import shorten
+
+from .allowed_types import DamagedFile
 
 #: Paddle's table of inner names, kept in the same dict as the parameters.
 INNER_NAMES = 'StructuredToParameterName@@'
@@ -21,19 +25,28 @@ class PaddleStateDict(dict):
     """Names to tensors as Paddle has them: Linear weights are (in, out)."""
 
 
-def is_paddle(content: object) -> bool:
-    """Whether an unpickled object is what Paddle saves: arrays under names."""
+def has_arrays(content: object) -> bool:
+    """Whether an unpickled object is what Paddle saves, or Detectron2: that under 'model'."""
+    return _is_paddle(content) or (isinstance(content, dict) and _is_paddle(content.get('model')))
+
+
+def _is_paddle(content: object) -> bool:
     return isinstance(content, dict) and (
         INNER_NAMES in content or any(_array(value) is not None for value in content.values())
     )
 
 
-def to_tensors(content: dict) -> PaddleStateDict:
+def to_tensors(content: Any) -> Any:
     """An unpickled file with tensors for arrays; anything else in it stays as it is.
 
     Raises:
         DamagedFile: An array of a type that torch does not have, or one whose parts do not fit.
     """
+    if not _is_paddle(content):
+        is_detectron2 = has_arrays(content)
+        return (
+            {**content, 'model': dict(to_tensors(content['model']))} if is_detectron2 else content
+        )
     content = {name: value for name, value in content.items() if name != INNER_NAMES}
     for name, cut in (content.pop(_CUT_ARRAYS, None) or {}).items():
         parts = [content.pop(part) for part in cut['slices']]

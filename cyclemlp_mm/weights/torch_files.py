@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
-from .limits import DamagedFile, RefusedContent, shorten
-from .pickles import Storage, load_pickle, read_pickle
+from cyclemlp_mm.errors import shorten
+
+from .allowed_types import DamagedFile, RefusedContent
+from .pickles import PickleReader, Storage
 
 #: The first pickle of a legacy file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -17,79 +19,62 @@ _LEGACY_PROTOCOL = 1001
 _ENCRYPTED = 1
 
 
-def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> object:
+def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
     """What a zip file of ``torch.save`` holds, tensors on the CPU, every checksum verified.
 
     Without ``tensors`` their numbers are not read, but 0.
-
-    Raises:
-        DamagedFile: It is truncated or changed.
-        RefusedContent: It holds an object of a type that is not allowed.
     """
     with zipfile.ZipFile(file) as archive:
         records = _check_records(archive.infolist(), size)
-
-        def read(name: str) -> bytes:
-            if name not in records:
-                raise DamagedFile(f'it has no record {shorten(name)}')
-            # zipfile verifies the checksum; torch.save writes 0 where it is told to write none.
-            records[name].CRC = records[name].CRC or None
-            try:
-                return archive.read(records[name])
-            except zipfile.BadZipFile as error:
-                raise DamagedFile(f'its record {shorten(name)} is damaged: {error}') from error
-
         pickles = [name for name in records if name.endswith('/data.pkl') and name.count('/') == 1]
         if len(pickles) != 1:
             raise DamagedFile('it is a zip file, but not of torch.save: it holds no data.pkl')
         root = pickles[0].removesuffix('data.pkl')
-        if f'{root}byteorder' in records and read(f'{root}byteorder') != b'little':
+
+        def read(name: str) -> bytes:
+            record = records.get(root + name)
+            if record is None:
+                raise DamagedFile(f'it has no record {shorten(root + name)}')
+            # zipfile verifies the checksum; torch.save writes 0 where it is told to write none.
+            record.CRC = record.CRC or None
+            return archive.read(record)
+
+        if f'{root}byteorder' in records and read('byteorder') != b'little':
             raise RefusedContent('it was written on a big-endian machine')
         made: dict[str, torch.UntypedStorage] = {}
 
         def data_of(storage: Storage) -> torch.UntypedStorage:
             if storage.key not in made:
-                name = f'{root}data/{storage.key}'
-                skipped = not tensors and name in records
+                name = f'data/{storage.key}'
+                skipped = not tensors and root + name in records
                 # Its pages are taken from memory only when they are written to.
-                content = bytearray(records[name].file_size if skipped else read(name))
+                content = bytearray(records[root + name].file_size if skipped else read(name))
                 made[storage.key] = _untyped(content)
             return made[storage.key]
 
-        return load_pickle(io.BytesIO(read(pickles[0]))).build(data_of)
+        return PickleReader(io.BytesIO(read('data.pkl'))).build(data_of)
 
 
-def read_legacy(file: io.BytesIO) -> object:
-    """What a legacy file of ``torch.save`` holds, tensors on the CPU.
-
-    Args:
-        file (io.BytesIO): After the magic number.
-
-    Raises:
-        DamagedFile: It is truncated or changed.
-        RefusedContent: It holds an object of a type that is not allowed.
-    """
-    if read_pickle(file) != _LEGACY_PROTOCOL:
+def read_legacy(file: io.BytesIO) -> Any:
+    """What follows the magic number in a legacy file of ``torch.save``, tensors on the CPU."""
+    if PickleReader(file).build() != _LEGACY_PROTOCOL:
         raise DamagedFile('it was written by an unknown version of torch')
-    system = read_pickle(file)
+    system = PickleReader(file).build()
     if isinstance(system, dict) and system.get('little_endian') is False:
         raise RefusedContent('it was written on a big-endian machine')
-    pickled = load_pickle(file)
-    keys = read_pickle(file)
-    if (
-        not isinstance(keys, list)
-        or any(type(key) is not str for key in keys)
-        or sorted(keys) != sorted(pickled.storages)
-    ):
+    content = PickleReader(file)
+    keys = PickleReader(file).build()
+    is_list = isinstance(keys, list) and all(type(key) is str for key in keys)
+    if not is_list or sorted(keys) != sorted(content.storages):
         raise DamagedFile('the list of its tensors does not fit its tensors')
     made = {}
     for key in keys:
-        size = int.from_bytes(file.read(8), 'little') * pickled.storages[key].dtype.itemsize
-        content = bytearray(file.read(size))
-        if len(content) != size:
+        size = int.from_bytes(file.read(8), 'little') * content.storages[key].dtype.itemsize
+        data = bytearray(file.read(size))
+        if len(data) != size:
             raise DamagedFile('it ends early')
-        made[key] = _untyped(content)
-    return pickled.build(lambda storage: made[storage.key])
+        made[key] = _untyped(data)
+    return content.build(lambda storage: made[storage.key])
 
 
 def _untyped(content: bytearray) -> torch.UntypedStorage:

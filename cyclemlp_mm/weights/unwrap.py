@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from cyclemlp_mm.errors import CheckpointError
-
-from .limits import shorten
+from cyclemlp_mm.errors import CheckpointError, shorten
 
 #: Keys under which files in the wild keep the state dict.
 WRAPPERS = ('state_dict', 'model')
@@ -40,38 +38,33 @@ _AVERAGES = ('n_averaged', 'steps')
 def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint: bare, or under ``state_dict``, ``model`` or one other key.
 
-    Numbers, texts and None beside the tensors are left out, and so are the counts of updates of
+    Numbers, texts and None among the tensors are left out, and so are the counts of updates of
     averaged models: they are no weights.
 
-    Args:
-        content (object): What the file holds.
-        source (str): The file, for messages.
-
-    Returns:
-        dict[str, Tensor]: Names to tensors, without what PyTorch's wrappers put into names, see
-        :func:`plain_name`. Where a file has several parts under other keys than ``WRAPPERS``, such
-        as a teacher and a student, names begin with their keys.
+    Names are without what PyTorch's wrappers put into them, see :func:`plain_name`. Where a file
+    has several parts under other keys than ``WRAPPERS``, such as a teacher and a student, names
+    begin with their keys.
 
     Raises:
         CheckpointError: No dict of tensors is found, or two tensors have one name.
     """
     found = mapping_in(content)
     if not found:
+        kind = f'{len(content)} keys' if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f'checkpoint {source} holds no state dict: expected names and tensors, bare or under '
-            f'{" or ".join(map(repr, WRAPPERS))}, but got {_say(content)}'
+            f'{" or ".join(map(repr, WRAPPERS))}, but got {kind}'
         )
     wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    tensors = {k: v for k, v in found.items() if k not in wrong} if wrong else found
-    if not tensors or not all(is_metadata(k, found[k]) for k in wrong):
+    if len(wrong) == len(found) or not all(_is_metadata(name, found[name]) for name in wrong):
         raise CheckpointError(
             f'checkpoint {source} is no state dict: {len(wrong)} of {len(found)} entries are '
             f'not tensors under a name, e.g. {shorten([str(k) for k in wrong[:3]], 240)}'
         )
     plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        short = plain_name(name)
-        if short in _AVERAGES and not tensor.dim():
+    for name, tensor in found.items():
+        short = plain_name(name) if isinstance(name, str) else ''
+        if not isinstance(tensor, Tensor) or (short in _AVERAGES and not tensor.dim()):
             continue
         if short in plain:
             raise CheckpointError(
@@ -91,10 +84,15 @@ def mapping_in(content: object) -> Mapping:
             return content[key]
     if any(isinstance(value, Tensor) for value in content.values()):
         return content
-    parts = {k: v for k, v in content.items() if isinstance(k, str) and _is_state_dict(v)}
-    if not parts:
-        return content
-    return {f'{key}.{name}': tensor for key, part in parts.items() for name, tensor in part.items()}
+    parts = {
+        key: part
+        for key, part in content.items()
+        if isinstance(key, str)
+        and isinstance(part, Mapping)
+        and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in part.items())
+    }
+    named = {f'{key}.{name}': t for key, part in parts.items() for name, t in part.items()}
+    return named or content
 
 
 def plain_name(name: str) -> str:
@@ -105,34 +103,21 @@ def plain_name(name: str) -> str:
     return name
 
 
-def is_metadata(name: object, value: object) -> bool:
+def _is_metadata(name: object, value: object) -> bool:
     """Whether an entry of a state dict is there legitimately without being a tensor."""
-    is_extra = isinstance(name, str) and name.endswith('_extra_state')
-    return is_extra or (
-        isinstance(name, str) and (value is None or isinstance(value, (bool, int, float, str)))
-    )
+    is_simple = value is None or isinstance(value, (bool, int, float, str))
+    return isinstance(name, str) and (is_simple or name.endswith('_extra_state'))
 
 
-def find_prefix(names: Iterable[str], anchors: Iterable[str]) -> tuple[str | None, list[str]]:
-    """What a backbone's names begin with in a state dict.
+def find_prefix(names: Collection[str], anchors: Iterable[str]) -> tuple[str | None, list[str]]:
+    """What a backbone's names begin with, by names that it always has; and all that is possible.
 
-    Args:
-        names (Iterable[str]): Of the state dict, plain.
-        anchors (Iterable[str]): Names of tensors that the backbone always has, published or ours.
-
-    Returns:
-        tuple[str | None, list[str]]: The prefix, if it is ``''``, ``'backbone.'`` or the only one
-        of names in common use for wrappers, else None; and all prefixes that are possible.
+    None, unless it is ``''``, ``'backbone.'`` or the only one of names in use for wrappers.
     """
-    anchors = tuple(anchors)
-    possible = list(
-        dict.fromkeys(
-            name.removesuffix(anchor)
-            for name in names
-            for anchor in anchors
-            if name == anchor or name.endswith(f'.{anchor}')
-        )
-    )
+    possible = []
+    for anchor in anchors:
+        possible += [n.removesuffix(anchor) for n in names if f'.{n}'.endswith(f'.{anchor}')]
+    possible = list(dict.fromkeys(possible))
     for prefix in (BACKBONE, ''):
         if prefix in possible:
             return prefix, possible
@@ -145,16 +130,8 @@ def select_backbone(
 ) -> tuple[dict[str, Tensor], int]:
     """The tensors of the backbone, prefix removed, and how many others the file has.
 
-    Args:
-        state_dict (Mapping[str, Tensor]): From :func:`find_state_dict`: a backbone's, classifier's,
-            detector's or segmentor's.
-        prefix (str, optional): What the backbone's names begin with, as it is in the file, or
-            without what PyTorch's wrappers add. None finds it, see :func:`find_prefix`.
-        anchors (Iterable[str]): Names of tensors that the backbone always has.
-        source (str): The file, for messages.
-
-    Returns:
-        tuple[dict[str, Tensor], int]: The backbone's tensors and the number left.
+    ``prefix`` is as it is in the file, or without what PyTorch's wrappers add. None finds it by
+    ``anchors``, see :func:`find_prefix`.
 
     Raises:
         CheckpointError: Nothing begins with ``prefix``, or it is None and cannot be known.
@@ -187,10 +164,7 @@ def split_names(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A whole model's tensors: the backbone's, without a prefix, and the rest (neck, heads).
 
-    Args:
-        state_dict (Mapping[str, Tensor]): Plain names. Where no backbone is found and none begins
-            with ``backbone.``, all are taken for one.
-        anchors (Iterable[str]): Names of tensors that the backbone always has.
+    Where no backbone is found and no name begins with ``backbone.``, all are taken for one.
     """
     prefix = find_prefix(state_dict, anchors)[0]
     if prefix is None:
@@ -205,7 +179,7 @@ def _likely_prefix(names: Iterable[str]) -> str:
     return BACKBONE if any(name.startswith(BACKBONE) for name in names) else ''
 
 
-def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(state_dict: Mapping[str, Tensor], prefix: str = BACKBONE) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix``, without it."""
     return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
 
@@ -215,21 +189,18 @@ def with_prefix(state_dict: Mapping[str, Tensor], prefix: str = BACKBONE) -> dic
     return {f'{prefix}{name}': tensor for name, tensor in state_dict.items()}
 
 
+def named_like(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A file's tensors under the names that a model has: with ``backbone.``, or without.
+
+    As they are where they fit so, or neither way.
+    """
+    for named in (state_dict, with_prefix(state_dict), part_of(state_dict)):
+        if any(name in own for name in named):
+            return named
+    return state_dict
+
+
 def first_parts(names: Iterable[str], most: int = 5) -> str:
     """The distinct first parts of dotted names, for messages."""
     parts = list(dict.fromkeys(name.split('.')[0] for name in names))
     return ', '.join(map(shorten, parts[:most])) + (', …' if len(parts) > most else '')
-
-
-def _is_state_dict(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
-    )
-
-
-def _say(content: object) -> str:
-    if isinstance(content, Mapping):
-        return f'a dict with {len(content)} keys'
-    return f'a {type(content).__name__}'

@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarking.contenders import RIVALS, rival
 from benchmarking.published_form import plain_form
-from cyclemlp_mm.analysis.counting import (
+from cyclemlp_mm.analysis import (
     MultiplyAdds,
     UncountedOperatorError,
     backbone_multiply_adds,

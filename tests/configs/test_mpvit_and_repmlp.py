@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclemlp_mm.analysis.whole_model import build_on_meta
+from cyclemlp_mm.analysis import build_on_meta
 from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError

@@ -1,6 +1,6 @@
 """Files that a checkpoint reader must survive: they run code, lie about sizes, or are damaged.
 
-Written from what the formats allow, apart from the reader.
+Written from what the formats allow, apart from the reader. Tables of name to content.
 """
 
 import io
@@ -17,6 +17,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
+HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+
 
 class Hostile:
     """Unpickled, it makes a folder: the sign that code was run."""
@@ -28,14 +30,9 @@ class Hostile:
         return os.mkdir, (self.mark,)
 
 
-class HostileState(OrderedDict):
-    """A dict that is harmless, with an attribute that is not."""
-
-
 def hiding_places(mark):
     """Objects with a :class:`Hostile` somewhere inside."""
     history = HistoryBuffer()
-    history.update(1.0)
     history.note = Hostile(mark)
     ordered = OrderedDict(a=torch.ones(1))
     ordered._metadata = {'': Hostile(mark)}
@@ -50,8 +47,7 @@ def hiding_places(mark):
         'metadata': ordered,
         'array': objects,
         'set': {'s': frozenset([Hostile(mark)])},
-        'parameter': torch.nn.Parameter(torch.ones(1)).requires_grad_(False),
-    } | {'parameter': {'p': Hostile(mark)}}
+    }
 
 
 def damaged(whole, count, seed, keep=()):
@@ -71,7 +67,7 @@ def damaged(whole, count, seed, keep=()):
 
 
 def array_places(data):
-    """Where the numbers of arrays lie in a pickle."""
+    """Where the numbers of arrays are in a pickle."""
     for operation, argument, at in pickletools.genops(data):
         if operation.name in ('BINBYTES', 'SHORT_BINBYTES'):
             yield at, at + len(argument) + 5
@@ -97,114 +93,99 @@ def name(dotted):
     return b'c' + module.encode() + b'\n' + last.encode() + b'\n'
 
 
+def tup(*parts):
+    return b'(' + b''.join(parts) + b't'
+
+
+def items(*parts):
+    return b'](' + b''.join(parts) + b'e'
+
+
 def call(function, *arguments):
-    return name(function) + b'(' + b''.join(arguments) + b'tR'
+    return name(function) + tup(*arguments) + b'R'
+
+
+def blob(data):
+    return b'B' + struct.pack('<I', len(data)) + data
+
+
+def dtype(code):
+    minus = b'J\xff\xff\xff\xff'
+    state = tup(b'K\x03', text('<'), b'NNN', minus, minus, b'K\x00')
+    return call('numpy.dtype', text(code), b'\x89', b'\x88') + state + b'b'
 
 
 def array(shape, data, code='f4', order=b'\x89'):
     """A numpy array that says ``shape`` and has ``data``."""
-    empty = (name('numpy.ndarray'), b'K\x00\x85', b'C\x01b')
+    empty = name('numpy.ndarray'), b'K\x00\x85', b'C\x01b'
     made = call('numpy.core.multiarray._reconstruct', *empty)
-    dtype = (
-        call('numpy.dtype', text(code), b'\x89', b'\x88')
-        + b'(K\x03'
-        + text('<')
-        + b'NNN'
-        + (b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb')
-    )
-    sizes = b'(' + b''.join(map(number, shape)) + b't'
-    return (
-        made
-        + b'(K\x01'
-        + sizes
-        + dtype
-        + order
-        + b'B'
-        + struct.pack('<I', len(data))
-        + data
-        + (b'tb')
-    )
+    return made + tup(b'K\x01', tup(*map(number, shape)), dtype(code), order, blob(data)) + b'b'
 
 
 def tensor(key, count, size, stride, offset=0, kind='torch.FloatStorage', view=b''):
-    storage = b'(' + text('storage') + name(kind) + text(key) + text('cpu') + number(count) + view
-    sizes = [b'(' + b''.join(map(number, part)) + b't' for part in (size, stride)]
-    return call(
-        'torch._utils._rebuild_tensor_v2',
-        storage + b'tQ',
-        number(offset),
-        *sizes,
-        b'\x89',
-        call('collections.OrderedDict'),
-    )
+    storage = tup(text('storage'), name(kind), text(key), text('cpu'), number(count), view) + b'Q'
+    sizes = [tup(*map(number, part)) for part in (size, stride)]
+    hooks = call('collections.OrderedDict')
+    function = 'torch._utils._rebuild_tensor_v2'
+    return call(function, storage, number(offset), *sizes, b'\x89', hooks)
+
+
+def whole(value):
+    return PROTO + value + STOP
 
 
 def entry(key, value):
-    return PROTO + b'}' + text(key) + value + b's' + STOP
+    return whole(b'}' + text(key) + value + b's')
 
 
-def lying_pickles():
-    """Bare pickles, as of Paddle: a few bytes that ask for much."""
-    ones = np.ones(4, np.float32).tobytes()
-    big = struct.pack('<Q', 1 << 60)
-    nested = b'K\x01' + b'2\x86' * 64
-    yield 'shape', entry('w', array((1 << 40,), ones))
-    yield 'shape_product', entry('w', array((1 << 31, 1 << 31, 4), ones))
-    yield 'shape_negative', entry('w', array((-4,), ones))
-    yield 'shape_text', entry('w', array((4,), ones).replace(number(4), text('4')))
-    yield 'shape_zero', entry('w', array((0, 1 << 62), b''))
-    yield 'dtype_object', entry('w', array((1,), ones, 'O8'))
-    yield 'dtype_unknown', entry('w', array((1,), ones, 'q9'))
-    yield 'dtype_void', entry('w', array((1,), ones, 'V99'))
-    yield 'dtype_other', entry('w', array((4,), ones, 'i4'))
-    yield 'unicode8', PROTO + b'\x8d' + big + b'x'
-    yield 'bytes8', PROTO + b'\x8e' + big + b'x'
-    yield 'bytearray8', PROTO + b'\x96' + big + b'x'
-    yield 'unicode', PROTO + b'X\xff\xff\xff\xffx'
-    yield 'bytes', PROTO + b'B\xff\xff\xff\xffx'
-    yield 'long4', PROTO + b'\x8b\xff\xff\xff\x7fx'
-    yield 'long4_negative', PROTO + b'\x8b\xff\xff\xff\xffx'
-    yield 'bytearray_of', entry('w', call('builtins.bytearray', number(1 << 40)))
-    yield 'encode', entry('w', call('_codecs.encode', text('x' * 1000), text('idna')))
-    yield 'ones_text', PROTO + text('\U0001f40d' + 'x' * 3_000_000) + STOP
-    yield 'ends_wide', PROTO + text('x' * 3_000_000 + '\U0001f40d') + STOP
-    yield 'dicts', PROTO + b'}' * 1_000_000 + STOP
-    yield 'sets', PROTO + b'\x8f' * 1_000_000 + STOP
-    yield 'lists', PROTO + b'(' * 1_000_000 + b'l' * 1_000_000 + STOP
-    yield 'marks', PROTO + b'(' * 1_000_000
-    puts = b''.join(b'r' + struct.pack('<I', i) for i in range(300_000))
-    yield 'memo', PROTO + b'N' + puts + STOP
-    yield 'memo_gone', PROTO + b'j\xff\xff\xff\xff' + STOP
-    yield 'deep', PROTO + b']' * 50_000 + b'a' * 49_999 + STOP
-    yield 'deep_tuple', PROTO + b')' + b'\x85' * 500_000 + STOP
-    yield 'itself', PROTO + b']q\x00h\x00a' + STOP
-    yield 'itself_dict', PROTO + b'}q\x00' + text('a') + b'h\x00s' + STOP
-    yield 'laughs', entry('w', nested)
-    yield 'laughs_key', PROTO + b'}' + nested + b'Ns' + STOP
-    yield 'laughs_set', PROTO + b'\x8f(' + nested + b'\x90' + STOP
-    yield (
-        'laughs_config',
-        entry('w', call('mmengine.config.config.ConfigDict', b'}' + text('a') + nested + b's')),
-    )
-    yield (
-        'colliding',
-        PROTO
-        + b'}('
-        + b''.join(number(i * ((1 << 61) - 1)) + b'N' for i in range(1, 40_000))
-        + b'u'
-        + STOP,
-    )
-    yield 'odd_items', PROTO + b'}(NNNu' + STOP
-    yield 'pop_all', PROTO + b'0' * 10 + STOP
-    yield 'no_stop', PROTO + b'N' * 100
-    yield 'long_name', PROTO + b'c' + b'a' * 100_000
-    yield 'history', entry('h', name('mmengine.logging.history_buffer.HistoryBuffer') + b')\x81}b')
-    yield 'function', entry('w', name('torch._utils._rebuild_tensor_v2'))
-    yield 'known', entry('w', name('builtins.getattr'))
-    yield 'getattr', entry('w', call('builtins.getattr', text('x'), text('__class__')))
-    yield 'extension', PROTO + b'\x82\x01' + STOP
-    yield 'instance', PROTO + b'(ios\nsystem\n.'
-    yield 'ints', pickle.dumps(list(range(1000)), 2)
+ONES = np.ones(16, np.float32).tobytes()
+HUGE = struct.pack('<Q', 1 << 60)
+NESTED = b'K\x01' + b'2\x86' * 64
+COLLIDING = [number(i * ((1 << 61) - 1)) for i in range(1, 60_000)]
+
+#: Bare pickles, as of Paddle: a few bytes that ask for much, or make no sense.
+PICKLES = {
+    'shape': entry('w', array((1 << 40,), ONES)),
+    'shape_product': entry('w', array((1 << 31, 1 << 31, 4), ONES)),
+    'shape_negative': entry('w', array((-4,), ONES)),
+    'shape_text': entry('w', array((16,), ONES).replace(number(16), text('16'))),
+    'shape_zero': entry('w', array((0, 1 << 62), b'')),
+    'shape_without_data': entry('w', array((1 << 40,), b'')),
+    'dtype_object': entry('w', array((1,), ONES, 'O8')),
+    'dtype_unknown': entry('w', array((1,), ONES, 'q9')),
+    'dtype_void': entry('w', array((1,), ONES, 'V99')),
+    'dtype_other': entry('w', array((16,), ONES, 'i2')),
+    'unicode8': PROTO + b'\x8d' + HUGE + b'x',
+    'bytes8': PROTO + b'\x8e' + HUGE + b'x',
+    'bytearray8': PROTO + b'\x96' + HUGE + b'x',
+    'unicode': PROTO + b'X\xff\xff\xff\xffx',
+    'bytes': PROTO + b'B\xff\xff\xff\xffx',
+    'long4': PROTO + b'\x8b\xff\xff\xff\x7fx',
+    'long4_negative': PROTO + b'\x8b\xff\xff\xff\xffx',
+    'bytearray_of': entry('w', call('builtins.bytearray', number(1 << 40))),
+    'encode': entry('w', call('_codecs.encode', text('x' * 1000), text('idna'))),
+    'text': whole(text('\U0001f40d' + 'x' * 3_000_000)),
+    'dicts': whole(b'}' * 1_000_000),
+    'sets': whole(b'\x8f' * 1_000_000),
+    'lists': whole(b'(' * 1_000_000 + b'l' * 1_000_000),
+    'marks': PROTO + b'(' * 1_000_000,
+    'memo': whole(b'N' + b''.join(b'r' + struct.pack('<I', i) for i in range(300_000))),
+    'memo_far': whole(b'Nr\xff\xff\xff\xff'),
+    'memo_gone': whole(b'j\xff\xff\xff\xff'),
+    'deep': whole(b']' * 50_000 + b'a' * 49_999),
+    'deep_tuple': whole(b')' + b'\x85' * 500_000),
+    'odd_items': whole(b'}(NNNu'),
+    'pop_all': whole(b'0' * 10),
+    'no_stop': PROTO + b'N' * 100,
+    'long_name': PROTO + b'c' + b'a' * 100_000,
+    'history': entry('h', name(HISTORY) + b')\x81}b'),
+    'function': entry('w', name('torch._utils._rebuild_tensor_v2')),
+    'known': entry('w', name('builtins.getattr')),
+    'getattr': entry('w', call('builtins.getattr', text('x'), text('__class__'))),
+    'extension': whole(b'\x82\x01'),
+    'instance': PROTO + b'(ios\nsystem\n.',
+    'ints': pickle.dumps(list(range(1000)), 2),
+}
 
 
 def torch_zip(pickled, records=(), compression=zipfile.ZIP_STORED, extra=()):
@@ -219,62 +200,59 @@ def torch_zip(pickled, records=(), compression=zipfile.ZIP_STORED, extra=()):
     return out.getvalue()
 
 
-def lying_zips():
-    """Zip files of torch.save that say more than they hold."""
-    ones = np.ones(16, np.float32).tobytes()
-    good = entry('w', tensor('0', 16, (4, 4), (4, 1)))
-    records = [('0', ones)]
-    yield 'storage', torch_zip(entry('w', tensor('0', 1 << 60, (4,), (1,))), records)
-    yield (
-        'storage_type',
-        torch_zip(entry('w', tensor('0', 16, (4,), (1,), kind='torch.DoubleStorage')), records),
-    )
-    yield 'size', torch_zip(entry('w', tensor('0', 16, (1 << 40,), (1,))), records)
-    yield 'expanded', torch_zip(entry('w', tensor('0', 16, (1 << 40,), (0,))), records)
-    yield 'overlap', torch_zip(entry('w', tensor('0', 16, (4, 4), (0, 1))), records)
-    yield 'offset', torch_zip(entry('w', tensor('0', 16, (4,), (1,), offset=13)), records)
-    yield 'offset_negative', torch_zip(entry('w', tensor('0', 16, (4,), (1,), -1)), records)
-    yield 'stride', torch_zip(entry('w', tensor('0', 16, (2,), (1 << 50,))), records)
-    yield 'stride_negative', torch_zip(entry('w', tensor('0', 16, (2,), (-1,))), records)
-    yield 'no_record', torch_zip(good)
-    yield 'no_pickle', torch_zip(good, records).replace(b'data.pkl', b'dota.pkl')
-    yield 'bomb', torch_zip(good, [('0', b'\0' * 20_000_000)], zipfile.ZIP_DEFLATED)
-    yield 'bomb_pickle', torch_zip(PROTO + b'N' * 20_000_000, [], zipfile.ZIP_DEFLATED)
-    yield 'twice', torch_zip(good, records * 2)
-    whole = torch_zip(good, records)
-    end = whole.rfind(b'PK\x05\x06')
-    at = whole.rfind(b'PK\x01\x02')
-    yield 'wide', whole[: at + 20] + b'\xff' * 8 + whole[at + 28 :]
-    yield 'wide_start', whole[: at + 42] + b'\xff' * 4 + whole[at + 46 :]
-    yield 'many', whole[: end + 8] + b'\xff' * 4 + whole[end + 12 :]
-    yield 'far', whole[: end + 16] + b'\xff' * 4 + whole[end + 20 :]
-    locator = b'PK\x06\x07' + struct.pack('<IQI', 0, 1 << 63, 1)
-    yield 'far64', whole[:end] + locator + whole[end:]
-    # every record in the place of the same bytes
-    many = torch_zip(
-        PROTO
-        + b']('
-        + b''.join(tensor(str(i), 1_000_000, (4,), (1,)) for i in range(60))
-        + b'e'
-        + STOP,
-        [('0', b'\0' * 4_000_000)],
-    )
-    yield 'overlapping', _point_all_at_first(many, 60)
-    yield 'script', torch_zip(good, records, extra=('constants.pkl',))
+def zip_of(*arguments, **kwargs):
+    return torch_zip(entry('w', tensor('0', *arguments, **kwargs)), [('0', ONES)])
 
 
-def _point_all_at_first(whole, count):
-    at = whole.rfind(b'PK\x01\x02')
-    end = whole.rfind(b'PK\x05\x06')
-    last = whole[at:end]
-    entries = whole[whole.find(b'PK\x01\x02') : end] + b''.join(
-        last[:28] + struct.pack('<H', len(f'a/data/{i}')) + last[30:46] + f'a/data/{i}'.encode()
-        for i in range(1, count)
+def overlapping(count):
+    """Every record in the place of the same bytes."""
+    tensors = [tensor(str(i), 1_000_000, (4,), (1,)) for i in range(count)]
+    data = torch_zip(whole(items(*tensors)), [('0', b'\0' * 4_000_000)])
+    start, last, end = (
+        data.find(b'PK\x01\x02'),
+        data.rfind(b'PK\x01\x02'),
+        data.rfind(b'PK\x05\x06'),
     )
-    start = whole.find(b'PK\x01\x02')
-    total = struct.unpack('<H', whole[end + 10 : end + 12])[0] + count - 1
-    tail = struct.pack('<HHII', total, total, len(entries), start)
-    return whole[:start] + entries + whole[end : end + 8] + tail + b'\0\0'
+    records = data[start:end]
+    for i in range(1, count):
+        key = f'a/data/{i}'.encode()
+        records += (
+            data[last : last + 28] + struct.pack('<H', len(key)) + data[last + 30 : last + 46]
+        )
+        records += key
+    total = struct.unpack('<H', data[end + 10 : end + 12])[0] + count - 1
+    tail = struct.pack('<HHII', total, total, len(records), start)
+    return data[:start] + records + data[end : end + 8] + tail + b'\0\0'
+
+
+GOOD = entry('w', tensor('0', 16, (4, 4), (4, 1)))
+ZIP = torch_zip(GOOD, [('0', ONES)])
+END, LAST = ZIP.rfind(b'PK\x05\x06'), ZIP.rfind(b'PK\x01\x02')
+#: Zip files of torch.save that say more than they hold.
+ZIPS = {
+    'storage': zip_of(1 << 60, (4,), (1,)),
+    'storage_type': zip_of(16, (4,), (1,), kind='torch.DoubleStorage'),
+    'size': zip_of(16, (1 << 40,), (1,)),
+    'expanded': zip_of(16, (1 << 40,), (0,)),
+    'overlap': zip_of(16, (4, 4), (0, 1)),
+    'offset': zip_of(16, (4,), (1,), 13),
+    'offset_negative': zip_of(16, (4,), (1,), -1),
+    'stride': zip_of(16, (2,), (1 << 50,)),
+    'stride_negative': zip_of(16, (2,), (-1,)),
+    'no_record': torch_zip(GOOD),
+    'twice': torch_zip(GOOD, [('0', ONES), ('1', ONES)]).replace(b'data/1', b'data/0'),
+    'no_pickle': ZIP.replace(b'data.pkl', b'dota.pkl'),
+    'bomb': torch_zip(GOOD, [('0', b'\0' * 20_000_000)], zipfile.ZIP_DEFLATED),
+    'bomb_pickle': torch_zip(PROTO + b'N' * 20_000_000, [], zipfile.ZIP_DEFLATED),
+    'wide': ZIP[: LAST + 20] + b'\xff' * 8 + ZIP[LAST + 28 :],
+    'wide_start': ZIP[: LAST + 42] + b'\xff' * 4 + ZIP[LAST + 46 :],
+    'many': ZIP[: END + 8] + b'\xff' * 4 + ZIP[END + 12 :],
+    'far': ZIP[: END + 16] + b'\xff' * 4 + ZIP[END + 20 :],
+    'far64': ZIP[:END] + b'PK\x06\x07' + struct.pack('<IQI', 0, 1 << 63, 1) + ZIP[END:],
+    'overlapping': overlapping(60),
+    'before': b'#!/bin/sh\n' + ZIP,
+    'script': torch_zip(GOOD, [('0', ONES)], extra=('constants.pkl',)),
+}
 
 
 def legacy(objects, keys, data):
@@ -284,153 +262,147 @@ def legacy(objects, keys, data):
     return b''.join([*parts, objects, pickle.dumps(keys, 2), data])
 
 
-def lying_legacy_files():
-    """Legacy files that say more than they hold."""
-    ones = struct.pack('<Q', 16) + np.ones(16, np.float32).tobytes()
-
-    def one(count=16, size=(16,), stride=(1,), keys=('0',), data=ones, **kwargs):
-        kwargs.setdefault('view', b'N')
-        return legacy(entry('w', tensor('0', count, size, stride, **kwargs)), list(keys), data)
-
-    yield 'storage', one(count=1 << 60)
-    yield 'storage_2g', one(count=1 << 29)
-    yield 'size', one(size=(1 << 40,))
-    yield 'expanded', one(size=(1 << 40,), stride=(0,))
-    yield 'no_keys', one(keys=())
-    yield 'other_keys', one(keys=('1',))
-    yield 'keys_twice', one(keys=('0', '0'))
-    yield 'no_data', one(data=b'')
-    yield 'short_data', one(data=ones[:-1])
-    yield 'data_size', one(data=struct.pack('<Q', 1 << 60) + ones[8:])
-    yield 'view', one(view=b'(' + text('v') + number(0) + number(1 << 60) + b't')
-    many = b''.join(tensor(str(i), 1_000_000, (4,), (1,), view=b'N') for i in range(60))
-    keys = [str(i) for i in range(60)]
-    yield 'sum', legacy(PROTO + b'](' + many + b'e' + STOP, keys, b'\0' * 5_000_000)
+def legacy_of(count=16, size=(16,), stride=(1,), keys=('0',), data=b'', view=b'N'):
+    data = data or struct.pack('<Q', 16) + ONES
+    return legacy(entry('w', tensor('0', count, size, stride, view=view)), list(keys), data)
 
 
-def lying_safetensors():
-    """Files with a header that is wrong."""
+#: Legacy files that say more than they hold.
+LEGACY = {
+    'storage': legacy_of(1 << 60),
+    'storage_2g': legacy_of(1 << 29),
+    'size': legacy_of(size=(1 << 40,)),
+    'expanded': legacy_of(size=(1 << 40,), stride=(0,)),
+    'no_keys': legacy_of(keys=()),
+    'other_keys': legacy_of(keys=('1',)),
+    'keys_twice': legacy_of(keys=('0', '0')),
+    'no_data': legacy_of(data=b'\0'),
+    'short_data': legacy_of(data=struct.pack('<Q', 16) + ONES[:-1]),
+    'data_size': legacy_of(data=HUGE + ONES),
+    'view': legacy_of(view=tup(text('v'), number(0), number(1 << 60))),
+}
 
-    def one(header, data=b'\0' * 64, length=None):
-        return struct.pack('<Q', len(header) if length is None else length) + header + data
 
-    def tensor_of(dtype='"F32"', shape='[4,4]', offsets='[0,64]', more=''):
-        entry = f'"dtype":{dtype},"shape":{shape},"data_offsets":{offsets}{more}'
-        return f'{{"w":{{{entry}}}}}'.encode()
+def header(entry, data=b'\0' * 64, length=None):
+    return struct.pack('<Q', len(entry) if length is None else length) + entry + data
 
-    yield 'length', one(tensor_of(), length=99_000_000)
-    yield 'length_huge', one(tensor_of(), length=1 << 62)
-    yield 'no_json', one(b'{"w":')
-    yield 'list', one(b'{"w":[]}')
-    yield 'deep', one(b'{"w":' + b'[' * 100_000)
-    yield 'wide', one(b'{' + b'"":{},' * 1_000_000)
-    yield 'shape', one(tensor_of(shape='[1099511627776]'))
-    yield 'shape_negative', one(tensor_of(shape='[-4,-4]'))
-    yield 'shape_text', one(tensor_of(shape='["4",4]'))
-    yield 'shape_float', one(tensor_of(shape='[4.0,4]'))
-    yield 'shape_digits', one(tensor_of(shape=f'[{"9" * 5000}]'))
-    yield 'offsets', one(tensor_of(offsets='[0,1099511627776]'))
-    yield 'offsets_back', one(tensor_of(offsets='[64,0]'))
-    yield 'offsets_gap', one(tensor_of(offsets='[1,65]'))
-    yield 'dtype', one(tensor_of(dtype='"X9"'))
-    yield 'dtype_list', one(tensor_of(dtype='["F32"]'))
-    yield 'more', one(tensor_of(more=',"x":1'))
-    yield 'rest', one(tensor_of(), data=b'\0' * 65)
+
+def safetensors_of(data=b'\0' * 64, length=None, **parts):
+    said = dict(dtype='"F32"', shape='[4,4]', data_offsets='[0,64]') | parts
+    joined = ','.join(f'"{key}":{value}' for key, value in said.items())
+    return header(f'{{"w":{{{joined}}}}}'.encode(), data, length)
+
+
+#: Files of safetensors with a header that is wrong.
+SAFETENSORS = {
+    'length': safetensors_of(length=99_000_000),
+    'length_huge': safetensors_of(length=1 << 62),
+    'no_json': header(b'{"w":'),
+    'list': header(b'{"w":[]}'),
+    'deep': header(b'{"w":' + b'[' * 100_000),
+    'wide': header(b'{' + b'"":{},' * 1_000_000),
+    'shape': safetensors_of(shape='[1099511627776]'),
+    'shape_negative': safetensors_of(shape='[-4,-4]'),
+    'shape_text': safetensors_of(shape='["4",4]'),
+    'shape_float': safetensors_of(shape='[4.0,4]'),
+    'shape_digits': safetensors_of(shape=f'[{"9" * 5000}]'),
+    'offsets': safetensors_of(data_offsets='[0,1099511627776]'),
+    'offsets_back': safetensors_of(data_offsets='[64,0]'),
+    'offsets_gap': safetensors_of(data_offsets='[1,65]'),
+    'dtype': safetensors_of(dtype='"X9"'),
+    'dtype_list': safetensors_of(dtype='["F32"]'),
+    'more': safetensors_of(x='1'),
+    'rest': safetensors_of(b'\0' * 65),
+}
+GROUPS = dict(pickle=PICKLES, zip=ZIPS, legacy=LEGACY, safetensors=SAFETENSORS)
 
 
 def endless(value):
     """Pickles of a few bytes with ``value`` (operations) wherever something could spell it."""
-    yield 'dtype', entry('w', call('numpy.dtype', value))
-    yield 'shape', entry('w', call('torch.Size', b'(' + value + b't'))
-    yield 'name', entry('w', call('builtins.getattr', name('torch.Tensor'), value))
-    yield 'codec', entry('w', call('_codecs.encode', text('x'), value))
-    yield 'size', entry('w', call('collections.deque', b')', value))
-    yield 'time', entry('w', call('datetime.datetime', value))
-    yield 'path', entry('w', call('pathlib.PosixPath', value))
-    yield 'layout', entry('w', call('torch.serialization._get_layout', value))
-    yield 'type', entry('w', call('builtins.type', value))
-    yield 'factory', entry('w', call('collections.defaultdict', value))
-    yield 'function', PROTO + value + b')R' + STOP
-    yield 'persistent', PROTO + value + b'Q' + STOP
-    yield 'state', PROTO + value + b'}b' + STOP
-    yield 'items', PROTO + value + b'NNs' + STOP
-    yield 'key', PROTO + b'}' + value + b'Ns' + STOP
-    yield 'member', PROTO + b'\x8f(' + value + b'\x90' + STOP
-    yield 'frozen', PROTO + b'(' + value + b'\x91' + STOP
-    yield 'set of', PROTO + call('builtins.set', b'](' + value + b'e') + STOP
-    yield 'pairs', PROTO + call('collections.OrderedDict', b'](' + value + b'N\x86e') + STOP
-    yield 'counted', PROTO + call('collections.Counter', b'}' + value + b'K\x01s') + STOP
     made = name('argparse.Namespace') + b')\x81}' + text('a')
-    yield 'arguments', PROTO + made + value + b'sb' + STOP
-    yield (
-        'metadata',
-        PROTO + call('collections.OrderedDict') + b'}' + text('_metadata') + value + (b'sb' + STOP),
+    ordered, metadata = call('collections.OrderedDict'), b'}' + text('_metadata')
+    return {
+        'dtype': entry('w', call('numpy.dtype', value)),
+        'shape': entry('w', call('torch.Size', tup(value))),
+        'name': entry('w', call('builtins.getattr', name('torch.Tensor'), value)),
+        'codec': entry('w', call('_codecs.encode', text('x'), value)),
+        'size': entry('w', call('collections.deque', b')', value)),
+        'time': entry('w', call('datetime.datetime', value)),
+        'path': entry('w', call('pathlib.PosixPath', value)),
+        'layout': entry('w', call('torch.serialization._get_layout', value)),
+        'type': entry('w', call('builtins.type', value)),
+        'factory': entry('w', call('collections.defaultdict', value)),
+        'config': entry('w', call('mmengine.config.config.ConfigDict', b'}' + value + b'Ns')),
+        'function': whole(value + b')R'),
+        'persistent': whole(value + b'Q'),
+        'state': whole(value + b'}b'),
+        'items': whole(value + b'NNs'),
+        'key': whole(b'}' + value + b'Ns'),
+        'member': whole(b'\x8f(' + value + b'\x90'),
+        'frozen': whole(b'(' + value + b'\x91'),
+        'set of': whole(call('builtins.set', items(value))),
+        'pairs': whole(call('collections.OrderedDict', items(value + b'N\x86'))),
+        'counted': whole(call('collections.Counter', b'}' + value + b'K\x01s')),
+        'arguments': whole(made + value + b'sb'),
+        'metadata': whole(ordered + metadata + value + b'sb'),
+        'alone': whole(value),
+    }
+
+
+def doubled(begin, end):
+    """Containers that hold the one before twice."""
+    refer = (bytes([i]) for i in range(63))
+    nested = (
+        begin + b'q' + bytes([i + 1]) + end.replace(b'?', b'h' + j) for i, j in enumerate(refer)
     )
-    yield 'alone', PROTO + value + STOP
+    return begin + b'q\x000' + b''.join(nested) + b'h\x3f'
 
 
 ENDLESS = {
-    'tuples': b'K\x01' + b'2\x86' * 64,
-    'lists': b']q\x000'
-    + b''.join(
-        b']q' + bytes([i]) + b'(h' + bytes([i - 1]) + b'h' + bytes([i - 1]) + b'e0'
-        for i in range(1, 64)
-    )
-    + b'h\x3f',
-    'dicts': b'}q\x000'
-    + b''.join(
-        b'}q' + bytes([i]) + b'(K\x01h' + bytes([i - 1]) + b'K\x02h' + bytes([i - 1]) + b'u0'
-        for i in range(1, 64)
-    )
-    + b'h\x3f',
+    'tuples': NESTED,
+    'lists': doubled(b']', b'(??e0'),
+    'dicts': doubled(b'}', b'(K\x01?K\x02?u0'),
     'filled late': b''.join(b']q' + bytes([i]) + b'0' for i in range(64))
-    + b''.join(
-        b'h' + bytes([i]) + b'(h' + bytes([i + 1]) + b'h' + bytes([i + 1]) + b'e0'
-        for i in range(63)
-    )
+    + b''.join(b'h%c(h%ch%ce0' % (i, i + 1, i + 1) for i in range(63))
     + b'h\x00',
     'deep': b')' + b'\x85' * 30_000,
     'itself': b']q\x00h\x00a',
+    'itself in a dict': b'}q\x00' + text('a') + b'h\x00s',
     'a huge number': b'\x8b' + struct.pack('<I', 1_000_000) + b'\x7f' * 1_000_000,
 }
 
-
-def colliding_keys():
-    """Keys of one hash, keys that cost much to hash, and calls that copy much again and again."""
-    step = (1 << 61) - 1
-    each = [number(i * step) for i in range(1, 60_000)]
-    yield 'dict', PROTO + b'}(' + b'N'.join(each) + b'Nu' + STOP
-    numbers = b''.join(each)
-    yield 'set', PROTO + b'\x8f(' + numbers + b'\x90' + STOP
-    yield 'frozenset', PROTO + b'(' + numbers + b'\x91' + STOP
-    yield 'set of', PROTO + call('builtins.set', b'](' + numbers + b'e') + STOP
-    wide = b'](' + b'K\x01' * 100_000 + b'e'
-    yield (
-        'wide',
-        PROTO
-        + wide
-        + b'q\x00'
-        + call('builtins.tuple', b'h\x00')
-        + b'q\x01'
-        + (b'}(' + b'(' + b'h\x01' * 100_000 + b'tN' + b'u' + STOP),
-    )
-    calls = call('builtins.tuple', b'h\x00')
-    yield 'copies', PROTO + wide + b'q\x000](' + calls * 50_000 + b'e' + STOP
-    big = b'B' + struct.pack('<I', 1 << 20) + bytes(1 << 20) + b'q\x00'
-    dtype = call('numpy.dtype', text('f4'))
-    shape = b'(' + number(1 << 18) + b't'
-    view = call('numpy.core.numeric._frombuffer', b'h\x00', dtype, shape)
-    yield 'arrays', PROTO + b'](' + big + view * 5_000 + b'e' + STOP
-    few = b'](' + b''.join(each[:9_000]) + b'e'
-    for kind in ('builtins.set', 'builtins.frozenset'):
-        again = b'](' + call(kind, b'h\x00') * 2_000 + b'e'
-        yield f'{kind} again', PROTO + few + b'q\x00' + again + STOP
-    pairs = b'}(' + b'N'.join(each[:9_000]) + b'Nu'
-    for kind in ('collections.OrderedDict', 'collections.Counter'):
-        again = b'](' + call(kind, b'h\x00') * 2_000 + b'e'
-        yield f'{kind} again', PROTO + pairs + b'q\x00' + again + STOP
-    names = b'}(' + b''.join(text(f'a{i}') + b'N' for i in range(50_000)) + b'uq\x000'
-    made = name('argparse.Namespace') + b')\x81'
-    yield 'states', PROTO + names + made + b'h\x00b' * 50_000 + STOP
-    metadata = names + b'}' + text('_metadata') + b'h\x00sq\x010' + call('collections.OrderedDict')
-    yield 'metadata', PROTO + metadata + b'h\x01b' * 50_000 + STOP
+_NUMBERS = b''.join(COLLIDING)
+_WIDE = items(b'K\x01' * 100_000) + b'q\x00'
+_TUPLE = call('builtins.tuple', b'h\x00')
+_NAMES = b'}(' + b''.join(text(f'a{i}') + b'N' for i in range(50_000)) + b'uq\x000'
+_MEGABYTE = blob(bytes(1 << 20)) + b'q\x00'
+_VIEW = call('numpy.core.numeric._frombuffer', b'h\x00', dtype('f4'), tup(number(1 << 18)))
+_FEW = items(*COLLIDING[:9000]) + b'q\x00'
+_PAIRS = b'}(' + b'N'.join(COLLIDING[:9000]) + b'Nuq\x00'
+#: Keys of one hash, keys that cost much to hash, and calls that copy much again and again.
+SLOW = {
+    'dict': whole(b'}(' + b'N'.join(COLLIDING) + b'Nu'),
+    'set': whole(b'\x8f(' + _NUMBERS + b'\x90'),
+    'frozenset': whole(b'(' + _NUMBERS + b'\x91'),
+    'set of': whole(call('builtins.set', items(_NUMBERS))),
+    'wide': whole(_WIDE + _TUPLE + b'q\x01}((' + b'h\x01' * 100_000 + b'tNu'),
+    'copies': whole(_WIDE + items(_TUPLE * 50_000)),
+    'arrays': whole(items(_MEGABYTE + _VIEW * 5_000)),
+    'states': whole(_NAMES + name('argparse.Namespace') + b')\x81' + b'h\x00b' * 50_000),
+    'metadata': whole(
+        _NAMES
+        + b'}'
+        + text('_metadata')
+        + b'h\x00sq\x010'
+        + call('collections.OrderedDict')
+        + b'h\x01b' * 50_000
+    ),
+    **{
+        kind: whole(_FEW + items(call(kind, b'h\x00') * 2_000))
+        for kind in ('builtins.set', 'builtins.frozenset')
+    },
+    **{
+        kind: whole(_PAIRS + items(call(kind, b'h\x00') * 2_000))
+        for kind in ('collections.OrderedDict', 'collections.Counter')
+    },
+}

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
+from families import CYCLE
 from parity_rule import golden, published_keys
 from paths import PARITY, needs_parity
 from published_names import published_state_dict
 from safetensors.torch import load_file, save_file
-from toy_runs import run_tool
 
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.errors import CheckpointError, UserError
@@ -18,18 +18,17 @@ from cyclemlp_mm.weights import cyclemlp, read_checkpoint
 from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
-TINY = dict(
-    depths=(1, 2, 1, 1),
-    widths=(8, 12, 16, 20),
-    mlp_ratios=(2, 2, 1, 1),
-    reweight=True,
-    downsample='conv',
-)
+TINY = {**CYCLE, 'depths': (1, 2, 1, 1)}
 SWIN_STYLE = {**TINY, 'reweight': False, 'downsample': 'patch_merging'}
 
 
 def random_state(arch=TINY, **kwargs):
     return {name: torch.randn_like(t) for name, t in CycleMLP(arch, **kwargs).state_dict().items()}
+
+
+def classifier():
+    ours = {f'backbone.{name}': t for name, t in random_state(out_indices=(3,)).items()}
+    return ours | {'head.fc.weight': torch.randn(7, 24), 'head.fc.bias': torch.randn(7)}
 
 
 def state(path):
@@ -41,16 +40,17 @@ def assert_equal(one, other):
     assert all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
 
 
-def classifier():
-    head = {'head.fc.weight': torch.randn(7, 20), 'head.fc.bias': torch.randn(7)}
-    ours = random_state(out_indices=(3,))
-    return {f'backbone.{name}': tensor for name, tensor in ours.items()} | head
-
-
 @pytest.mark.parametrize('arch', [TINY, SWIN_STYLE], ids=['conv', 'patch_merging'])
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2, 3), (3,), (0, 1, 2), (1,), (0,)])
-def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, out_indices):
-    ours = random_state(arch, out_indices=out_indices)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        *(dict(out_indices=levels) for levels in [(0, 1, 2, 3), (1, 2, 3), (3,), (0, 1, 2), (1,)]),
+        *(dict(out_indices=(0,)), dict(in_channels=1), dict(in_channels=4)),
+    ],
+    ids=str,
+)
+def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, kwargs):
+    ours = random_state(arch, **kwargs)
     torch.save(ours, tmp_path / 'ours.pth')
     done = convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
     assert (done.source, done.backbone, done.classifier) == ('ours', len(ours), 0)
@@ -61,13 +61,7 @@ def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, out_i
     assert (tmp_path / 'again.pth').read_bytes() == (tmp_path / 'published.pth').read_bytes()
 
 
-@pytest.mark.parametrize('in_channels', [1, 4])
-def test_other_image_channels(tmp_path, in_channels):
-    ours = random_state(in_channels=in_channels)
-    torch.save(ours, tmp_path / 'ours.pth')
-    convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
-    convert(tmp_path / 'published.pth', tmp_path / 'back.pth')
-    assert_equal(state(tmp_path / 'back.pth'), ours)
+_CUSTOM = 'reweight True, downsample conv)'
 
 
 @pytest.mark.parametrize(
@@ -76,11 +70,7 @@ def test_other_image_channels(tmp_path, in_channels):
         ('b1', (0, 1, 2), 'b1'),
         ('b1', (0,), 'b1 or b2'),
         ('t', (0, 1), 't or s'),
-        (
-            TINY,
-            (0, 1),
-            'custom (depths 1-2, widths 8-12, mlp_ratios 2-2, reweight True, downsample conv)',
-        ),
+        (TINY, (0, 1), f'custom (depths 1-2, widths 8-16, mlp_ratios 2-2, {_CUSTOM}'),
         (TINY, (0,), 'custom (depths 1, widths 8, mlp_ratios 2, reweight True)'),
     ],
 )
@@ -101,10 +91,9 @@ def test_a_classifier_goes_to_published_and_back(tmp_path, suffix):
     assert_equal(state(tmp_path / 'back.safetensors'), ours)
 
 
-def test_names_are_those_of_the_tests_own_renaming(tmp_path):
+def test_names_are_those_of_the_tests_own_renaming():
     model = CycleMLP(TINY)
-    expected = published_state_dict(model)
-    assert_equal(cyclemlp.to_published(model.state_dict()), expected)
+    assert_equal(cyclemlp.to_published(model.state_dict()), published_state_dict(model))
 
 
 @needs_parity
@@ -125,29 +114,24 @@ def test_published_names_and_shapes_are_exactly_those_of_the_authors_files(tmp_p
 
 
 @needs_parity
-def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path):
-    for to in ('published', 'ours', 'safetensors'):
-        path = tmp_path / f'tiny.{to}'
-        done = convert(PARITY / 'paddle_tiny.pdparams', path, to)
-        assert done.source == 'Paddle' and done.arch.startswith('custom (depths 1-2-2-1')
-        convert(path, tmp_path / 'whole.pth', 'ours', force=True)
-        whole = state(tmp_path / 'whole.pth')
-        arch = dict(
-            depths=(1, 2, 2, 1),
-            widths=(16, 24, 40, 64),
-            mlp_ratios=(4, 4, 2, 2),
-            reweight=True,
-            downsample='conv',
-        )
-        init_cfg = dict(type='Pretrained', checkpoint=str(path))
-        model = CycleMLP(arch, out_indices=(3,), init_cfg=init_cfg)
-        model.init_weights()
-        expected, image = golden('paddle_tiny')
-        with torch.no_grad():
-            pooled = model.eval()(torch.from_numpy(image))[-1].mean(dim=(2, 3))
-        got = pooled @ whole['head.fc.weight'].T + whole['head.fc.bias']
-        expected = torch.from_numpy(expected['logits'])
-        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+@pytest.mark.parametrize('to', ['published', 'ours', 'safetensors'])
+def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path, to):
+    path = tmp_path / f'tiny.{to}'
+    done = convert(PARITY / 'paddle_tiny.pdparams', path, to)
+    assert done.source == 'Paddle' and done.arch.startswith('custom (depths 1-2-2-1')
+    convert(path, tmp_path / 'whole.pth', 'ours')
+    whole = state(tmp_path / 'whole.pth')
+    arch = dict(depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2))
+    arch.update(reweight=True, downsample='conv')
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = CycleMLP(arch, out_indices=(3,), init_cfg=init_cfg)
+    model.init_weights()
+    expected, image = golden('paddle_tiny')
+    with torch.no_grad():
+        pooled = model.eval()(torch.from_numpy(image))[-1].mean(dim=(2, 3))
+    got = pooled @ whole['head.fc.weight'].T + whole['head.fc.bias']
+    expected = torch.from_numpy(expected['logits'])
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_path):
@@ -155,73 +139,72 @@ def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_
     whole |= {'neck.convs.0.weight': torch.randn(3), 'bbox_head.cls.bias': torch.randn(2)}
     meta = {'epoch': 3, 'dataset_meta': {'classes': ('cat', 'dog'), 'palette': [(1, 2, 3)] * 2}}
     torch.save({'state_dict': whole, 'meta': meta, 'optimizer': {}}, tmp_path / 'run.pth')
-    done = convert(tmp_path / 'run.pth', tmp_path / 'small.pth')
-    assert (done.rest, done.dropped) == (2, 0)
-    content = read_checkpoint(tmp_path / 'small.pth')
-    assert_equal(content['state_dict'], whole)
-    assert 'optimizer' not in content
-    assert content['meta']['dataset_meta'] == meta['dataset_meta']
-    convert(tmp_path / 'run.pth', tmp_path / 'small.safetensors')
-    content = read_checkpoint(tmp_path / 'small.safetensors')
-    assert_equal(content['state_dict'], whole)
-    assert content['meta']['dataset_meta']['classes'] == ['cat', 'dog']
+    for suffix, classes in (('pth', ('cat', 'dog')), ('safetensors', ['cat', 'dog'])):
+        done = convert(tmp_path / 'run.pth', tmp_path / f'small.{suffix}')
+        assert (done.rest, done.dropped) == (2, 0)
+        content = read_checkpoint(tmp_path / f'small.{suffix}')
+        assert_equal(content['state_dict'], whole)
+        assert 'optimizer' not in content
+        assert content['meta']['dataset_meta']['classes'] == classes
     done = convert(tmp_path / 'run.pth', tmp_path / 'published.pth', 'published')
     assert (done.rest, done.dropped) == (0, 2)
 
 
-def test_the_safetensors_library_agrees(tmp_path):
+def test_safetensors_are_what_the_library_and_the_format_say(tmp_path):
     ours = random_state()
     ours['stem.proj.weight'] = ours['stem.proj.weight'].half()
-    torch.save(ours, tmp_path / 'ours.pth')
-    convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
-    assert_equal(load_file(tmp_path / 'ours.safetensors'), ours)
-    save_file(ours, tmp_path / 'theirs.safetensors', metadata={'format': 'pt'})
+    ours['tied'] = ours['stem.proj.bias']
+    whole = {f'backbone.{n}': t for n, t in ours.items() if n != 'tied'}
+    content = {'state_dict': {**whole, 'neck.a': ours['tied'], 'neck.b': ours['tied']}}
+    content['meta'] = {'dataset_meta': {'classes': ('a', 'b')}}
+    torch.save(content, tmp_path / 'ours.pth')
+    done = convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
+    assert convert(tmp_path / 'ours.pth', tmp_path / 'again.safetensors').sha256 == done.sha256
+    assert_equal(load_file(tmp_path / 'ours.safetensors'), content['state_dict'])
+    save_file(ours | {'tied': ours['tied'].clone()}, tmp_path / 'theirs.safetensors')
     assert_equal(read_checkpoint(tmp_path / 'theirs.safetensors'), ours)
-
-
-def test_the_format_is_what_its_description_says(tmp_path):
-    """Read here by hand."""
-    ours = random_state()
-    torch.save(ours, tmp_path / 'ours.pth')
-    convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
     data = (tmp_path / 'ours.safetensors').read_bytes()
     size = int.from_bytes(data[:8], 'little')
     header = json.loads(data[8 : 8 + size])
     assert header.pop('__metadata__')['format'] == 'pt' and size % 8 == 0
     for name, entry in header.items():
         start, end = entry['data_offsets']
-        numbers = bytearray(data[8 + size + start : 8 + size + end])
-        numbers = torch.frombuffer(numbers, dtype=torch.float32)
-        assert torch.equal(numbers.reshape(entry['shape']), ours[name]) and entry['dtype'] == 'F32'
+        dtype = {'F32': torch.float32, 'F16': torch.float16}[entry['dtype']]
+        numbers = torch.frombuffer(bytearray(data[8 + size + start : 8 + size + end]), dtype=dtype)
+        assert torch.equal(numbers.reshape(entry['shape']), content['state_dict'][name])
 
 
-def test_the_command_prints_counts_and_hash_and_does_not_overwrite(tmp_path):
-    torch.save(published_state_dict(CycleMLP('b1'), classifier=1000), tmp_path / 'b1.pth')
-    _, printed = run_tool('convert_weights.py', 'b1.pth', 'new.safetensors', cwd=tmp_path)
-    assert 'published weights, CycleMLP b1' in printed
-    assert '2 of the classifier' in printed
-    content = (tmp_path / 'new.safetensors').read_bytes()
+def test_the_command_prints_counts_and_hash_and_does_not_overwrite(tmp_path, capsys):
+    source, target = str(tmp_path / 'b1.pth'), tmp_path / 'new.safetensors'
+    torch.save(published_state_dict(CycleMLP('b1'), classifier=1000), source)
+    convert_weights([source, str(target)])
+    printed = capsys.readouterr().out
+    assert 'published weights, CycleMLP b1' in printed and '2 of the classifier' in printed
+    content = target.read_bytes()
     assert hashlib.sha256(content).hexdigest() in printed
-    code, printed = run_tool(
-        'convert_weights.py', 'b1.pth', 'new.safetensors', cwd=tmp_path, check=False
-    )
-    assert code == 2 and 'error: new.safetensors is there already' in printed
-    assert (tmp_path / 'new.safetensors').read_bytes() == content
-    run_tool('convert_weights.py', 'b1.pth', 'new.safetensors', '--force', cwd=tmp_path)
+    with pytest.raises(UserError, match=r'new\.safetensors is there already.*--force'):
+        convert_weights([source, str(target)])
+    assert target.read_bytes() == content
+    convert_weights([source, str(target), '--force'])
 
 
 def test_nothing_is_left_where_it_fails(tmp_path, monkeypatch):
     torch.save(random_state(), tmp_path / 'ours.pth')
     (tmp_path / 'new.pth').write_text('precious')
+    for patched, error in (
+        ('os.replace', OSError),
+        ('cyclemlp_mm.weights.convert._same', ValueError),
+    ):
 
-    def fail(*args):
-        raise OSError('no space left on device')
+        def fail(*args, error=error):
+            raise error('no space left on device')
 
-    monkeypatch.setattr('cyclemlp_mm.weights.convert.os.replace', fail)
-    with pytest.raises(OSError, match='no space'):
-        convert(tmp_path / 'ours.pth', tmp_path / 'new.pth', force=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['new.pth', 'ours.pth']
-    assert (tmp_path / 'new.pth').read_text() == 'precious'
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, fail)
+            with pytest.raises(error, match='no space'):
+                convert(tmp_path / 'ours.pth', tmp_path / 'new.pth', force=True)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['new.pth', 'ours.pth']
+        assert (tmp_path / 'new.pth').read_text() == 'precious'
 
 
 def test_it_can_overwrite_its_own_source(tmp_path):
@@ -233,26 +216,25 @@ def test_it_can_overwrite_its_own_source(tmp_path):
 
 
 def test_what_it_refuses(tmp_path):
-    ours = random_state()
+    ours, cls = random_state(), classifier()
     source = tmp_path / 'x.pth'
-
-    def refuse(content, message):
+    for content, message in (
+        ({'conv1.weight': torch.ones(3)}, 'no complete CycleMLP.*conv1'),
+        ({n: t for n, t in ours.items() if 'stages.2' not in n}, 'no complete CycleMLP'),
+        ({n: t for n, t in ours.items() if 'stages.3' not in n}, 'are unknown.*norm3|norms'),
+        ({n: t for n, t in ours.items() if 'stem' not in n}, '2 of .* are missing'),
+        ({**ours, 'stem.proj.weight': torch.ones(8)}, '1 have another shape'),
+        ({**ours, 'stem.proj.weight': torch.ones(8, 0, 7, 7)}, 'in_channels must be'),
+        ({**ours, 'stem.extra': torch.ones(1)}, '1 are unknown.*extra'),
+        ({**ours, 'norm9.weight': torch.ones(1)}, 'norms'),
+        ({**ours, 'stem.proj.bias': torch.ones(9)}, '1 have another shape'),
+        ({**ours, 'stem.proj.bias': torch.ones(8).int()}, '1 have another shape or type'),
+        ({**cls, 'head.fc.weight': torch.ones(7, 25)}, 'classifier'),
+        ({n: t for n, t in cls.items() if n != 'head.fc.bias'}, 'classifier'),
+    ):
         torch.save(content, source)
         with pytest.raises(CheckpointError, match=rf'x\.pth.*{message}'):
             convert(source, tmp_path / 'new.pth')
-
-    refuse({'conv1.weight': torch.ones(3)}, 'no complete CycleMLP.*conv1')
-    refuse({n: t for n, t in ours.items() if not n.startswith('stages.2')}, 'no complete CycleMLP')
-    refuse({n: t for n, t in ours.items() if not n.startswith('stages.3')}, '[0-9]+ tensors are')
-    refuse({n: t for n, t in ours.items() if 'stem' not in n}, '2 tensors are missing')
-    refuse({**ours, 'stem.proj.weight': torch.ones(8)}, '1 tensors are')
-    refuse({**ours, 'stem.proj.weight': torch.ones(8, 0, 7, 7)}, 'in_channels must be')
-    refuse({**ours, 'stem.extra': torch.ones(1)}, '1 tensors are')
-    refuse({**ours, 'stem.proj.bias': torch.ones(9)}, '1 tensors are')
-    refuse({**ours, 'stem.proj.bias': torch.ones(8).int()}, '1 tensors are')
-    cls = classifier()
-    refuse({**cls, 'head.fc.weight': torch.ones(7, 21)}, 'classifier')
-    refuse({n: t for n, t in cls.items() if n != 'head.fc.bias'}, 'classifier')
     assert not (tmp_path / 'new.pth').exists()
     torch.save(ours, source)
     for target, to, message in (

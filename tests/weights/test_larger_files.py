@@ -1,6 +1,11 @@
-"""A file of another arch never loads, through whatever door, though its first blocks would fit."""
+"""Every way to load a file: completely, or, of another arch, not at all, though blocks would fit.
+
+Trained, resumed, tested, converted and loaded elsewhere, a model is the same.
+"""
 
 import itertools
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +14,11 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from PIL import Image
 from published_names import published_state_dict
+from test_paddle import write_pdparams
 from torch import nn
 from toy_models import save_detector
+from toy_runs import TINY_BACKBONE, TINY_DETECTOR
 
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.export import export
@@ -27,7 +33,7 @@ from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.web.catalogue import ModelChoice
 from cyclemlp_mm.web.workbench import Workbench
-from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
+from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading, read_checkpoint
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}
 PAIRS = [
@@ -169,29 +175,68 @@ def detectors(tmp_path_factory):
     return str(config), str(folder / 'large.pth')
 
 
-def test_inference_web_and_export(detectors, tmp_path):
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        Predictor(*detectors, device='cpu')
-    page = Workbench([ModelChoice('toy', Path(detectors[0]), (Path(detectors[1]),))], 'cpu')
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        page.predict('toy', 'large.pth', np.zeros((64, 64, 3), np.uint8))
-    for part in ([], ['--part', 'backbone']):
-        with pytest.raises(CheckpointError, match=EXPECTED):
-            export([*detectors, str(tmp_path / 'x.onnx'), *part])
+def init_by_mmdet(config, file, data, out):
+    from mmdet.apis import init_detector
+
+    init_detector(config, file, device='cpu')
 
 
-@pytest.mark.parametrize('command', ['features', 'gallery', 'field'])
-def test_pictures(command, detectors, tmp_path):
-    config, large = detectors
-    Image.new('RGB', (64, 64)).save(tmp_path / 'x.png')
-    arguments = dict(
-        features=[config, large, tmp_path / 'x.png'],
-        gallery=[config, large, '--data', write_coco(tmp_path / 'data', 2, 2, (64, 64))],
-        field=[config, '--weights', large, '--size', 64, '--number', 1],
-    )[command]
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        visualize([command, *map(str, arguments), '--out', str(tmp_path / 'y.png')])
-    assert not (tmp_path / 'y.png').exists()
+def infer_by_mmdet(config, file, data, out):
+    from mmdet.apis import DetInferencer
+
+    DetInferencer(config, file, device='cpu')
+
+
+def predict_in_the_page(config, file, data, out):
+    page = Workbench([ModelChoice('toy', Path(config), (Path(file),))], 'cpu')
+    page.predict('toy', Path(file).name, np.zeros((64, 64, 3), np.uint8))
+
+
+def train_with(*options):
+    def run(config, file, data, out):
+        given = [option.replace('FILE', file) for option in options]
+        train([config, '--data', str(data), '--work-dir', f'{out}wd', '--skip-check', *given])
+
+    return run
+
+
+def draw(command, *arguments):
+    def run(config, file, data, out):
+        image = next((data / 'val2017').iterdir())
+        paths = dict(CONFIG=config, FILE=file, DATA=data, IMAGE=image)
+        given = [str(paths.get(argument, argument)) for argument in arguments]
+        visualize([command, *given, '--out', f'{out}.png'])
+
+    return run
+
+
+DOORS = {
+    'predictor': lambda config, file, data, out: Predictor(config, file, device='cpu'),
+    'page': predict_in_the_page,
+    'export': lambda config, file, data, out: export([config, file, f'{out}.onnx']),
+    'export of the backbone': lambda config, file, data, out: export(
+        [config, file, f'{out}.onnx', '--part', 'backbone']
+    ),
+    'features': draw('features', 'CONFIG', 'FILE', 'IMAGE'),
+    'gallery': draw('gallery', 'CONFIG', 'FILE', '--data', 'DATA'),
+    'field': draw('field', 'CONFIG', '--weights', 'FILE', '--size', '64', '--number', '1'),
+    'test': lambda config, file, data, out: run_test(
+        [config, file, '--data', str(data), '--work-dir', f'{out}wd']
+    ),
+    'load_from': train_with('--cfg-options', 'load_from=FILE'),
+    'resume': train_with('--resume', 'FILE'),
+    'init_detector': init_by_mmdet,
+    'DetInferencer': infer_by_mmdet,
+}
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_every_way_to_load_it_refuses(door, detectors, tmp_path):
+    data = write_coco(tmp_path / 'data', 2, 2, (64, 64))
+    expected = 'does not fit|cannot be resumed' if door == 'resume' else EXPECTED
+    with pytest.raises(CheckpointError, match=expected):
+        DOORS[door](*detectors, data, str(tmp_path / 'out'))
+    assert not list(tmp_path.glob('out*.*'))
 
 
 def test_conversion_takes_the_arch_from_the_file(detectors, tmp_path, capsys):
@@ -202,30 +247,8 @@ def test_conversion_takes_the_arch_from_the_file(detectors, tmp_path, capsys):
     assert torch.load(tmp_path / 'y.pth')['state_dict'].keys() == state_dict.keys()
     for name in ('stages.1.5.norm1.weight', 'stages.4.0.norm1.weight'):
         torch.save({**state_dict, f'backbone.{name}': torch.ones(16)}, tmp_path / 'odd.pth')
-        with pytest.raises(CheckpointError, match=r'odd\.pth (looks like CycleMLP|is of no)'):
+        with pytest.raises(CheckpointError, match=r'odd\.pth (does not fit|is of no)'):
             convert_weights([str(tmp_path / 'odd.pth'), str(tmp_path / 'z.pth')])
-
-
-def test_testing_load_from_and_resume(detectors, tmp_path):
-    config, large = detectors
-    data = ['--data', str(write_coco(tmp_path / 'data', 2, 2, (64, 64)))]
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        run_test([config, large, *data, '--work-dir', str(tmp_path / 'test')])
-    for name, options in (
-        ('load_from', ['--cfg-options', f'load_from={large}']),
-        ('resume', ['--resume', large]),
-    ):
-        with pytest.raises(CheckpointError, match=r'does not fit|cannot be resumed'):
-            train([config, *data, '--work-dir', str(tmp_path / name), '--skip-check', *options])
-
-
-def test_the_toolboxes_own_apis(detectors):
-    from mmdet.apis import DetInferencer, init_detector
-
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        init_detector(*detectors, device='cpu')
-    with pytest.raises(CheckpointError, match=EXPECTED):
-        DetInferencer(*detectors, device='cpu')
 
 
 def test_mmpretrains_get_model(tmp_path):
@@ -237,3 +260,97 @@ def test_mmpretrains_get_model(tmp_path):
     torch.save({'model': state_dict}, tmp_path / 'large.pth')
     with pytest.raises(CheckpointError, match=rf'large\.pth {EXPECTED}'):
         mmpretrain.get_model(cfg, pretrained=str(tmp_path / 'large.pth'))
+
+
+# A run that is resumed: what it saves is the same wherever it is loaded
+
+DEMO = 'retinanet_cyclemlp_demo'
+TINY = [*TINY_DETECTOR, *TINY_BACKBONE, 'randomness.seed=0', 'val_evaluator.classwise=False']
+CHAIN_ARCH = dict(ROW, depths=(1, 1, 1, 1), widths=(8, 64, 128, 192))
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+    """A run of one epoch that was resumed for a second one."""
+    folder = tmp_path_factory.mktemp('chain')
+    data = str(write_coco(folder / 'shapes', 4, 2, (64, 64)))
+    common = [DEMO, '--data', data, '--work-dir', str(folder / 'wd')]
+    train([*common, '--cfg-options', *TINY])
+    train([*common, '--resume', '--cfg-options', *TINY, 'train_cfg.max_epochs=2'])
+    return folder
+
+
+def log_of(folder):
+    """The text of the newest log in a work dir."""
+    return max(folder.glob('2*/*.log'), key=lambda path: path.stat().st_mtime).read_text()
+
+
+@pytest.mark.slow
+def test_resume_loads_safely_and_all(chain):
+    assert 'resumed epoch: 1, iter: 2' in log_of(chain / 'wd')
+    assert re.search(r'loaded (\d+) of \1 tensors from', log_of(chain / 'wd'))
+    content = read_checkpoint(chain / 'wd' / 'epoch_2.pth')
+    assert content['meta']['epoch'] == 2 and content['optimizer']['state']
+    assert content['message_hub']['log_scalars']['train/loss'].data[0].size == 4
+
+
+@pytest.mark.slow
+def test_tested_converted_and_tested_again_it_is_the_same(chain, tmp_path):
+    trained, found = str(chain / 'wd' / 'epoch_2.pth'), []
+    for file in (trained, str(tmp_path / 'new.pth'), str(tmp_path / 'new.safetensors')):
+        if file != trained:
+            convert_weights([trained, file])
+        out = ['--out', f'{file}.pkl', '--work-dir', str(tmp_path / 'test')]
+        options = ['--cfg-options', 'model.test_cfg.score_thr=0.0']
+        run_test([str(chain / 'wd' / f'{DEMO}.py'), file, *out, *options])
+        assert re.search(rf'loaded (\d+) of \1 tensors from {file}', log_of(tmp_path / 'test'))
+        with open(f'{file}.pkl', 'rb') as opened:
+            found.append([sample['pred_instances'] for sample in pickle.load(opened)])
+    assert all(instances['scores'].numel() for instances in found[0])
+    for others in found[1:]:
+        for expected, instances in zip(found[0], others, strict=True):
+            assert all(torch.equal(expected[key], instances[key]) for key in expected)
+
+
+@pytest.mark.slow
+def test_loaded_elsewhere(chain, tmp_path):
+    """As a backbone, and in mmdet's inference API, from a published-format file, too."""
+    from mmdet.apis import init_detector
+
+    trained = str(chain / 'wd' / 'epoch_2.pth')
+    expected = torch.load(trained, weights_only=False)['state_dict']
+    convert_weights([trained, str(tmp_path / 'published.pth'), '--to', 'published'])
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pth'))
+    backbone = CycleMLP(CHAIN_ARCH, out_indices=(1, 2, 3), init_cfg=init_cfg)
+    backbone.init_weights()
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, expected[f'backbone.{name}']), name
+    convert_weights([trained, str(tmp_path / 'd.safetensors')])
+    config = chain / 'wd' / f'{DEMO}.py'
+    detector = init_detector(str(config), str(tmp_path / 'd.safetensors'), device='cpu')
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in detector.state_dict().items())
+    classes = load_config(config).train_dataloader.dataset.metainfo.classes
+    assert list(detector.dataset_meta['classes']) == list(classes)
+
+
+@pytest.mark.slow
+def test_load_from_takes_a_paddle_classifier(chain, tmp_path):
+    """Loaded where it belongs, the heads logged as new."""
+    file = tmp_path / 'paddle.pdparams'
+    write_pdparams(file, published_state_dict(CycleMLP(CHAIN_ARCH), classifier=10))
+    common = [DEMO, '--data', str(chain / 'shapes'), '--work-dir', str(tmp_path / 'wd')]
+    train([*common, '--cfg-options', *TINY, f'load_from={file}'])
+    log = log_of(tmp_path / 'wd')
+    assert re.search(rf'loaded \d+ of \d+ tensors from {file}', log)
+    assert re.search(r'bbox_head: 0 of \d+, the others are new', log)
+    assert 'Epoch(train)' in log
+
+
+@pytest.mark.slow
+def test_a_half_of_a_detector_is_not_tested(chain, tmp_path):
+    good = torch.load(chain / 'wd' / 'epoch_2.pth', weights_only=False)
+    half = {n: t for n, t in good['state_dict'].items() if 'stages.2' not in n}
+    torch.save({**good, 'state_dict': half}, tmp_path / 'half.pth')
+    config = str(chain / 'wd' / f'{DEMO}.py')
+    with pytest.raises(CheckpointError, match=r'half\.pth does not fit the model.*stages\.2'):
+        run_test([config, str(tmp_path / 'half.pth'), '--work-dir', str(tmp_path / 'wd')])

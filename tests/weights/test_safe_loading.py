@@ -1,7 +1,6 @@
 """What changes mmengine's loader, and what other models' files may hold then."""
 
 import argparse
-import subprocess
 import sys
 from collections import OrderedDict
 
@@ -16,6 +15,7 @@ from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
+from cyclemlp_mm.engine.resume import find_newest
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import (
@@ -27,25 +27,13 @@ from cyclemlp_mm.weights import (
 from cyclemlp_mm.weights.mmengine_loader import load_from_path
 
 
-def test_importing_the_package_leaves_mmengines_loader():
-    code = (
-        'from mmengine.runner.checkpoint import CheckpointLoader\n'
-        'before = dict(CheckpointLoader._schemes)\n'
-        'import cyclemlp_mm\n'
-        'assert CheckpointLoader._schemes == before\n'
-        'import cyclemlp_mm.safe_loading\n'
-        'changed = {k for k in before if CheckpointLoader._schemes[k] is not before[k]}\n'
-        "assert changed == {'', 'http://', 'https://'}, changed\n"
-    )
-    subprocess.run([sys.executable, '-c', code], check=True)
-
-
-def test_configs_install_it(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    CheckpointLoader.register_scheme('', loader=print, force=True)
+def test_configs_install_it_for_files_and_urls(monkeypatch):
+    schemes = dict.fromkeys(CheckpointLoader._schemes, print)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(schemes))
     monkeypatch.delitem(sys.modules, 'cyclemlp_mm.safe_loading', raising=False)
     Config.fromfile(configs_dir() / 'retinanet_cyclemlp_demo.py')
-    assert CheckpointLoader._schemes[''] is load_from_path
+    ours = dict.fromkeys(['', 'http://', 'https://'], load_from_path)
+    assert CheckpointLoader._schemes == schemes | ours
 
 
 @pytest.fixture
@@ -165,6 +153,22 @@ class Unknown:
 def safe_again():
     yield
     allow_unsafe_loading(False)
+
+
+def test_resume_auto_unpickles_a_refused_file_once(installed, tmp_path, safe_again, recwarn):
+    """Whichever is the furthest; the runner gets what was unpickled."""
+    for number in (10, 2, 3):
+        meta = {'iter': number, 'epoch': 1, 'args': Unknown()}
+        hub = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
+        content = dict(state_dict={'w': torch.ones(2)}, meta=meta, optimizer={}, message_hub=hub)
+        torch.save(content, tmp_path / f'iter_{number}.pth')
+    with pytest.raises(CheckpointError, match='is refused'):
+        find_newest(tmp_path)
+    allow_unsafe_loading()
+    found = find_newest(tmp_path)
+    assert found.path.name == 'iter_10.pth'
+    assert CheckpointLoader.load_checkpoint(str(found.path))['state_dict']['w'].sum() == 2
+    assert sum('although safe loading refuses' in str(w.message) for w in recwarn) == 3
 
 
 def test_convert_weights_has_the_option_that_its_message_names(tmp_path, safe_again):

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from cyclemlp_mm.analysis.counting import backbone_multiply_adds
+from cyclemlp_mm.analysis import backbone_multiply_adds
 from cyclemlp_mm.models.cyclemlp import CycleMixer
 from cyclemlp_mm.ops.cycle_mixer import choose_backend
 from cyclemlp_mm.ops.shifted_product import operand_width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cyclemlp_mm.analysis.whole_model import build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.analysis import build_on_meta, count_parameters, count_parts
 from cyclemlp_mm.engine import load_config
 
 from .metafiles import Collection, Model

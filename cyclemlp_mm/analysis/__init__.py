@@ -1,1 +1,0 @@
-"""Parameters and multiply-adds of models."""
