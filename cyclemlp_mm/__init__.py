@@ -7,10 +7,10 @@ loops and data sets are registered by :mod:`cyclemlp_mm.engine` and :mod:`cyclem
 which configs name in ``custom_imports``.
 """
 
-from .registration import SyncBNOrBN, register_backbones
+from .registration import register_backbones
 from .version import __version__
 
-__all__ = ['SyncBNOrBN', '__version__', 'config_path']
+__all__ = ['__version__', 'config_path']
 
 register_backbones()
 
