@@ -14,8 +14,7 @@ from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import ExportedPart, ExportReport, export_model
-from cyclemlp_mm.export.check import onnx_runner, program_runner
-from cyclemlp_mm.export.latency import latencies
+from cyclemlp_mm.export.check import latencies, runner
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
@@ -50,7 +49,6 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     report = export_model(model, args.dst, args.part, metadata, args.force, args.opset)
     print(report)
     if args.time is not None:
-        runner = onnx_runner if report.path.suffix == '.onnx' else program_runner
         part = ExportedPart(model, report.part)
         ours, exported = latencies(part, runner(report.path), (1, *args.time))
         print(

@@ -18,12 +18,12 @@ class ExportedPart(nn.Module):
         part (str, optional): What comes out:
 
             - 'backbone': its levels, NCHW.
-            - 'neck': the levels behind backbone and neck, NCHW.
+            - 'neck': the levels after backbone and neck, NCHW.
             - 'model': a classifier's logits (B, K), or a segmentor's logits (B, K, H, W) at the
               image's size.
 
-            Defaults to 'neck' for detectors, which pick boxes by code that depends on the data, and
-            to 'model' for all others.
+            Defaults to 'neck' for detectors, whose boxes are picked by code that depends on the
+            data, and to 'model' for all others.
 
     Attributes:
         output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
@@ -45,17 +45,19 @@ class ExportedPart(nn.Module):
                 '--part model: of a detector, backbone and neck are exported, not its heads: their '
                 'boxes are picked by code that depends on the data. Take --part neck'
             )
-        if self.part == 'neck' and getattr(model, 'neck', None) is None:
+        neck = getattr(model, 'neck', None)
+        if self.part == 'neck' and neck is None:
             raise UserError('--part neck: this model has no neck; take --part backbone')
         self.channels = image_channels(model.backbone)
         self.model = model.backbone if self.part == 'backbone' else model
         self.is_segmentor = self.part == 'model' and hasattr(model, 'decode_head')
-        self.output_names = (
-            ('logits',)
-            if self.part == 'model'
-            else tuple(f'level{i}' for i in range(_num_levels(model, self.part)))
-        )
-        # Behind a neck, extra levels reach stride 128. A level of one cell would fix the size.
+        self.output_names = ('logits',)
+        if self.part != 'model':
+            num_levels = len(model.backbone.out_indices)
+            if self.part == 'neck':
+                num_levels = getattr(neck, 'num_outs', num_levels)
+            self.output_names = tuple(f'level{i}' for i in range(num_levels))
+        # A neck's extra levels reach stride 128, and size-1 dimensions would be specialised.
         self.min_side = 160 if self.part == 'neck' else 36
         self.eval()
 
@@ -79,9 +81,3 @@ def image_channels(backbone: nn.Module) -> int:
         if type(channels := getattr(module, 'in_channels', None)) is int:
             return channels
     return 3
-
-
-def _num_levels(model: nn.Module, part: str) -> int:
-    if part == 'backbone':
-        return len(model.backbone.out_indices)
-    return getattr(model.neck, 'num_outs', len(model.backbone.out_indices))

@@ -1,8 +1,8 @@
-"""A model in the form to be exported: the same function, of standard operations only.
+"""A model in the form to be exported: the same function, of standard operators for any size.
 
-What runs fast in PyTorch (views written in place, chunks, custom gradients, a choice of form by the
-map's size) makes a graph that is tied to one size. Here every block is written as shift, Linear and
-the like on whole maps, without a branch that depends on a size.
+While a graph is recorded, every block of ours already takes its plain form. What is replaced here
+are the layers whose graph would hold at one size only, and CycleFC, whose weights are put in the
+order in which the map is read: as constants, which quantisation tools need.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.models.cyclemlp import CycleBlock, CycleMixer
-from cyclemlp_mm.models.layers import PatchMerging
-from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, ReweightWeights, branch_weights
-
-from .adaptive_pool import PlainAdaptiveAvgPool2d
+from cyclemlp_mm.models.cyclemlp import CycleMixer
+from cyclemlp_mm.ops import CycleFC
+from cyclemlp_mm.ops.cycle_fc import shifted_groups
+from cyclemlp_mm.ops.recording import is_plain_layer
 
 
 def plain_form(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` to export with ONNX, ``torch.export`` or ``torch.jit.trace``.
+    """Copy ``model`` to export it with ONNX, ``torch.export`` or ``torch.jit.trace``.
 
     Args:
         model (nn.Module): With or without CycleMLP blocks in it.
 
     Returns:
         nn.Module: In eval mode, without gradients; weights are shared with ``model``.
+
+    Raises:
+        UserError: An upsampling layer of mmseg has no graph that holds at any size.
     """
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    plain = copy.deepcopy(model, memo)
-    plain = _replace(plain)
-    return plain.eval()
+    return _replace(copy.deepcopy(model, memo)).eval()
 
 
 def _replace(module: nn.Module) -> nn.Module:
-    if isinstance(module, CycleBlock):
-        return PlainBlock(module)
-    if isinstance(module, PatchMerging):
-        return PlainPatchMerging(module)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return PlainAdaptiveAvgPool2d(module.output_size)
     if type(module).__name__ == 'Upsample' and type(module).__module__.startswith('mmseg.'):
         return PlainUpsample(module)
+    if is_plain_layer(CycleFC, module, bias=None):
+        return GroupedCycleFC(module)
+    if isinstance(module, CycleMixer):
+        module.backend = 'reference'  # calls the layers that stand in for CycleFC
     for name, child in module.named_children():
         replaced = _replace(child)
         if replaced is not child:
@@ -52,116 +52,24 @@ def _replace(module: nn.Module) -> nn.Module:
     return module
 
 
-class PlainBlock(nn.Module):
-    """A :class:`CycleBlock` in eval mode, from its parts.
+class GroupedCycleFC(nn.Module):
+    """A CycleFC that reads channels by offset: as many slices of the map as it has taps."""
 
-    Args:
-        block (CycleBlock): Its layers are taken over.
-    """
-
-    def __init__(self, block: CycleBlock) -> None:
+    def __init__(self, layer: CycleFC) -> None:
         super().__init__()
-        self.norm1, self.mixer = block.norm1, PlainMixer(block.mixer)
-        self.norm2, self.mlp = block.norm2, block.mlp
+        self.kernel_size, self.bias = layer.kernel_size, layer.bias
+        taps = max(layer.kernel_size)
+        groups = [layer.weight.detach()[:, i::taps] for i in range(taps)]
+        self.register_buffer('weight', torch.cat(groups, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        x = x + self.mixer(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class PlainMixer(nn.Module):
-    """A :class:`CycleMixer` whose shifts are slices of a padded map.
-
-    The channels are put in order of their offset once, in the weights, so that the map is cut into
-    three runs of channels and no channel is written by itself.
-
-    Args:
-        mixer (CycleMixer): Its parameters are taken over.
-    """
-
-    def __init__(self, mixer: CycleMixer) -> None:
-        super().__init__()
-        w = mixer.mixer_weights()
-        self.reweight = mixer.reweight  # the module: a tracer refuses tensors it does not hold
-        order = torch.cat([torch.arange(r, w.weight_h.shape[1], 3) for r in range(3)])
-        self.register_buffer('weight_h', w.weight_h.detach()[:, order])
-        self.register_buffer('weight_w', w.weight_w.detach()[:, order])
-        self.bias_h, self.bias_w = w.bias_h, w.bias_w
-        self.weight_c = w.weight_c
-        self.weight_proj, self.bias_proj = w.weight_proj, w.bias_proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        h = F.linear(shift_by_slices(x, KERNEL_H), self.weight_h, self.bias_h)
-        w = F.linear(shift_by_slices(x, KERNEL_W), self.weight_w, self.bias_w)
-        c = F.linear(x, self.weight_c)
-        mixed = h + w + c
-        if self.reweight is not None:
-            fc1, fc2 = self.reweight.fc1, self.reweight.fc2
-            reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-            branches = branch_weights(mixed.mean(dim=(1, 2)), reweight)
-            a_h, a_w, a_c = (a[:, None, None, :] for a in branches)
-            mixed = h * a_h + w * a_w + c * a_c
-        return F.linear(mixed, self.weight_proj, self.bias_proj)
-
-
-def shift_by_slices(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """Shifted channels, grouped by offset: channels 0, 3, 6, …, then 1, 4, 7, …, then 2, 5, 8, ….
-
-    Args:
-        x (Tensor): (B, H, W, C).
-        kernel_size (tuple[int, int]): (1, 3) or (3, 1).
-
-    Returns:
-        Tensor: (B, H, W, C); ``cycle_shift(x, kernel_size)`` with the channels in that order.
-    """
-    # Offsets 0, +1, -1: of the map with a border of zeros, the middle, all but the first two and
-    # all but the last two.
-    if kernel_size == KERNEL_H:
-        own, plus, minus = x, F.pad(x, (0, 0, 0, 1))[:, :, 1:], F.pad(x, (0, 0, 1, 0))[:, :, :-1]
-    else:
-        own = x
-        plus = F.pad(x, (0, 0, 0, 0, 0, 1))[:, 1:]
-        minus = F.pad(x, (0, 0, 0, 0, 1, 0))[:, :-1]
-    return torch.cat([own[..., 0::3], plus[..., 1::3], minus[..., 2::3]], dim=-1)
-
-
-class PlainPatchMerging(nn.Module):
-    """A :class:`PatchMerging` that pads every map alike, whether its sides are odd or even.
-
-    Args:
-        merging (PatchMerging): Its layers are taken over.
-    """
-
-    def __init__(self, merging: PatchMerging) -> None:
-        super().__init__()
-        self.norm, self.reduction = merging.norm, merging.reduction
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
-        even, odd = x[:, 0::2], _odd_positions(x, dim=1)
-        parts = [even[:, :, 0::2], odd[:, :, 0::2]]
-        parts += [_odd_positions(even, dim=2), _odd_positions(odd, dim=2)]
-        return self.reduction(self.norm(torch.cat(parts, dim=-1)))
-
-
-def _odd_positions(x: Tensor, dim: int) -> Tensor:
-    """Positions 1, 3, … along a dim of (B, H, W, C), as many as even ones: the last may be zero."""
-    pad = (0, 0, 0, 0, 0, 1) if dim == 1 else (0, 0, 0, 1)
-    padded = F.pad(x, pad)
-    return padded[:, 1::2] if dim == 1 else padded[:, :, 1::2]
+        """(B, H, W, C_in) to (B, H, W, C_out)."""
+        x = torch.cat(shifted_groups(x, self.kernel_size), dim=-1)
+        return F.linear(x, self.weight, self.bias)
 
 
 class PlainUpsample(nn.Module):
-    """mmseg's ``Upsample``, without the ``int()`` that ties the graph to one size.
-
-    Args:
-        upsample (nn.Module): mmseg's, with a whole ``scale_factor``.
-
-    Raises:
-        UserError: It has another scale.
-    """
+    """mmseg's ``Upsample``, without the ``int()`` that ties the graph to one size."""
 
     def __init__(self, upsample: nn.Module) -> None:
         super().__init__()
@@ -177,3 +85,29 @@ class PlainUpsample(nn.Module):
         """(B, C, H, W) to (B, C, factor · H, factor · W)."""
         size = [side * self.factor for side in x.shape[2:]]
         return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
+class PlainAdaptiveAvgPool2d(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; ONNX has no operator for any size."""
+
+    def __init__(self, output_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.output_size = (output_size,) * 2 if isinstance(output_size, int) else output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, *output_size)."""
+        out_h, out_w = self.output_size
+        if out_h == out_w == 1:
+            return x.mean(dim=(2, 3), keepdim=True)
+        rows = _averaging_matrix(x.shape[2], out_h, x)
+        return rows @ x @ _averaging_matrix(x.shape[3], out_w, x).mT
+
+
+def _averaging_matrix(size: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, size): row i averages positions floor(i·size/cells) to ceil((i+1)·size/cells) - 1."""
+    position = torch.arange(size, device=like.device)
+    cell = torch.arange(cells, device=like.device)[:, None]
+    # Position p is in cell i where i·size < (p+1)·cells and p·cells < (i+1)·size.
+    inside = ((position + 1) * cells > cell * size) & (position * cells < (cell + 1) * size)
+    inside = inside.to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)

@@ -12,31 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
-from .check import largest_difference, onnx_runner, program_runner, refuse_custom_operators
+from .check import check_operators, largest_difference, runner
 from .parts import ExportedPart
 from .plain import plain_form
 
 SUFFIXES = ('.onnx', '.pt2')
 OPSETS = range(11, 21)
+#: Axes of the image that are not fixed, by the names that they have in the file.
+FREE_AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """What was written: the file, the part and the names of its outputs.
 
-    Attributes:
-        path (Path): The file.
-        part (str): 'backbone', 'neck' or 'model'.
-        outputs (tuple[str]): Names of its outputs.
-        difference (float): Largest difference from PyTorch, relative.
-        checked (tuple): (batch, height, width) of the images it was checked with.
-        min_side (int): Smallest image side that it takes.
-        channels (int): Channels of the image. Defaults to 3.
+    ``difference`` is the largest from PyTorch, relative, at ``checked``: (batch, height, width) of
+    each image; ``min_side`` is the smallest side that the file takes.
     """
 
     path: Path
@@ -50,8 +46,9 @@ class ExportReport:
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, (b, self.channels, h, w))) for b, h, w in self.checked)
         return (
-            f'{self.path}: {", ".join(self.outputs)}; {self.difference:.1e} relative to PyTorch '
-            f'at {shapes}; any batch, sides from {self.min_side}'
+            f'wrote {self.path} (output: {", ".join(self.outputs)}). Largest relative difference '
+            f'from PyTorch {self.difference:.1e} at {shapes}. Any batch size, minimum side '
+            f'{self.min_side} px'
         )
 
 
@@ -97,21 +94,19 @@ def export_model(
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
-    min_side = module.min_side
-    shapes = ((1, min_side + 60, min_side + 33), (3, min_side + 9, min_side + 76))
+    side = module.min_side
+    shapes = ((1, side + 60, side + 33), (3, side + 9, side + 76))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.draft{path.suffix}')
     try:
         if path.suffix == '.onnx':
             _save_onnx(module, draft, opset, dict(metadata or {}))
-            refuse_custom_operators(draft)
-            run = onnx_runner(draft)
+            check_operators(draft)
         else:
             content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
             torch.export.save(_capture(module), content)
             draft.write_bytes(content.getbuffer())
-            run = program_runner(draft)
-        difference = largest_difference(module, run, shapes)
+        difference = largest_difference(module, runner(draft), shapes)
         os.replace(draft, path)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error})') from error
@@ -119,63 +114,47 @@ def export_model(
         with suppress(OSError):  # it would hide the error that led here
             draft.unlink(missing_ok=True)
     return ExportReport(
-        path, module.part, module.output_names, difference, shapes, min_side, module.channels
+        path, module.part, module.output_names, difference, shapes, side, module.channels
     )
-
-
-#: Axes of the image that are not fixed, by the names that they have in the file.
-_FREE = {0: 'batch', 2: 'height', 3: 'width'}
 
 
 def _capture(module: ExportedPart) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
     sizes = {
         axis: torch.export.Dim(name, min=module.min_side if axis else 1)
-        for axis, name in _FREE.items()
+        for axis, name in FREE_AXES.items()
     }
     with torch.no_grad():
         return torch.export.export(
-            plain_form(module), (_example(module),), dynamic_shapes={'image': sizes}
+            plain_form(module), _example(module), dynamic_shapes={'image': sizes}
         )
 
 
-def _example(module: ExportedPart) -> Tensor:
-    return torch.zeros(2, module.channels, module.min_side + 60, module.min_side + 92)
+def _example(module: ExportedPart) -> tuple[torch.Tensor]:
+    return (torch.zeros(2, module.channels, module.min_side + 60, module.min_side + 92),)
 
 
 def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str, str]) -> None:
-    """By the exporter of ``torch.export`` from opset 18 on, which is its oldest; below, of
-    TorchScript."""
+    """Write by the exporter of torch.export from opset 18 on, its oldest; below, TorchScript's."""
     import onnx
 
-    names = dict(input_names=['image'], output_names=list(module.output_names))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # on what the exporters' own parts will drop one day
-        if opset >= 18:
+    options = dict(
+        input_names=['image'], output_names=list(module.output_names), opset_version=opset
+    )
+    free = {'image': dict(FREE_AXES)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # about what the exporters' own parts will drop one day
+        if opset >= 18:  # here dynamic_shapes only names the axes
             program = torch.onnx.export(
-                _capture(module),
-                dynamo=True,
-                opset_version=opset,
-                verbose=False,
-                dynamic_shapes={'image': dict(_FREE)},  # here it only names them
-                **names,
+                _capture(module), dynamo=True, verbose=False, dynamic_shapes=free, **options
             )
             program.save(str(path))
         else:
-            free = {'image': dict(_FREE)}
             free |= {name: {0: 'batch'} for name in module.output_names}
-            with torch.no_grad():
-                torch.onnx.export(
-                    plain_form(module),
-                    (_example(module),),
-                    str(path),
-                    dynamo=False,
-                    opset_version=opset,
-                    dynamic_axes=free,
-                    **names,
-                )
+            plain, options['dynamic_axes'] = plain_form(module), free
+            torch.onnx.export(plain, _example(module), str(path), dynamo=False, **options)
     model = onnx.load(str(path))
-    # Shapes of what is inside, of which onnxruntime's quantisation takes old ones for its own.
+    # onnxruntime's quantisation would take these old shapes of inner values for its own.
     del model.graph.value_info[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, str(path))

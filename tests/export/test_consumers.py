@@ -1,20 +1,23 @@
-"""Exported files in the hands of others: old opsets, quantisation, images of four bands."""
+"""The form to be exported, and files in the hands of others: old opsets, quantisation, tracing."""
 
 import pytest
 import torch
+from mpvit_cases import TINY
+from plain_mpvit import randomise_norms
 from torch import nn
 
 from cyclemlp_mm.apis.get_flops import count_parts
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.export import ExportedPart, export_model
-from cyclemlp_mm.export.check import onnx_runner
-from cyclemlp_mm.models import CycleMLP, to_deploy
+from cyclemlp_mm.export import ExportedPart, export_model, plain_form
+from cyclemlp_mm.export.check import runner
+from cyclemlp_mm.export.plain import PlainAdaptiveAvgPool2d
+from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
 
-SHAPES = dict(depths=(1, 1, 1, 1), widths=(16, 24, 32, 40), mlp_ratios=(2, 1, 1, 1))
+SHAPES = dict(depths=(1, 1, 1, 1), widths=(16, 24, 28, 40), mlp_ratios=(2, 1, 1, 1))
 STYLES = {
     'b': dict(reweight=True, downsample='conv'),
     't': dict(reweight=False, downsample='patch_merging'),
@@ -24,10 +27,23 @@ STYLES = {
 class Model(nn.Module):
     """What a detector is to the exporter: something with a backbone."""
 
-    def __init__(self, style, in_channels=3):
+    def __init__(self, backbone):
         super().__init__()
-        torch.manual_seed(0)
-        self.backbone = CycleMLP(dict(**SHAPES, **STYLES[style]), in_channels=in_channels).eval()
+        self.backbone = backbone.eval()
+
+
+def cyclemlp(style, **options):
+    torch.manual_seed(0)
+    model = CycleMLP(dict(**SHAPES, **STYLES[style]), **options).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.0, 0.2)
+    return model
+
+
+def assert_equal(got, expected, limit=1e-5):
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= limit * theirs.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -45,50 +61,58 @@ def test_old_opsets_and_int8(style, opset, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path, small = tmp_path / 'model.onnx', tmp_path / 'int8.onnx'
-    report = export_model(
-        Model(style, in_channels=4), path, 'backbone', {'mean': '[1]'}, opset=opset
-    )
+    model = Model(cyclemlp(style, in_channels=4))
+    report = export_model(model, path, 'backbone', {'mean': '[1]'}, opset=opset)
     assert report.difference < 1e-5 and report.channels == 4
-    model = onnx.load(str(path))
-    assert [(o.domain, o.version) for o in model.opset_import] == [('', opset)]
-    assert {p.key: p.value for p in model.metadata_props}['mean'] == '[1]'
+    file = onnx.load(str(path))
+    assert [(o.domain, o.version) for o in file.opset_import] == [('', opset)]
+    assert {p.key: p.value for p in file.metadata_props}['mean'] == '[1]'
     quantize_dynamic(
         str(path), str(small), weight_type=QuantType.QInt8, op_types_to_quantize=['MatMul', 'Gemm']
     )
+    # Every product has constant weights, so all of them are quantised.
+    products = [n.op_type for n in onnx.load(str(small)).graph.node]
+    assert products.count('MatMulInteger') >= 24 and 'MatMul' not in products
     image = torch.randn(2, 4, 71, 133)
-    for whole, quantised in zip(onnx_runner(path)(image), onnx_runner(small)(image), strict=True):
+    for whole, quantised in zip(runner(path)(image), runner(small)(image), strict=True):
         assert torch.cosine_similarity(whole.flatten(), quantised.flatten(), dim=0) > 0.98
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('deploy, suffix', [(False, '.pt2'), (True, '.onnx')])
+def test_mpvit(deploy, suffix, tmp_path):
+    """Recorded from its plain operations, checked against its fast ones."""
+    model = Model(randomise_norms(MPViT(TINY)))
+    model = to_deploy(model) if deploy else model
+    report = export_model(model, tmp_path / f'mpvit{suffix}', 'backbone')
+    assert report.path.is_file() and report.difference < 1e-5
+
+
 def test_an_opset_that_is_none(tmp_path):
-    with pytest.raises(UserError, match='the opset must be 11 to 20, but got 21'):
-        export_model(Model('b'), tmp_path / 'model.onnx', 'backbone', opset=21)
+    with pytest.raises(UserError, match=r'opset must be 11 to 20.* 21'):
+        export_model(Model(cyclemlp('b')), tmp_path / 'model.onnx', 'backbone', opset=21)
 
 
 @pytest.mark.parametrize('style', STYLES)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_export_of_the_model_itself(style, deploy, tmp_path):
     """By ``torch.export`` and the default of ``torch.onnx.export``, without gradients."""
-    model = Model(style).backbone
-    model = to_deploy(model) if deploy else model
+    model = to_deploy(cyclemlp(style)) if deploy else cyclemlp(style)
     # Beyond the size from which on the model itself takes forms of its own.
     image, other = torch.randn(2, 1, 3, 256, 320)
     with torch.no_grad():
-        expected = model(other)
         program = torch.export.export(model, (image,))
-        for got, wanted in zip(program.module()(other), expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        assert_equal(program.module()(other), model(other), 1e-4)
         assert not any('mkldnn' in str(node.target) for node in program.graph.nodes)
         torch.onnx.export(model, (image,), str(tmp_path / 'model.onnx'), dynamo=True, verbose=False)
-        for got, wanted in zip(onnx_runner(tmp_path / 'model.onnx')(other), expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        assert_equal(runner(tmp_path / 'model.onnx')(other), model(other), 1e-4)
 
 
 def test_four_bands_are_counted():
     with torch.device('meta'):
-        three, four = Model('b'), Model('b', in_channels=4)
+        three, four = (Model(CycleMLP('b1', in_channels=bands)) for bands in (3, 4))
     more = count_parts(four, (64, 64))['backbone'] - count_parts(three, (64, 64))['backbone']
-    assert more == 16 * 7 * 7 * 16 * 16  # of the stem: out, kernel, cells
+    assert more == 64 * 7 * 7 * 16 * 16  # of the stem: out, kernel, cells
     assert ExportedPart(four, 'backbone').channels == 4
 
 
@@ -98,7 +122,7 @@ def test_four_bands_are_counted():
 @pytest.mark.parametrize('style', STYLES)
 def test_no_choice_by_size_is_recorded(style):
     """Sizes on both sides of every choice that the fast forms make."""
-    model = Model(style).backbone
+    model = cyclemlp(style)
     free = {axis: torch.export.Dim(name, min=32) for axis, name in ((2, 'height'), (3, 'width'))}
     with torch.no_grad():
         program = torch.export.export(
@@ -106,5 +130,36 @@ def test_no_choice_by_size_is_recorded(style):
         ).module()
         for size in ((32, 32), (32, 67), (131, 97), (256, 640)):
             image = torch.randn(2, 3, *size)
-            for got, wanted in zip(program(image), model(image), strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+            assert_equal(program(image), model(image), 1e-4)
+
+
+@pytest.mark.parametrize('style', STYLES)
+def test_the_plain_form(style, tmp_path):
+    """A copy, equal to the model; traced by TorchScript, it holds at other sizes."""
+    model = cyclemlp(style, drop_path_rate=0.1)
+    plain = plain_form(model.train())
+    assert not plain.training and model.training
+    model.eval()
+    with torch.no_grad():
+        torch.jit.trace(plain, torch.randn(1, 3, 64, 64)).save(tmp_path / 'traced.pt')
+        traced = torch.jit.load(tmp_path / 'traced.pt')
+        for size in ((64, 96), (131, 97), (36, 45)):
+            image = torch.randn(3, 3, *size)
+            assert_equal(plain(image), model(image))
+            assert_equal(traced(image), model(image))
+
+
+def test_the_plain_form_calls_layers_with_hooks():
+    model = cyclemlp('b')
+    model.stages[3][0].mixer.sfc_h.register_forward_hook(lambda layer, x, y: y + 1)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_equal(plain_form(model)(image), model(image))
+
+
+@pytest.mark.parametrize('cells', [1, 2, 3, 6, (2, 5)])
+@pytest.mark.parametrize('size', [(7, 12), (6, 6), (13, 3)])
+def test_adaptive_pooling(cells, size):
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    expected = nn.AdaptiveAvgPool2d(cells)(x)
+    torch.testing.assert_close(PlainAdaptiveAvgPool2d(cells)(x), expected)

@@ -12,10 +12,10 @@ from torch import nn
 
 import cyclemlp_mm.export.write as write_module
 from cyclemlp_mm.apis.export import export
-from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.engine import find_config, load_config, require_toolbox
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import ExportedPart, export_model
-from cyclemlp_mm.export.check import largest_difference, onnx_runner, program_runner
+from cyclemlp_mm.export.check import largest_difference, runner
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
@@ -27,6 +27,7 @@ RETINANET = 'retinanet_cyclemlp_b1_fpn_1x_coco'
 # Three sizes, odd ones among them, and two batches; the file is exported once.
 SHAPES = [(b, h, w) for b in (1, 2) for h, w in ((224, 224), (160, 256), (331, 197))]
 TINY = dict(depths=(1, 1, 1, 1), mlp_ratios=(1, 1, 1, 1))
+CLASSIFIER = dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
 
 
 def build(name, **arch):
@@ -66,29 +67,26 @@ def test_b1_once_for_all_sizes(part, tmp_path):
     assert {domain for domain, _ in used} == {''}
     assert not any('Deform' in op or op in ('GridSample', 'ScatterND') for _, op in used)
     module = ExportedPart(model, part)
-    assert largest_difference(module, onnx_runner(path), SHAPES) <= 1e-4
+    assert largest_difference(module, runner(path), SHAPES) <= 1e-4
     [image] = onnx.load(str(path)).graph.input
     sizes = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
     assert sizes == ['batch', 3, 'height', 'width']
     assert {p.key: p.value for p in onnx.load(str(path)).metadata_props}['mean'] == '[1, 2, 3]'
 
 
+# Name, arch, outputs.
 CASES = {
     'upernet': (
         UPERNET_T,
-        None,
         dict(TINY, widths=(96, 192, 384, 768), reweight=False, downsample='patch_merging'),
+        ['logits'],
     ),
     'retinanet': (
         RETINANET,
-        None,
         dict(TINY, widths=(64, 128, 320, 512), reweight=True, downsample='conv'),
+        [f'level{i}' for i in range(5)],
     ),
-    'classifier': (
-        'cyclemlp_b1_in1k',
-        None,
-        dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv'),
-    ),
+    'classifier': ('cyclemlp_b1_in1k', CLASSIFIER, ['logits']),
 }
 
 
@@ -97,40 +95,32 @@ CASES = {
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
 @pytest.mark.parametrize('case', CASES)
 def test_other_models(case, suffix, tmp_path):
-    name, part, arch = CASES[case]
+    name, arch, outputs = CASES[case]
     model = build(name, **arch)
     path = tmp_path / f'model{suffix}'
-    report = export_model(model, path, part)
-    expected = {
-        'upernet': ['logits'],
-        'classifier': ['logits'],
-        'retinanet': [f'level{i}' for i in range(5)],
-    }[case]
-    assert list(report.outputs) == expected
-    run = onnx_runner(path) if suffix == '.onnx' else program_runner(path)
-    assert largest_difference(ExportedPart(model, part), run, SHAPES[:4]) <= 1e-4
+    assert list(export_model(model, path).outputs) == outputs
+    assert largest_difference(ExportedPart(model), runner(path), SHAPES[:4]) <= 1e-4
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no draft stays
 
 
 @pytest.mark.parametrize('part', ['model', pytest.param('backbone', marks=pytest.mark.slow)])
 def test_a_published_file_through_the_tool(part, tmp_path, capsys):
-    arch = dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
-    model = build('cyclemlp_b1_in1k', **arch)
+    model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     torch.save(published_state_dict(model.backbone, classifier=1000), tmp_path / 'published.pth')
     (tmp_path / 'tiny.py').write_text(
-        f'_base_ = {str(cyclemlp_config("cyclemlp_b1_in1k"))!r}\n'
-        f'model = dict(backbone=dict(arch=dict(_delete_=True, **{arch!r})))\n'
+        f'_base_ = {str(find_config("cyclemlp_b1_in1k"))!r}\n'
+        f'model = dict(backbone=dict(arch=dict(_delete_=True, **{CLASSIFIER!r})))\n'
     )
     arguments = [str(tmp_path / 'tiny.py'), str(tmp_path / 'published.pth')]
     path = tmp_path / f'{part}.pt2'
     export([*arguments, str(path), '--part', part, '--time', '64', '96'])
     printed = capsys.readouterr().out
-    assert f'{part}.pt2: ' in printed
+    assert f'{part}.pt2 ' in printed
     assert re.search(rf'{part} at 1x3x64x96, .* PyTorch \S+ ms, exported \S+ ms', printed)
     module = ExportedPart(model, part)
     if part == 'model':
         load_checkpoint(model, str(tmp_path / 'published.pth'), strict=True)
-    assert largest_difference(module, program_runner(path), SHAPES[:1]) <= 1e-4
+    assert largest_difference(module, runner(path), SHAPES[:1]) <= 1e-4
     with pytest.raises(UserError, match=r'--time 20 64: --part model .* at least 36 px'):
         export([*arguments, str(tmp_path / 'none.pt2'), '--time', '20', '64'])
     with pytest.raises(UserError, match='is there already: choose another name, or --force'):
@@ -141,16 +131,8 @@ def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     assert not (tmp_path / 'none.pt2').exists()
 
 
-def cyclemlp_config(name):
-    from cyclemlp_mm.engine import find_config
-
-    return find_config(name)
-
-
 def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
-    model = build(
-        'cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
-    )
+    model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     plain = write_module.plain_form
 
     def spoiled(module):
@@ -167,20 +149,21 @@ def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ['old.pt2']
 
 
-def test_mistakes_are_said(tmp_path):
-    model = build(RETINANET)
-    with pytest.raises(UserError, match=r'must end in \.onnx or \.pt2'):
-        export_model(model, tmp_path / 'model.pb')
-    with pytest.raises(UserError, match='boxes are picked by code that depends on the data'):
-        export_model(model, tmp_path / 'model.onnx', 'model')
-    with pytest.raises(UserError, match='--part must be one of'):
-        export_model(model, tmp_path / 'model.onnx', 'head')
+@pytest.mark.parametrize(
+    'name, part, said',
+    [
+        ('model.pb', None, r'must end in \.onnx or \.pt2'),
+        ('model.onnx', 'model', 'depends on the data.* --part neck'),
+        ('model.onnx', 'head', '--part must be one of'),
+    ],
+)
+def test_mistakes_are_said(name, part, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        export_model(build(RETINANET), tmp_path / name, part)
 
 
 def test_places_that_cannot_be_written(tmp_path, monkeypatch):
-    model = build(
-        'cyclemlp_b1_in1k', **dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
-    )
+    model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'DST .*cannot be written \(Not a directory\)'):
         export_model(model, tmp_path / 'file' / 'model.pt2')

@@ -13,14 +13,8 @@ onnxruntime = pytest.importorskip('onnxruntime')
 SHAPES = dict(depths=(1, 1, 1, 1), widths=(16, 24, 32, 40))
 
 
-def reweighted(**options):
-    arch = dict(**SHAPES, mlp_ratios=(2, 1, 1, 1), reweight=True, downsample='conv')
-    return CycleMLP(arch, **options)
-
-
-def summed(**options):
-    arch = dict(**SHAPES, mlp_ratios=(2, 1, 1, 1), reweight=False, downsample='patch_merging')
-    return CycleMLP(arch, **options)
+REWEIGHTED = dict(**SHAPES, mlp_ratios=(2, 1, 1, 1), reweight=True, downsample='conv')
+SUMMED = dict(**SHAPES, mlp_ratios=(2, 1, 1, 1), reweight=False, downsample='patch_merging')
 
 
 def repmlp():
@@ -32,11 +26,11 @@ def repmlp():
 
 
 MODELS = {
-    'reweighted': reweighted,
-    'summed': summed,
-    'four bands': lambda: summed(in_channels=4),
-    'folded': lambda: reweighted(mixer_backend='folded'),
-    'shift': lambda: reweighted(mixer_backend='shift'),
+    'reweighted': lambda: CycleMLP(REWEIGHTED),
+    'summed': lambda: CycleMLP(SUMMED),
+    'four bands': lambda: CycleMLP(SUMMED, in_channels=4),
+    'folded': lambda: CycleMLP(REWEIGHTED, mixer_backend='folded'),
+    'shift': lambda: CycleMLP(REWEIGHTED, mixer_backend='shift'),
     'mpvit': lambda: MPViT(dict(**SHAPES, paths=(2, 3, 3, 3), mlp_ratio=2)),
     'repmlp': repmlp,
 }
