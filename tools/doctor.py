@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look at the installation: versions, matching builds, mmcv's ops, GPU; say what fixes it.
+"""Check the installation: versions, matching builds, mmcv's ops, GPU; print how to fix problems.
 
 Needs nothing but Python: every part is imported in a process of its own, so that a broken one is
 reported and hides no other.
@@ -7,57 +7,76 @@ reported and hides no other.
 
 import argparse
 import importlib.metadata
-import json
-import os
 import re
 import subprocess
 import sys
 
-# Each with the code that is run, the extra that needs it, and what fixes it.
+PAIR = 'pip install --force-reinstall torch torchvision  (as a pair, from one index)'
+MMCV = (
+    "pip install 'setuptools>=80,<82' wheel ninja psutil && pip install --no-build-isolation "
+    '--no-cache-dir --force-reinstall --no-deps onedl-mmcv  (torch first; about 7 minutes)'
+)
+NUMPY = "pip install 'numpy<2'  (torch before 2.3), or a newer torch"
+#: How to fix what an error text means, for those seen with this stack; set-up uses them, too.
+HINTS = (
+    (
+        r'lib(GL|gthread-2\.0|glib-2\.0|xcb|X11|SM|ICE)\.so',
+        'pip install --force-reinstall --no-deps opencv-python-headless',
+    ),
+    (r'torchvision::nms does not exist', PAIR),
+    (r'mmcv[./]_ext|undefined symbol.*(c10|torch)', MMCV),
+    (r'MMCV==\S+ is used but incompatible', 'pip install the mmcv that the message names'),
+    (r'/transformers/|NoneType takes no arguments', "pip install 'transformers<5'"),
+    (r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),
+    (r'Numpy is not available|_ARRAY_API not found', NUMPY),
+    (r"No module named 'pkg_resources'", "pip install 'setuptools<82'"),
+    (r'No space left on device', 'make room: the environment needs 9 GB, a part of it in /tmp'),
+    (
+        r'No module named .?(venv|ensurepip)|ensurepip is not available',
+        'on Debian or Ubuntu: apt install python3-venv, or that of your version: python3.12-venv',
+    ),
+    (
+        r'(\+\+|cc1plus).*(Killed|out of memory)|Killed signal terminated program cc1plus',
+        'the compiler ran out of memory: MAX_JOBS=1 make setup',
+    ),
+    (
+        r'failure in name resolution|ConnectionError|Connection (refused|timed out)'
+        r'|[Nn]o matching distribution',
+        "check the network and pip config list: pip's index was not reached, or lacks a version of "
+        'constraints.txt (PyPI has them all)',
+    ),
+)
+TOOLBOX = (
+    'import {0}, {0}.apis, {0}.datasets, {0}.engine, {0}.evaluation, {0}.models, '
+    '{0}.visualization; print({0}.__version__)'
+)
+#: Each part with the code that is run, the extra that needs it, and the usual fix.
 PARTS = {
     'torch': ('import torch; print(torch.__version__)', '', "pip install 'torch>=2.1'"),
     'torchvision': (
         'import torch, torchvision; torch.ops.torchvision.nms; print(torchvision.__version__)',
         '',
-        'pip install --force-reinstall torch torchvision  (as a pair, from one index)',
+        PAIR,
     ),
-    'numpy': (
-        'import numpy, torch; torch.zeros(1).numpy(); print(numpy.__version__)',
-        '',
-        "pip install 'numpy<2'  (torch before 2.3), or a newer torch",
-    ),
+    'numpy': ('import numpy, torch; torch.zeros(1).numpy(); print(numpy.__version__)', '', NUMPY),
     'mmengine': ('import mmengine; print(mmengine.__version__)', '', 'pip install onedl-mmengine'),
-    'mmcv': ('import mmcv; print(mmcv.__version__)', 'det, seg, cls', 'MMCV'),
+    'mmcv': ('import mmcv; print(mmcv.__version__)', 'det, seg, cls', MMCV),
     "mmcv's ops": (
-        'import mmcv.ops as o; print("with CUDA" if "not" not in '
-        'str(o.get_compiling_cuda_version()) else "CPU only")',
+        'import mmcv.ops as ops; cuda = ops.get_compiling_cuda_version(); '
+        'print("CPU only" if "not" in str(cuda) else "with CUDA")',
         'det, seg',
-        'MMCV',
+        MMCV,
     ),
-    **{
-        name: (
-            f'import {name}, {name}.apis, {name}.datasets, {name}.engine, {name}.evaluation, '
-            f'{name}.models, {name}.visualization; print({name}.__version__)',
-            extra,
-            f"pip install 'cyclemlp_mm[{extra}]'",
-        )
-        for name, extra in (('mmdet', 'det'), ('mmseg', 'seg'), ('mmpretrain', 'cls'))
-    },
+    'mmdet': (TOOLBOX.format('mmdet'), 'det', "pip install 'cyclemlp_mm[det]'"),
+    'mmseg': (TOOLBOX.format('mmseg'), 'seg', "pip install 'cyclemlp_mm[seg]'"),
+    'mmpretrain': (TOOLBOX.format('mmpretrain'), 'cls', "pip install 'cyclemlp_mm[cls]'"),
     'cyclemlp_mm': (
         'import cyclemlp_mm.engine, cyclemlp_mm.models; print(cyclemlp_mm.__version__)',
         '',
         'pip install -e .  (in a checkout)',
     ),
 }
-BUILD_MMCV = (
-    "pip install 'setuptools>=80,<82' wheel ninja psutil && pip install --no-build-isolation "
-    '--no-cache-dir --force-reinstall --no-deps onedl-mmcv  (torch first; about 7 minutes)'
-)
-GPU = (
-    'import torch; print(json.dumps(dict(built=torch.version.cuda, sees=torch.cuda.is_available(), '
-    'names=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])))'
-)
-# Distributions that put their files into the same folder: only one of each may be there.
+#: Distributions that put their files into the same folder: only one of each may be there.
 SAME_FOLDER = (
     ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
     ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite'),
@@ -67,18 +86,37 @@ SAME_FOLDER = (
 )
 
 
-def run_python(code):
+def ask(command, **options):
+    """Run a command; returns its exit code (127: it cannot be started) and its output."""
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            **options,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 127, str(error)
+    return done.returncode, done.stdout
+
+
+def run_python(code, python=sys.executable, **options):
     """Run code in a new process; returns (exit code, last line of its output, all of it)."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', f'import json; {code}'],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-        env={**os.environ, 'PYTHONWARNINGS': 'ignore'},
-    )
-    lines = done.stdout.strip().splitlines() or ['']
-    return done.returncode, lines[-1], done.stdout
+    failed, out = ask([python, '-W', 'ignore', '-c', code], **options)
+    return failed, (out.strip().splitlines() or [''])[-1], out
+
+
+def hint(text):
+    """How to fix an error text, or '' where it is not known."""
+    return next((fix for pattern, fix in HINTS if re.search(pattern, text)), '')
+
+
+def has_gpu():
+    """Whether the driver lists a GPU."""
+    failed, listed = ask(['nvidia-smi', '-L'], timeout=60)
+    return not failed and 'GPU' in listed
 
 
 def check_parts():
@@ -86,81 +124,47 @@ def check_parts():
     lines, problems = [], []
     for name, (code, extra, fix) in PARTS.items():
         failed, last, out = run_python(code)
-        fix = BUILD_MMCV if fix == 'MMCV' else fix
-        if not failed:
-            lines.append(f'{name:<13} {last}')
-            continue
-        if 'No module named' in last and extra and f"'{name.split(chr(39))[0]}'" in last:
-            lines.append(f'{name:<13} not installed (needed for {extra}): {fix}')
-            continue
-        reason = last if len(last) < 200 else last[:200] + '…'
-        lines.append(f'{name:<13} BROKEN: {reason}')
-        problems.append((f'{name} does not import', hint(out) or fix))
+        if failed and extra and f"No module named '{name.split(chr(39))[0]}'" in last:
+            last = f'not installed (needed for {extra}): {fix}'
+        elif failed:
+            last = f'BROKEN: {last[:200]}'
+            problems.append((f'{name} does not import', hint(out) or fix))
+        lines.append(f'{name:<13} {last}')
     return lines, problems
 
 
-def hint(output):
-    """What fixes an error that is known, or None."""
-    for pattern, fix in (
-        (
-            r'operator torchvision::nms does not exist',
-            'pip install --force-reinstall torch torchvision  (as a pair, from one index)',
-        ),
-        (r'mmcv\._ext|undefined symbol.*(?:c10|torch)', BUILD_MMCV),
-        (r'MMCV==(\S+) is used but incompatible', 'pip install the mmcv that the message names'),
-        (r'/transformers/|NoneType takes no arguments', "pip install 'transformers<5'"),
-        (r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),
-        (r'libGL\.so', 'pip install --force-reinstall --no-deps opencv-python-headless'),
-        (r'Numpy is not available|_ARRAY_API not found', "pip install 'numpy<2'"),
-        (r"No module named 'pkg_resources'", "pip install 'setuptools<82'"),
-    ):
-        if re.search(pattern, output):
-            return fix
-    return None
-
-
 def check_gpu():
-    """torch against the machine's GPU; returns (lines, problems)."""
-    failed, last, _ = run_python(GPU)
-    if failed:
-        return [], []  # torch itself is broken, which was said
-    state = json.loads(last)
-    try:
-        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=60)
-        has_gpu = listed.returncode == 0 and 'GPU' in listed.stdout
-    except (OSError, subprocess.TimeoutExpired):
-        has_gpu = False
-    if state['sees']:
-        return [f'GPU           {", ".join(state["names"])} (CUDA {state["built"]})'], []
-    if not has_gpu:
-        return ['GPU           none: everything runs on the CPU'], []
-    fix = (
-        'pip install --force-reinstall torch torchvision'
-        if state['built'] is None
-        else f'update the driver to one that supports CUDA {state["built"]}, or unset '
-        'CUDA_VISIBLE_DEVICES'
+    """Compare torch with the machine's GPU; returns (lines, problems)."""
+    failed, last, _ = run_python(
+        'import torch; cuda = torch.cuda; print(torch.version.cuda, *(cuda.get_device_name(i) '
+        'for i in range(cuda.device_count() * cuda.is_available())), sep="|")'
     )
-    problem = ('torch does not see the GPU', fix)
+    if failed:
+        return [], []  # torch itself is broken, which was reported
+    built, *names = last.split('|')
+    if names:
+        return [f'GPU           {", ".join(names)} (CUDA {built})'], []
+    if not has_gpu():
+        return ['GPU           none: everything runs on the CPU'], []
+    driver = f'update the driver to one that supports CUDA {built}, or unset CUDA_VISIBLE_DEVICES'
+    problem = ('torch does not see the GPU', PAIR if built == 'None' else driver)
     return ['GPU           there, but torch does not see it'], [problem]
 
 
 def check_distributions(installed):
-    """Distributions that overwrite each other; returns problems."""
+    """Find distributions that overwrite each other; returns problems."""
     problems = []
     for names in SAME_FOLDER:
         both = [name for name in names if name in installed]
         if len(both) > 1:
-            problems.append(
-                (
-                    f'{" and ".join(both)} are both installed, into the same folder',
-                    f'pip uninstall -y {" ".join(both)} && pip install {both[0]}',
-                )
-            )
+            what = f'{" and ".join(both)} are both installed, into the same folder'
+            fix = f'pip uninstall -y {" ".join(both)} && pip install {both[0]}'
+            problems.append((what, fix))
     return problems
 
 
 def main(argv=None):
-    """The command; returns the exit code: 0, or 1 where something is broken."""
+    """Print a line for each part; returns the exit code, 1 where something is broken."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog='examples:\n  tools/doctor.py',
