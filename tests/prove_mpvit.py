@@ -16,8 +16,7 @@ from cyclemlp_mm.models import MPViT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 
-from benchmarking.machine import describe, peak_memory, timed
-from benchmarking.saved_bytes import saved_for_backward
+from benchmarking.measure import describe, peak_memory, saved_for_backward, timed
 
 LIMIT = 0.8
 

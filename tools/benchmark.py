@@ -35,10 +35,9 @@ def benchmark() -> None:
     import torch
 
     from benchmarking.compare import compare
-    from benchmarking.contenders import ARCHS, MPVIT, OWN_FORMS
-    from benchmarking.machine import copy_bandwidth, describe, matmul_rate
+    from benchmarking.measure import copy_bandwidth, describe, matmul_rate
     from benchmarking.report import add_ratios, table, write
-    from benchmarking.workloads import DTYPES
+    from benchmarking.workloads import ARCHS, DTYPES, MPVIT, OWN_FORMS
     from cyclemlp_mm.checks import check_device, check_writable
     from cyclemlp_mm.engine import find_config
 
@@ -52,12 +51,11 @@ def benchmark() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     rates = {d: matmul_rate(device, DTYPES[d]) for d in args.dtype if d in DTYPES}
-    bandwidth = copy_bandwidth(device)
     facts = dict(
         describe(device),
         command=shlex.join(['tools/benchmark.py', *sys.argv[1:]]),
         matmul_operations_per_s=rates,
-        copy_bytes_per_s=bandwidth,
+        copy_bytes_per_s=copy_bandwidth(device),
     )
     for key, value in facts.items():
         print(f'{key}: {value}')
@@ -67,27 +65,13 @@ def benchmark() -> None:
     rows = []
     for size in args.size:
         for arch in args.config or args.arch:
-            entries = [('ours', dtype) for dtype in args.dtype]
-            entries += [
-                (form, dtype)
-                for form in args.forms
-                for dtype in args.form_dtype
-                if (form, dtype) not in _IMPOSSIBLE
-                and (form in OWN_FORMS or not arch.startswith(MPVIT))
-            ]
+            forms = [f for f in args.forms if f in OWN_FORMS or not arch.startswith(MPVIT)]
             if arch == args.arch[-1] and not args.config:  # once per size
-                entries += [(name, dtype) for name in args.rivals for dtype in args.form_dtype]
-            found = compare(
-                entries,
-                arch,
-                size,
-                args.mode,
-                device,
-                args.repeats,
-                args.backend,
-                args.deploy,
-                bool(args.config),
-            )
+                forms += args.rivals
+            entries = [('ours', dtype) for dtype in args.dtype]
+            entries += [(form, dtype) for form in forms for dtype in args.form_dtype]
+            entries = [entry for entry in entries if entry not in _IMPOSSIBLE]
+            found = compare(entries, arch, size, args, device)
             rows += found
             add_ratios(rows, rates)
             print('\n' + table(found), flush=True)

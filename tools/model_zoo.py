@@ -21,13 +21,7 @@ EXAMPLES = """\
 
 
 def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
-    """Write the pages as the command line says.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        list[Path]: Pages that were out of date.
+    """Write the pages as the command line says, and return those that were out of date.
 
     Raises:
         UserError: A metafile is wrong, this is no checkout, or, with ``--check``, a page is out of
@@ -37,8 +31,7 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
     # Slow to import, and not needed for --help.
     from cyclemlp_mm.engine import configs_dir
     from model_zoo_pages.figure import draw, read_latencies
-    from model_zoo_pages.measure import write_measured
-    from model_zoo_pages.metafiles import read_collections
+    from model_zoo_pages.metafiles import read_collections, write_measured
     from model_zoo_pages.pages import FIGURE, LATENCY, model_zoo_page, put_block, readme_block
 
     root = args.root or configs_dir().parent
@@ -55,7 +48,6 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
         collections = read_collections(root)
     if args.latency is not None:
         content = read_latencies(args.latency)
-        (root / 'docs' / FIGURE).parent.mkdir(parents=True, exist_ok=True)
         print(f'drawn     {draw(content, collections, root / "docs" / FIGURE)}')
         target = root / 'docs' / LATENCY
         if args.latency.resolve() != target.resolve():
@@ -66,7 +58,11 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
         root / 'docs' / 'model_zoo.md': model_zoo_page(collections, root / 'docs'),
         readme: put_block(readme.read_text(encoding='utf-8'), readme_block(collections)),
     }
-    stale = [path for path, text in pages.items() if _text(path) != text]
+    stale = [
+        path
+        for path, text in pages.items()
+        if not path.is_file() or path.read_text(encoding='utf-8') != text
+    ]
     if args.check and stale:
         names = ', '.join(path.relative_to(root).as_posix() for path in stale)
         raise UserError(f'{names} differ from the metafiles: run tools/model_zoo.py')
@@ -76,10 +72,6 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
     if not stale:
         print('docs/model_zoo.md and README.md are up to date')
     return stale
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding='utf-8') if path.is_file() else ''
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

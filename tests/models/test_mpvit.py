@@ -7,7 +7,7 @@ from plain_mpvit import PlainMPViT, randomise_norms
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking.saved_bytes import saved_for_backward
+from benchmarking.measure import saved_for_backward
 from cyclemlp_mm.models import MPViT
 
 # Parameters of the classifier (backbone and 1000-way Linear) and multiply-adds at 224², from the

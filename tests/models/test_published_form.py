@@ -5,7 +5,7 @@ import torch
 from mixer_cases import distance, worst
 from old_torch import OLD
 
-from benchmarking.published_form import plain_form
+from benchmarking.published_form import published_form
 from cyclemlp_mm.models import CycleMLP
 
 TINY = dict(
@@ -32,7 +32,7 @@ def test_equal_outputs_and_gradients_in_float64(arch, backend, with_cp):
     model = CycleMLP(arch, mixer_backend=backend, with_cp=with_cp).double()
     image = torch.randn(2, 3, 77, 106, dtype=torch.float64)
     outputs, grads = step(model, image)
-    expected, expected_grads = step(plain_form(model), image)
+    expected, expected_grads = step(published_form(model), image)
     assert all(worst(a, b) < 1e-12 for a, b in zip(outputs, expected, strict=True))
     for (name, _), got, theirs in zip(model.named_parameters(), grads, expected_grads, strict=True):
         assert worst(got, theirs) < 1e-10, name
@@ -42,7 +42,7 @@ def test_equal_outputs_and_gradients_in_float64(arch, backend, with_cp):
 @pytest.mark.parametrize('arch', CycleMLP.arch_zoo)
 def test_every_arch(arch):
     model = CycleMLP(arch).eval()
-    published = plain_form(model)
+    published = published_form(model)
     image = torch.randn(1, 3, 224, 288)
     with torch.no_grad():
         ours, theirs = model(image), published(image)
@@ -59,12 +59,10 @@ def test_every_arch(arch):
 
 def test_the_copy_has_the_same_state_dict():
     model = CycleMLP(TINY)
-    copy = plain_form(model, 'reference')
+    copy = published_form(model, 'reference')
     assert list(copy.state_dict()) == list(model.state_dict())
     with pytest.raises(ValueError, match='no CycleMLP block in Linear'):
-        plain_form(torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="'published' or 'reference'"):
-        plain_form(model, 'fast')
+        published_form(torch.nn.Linear(1, 1))
 
 
 def test_unknown_backend_is_refused_when_built():

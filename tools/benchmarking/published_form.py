@@ -17,48 +17,24 @@ from cyclemlp_mm.models.cyclemlp import CycleBlock
 from cyclemlp_mm.ops import KERNEL_H, KERNEL_W, MixerWeights, cycle_offsets, reference_mixer
 
 
-def published_cycle_fc(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]
-) -> Tensor:
-    """A CycleFC on an NCHW map, as a 1x1 deformable convolution with constant integer offsets.
-
-    Args:
-        x (Tensor): (B, C_in, H, W).
-        weight (Tensor): (C_out, C_in).
-        bias (Tensor, optional): (C_out,).
-        kernel_size (tuple[int, int]): (1, k) or (k, 1).
-
-    Returns:
-        Tensor: (B, C_out, H, W).
-    """
+def _deformed(x: Tensor, weight: Tensor, bias: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """A CycleFC on (B, C, H, W), as a 1x1 deformable convolution; returns (B, H, W, C)."""
     batch, channels, height, width = x.shape
     # Under autocast torchvision runs it in float32 (on GPUs by itself, on a CPU not at all).
     dtype = torch.promote_types(x.dtype, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
         offset = cycle_offsets(channels, kernel_size).to(x.device, dtype)
         offset = offset.reshape(1, 2 * channels, 1, 1).expand(batch, -1, height, width)
-        y = deform_conv2d(
-            x.to(dtype),
-            offset,
-            weight.to(dtype)[:, :, None, None],
-            None if bias is None else bias.to(dtype),
-        )
-    return y.to(x.dtype)
+        weight = weight.to(dtype)[:, :, None, None]
+        y = deform_conv2d(x.to(dtype), offset, weight, bias.to(dtype))
+    return y.to(x.dtype).permute(0, 2, 3, 1)
 
 
 def published_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
-    """The mixer as published.
-
-    Args:
-        x (Tensor): (B, H, W, C), normed.
-        weights (MixerWeights): Parameters.
-
-    Returns:
-        Tensor: (B, H, W, C).
-    """
+    """The mixer as published, (B, H, W, C) to the same shape."""
     nchw = x.permute(0, 3, 1, 2)
-    h = published_cycle_fc(nchw, weights.weight_h, weights.bias_h, KERNEL_H).permute(0, 2, 3, 1)
-    w = published_cycle_fc(nchw, weights.weight_w, weights.bias_w, KERNEL_W).permute(0, 2, 3, 1)
+    h = _deformed(nchw, weights.weight_h, weights.bias_h, KERNEL_H)
+    w = _deformed(nchw, weights.weight_w, weights.bias_w, KERNEL_W)
     c = nn.functional.linear(x, weights.weight_c)
     if weights.reweight is None:
         mixed = h + w + c
@@ -72,28 +48,26 @@ def published_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
     return nn.functional.linear(mixed, weights.weight_proj, weights.bias_proj)
 
 
-class PlainBlock(nn.Module):
-    """A CycleBlock's modules, run one after another over the whole map.
+MIXERS = {'published': published_mixer, 'reference': reference_mixer}
 
-    Args:
-        block (CycleBlock): Gives its modules away: names and weights stay.
-        mixer (str): 'published', or 'reference' for shift + Linear in the same order.
-    """
+
+class WholeMapBlock(nn.Module):
+    """A CycleBlock's modules, run one after another over the whole map; names and weights stay."""
 
     def __init__(self, block: CycleBlock, mixer: str) -> None:
         super().__init__()
         for name, module in block.named_children():
             self.add_module(name, module)
-        self._mix = published_mixer if mixer == 'published' else reference_mixer
+        self.mix = MIXERS[mixer]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self._mix(self.norm1(x), self.mixer.mixer_weights()))
+        x = x + self.drop_path(self.mix(self.norm1(x), self.mixer.mixer_weights()))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def plain_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
-    """A copy of a model in which every CycleMLP block is a :class:`PlainBlock`.
+def published_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
+    """Copy a model, with every CycleMLP block in the form it was published in.
 
     Args:
         model (nn.Module): A CycleMLP backbone, or anything that holds one.
@@ -104,19 +78,14 @@ def plain_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
         nn.Module: Same state dict, same outputs.
 
     Raises:
-        ValueError: Another ``mixer``, or there is no CycleMLP block in the model.
+        ValueError: There is no CycleMLP block in the model.
     """
-    if mixer not in ('published', 'reference'):
-        raise ValueError(f"mixer must be 'published' or 'reference', but got {mixer!r}")
     model = copy.deepcopy(model)
-    holders = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, CycleBlock)
-    ]
-    if not holders:
+    blocks = [name for name, module in model.named_modules() if isinstance(module, CycleBlock)]
+    if not blocks:
         raise ValueError(f'there is no CycleMLP block in {type(model).__name__}')
-    for parent, name in holders:
-        setattr(parent, name, PlainBlock(getattr(parent, name), mixer))
+    for name in blocks:
+        parent, _, child = name.rpartition('.')
+        block = model.get_submodule(name)
+        setattr(model.get_submodule(parent), child, WholeMapBlock(block, mixer))
     return model

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.models import to_deploy
+from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 
-from .contenders import RIVALS, contender
-from .published_form import plain_form
+from .published_form import published_form
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-#: Objects per image of a made-up batch.
-OBJECTS = 8
+#: Backbones of ours by name: CycleMLP's archs, and MPViT's with a prefix.
+MPVIT = 'mpvit_'
+ARCHS = (*CycleMLP.arch_zoo, *(MPVIT + arch for arch in MPViT.arch_zoo))
+#: Ours as it is, and by ``torch.compile``.
+OWN_FORMS = ('ours', 'compiled')
+#: torchvision's backbones to compare with, and how to cut the classifier off.
+RIVALS = dict(
+    resnet50=lambda models: list(models.resnet50().children())[:-2],
+    swin_t=lambda models: [models.swin_t().features],
+    convnext_t=lambda models: [models.convnext_tiny().features],
+)
 
 
 class Workload(NamedTuple):
-    """A model and a forward pass of it.
+    """A model on its device, a forward pass that returns the loss in training, the images' shape.
 
-    Attributes:
-        model (nn.Module): On its device, in its dtype and mode.
-        forward (Callable): Runs it; in training, returns the loss.
-        image_shape (tuple[int, ...]): Of its input, (B, 3, H, W).
+    ``image_shape`` is (B, 3, H, W).
     """
 
     model: nn.Module
@@ -49,6 +53,31 @@ class Workload(NamedTuple):
         return step if train else infer
 
 
+def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False) -> nn.Module:
+    """Build a backbone by name, randomly initialised.
+
+    Args:
+        name (str): 'ours', 'compiled' (ours by ``torch.compile``), 'published' (CycleMLP on
+            ``deform_conv2d``), 'reference' (plain shift + Linear) or one of :data:`RIVALS`.
+        arch (str): One of :data:`ARCHS`, for the first four; MPViT has only the first two.
+        backend (str): Mixer backend of CycleMLP's 'ours'. Defaults to 'auto'.
+        deploy (bool): Whether 'ours' is folded. Defaults to False.
+    """
+    if name in RIVALS:
+        from torchvision import models
+
+        return nn.Sequential(*RIVALS[name](models))
+    torch.manual_seed(0)
+    if arch.startswith(MPVIT):
+        model = MPViT(arch.removeprefix(MPVIT))
+    else:
+        model = CycleMLP(arch, mixer_backend=backend)
+    if name not in OWN_FORMS:
+        return published_form(model, name)
+    model = to_deploy(model) if deploy else model
+    return torch.compile(model) if name == 'compiled' else model
+
+
 def backbone_workload(
     name: str,
     arch: str,
@@ -59,14 +88,10 @@ def backbone_workload(
     backend: str = 'auto',
     deploy: bool = False,
 ) -> Workload:
-    """A backbone that turns random images into maps; its loss is their mean square.
+    """A backbone on random images; its loss is the mean square of its maps.
 
-    Args:
-        name, arch, backend, deploy: See :func:`~benchmarking.contenders.contender`.
-        dtype (str): A key of :data:`DTYPES`, or 'amp': autocast to bfloat16.
-        size (tuple[int, int, int]): Batch, height, width.
-        train (bool): Whether to train.
-        device (torch.device): Where.
+    ``dtype`` is a key of :data:`DTYPES`, or 'amp': autocast to bfloat16; ``size`` is batch, height
+    and width. For the others see :func:`contender`.
     """
     model = contender(name, arch, backend, deploy).to(device).train(train)
     image = torch.randn(size[0], 3, *size[1:], device=device)
@@ -77,9 +102,10 @@ def backbone_workload(
         model = model.to(memory_format=torch.channels_last)
         image = image.contiguous(memory_format=torch.channels_last)
 
-    def forward() -> Tensor | Sequence[Tensor]:
+    def forward() -> Tensor | tuple[Tensor]:
         with _autocast(dtype, device):
             levels = model(image)
+        levels = [levels] if name in RIVALS else levels
         return sum(level.float().square().mean() for level in levels) if train else levels
 
     return Workload(model, forward, tuple(image.shape))
@@ -97,17 +123,8 @@ def config_workload(
     """A config's whole model, randomly initialised, on random images with made-up labels.
 
     Inference is what ``tools/test.py`` does with a loaded image, post-processing included; it finds
-    nothing in noise. Training is the loss of the model's own heads.
-
-    Args:
-        name (str): 'ours', or 'published' or 'reference': see
-            :func:`~benchmarking.published_form.plain_form`.
-        config (str): A config file, or the name of a shipped one.
-        dtype (str): 'float32', or 'amp': autocast to bfloat16.
-        size (tuple[int, int, int]): Batch, height, width.
-        train (bool): Whether to train.
-        device (torch.device): Where.
-        deploy (bool): Whether 'ours' is folded. Defaults to False.
+    nothing in noise. Training is the loss of the model's own heads. ``name`` is 'ours', or a form
+    of :func:`~benchmarking.published_form.published_form`.
     """
     cfg = load_config(config)
     init_default_scope(require_toolbox(cfg))
@@ -116,7 +133,7 @@ def config_workload(
     model = MODELS.build(cfg.model)
     model.init_weights()
     if name != 'ours':
-        model = plain_form(model, name)
+        model = published_form(model, name)
     elif deploy:
         to_deploy(model)
     model = model.to(device).train(train)
@@ -136,62 +153,30 @@ def _autocast(dtype: str, device: torch.device) -> AbstractContextManager:
 
 
 def _batch(cfg: dict, size: tuple[int, int, int]) -> dict:
-    """Images as a data loader gives them, and a sample for each."""
+    """Images as a data loader gives them, and a sample for each, with 8 objects to detect."""
     images, height, width = size
-    random = np.random.default_rng(0)
-    make = dict(mmdet=_detection, mmseg=_segmentation, mmpretrain=_classification)
-    return dict(
-        inputs=[
-            torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8))
-            for _ in range(images)
-        ],
-        data_samples=[make[cfg.default_scope](random, cfg, height, width) for _ in range(images)],
-    )
+    if cfg.default_scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
 
+        shapes = [(3, height, width)] * images
+        batch = demo_mm_inputs(images, shapes, [8] * images, num_classes=2, with_mask=True)
+        for sample in batch['data_samples']:
+            sample.gt_instances.labels.zero_()  # a class that every detector has
+        return batch
+    random = torch.Generator().manual_seed(0)
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (height, width))
+    inputs = torch.randint(256, (images, 3, height, width), generator=random, dtype=torch.uint8)
+    if cfg.default_scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
 
-def _meta(height: int, width: int) -> dict:
-    return dict(
-        img_shape=(height, width),
-        ori_shape=(height, width),
-        pad_shape=(height, width),
-        batch_input_shape=(height, width),
-        scale_factor=(1.0, 1.0),
-        img_id=0,
-        img_path='',
-    )
+        classes = cfg.model.decode_head.num_classes
+        labels = torch.randint(classes, (images, 1, height, width), generator=random)
+        samples = [
+            SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=sizes) for label in labels
+        ]
+    else:
+        from mmpretrain.structures import DataSample
 
-
-def _detection(random: np.random.Generator, cfg: dict, height: int, width: int) -> object:
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
-
-    sides = random.uniform(0.1, 0.5, (OBJECTS, 2)) * (width, height)
-    corners = random.uniform(0, 1, (OBJECTS, 2)) * ((width, height) - sides)
-    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
-    masks = np.zeros((OBJECTS, height, width), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
-        mask[top:bottom, left:right] = 1
-    sample = DetDataSample(metainfo=_meta(height, width))
-    sample.gt_instances = InstanceData(
-        bboxes=torch.from_numpy(boxes),
-        labels=torch.zeros(OBJECTS, dtype=torch.long),
-        masks=BitmapMasks(masks, height, width),
-    )
-    return sample
-
-
-def _segmentation(random: np.random.Generator, cfg: dict, height: int, width: int) -> object:
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    labels = random.integers(0, cfg.model.decode_head.num_classes, (1, height, width))
-    sample = SegDataSample(metainfo=_meta(height, width))
-    sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels))
-    return sample
-
-
-def _classification(random: np.random.Generator, cfg: dict, height: int, width: int) -> object:
-    from mmpretrain.structures import DataSample
-
-    return DataSample(metainfo=_meta(height, width)).set_gt_label(0)
+        samples = [DataSample(metainfo=sizes).set_gt_label(0) for _ in range(images)]
+    return dict(inputs=list(inputs), data_samples=samples)

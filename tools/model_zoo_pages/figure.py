@@ -10,23 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.visualization.figures import LINE_COLOURS, save
 
 from .metafiles import Collection
 
-#: Okabe and Ito's colours, told apart by all; a marker each as well.
-STYLES = (('#0072b2', 'o'), ('#d55e00', 's'), ('#009e73', '^'), ('#cc79a7', 'D'), ('#e69f00', 'v'))
-_RIVAL_WEIGHTS = dict(
-    resnet50='ResNet50_Weights', swin_t='Swin_T_Weights', convnext_t='ConvNeXt_Tiny_Weights'
+MARKERS = ('o', 's', '^', 'D', 'v')
+#: torchvision's backbones: the name shown, and the class of their weights.
+RIVALS = dict(
+    resnet50=('ResNet-50', 'ResNet50_Weights'),
+    swin_t=('Swin-T', 'Swin_T_Weights'),
+    convnext_t=('ConvNeXt-T', 'ConvNeXt_Tiny_Weights'),
 )
-_RIVAL_NAMES = dict(resnet50='ResNet-50', swin_t='Swin-T', convnext_t='ConvNeXt-T')
-_RIVALS = 'torchvision (its IMAGENET1K_V1)'
+RIVALS_TITLE = 'torchvision (its IMAGENET1K_V1)'
 
 
 def read_latencies(path: str | Path) -> dict:
-    """Read and check a benchmark.
-
-    Args:
-        path (str | Path): ``benchmark.json`` of one size and dtype, inference.
+    """Read and check a ``benchmark.json``: inference, of one size and dtype.
 
     Raises:
         MissingFileError: It is not there.
@@ -41,7 +40,9 @@ def read_latencies(path: str | Path) -> dict:
         kinds = {(row['mode'], row['size'], row['dtype']) for row in rows}
         content['device'], content['threads']  # the figure says where
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is no benchmark.json of tools/benchmark.py ({error!r})') from error
+        raise UserError(
+            f'{path} is not a benchmark.json of tools/benchmark.py ({error!r})'
+        ) from error
     if len(kinds) != 1 or next(iter(kinds))[0] != 'infer':
         raise UserError(
             f'{path} must hold inference at one size and dtype, but has {sorted(kinds)}'
@@ -55,47 +56,39 @@ def points(content: dict, collections: Sequence[Collection]) -> dict[str, list[t
     Series are a family in our form, the same in the published form where it was measured, and
     torchvision's backbones with the accuracy that torchvision states for its first weights.
     """
-    top1 = {}
-    for collection in collections:
-        for model in collection.models:
-            for result in model.results:
-                if result.quoted_from and 'Top 1 Accuracy' in result.metrics:
-                    key = collection.backbone, model.arch
-                    top1[key] = collection.name, result.metrics['Top 1 Accuracy']
+    from torchvision import models as torchvision_models
+
+    top1 = {
+        (c.family['Metadata']['Backbone'], model['Metadata']['Arch']): (
+            c.family['Name'],
+            result['Metrics']['Top 1 Accuracy'],
+        )
+        for c in collections
+        for model in c.models
+        for result in model.get('Results', ())
+        if 'Quoted From' in result and 'Top 1 Accuracy' in result['Metrics']
+    }
     series: dict[str, list[tuple]] = {}
     for row in content['rows']:
-        batch = int(row['size'].split('x')[0])
-        milliseconds = row['median_ms'] / batch
-        name = row['contender']
-        if name in _RIVAL_WEIGHTS:
-            point = (milliseconds, _torchvision_top1(name), _RIVAL_NAMES[name])
-            series.setdefault(_RIVALS, []).append(point)
-            continue
-        family, accuracy = top1.get((row.get('backbone', 'CycleMLP'), row['arch']), (None, None))
-        if family is None or name not in ('ours', 'published'):
-            continue
-        title = family if name == 'ours' else f'{family}, published form'
-        series.setdefault(title, []).append((milliseconds, accuracy, row['arch'].upper()))
+        milliseconds = row['median_ms'] / int(row['size'].split('x')[0])
+        name, title = row['contender'], RIVALS_TITLE
+        if name in RIVALS:
+            label, weights = RIVALS[name]
+            meta = getattr(torchvision_models, weights).IMAGENET1K_V1.meta
+            accuracy = meta['_metrics']['ImageNet-1K']['acc@1']
+        else:
+            key = row.get('backbone', 'CycleMLP'), row['arch']
+            if key not in top1 or name not in ('ours', 'published'):
+                continue
+            title, accuracy = top1[key]
+            title += ', published form' if name == 'published' else ''
+            label = row['arch'].upper()
+        series.setdefault(title, []).append((milliseconds, accuracy, label))
     return {title: sorted(found) for title, found in series.items()}
 
 
-def _torchvision_top1(name: str) -> float:
-    from torchvision import models
-
-    weights = getattr(models, _RIVAL_WEIGHTS[name]).IMAGENET1K_V1
-    return weights.meta['_metrics']['ImageNet-1K']['acc@1']
-
-
 def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> Path:
-    """Draw the figure.
-
-    Args:
-        content (dict): From :func:`read_latencies`.
-        collections (Sequence[Collection]): The families, for their quoted accuracies.
-        path (str | Path): The PNG to write.
-
-    Returns:
-        Path: ``path``.
+    """Draw the figure from what :func:`read_latencies` returned; returns ``path``.
 
     Raises:
         UserError: No measured backbone has a quoted accuracy.
@@ -103,27 +96,20 @@ def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> 
     found = points(content, collections)
     if not found:
         raise UserError('the benchmark holds no backbone whose ImageNet accuracy is known')
-    row = content['rows'][0]
     figure = Figure(figsize=(7, 4.4), dpi=130, layout='constrained')
     axes = figure.subplots()
-    for i, (title, series) in enumerate(found.items()):
-        colour, marker = STYLES[i % len(STYLES)]
+    for (title, series), marker, colour in zip(found.items(), MARKERS, LINE_COLOURS, strict=False):
         times, accuracies, _ = zip(*series)
         axes.scatter(times, accuracies, color=colour, marker=marker, label=title)
+        offset = (5, 5 if title == RIVALS_TITLE else -9)  # below for ours; so they seldom collide
+        look = dict(textcoords='offset points', xytext=offset, fontsize=8, color=colour)
         for time, accuracy, label in series:
-            below = title != _RIVALS  # where ours has its labels; so they seldom collide
-            axes.annotate(
-                label,
-                (time, accuracy),
-                textcoords='offset points',
-                xytext=(5, -9 if below else 5),
-                fontsize=8,
-                color=colour,
-            )
+            axes.annotate(label, (time, accuracy), **look)
     axes.set_xscale('log')
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
     axes.margins(x=0.1, y=0.12)
+    row = content['rows'][0]
     batch, height, width = row['size'].split('x')
     axes.set_xlabel(
         f'milliseconds per {height}×{width} image at batch {batch}, {row["dtype"]} (measured)'
@@ -133,5 +119,4 @@ def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> 
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    return Path(path)
+    return save(figure, path)

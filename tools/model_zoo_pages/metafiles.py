@@ -1,110 +1,68 @@
-"""``model-index.yml`` and the metafiles it names, in OpenMMLab's format, read and checked."""
+"""``model-index.yml`` and its metafiles, in OpenMMLab's format: read, checked, measured.
+
+Collections, models and results are the dicts of the metafiles, with OpenMMLab's keys and our own:
+a model's Metadata has Recipe (what it is trained by; rows of one table share it), Arch (none for a
+config with one of its own) and FLOPs Size (height x width); a result has Quoted From (a citation)
+or Log (of ours); a collection may have a Note for readers, and Shown Settings of its ``arch_zoo``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from cyclemlp_mm.analysis import build_on_meta, count_parameters, count_parts
+from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a model reached on a data set.
-
-    Attributes:
-        dataset (str): Name of the data set.
-        metrics (dict[str, float]): In percent, by name.
-        quoted_from (str): Citation; empty where the result is ours.
-        log (str): Our log, relative to the project's root; empty where the result is quoted.
-    """
-
-    dataset: str
-    metrics: dict[str, float]
-    quoted_from: str = ''
-    log: str = ''
-
-
-@dataclass(frozen=True)
-class Model:
-    """One config and what is known of it.
-
-    Attributes:
-        name (str): The config's name.
-        config (str): Its path, relative to the project's root.
-        arch (str): Arch of the backbone; empty for a config with one of its own.
-        recipe (str): What it is trained by, such as 'RetinaNet 1x'; rows of one table share it.
-        training_data (str): Data set.
-        parameters (int): Of the built model.
-        flops (int): Multiply-adds of one image at ``size``.
-        size (tuple[int, int]): Height and width.
-        metadata (dict): All of the metafile's Metadata.
-        results (tuple[Result]): Quoted and ours.
-        weights (str): URL; empty where none were published.
-    """
-
-    name: str
-    config: str
-    arch: str
-    recipe: str
-    training_data: str
-    parameters: int
-    flops: int
-    size: tuple[int, int]
-    metadata: dict = field(repr=False)
-    results: tuple[Result, ...] = ()
-    weights: str = ''
+#: What each entry must have, and the pattern of its value.
+COLLECTION = {
+    'Name': '.',
+    'Code': r'.+\.py',
+    'Metadata/Backbone': '.',
+    'Paper/Title': '.',
+    'Paper/URL': '.',
+}
+MODEL = {
+    'Name': '.',
+    'Config': r'.+\.py',
+    'In Collection': '.',
+    'Metadata/Recipe': '.',
+    'Metadata/Training Data': '.',
+    'Metadata/Parameters': r'\d+$',
+    'Metadata/FLOPs': r'\d+$',
+    'Metadata/FLOPs Size': r'\d+x\d+$',
+}
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A family of backbones.
+    """A family of backbones: its entry, those of its models in their order, and their file."""
 
-    Attributes:
-        name (str): The family's name.
-        backbone (str): Class in the root registry.
-        code (str): File that holds it, from the root; some are registered only when imported.
-        paper_title (str): Of the paper.
-        paper_url (str): Of the paper.
-        note (str): What readers of the tables have to know; may be empty.
-        shown_settings (tuple[str]): Keys of the class's ``arch_zoo`` to show.
-        models (tuple[Model]): In the metafile's order.
-        metafile (Path): Where this was read.
-    """
-
-    name: str
-    backbone: str
-    code: str
-    paper_title: str
-    paper_url: str
-    note: str
-    shown_settings: tuple[str, ...]
-    models: tuple[Model, ...]
+    family: dict
+    models: tuple[dict, ...]
     metafile: Path
 
-    def by_recipe(self) -> dict[str, list[Model]]:
+    def by_recipe(self) -> dict[str, list[dict]]:
         """Models by recipe, in the metafile's order."""
-        groups: dict[str, list[Model]] = {}
+        groups: dict[str, list[dict]] = {}
         for model in self.models:
-            groups.setdefault(model.recipe, []).append(model)
+            groups.setdefault(model['Metadata']['Recipe'], []).append(model)
         return groups
 
 
 def read_collections(root: str | Path) -> list[Collection]:
-    """Read ``model-index.yml`` and every metafile that it imports.
-
-    Args:
-        root (str | Path): The project's root.
+    """Read ``model-index.yml`` in the project's root, and every metafile that it imports.
 
     Raises:
         MissingFileError: The index or a metafile is not there.
         UserError: A field is missing or wrong; names file, model and field.
     """
-    root = Path(root)
-    index = _load(root / 'model-index.yml')
-    return [_read_metafile(root / name) for name in index['Import']]
+    index = _load(Path(root) / 'model-index.yml')
+    return [_read_metafile(Path(root) / name) for name in index['Import']]
 
 
 def _load(path: Path) -> dict:
@@ -121,68 +79,65 @@ def _load(path: Path) -> dict:
 
 def _read_metafile(path: Path) -> Collection:
     content = _load(path)
-    try:
-        [entry] = content['Collections']
-        metadata = entry['Metadata']
-        name = entry['Name']
-        models = tuple(_read_model(path, name, m) for m in content['Models'])
-        collection = Collection(
-            name=name,
-            backbone=metadata['Backbone'],
-            code=entry['Code'],
-            paper_title=entry['Paper']['Title'],
-            paper_url=entry['Paper']['URL'],
-            note=entry.get('Note', ''),
-            shown_settings=tuple(metadata.get('Shown Settings', ())),
-            models=models,
-            metafile=path,
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f'{path}: Collections misses or misspells {error}') from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{path}: expected one entry under Collections') from error
-    names = [model.name for model in models]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise UserError(f'{path}: {", ".join(twice)} is listed more than once')
-    return collection
+    families, models = content.get('Collections') or (), content.get('Models') or ()
+    if len(families) != 1:
+        raise UserError(f'{path}: expected one entry under Collections')
+    [family] = families
+    _check_fields(f'{path}: Collections', family, COLLECTION)
+    names = [model.get('Name', 'a model without Name') for model in models]
+    for name, model in zip(names, models, strict=True):
+        where = f'{path}: {name}'
+        _check_fields(where, model, MODEL)
+        if model['In Collection'] != family['Name']:
+            raise UserError(f'{where}: In Collection must be {family["Name"]}')
+        if names.count(name) > 1:
+            raise UserError(f'{where} is listed more than once')
+        for result in model.get('Results', ()):
+            _check_fields(f'{where}, a result', result, {'Dataset': '.', 'Metrics': '.'})
+            if ('Quoted From' in result) == ('Log' in result):
+                raise UserError(f'{where}: a result has either Quoted From or Log, a log of ours')
+    return Collection(family, tuple(models), path)
 
 
-def _read_model(path: Path, collection: str, entry: dict) -> Model:
-    name = entry.get('Name', 'a model without Name')
-    try:
-        if entry['In Collection'] != collection:
-            raise UserError(f'{path}: {name} is not In Collection: {collection}')
-        metadata = entry['Metadata']
-        height, width = metadata['FLOPs Size'].split('x')
-        return Model(
-            name=name,
-            config=entry['Config'],
-            arch=metadata.get('Arch', ''),
-            recipe=metadata['Recipe'],
-            training_data=metadata['Training Data'],
-            parameters=int(metadata['Parameters']),
-            flops=int(metadata['FLOPs']),
-            size=(int(height), int(width)),
-            metadata=metadata,
-            results=tuple(_read_result(path, name, r) for r in entry.get('Results', ())),
-            weights=entry.get('Weights', ''),
-        )
-    except KeyError as error:
-        raise UserError(f'{path}: {name} misses {error}') from error
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{path}: {name} has a wrong value: {error}') from error
+def _check_fields(where: str, entry: dict, fields: dict[str, str]) -> None:
+    for field, pattern in fields.items():
+        value = entry
+        for key in field.split('/'):
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(f'{where} misses {field}')
+            value = value[key]
+        if not re.match(pattern, str(value)):
+            raise UserError(f'{where} has a wrong value: {field}: {value}')
 
 
-def _read_result(path: Path, name: str, entry: dict) -> Result:
-    quoted, log = entry.get('Quoted From', ''), entry.get('Log', '')
-    if bool(quoted) == bool(log):
-        raise UserError(
-            f'{path}: a result of {name} must say either where it is quoted from (Quoted From) or '
-            'which log of ours shows it (Log)'
-        )
-    return Result(entry['Dataset'], dict(entry['Metrics']), quoted, log)
+def size_of(model: dict) -> tuple[int, int]:
+    """Height and width of the image at which FLOPs are counted."""
+    return tuple(map(int, model['Metadata']['FLOPs Size'].split('x')))
+
+
+def measure(model: dict, root: str | Path) -> dict[str, int]:
+    """Build a model without weights; count its parameters, and multiply-adds of one image."""
+    built = build_on_meta(load_config(str(Path(root) / model['Config'])))
+    flops = sum(count_parts(built, size_of(model)).values())
+    return {'Parameters': count_parameters(built), 'FLOPs': flops}
+
+
+def write_measured(collection: Collection, root: str | Path) -> list[str]:
+    """Put what was counted into the metafile; comments and order stay.
+
+    Returns:
+        list[str]: Names of the models whose figures changed.
+    """
+    text = collection.metafile.read_text(encoding='utf-8')
+    changed = []
+    for model in collection.models:
+        counted = measure(model, root)
+        if not counted.items() <= model['Metadata'].items():
+            changed.append(model['Name'])
+            start = re.search(rf'(?m)^\s*- Name: {re.escape(model["Name"])}\s*$', text).start()
+            entry = text[start:]
+            for key, value in counted.items():
+                entry = re.sub(rf'(?m)^(\s*{key}:) .*$', rf'\1 {value}', entry, count=1)
+            text = text[:start] + entry
+    collection.metafile.write_text(text, encoding='utf-8')
+    return changed

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mmengine.registry import MODELS
 
 from cyclemlp_mm.errors import UserError
 
-from .metafiles import Collection, Model, Result
+from .metafiles import Collection, size_of
 
 BEGIN = '<!-- model zoo: written by tools/model_zoo.py from the metafiles -->'
 END = '<!-- end of model zoo -->'
-#: Data sets whose recipes get a column in the README.
-BENCHMARKS = ('COCO 2017', 'ADE20K')
+#: Data sets whose recipes get a column in the README, and their usual metric.
+BENCHMARKS = {'COCO 2017': 'box AP', 'ADE20K': 'mIoU'}
 FIGURE = 'images/accuracy_latency.png'
 LATENCY = 'logs/accuracy_latency.json'
 LATENCY_COMMANDS = """\
@@ -26,7 +26,7 @@ python tools/benchmark.py --arch b1 b2 b3 b4 b5 t s b --size 1x224x224 \\
 python tools/model_zoo.py --latency work_dirs/latency/benchmark.json
 ```"""
 
-_INTRO = """\
+INTRO = """\
 <!-- Written by tools/model_zoo.py from model-index.yml and the metafiles: change those. -->
 # Model zoo
 
@@ -40,65 +40,51 @@ Configs are in `configs/`; the name is enough: `python tools/train.py NAME`."""
 
 
 def model_zoo_page(collections: Sequence[Collection], docs: str | Path) -> str:
-    """The whole of ``docs/model_zoo.md``.
-
-    Args:
-        collections (Sequence[Collection]): See
-            :func:`~model_zoo_pages.metafiles.read_collections`.
-        docs (str | Path): The docs folder; where it holds the measured latencies, the page shows
-            the figure.
-    """
-    parts = [_INTRO, '## Accuracy against latency', _figure_text(Path(docs))]
+    """Make ``docs/model_zoo.md``, with the figure where the docs folder holds the latencies."""
+    how = f'The commands that measure it and draw the figure:\n\n{LATENCY_COMMANDS}'
+    figure = 'Latency: **not measured**. '
+    if (Path(docs) / LATENCY).is_file():
+        figure = f'![ImageNet top-1, quoted, against latency, ours]({FIGURE})\n\n'
+        figure += f'[Data]({LATENCY}). '
+    parts = [INTRO, '## Accuracy against latency', figure + how]
     for collection in collections:
-        parts.append(f'## {collection.name}')
-        parts.append(f'[{collection.paper_title}]({collection.paper_url})')
-        if collection.note:
-            parts.append(collection.note.strip())
+        family = collection.family
+        paper = '[{Title}]({URL})'.format(**family['Paper'])
+        parts += [f'## {family["Name"]}', paper, *_note(family)]
+        others = []
         for recipe, models in collection.by_recipe().items():
-            if len(models) > 1 or models[0].training_data in BENCHMARKS:
+            if len(models) > 1 or _data(models[0]) in BENCHMARKS:
                 parts += [f'### {recipe}', _recipe_table(models)]
-        others = [
-            ms[0]
-            for ms in collection.by_recipe().values()
-            if len(ms) == 1 and ms[0].training_data not in BENCHMARKS
-        ]
+            else:
+                others += models
         if others:
             parts += ['### Others', _others_table(others)]
-        citations = dict.fromkeys(r.quoted_from for m in collection.models for r in m.results)
-        quoted = [c for c in citations if c]
+        quoted = [r['Quoted From'] for m in collection.models for r in _results(m, 'Quoted From')]
         if quoted:
-            parts.append('Quoted from: ' + '; '.join(quoted) + '.')
+            parts.append('Quoted from: ' + '; '.join(dict.fromkeys(quoted)) + '.')
     return '\n\n'.join(parts) + '\n'
 
 
 def readme_block(collections: Sequence[Collection]) -> str:
-    """The tables in ``README.md``, with the lines that mark their beginning and end."""
+    """Make the tables of ``README.md``, with the lines that mark their beginning and end."""
     parts = [BEGIN]
     for collection in collections:
-        parts += [f'**{collection.name}** ([paper]({collection.paper_url}))']
-        parts += [_arch_table(collection), _size_table(collection)]
-        if collection.note:
-            parts.append(collection.note.strip())
+        family = collection.family
+        parts += [f'**{family["Name"]}** ([paper]({family["Paper"]["URL"]}))']
+        parts += [_arch_table(collection), _size_table(collection), *_note(family)]
     return '\n\n'.join([*parts, END])
 
 
 def put_block(text: str, block: str) -> str:
-    """The README's text with its marked block replaced.
-
-    Raises:
-        UserError: The text lacks the two lines that mark the block.
-    """
+    """Replace the marked block of the README's text; UserError where the marks are missing."""
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin:
         raise UserError(f'README.md must hold the lines {BEGIN!r} and {END!r}, in this order')
     return text[:begin] + block + text[end + len(END) :]
 
 
-def _figure_text(docs: Path) -> str:
-    how = f'The commands that measure it and draw the figure:\n\n{LATENCY_COMMANDS}'
-    if not (docs / LATENCY).is_file():
-        return f'Latency: **not measured**. {how}'
-    return f'![ImageNet top-1, quoted, against latency, ours]({FIGURE})\n\n[Data]({LATENCY}). {how}'
+def _note(family: dict) -> list[str]:
+    return [family['Note'].strip()] if family.get('Note') else []
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -106,116 +92,98 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _recipe_table(models: Sequence[Model]) -> str:
+def _recipe_table(models: Sequence[dict]) -> str:
     """Models of one recipe, trained on one data set, counted at one size."""
-    metrics = dict.fromkeys(k for m in models for r in m.results for k in r.metrics)
-    names = list(metrics) or [_usual_metric(models[0])]
-    height, width = models[0].size
-    weights = any(m.weights for m in models)
-    head = ['config', 'parameters', f'FLOPs, {height}×{width}']
+    first, data = models[0]['Metadata'], _data(models[0])
+    found = dict.fromkeys(
+        name for m in models for r in m.get('Results', ()) for name in r['Metrics']
+    )
+    names = list(found) or [BENCHMARKS.get(data, 'Top 1 Accuracy')]
+    has_weights = any(model.get('Weights') for model in models)
+    head = ['config', 'parameters', 'FLOPs, {}×{}'.format(*size_of(models[0]))]
     head += [f'{name}, {whose}' for name in names for whose in ('quoted', 'ours')]
-    head += ['weights'] * weights
     rows = []
     for model in models:
-        row = [f'`{model.name}`', _millions(model.parameters), _billions(model.flops)]
+        row = [f'`{model["Name"]}`', _parameters(model), _flops(model)]
         for name in names:
-            row += [_quoted(model, name), _ours(model, name)]
-        if weights:
-            row.append(f'[authors]({model.weights})' if model.weights else '')
-        rows.append(row)
-    return f'{models[0].training_data}. {_schedule(models[0])}.\n\n' + _table(head, rows)
+            ours = [_with_log(r, f'{r["Metrics"][name]:g}') for r in _results(model, 'Log', name)]
+            row += [_quoted(model, name), ours[0] if ours else 'not measured']
+        weights = [f'[authors]({model["Weights"]})' if model.get('Weights') else '']
+        rows.append(row + weights * has_weights)
+    unit = next((unit for unit in ('Epochs', 'Iterations') if unit in first), None)
+    if unit is None:
+        raise UserError(f'{models[0]["Name"]}: its metafile entry misses Epochs or Iterations')
+    schedule = f'{first[unit]} {unit.lower()} at batch {first["Batch Size"]}'
+    return f'{data}. {schedule}.\n\n' + _table([*head, *['weights'] * has_weights], rows)
 
 
-def _others_table(models: Sequence[Model]) -> str:
-    head = ['config', 'what', 'parameters', 'FLOPs', 'results, ours']
-    rows = [
-        [
-            f'`{model.name}`',
-            model.recipe,
-            _millions(model.parameters),
-            f'{_billions(model.flops)} at {model.size[0]}×{model.size[1]}',
-            '; '.join(_result_text(r) for r in model.results if r.log) or 'not measured',
-        ]
-        for model in models
-    ]
-    return _table(head, rows)
-
-
-def _result_text(result: Result) -> str:
-    metrics = ', '.join(f'{name} {value:g}' for name, value in result.metrics.items())
-    return f'{result.dataset}: {metrics} ([log]({_from_docs(result.log)}))'
+def _others_table(models: Sequence[dict]) -> str:
+    rows = []
+    for model in models:
+        results = []
+        for result in _results(model, 'Log'):
+            metrics = ', '.join(f'{name} {value:g}' for name, value in result['Metrics'].items())
+            results.append(_with_log(result, f'{result["Dataset"]}: {metrics}'))
+        size = '{} at {}×{}'.format(_flops(model), *size_of(model))
+        row = [f'`{model["Name"]}`', model['Metadata']['Recipe'], _parameters(model), size]
+        rows.append([*row, '; '.join(results) or 'not measured'])
+    return _table(['config', 'what', 'parameters', 'FLOPs', 'results, ours'], rows)
 
 
 def _size_table(collection: Collection) -> str:
     """Parameters of every dense model: a row per arch, a column per recipe."""
-    recipes = [
-        recipe
-        for recipe, models in collection.by_recipe().items()
-        if models[0].training_data in BENCHMARKS
-    ]
-    sizes = {(m.arch, m.recipe): _millions(m.parameters) for m in collection.models}
-    archs = dict.fromkeys(m.arch for m in collection.models if m.arch)
-    rows = [
-        [f'`{arch}`', *(sizes.get((arch, recipe), '') for recipe in recipes)]
-        for arch in archs
-        if any((arch, recipe) in sizes for recipe in recipes)
-    ]
-    return _table(['parameters', *recipes], rows)
+    groups = collection.by_recipe().items()
+    recipes = [recipe for recipe, models in groups if _data(models[0]) in BENCHMARKS]
+    rows: dict[str, dict] = {}
+    for model in collection.models:
+        arch, recipe = model['Metadata'].get('Arch'), model['Metadata']['Recipe']
+        if arch:
+            rows.setdefault(arch, {})[recipe] = _parameters(model)
+    shown = [(arch, [sizes.get(recipe, '') for recipe in recipes]) for arch, sizes in rows.items()]
+    return _table(['parameters', *recipes], [[f'`{a}`', *row] for a, row in shown if any(row)])
 
 
 def _arch_table(collection: Collection) -> str:
     """The backbones, as classifiers."""
-    importlib.import_module(collection.code.removesuffix('.py').replace('/', '.'))
-    kind = MODELS.get(collection.backbone)
+    family = collection.family
+    importlib.import_module(family['Code'].removesuffix('.py').replace('/', '.'))
+    kind = MODELS.get(family['Metadata']['Backbone'])
     if kind is None:
-        raise UserError(
-            f'{collection.metafile}: Backbone {collection.backbone} is not in the root registry'
-        )
-    settings = collection.shown_settings
-    head = ['arch', *settings, 'parameters', 'FLOPs', 'ImageNet top-1, quoted']
+        raise UserError(f'{collection.metafile}: Backbone is not in the root registry')
+    settings = family['Metadata'].get('Shown Settings', ())
     rows = []
     for model in collection.by_recipe().get('ImageNet', ()):
-        arch = kind.arch_zoo[model.arch] if settings else {}
-        shown = ['-'.join(map(str, arch[name])) for name in settings]
+        name = model['Metadata']['Arch']
+        shown = ['-'.join(map(str, kind.arch_zoo[name][setting])) for setting in settings]
         quoted = _quoted(model, 'Top 1 Accuracy')
-        rows.append(
-            [f'`{model.arch}`', *shown, _millions(model.parameters), _billions(model.flops), quoted]
-        )
+        rows.append([f'`{name}`', *shown, _parameters(model), _flops(model), quoted])
+    head = ['arch', *settings, 'parameters', 'FLOPs', 'ImageNet top-1, quoted']
     return _table(head, rows)
 
 
-def _quoted(model: Model, metric: str) -> str:
-    found = [r.metrics[metric] for r in model.results if r.quoted_from and metric in r.metrics]
-    return f'{found[0]:.1f}' if found else ''
+def _data(model: dict) -> str:
+    return model['Metadata']['Training Data']
 
 
-def _ours(model: Model, metric: str) -> str:
-    found = [r for r in model.results if r.log and metric in r.metrics]
-    if not found:
-        return 'not measured'
-    return f'{found[0].metrics[metric]:g} ([log]({_from_docs(found[0].log)}))'
+def _results(model: dict, source: str, metric: str | None = None) -> Iterator[dict]:
+    """Results quoted or of ours ('Quoted From' or 'Log'), with this metric if one is given."""
+    for result in model.get('Results', ()):
+        if source in result and metric in (None, *result['Metrics']):
+            yield result
 
 
-def _usual_metric(model: Model) -> str:
-    if model.training_data == 'ADE20K':
-        return 'mIoU'
-    return 'box AP' if model.training_data == 'COCO 2017' else 'Top 1 Accuracy'
+def _quoted(model: dict, metric: str) -> str:
+    return next((f'{r["Metrics"][metric]:.1f}' for r in _results(model, 'Quoted From', metric)), '')
 
 
-def _schedule(model: Model) -> str:
-    for unit in ('Epochs', 'Iterations'):
-        if unit in model.metadata:
-            return f'{model.metadata[unit]} {unit.lower()} at batch {model.metadata["Batch Size"]}'
-    raise UserError(f'{model.name}: its metafile entry misses Epochs or Iterations')
+def _with_log(result: dict, text: str) -> str:
+    return f'{text} ([log]({result["Log"].removeprefix("docs/")}))'
 
 
-def _from_docs(path: str) -> str:
-    return path.removeprefix('docs/')
+def _parameters(model: dict) -> str:
+    return f'{model["Metadata"]["Parameters"] / 1e6:.1f}M'
 
 
-def _millions(number: int) -> str:
-    return f'{number / 1e6:.1f}M'
-
-
-def _billions(number: int) -> str:
+def _flops(model: dict) -> str:
+    number = model['Metadata']['FLOPs']
     return f'{number / 1e9:.1f}G' if number >= 5e7 else f'{number / 1e6:.1f}M'
