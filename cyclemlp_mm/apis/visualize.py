@@ -36,7 +36,7 @@ def visualize(argv: Sequence[str] | None = None) -> Path:
 
 
 def _staircase(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.visualization.staircase import draw_staircase
+    from cyclemlp_mm.visualization.figures import draw_staircase
 
     taps = args.taps or [3, 5, 7]
     wrong = [k for k in taps if k < 1 or k % 2 == 0]
@@ -49,9 +49,8 @@ def _staircase(args: argparse.Namespace) -> Path:
 
 def _field(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.visualization.receptive_field import (
-        as_levels,
+        backbone_levels,
         draw_receptive_fields,
-        random_images,
         receptive_fields,
         resnet50_levels,
     )
@@ -66,7 +65,8 @@ def _field(args: argparse.Namespace) -> Path:
     if args.images:
         images = _normalised_images(cfg, args.images, args.size, args.number)
     else:
-        images = random_images(args.number, args.size, cfg.model.backbone.get('in_channels', 3))
+        shape = args.number, cfg.model.backbone.get('in_channels', 3), args.size, args.size
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     name = f'{type(backbone).__name__}\n{Path(args.config).stem}'
     ours, resnet = (
@@ -74,7 +74,7 @@ def _field(args: argparse.Namespace) -> Path:
         for file in (args.weights, args.resnet_weights)
     )
     networks = {
-        f'{name}\n{ours}': as_levels(backbone),
+        f'{name}\n{ours}': backbone_levels(backbone),
         f'ResNet-50\n{resnet}': resnet50_levels(strides, args.resnet_weights),
     }
     fields = {n: receptive_fields(levels, strides, images) for n, levels in networks.items()}
@@ -127,7 +127,7 @@ def _normalised_images(cfg: Config, items: list[str], size: int, number: int) ->
 
 def _features(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference import Predictor
-    from cyclemlp_mm.visualization.feature_maps import draw_feature_maps
+    from cyclemlp_mm.visualization.figures import draw_feature_maps
 
     if args.number < 1:
         raise UserError(f'--number must be at least 1, but got {args.number}')
@@ -164,7 +164,7 @@ def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
     from cyclemlp_mm.visualization.gallery import (
         Judged,
-        draw_worst,
+        draw_gallery,
         judge_instances,
         judge_segments,
         worst_first,
@@ -208,8 +208,8 @@ def _gallery(args: argparse.Namespace) -> Path:
     worst = worst_first(judged)[: args.number]
     print(f'{len(judged)} images, mean {np.mean([one.score for one in judged]):.3f}; the worst:')
     for one in worst:
-        print(f'  {one.name}: {one.said}')
-    return draw_worst(worst, predictor.classes, predictor.palette, args.out, args.score_thr)
+        print(f'  {one.name}: {one.summary}')
+    return draw_gallery(worst, predictor.classes, predictor.palette, args.out, args.score_thr)
 
 
 _DRAW = {

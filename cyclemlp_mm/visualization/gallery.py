@@ -1,4 +1,4 @@
-"""Predictions beside ground truth, the worst images first."""
+"""Predictions next to ground truth, the worst images first."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torchvision.ops import box_iou
 
 from cyclemlp_mm.inference.predictions import Instances, Prediction, Segments
 
-from .overlay import draw_instances, draw_segments, fit
-from .style import save, unit_colours
+from .figures import save
+from .overlay import Palette, draw_prediction, fit
 
 #: A box counts as found if a prediction of its class has at least this IoU with it.
 FOUND_IOU = 0.5
@@ -23,15 +25,10 @@ THUMBNAIL = 320
 
 @dataclass
 class Judged:
-    """A validation image, what is in it, what was predicted, and how good that is.
+    """A file's name and RGB image, (H, W, 3), what is in it, what was predicted, how good that is.
 
-    Attributes:
-        name (str): The file's.
-        image (np.ndarray): RGB uint8, (H, W, 3).
-        truth (Prediction): Ground truth; of instances, all scores are 1.
-        prediction (Prediction): The model's.
-        score (float): 0..1: F1 of the boxes, or mIoU over the classes that the truth has.
-        said (str): The score in words.
+    The scores of true instances are 1. ``score`` is F1 of the boxes, or mIoU over the classes that
+    the truth has, and ``summary`` is that in words.
     """
 
     name: str
@@ -39,7 +36,7 @@ class Judged:
     truth: Prediction
     prediction: Prediction
     score: float
-    said: str
+    summary: str
 
 
 def judge_instances(
@@ -60,17 +57,16 @@ def judge_instances(
     found = found.above(score_thr)
     if ignored is None:
         ignored = np.zeros(len(truth), bool)
-    free = np.ones(len(truth), bool)
+    iou = box_iou(torch.from_numpy(found.boxes), torch.from_numpy(truth.boxes))
+    iou = iou.nan_to_num().numpy() * (found.labels[:, None] == truth.labels)
     hits = wrong = 0
     for i in np.argsort(-found.scores, kind='stable'):
-        iou = _iou(found.boxes[i], truth.boxes) * (truth.labels == found.labels[i]) * free
-        if len(iou) and iou.max() >= FOUND_IOU:
-            best = iou.argmax()
-            if not ignored[best]:
-                free[best] = False
-                hits += 1
-        else:
+        best = iou[i].argmax() if len(truth) else None
+        if best is None or iou[i, best] < FOUND_IOU:
             wrong += 1
+        elif not ignored[best]:
+            iou[:, best] = 0  # taken
+            hits += 1
     wanted = int((~ignored).sum())
     f1 = 2 * hits / (hits + wrong + wanted) if hits + wrong + wanted else 1.0
     return f1, f'F1 {f1:.2f}: {hits} of {wanted} found, {wrong} wrong'
@@ -92,23 +88,22 @@ def judge_segments(truth: Segments, found: Segments, num_classes: int) -> tuple[
     present = np.unique(labels)
     if not len(present):
         return 1.0, 'nothing labelled'
-    ious = {
-        int(c): ((labels == c) & (guesses == c)).sum() / ((labels == c) | (guesses == c)).sum()
+    ious = [
+        ((labels == c) & (guesses == c)).sum() / ((labels == c) | (guesses == c)).sum()
         for c in present
-    }
-    score = float(np.mean(list(ious.values())))
-    return score, f'mIoU {score:.2f} of {len(present)} classes'
+    ]
+    return float(np.mean(ious)), f'mIoU {np.mean(ious):.2f} of {len(present)} classes'
 
 
 def worst_first(judged: Sequence[Judged]) -> list[Judged]:
-    """By score, then name."""
+    """Sort by score, then name."""
     return sorted(judged, key=lambda one: (one.score, one.name))
 
 
-def draw_worst(
+def draw_gallery(
     judged: Sequence[Judged],
     classes: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+    palette: Palette,
     path: str | Path,
     score_thr: float = 0.3,
 ) -> Path:
@@ -117,12 +112,9 @@ def draw_worst(
     Args:
         judged (Sequence[Judged]): In the order of the columns.
         classes (Sequence[str]): Names.
-        palette (Sequence[tuple]): RGB in 0..255 of each class.
+        palette (Palette): RGB in 0..255 of each class.
         path (str | Path): The picture to write.
         score_thr (float): Instances below are not drawn. Defaults to 0.3.
-
-    Returns:
-        Path: ``path``.
     """
     number = len(judged)
     tallest = max(one.image.shape[0] / one.image.shape[1] for one in judged)
@@ -130,57 +122,29 @@ def draw_worst(
     figure = Figure(figsize=(2.4 * number + 0.4, height), dpi=120, layout='constrained')
     grid = figure.subplots(2, number, squeeze=False)
     seen = set()
-    for column, one in enumerate(judged):
-        is_map = isinstance(one.truth, Segments)
-        threshold = 'predicted' if is_map else f'predicted, score ≥ {score_thr:g}'
-        for row, what in enumerate((one.truth, one.prediction)):
+    for column, one in zip(grid.T, judged, strict=True):
+        for axes, what in zip(column, (one.truth, one.prediction), strict=True):
+            is_map = isinstance(what, Segments)
             shown = what if is_map else what.above(score_thr)
             if not is_map and one.prediction.masks is None:
-                shown.masks = None  # a truth with masks beside boxes would look like another image
+                shown.masks = None  # a truth with masks next to boxes would look like another image
             seen |= set(np.unique(shown.label_map if is_map else shown.labels).tolist())
-            axes = grid[row, column]
-            axes.imshow(_thumbnail(one.image, shown, classes, palette, with_scores=row == 1))
+            small, shown = fit(one.image, shown, THUMBNAIL)
+            with_scores = what is one.prediction
+            axes.imshow(draw_prediction(small, shown, classes, palette, 0, with_scores))
             axes.set(xticks=[], yticks=[])
-        grid[0, column].set_title(_short(one.name), fontsize=8)
-        grid[1, column].set_xlabel(one.said, fontsize=8)
+        name = one.name if len(one.name) <= 34 else f'…{one.name[-33:]}'
+        column[0].set_title(name, fontsize=8)
+        column[1].set_xlabel(one.summary, fontsize=8)
     grid[0, 0].set_ylabel('ground truth')
-    grid[1, 0].set_ylabel(threshold)
-    colours = unit_colours(palette)
+    grid[1, 0].set_ylabel('predicted' if is_map else f'predicted, score ≥ {score_thr:g}')
     handles = [
-        Patch(facecolor=colours[label], edgecolor='#444444', label=classes[label])
-        for label in sorted(seen)
-        if label < len(classes)
+        Patch(facecolor=np.divide(palette[i], 255), edgecolor='#444444', label=classes[i])
+        for i in sorted(seen)
+        if i < len(classes)
     ]
     if handles:
-        figure.legend(
-            handles=handles,
-            loc='outside lower center',
-            frameon=False,
-            fontsize=8,
-            ncols=min(len(handles), 2 * number + 1),
-        )
+        columns = min(len(handles), 2 * number + 1)
+        look = dict(loc='outside lower center', frameon=False, fontsize=8)
+        figure.legend(handles=handles, ncols=columns, **look)
     return save(figure, path)
-
-
-def _short(name: str, length: int = 34) -> str:
-    return name if len(name) <= length else f'…{name[1 - length :]}'
-
-
-def _thumbnail(
-    image: np.ndarray,
-    what: Prediction,
-    classes: Sequence[str],
-    palette: Sequence,
-    with_scores: bool,
-) -> np.ndarray:
-    small, scaled = fit(image, what, THUMBNAIL)
-    if isinstance(scaled, Segments):
-        return draw_segments(small, scaled.label_map, palette)
-    return draw_instances(small, scaled, classes, palette, with_scores)
-
-
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return shared / np.maximum(np.prod(box[2:] - box[:2]) + areas - shared, 1e-9)

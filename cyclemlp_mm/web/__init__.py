@@ -3,8 +3,7 @@
 Everything but :mod:`.page` works without Gradio.
 """
 
-from .catalogue import ModelChoice, find_models
 from .uploads import UploadLimits, read_upload
-from .workbench import Answer, Workbench
+from .workbench import Answer, ModelChoice, Workbench, find_models
 
 __all__ = ['Answer', 'ModelChoice', 'UploadLimits', 'Workbench', 'find_models', 'read_upload']

@@ -1,22 +1,24 @@
-"""What the page does behind its buttons: loads models, predicts once, redraws at will."""
+"""What the page's buttons do: find and load models, predict once, draw again."""
 
 from __future__ import annotations
 
 import html
+import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cyclemlp_mm.engine import find_config
 from cyclemlp_mm.errors import MissingFileError
 from cyclemlp_mm.inference import Predictor, Segments, Tiling, predict_tiled
 from cyclemlp_mm.inference.predictions import Prediction
+from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.visualization.overlay import draw_prediction, fit
-
-from .catalogue import ModelChoice
 
 #: Longer side of a drawn picture, in pixels.
 SHOWN_SIDE = 800
@@ -24,18 +26,83 @@ SHOWN_SIDE = 800
 TILE_FROM_PIXELS, TILING = 2048 * 2048, Tiling(1024)
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the page calls a model, its config, and its checkpoints, the one to take first."""
+
+    name: str
+    config: Path
+    checkpoints: tuple[Path, ...]
+
+    def checkpoint(self, name: str) -> Path:
+        """Find the checkpoint of that file name, or raise MissingFileError."""
+        for path in self.checkpoints:
+            if path.name == name:
+                return path
+        raise MissingFileError(f'{self.name} has no checkpoint {name!r}')
+
+
+def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) -> list[ModelChoice]:
+    """Find all detectors and segmentors that there are.
+
+    A config is a program, so the page takes none from the browser: it offers names from this list.
+
+    Args:
+        work_dirs (str | Path): Its folders are searched for a config next to checkpoints, as
+            trainings leave them.
+        named (Sequence[tuple[str, str]]): More, as config (path or name) and checkpoint.
+
+    Returns:
+        list[ModelChoice]: Those named, the model of ``make demo``, then the others by name.
+
+    Raises:
+        MissingFileError: There is none, or one that is named is not there.
+    """
+    found = []
+    for config, checkpoint in named:
+        path = user_path(checkpoint)
+        if not path.is_file():
+            raise MissingFileError(f'checkpoint {checkpoint} does not exist')
+        name = f'{Path(config).stem} ({path.absolute().parent.name}/{path.name})'
+        same = sum(model.name.startswith(name) for model in found)
+        name += f' {same + 1}' if same else ''
+        found.append(ModelChoice(name, find_config(config), (path,)))
+    root = Path(work_dirs)
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    for folder in sorted(folders, key=lambda path: (path.name != 'demo', path)):
+        checkpoints = _checkpoints(folder)
+        for config in sorted(folder.glob('*.py')) if checkpoints else ():
+            # Not run: somebody's own file may be anything, and only a training writes this line.
+            text = config.read_text(encoding='utf-8', errors='replace') if config.is_file() else ''
+            if re.search(r"^default_scope = '(mmdet|mmseg)'", text, re.MULTILINE):
+                found.append(ModelChoice(f'{folder.name}: {config.stem}', config, checkpoints))
+    if not found:
+        raise MissingFileError(
+            f'no trained detector or segmentor in {root}: run `make demo` first, or give --model '
+            'CONFIG CHECKPOINT'
+        )
+    return found
+
+
+def _checkpoints(folder: Path) -> tuple[Path, ...]:
+    """The last one first, then the best, then the others, newest first."""
+    last = folder / 'last_checkpoint'
+    last_name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
+
+    def rank(path: Path) -> tuple:
+        number = int((re.findall(r'\d+', path.stem) or ['0'])[-1])
+        return path.name != last_name, not path.name.startswith('best'), -number, path.name
+
+    # Hidden ones are being written.
+    return tuple(sorted((p for p in folder.glob('*.pth') if p.name[0] != '.'), key=rank))
+
+
 @dataclass
 class Answer:
     """A prediction with all that is needed to draw it again.
 
-    Attributes:
-        image (np.ndarray): RGB uint8, in the size in which it is shown.
-        prediction (Prediction): In its pixels.
-        classes (tuple[str]): Names.
-        palette (list[tuple]): RGB of each class.
-        seconds (float): How long the prediction took, loading the model left out.
-        device (str): Where.
-        size (tuple[int, int]): Width and height of the uploaded image.
+    ``image`` is RGB uint8 in the size in which it is shown, ``prediction`` is in its pixels,
+    ``size`` is width and height of the upload, ``seconds`` is without loading the model.
     """
 
     image: np.ndarray
@@ -47,25 +114,23 @@ class Answer:
     size: tuple[int, int]
 
     def draw(self, score_thr: float) -> np.ndarray:
-        """RGB uint8: the picture with all instances from this score on; the model does not run."""
+        """Draw all instances from this score on, RGB uint8; the model does not run."""
         return draw_prediction(self.image, self.prediction, self.classes, self.palette, score_thr)
 
     def describe(self, score_thr: float) -> str:
         """HTML: time, size, and the classes that are drawn, with their colours."""
         width, height = self.size
         facts = f'{1000 * self.seconds:.0f} ms on {self.device} · {width}×{height} px'
-        if isinstance(self.prediction, Segments):
-            labels, counts = np.unique(self.prediction.label_map, return_counts=True)
-            shares = {int(c): f'{n / counts.sum():.0%}' for c, n in zip(labels, counts)}
+        is_map = isinstance(self.prediction, Segments)
+        if is_map:
+            drawn = self.prediction.label_map
         else:
-            shown = self.prediction.above(score_thr)
-            labels, counts = np.unique(shown.labels, return_counts=True)
-            shares = {int(c): str(n) for c, n in zip(labels, counts)}
-            facts += f' · {len(shown)} of {len(self.prediction)} objects'
+            drawn = self.prediction.above(score_thr).labels
+            facts += f' · {len(drawn)} of {len(self.prediction)} objects'
         legend = ''.join(
             f'<span class="swatch" style="background:rgb{tuple(self.palette[label])}"></span>'
-            f'{html.escape(self.classes[label])} ({share}) '
-            for label, share in shares.items()
+            f'{html.escape(self.classes[label])} ({f"{n / drawn.size:.0%}" if is_map else n}) '
+            for label, n in zip(*np.unique(drawn, return_counts=True), strict=True)
             if label < len(self.classes)
         )
         return f'<p class="facts">{html.escape(facts)}</p><p class="legend">{legend}</p>'
@@ -90,22 +155,17 @@ class Workbench:
         self._lock = threading.Lock()  # one at a time: they share the processor anyway
 
     def model(self, name: str) -> ModelChoice:
-        """The model of that name.
+        """Find the model of that name; a page that was open before a restart may ask for another.
 
         Raises:
-            MissingFileError: There is none; a page that was open before a restart may ask for it.
+            MissingFileError: There is none.
         """
         if name not in self.models:
             raise MissingFileError(f'there is no model {name!r} here: reload the page')
         return self.models[name]
 
     def predict(self, name: str, checkpoint: str, image: np.ndarray) -> Answer:
-        """Predict an image.
-
-        Args:
-            name (str): Of the model.
-            checkpoint (str): File name of one of its checkpoints.
-            image (np.ndarray): BGR uint8, (H, W, 3).
+        """Predict an image, BGR uint8, (H, W, 3), by a model's name and a checkpoint's file name.
 
         Raises:
             UserError: Model or checkpoint is not there or does not load.
@@ -119,19 +179,13 @@ class Workbench:
                 [prediction] = predictor.predict([image])
             seconds = time.perf_counter() - start
         shown, prediction = fit(image[..., ::-1], prediction, SHOWN_SIDE)
-        return Answer(
-            shown,
-            prediction,
-            predictor.classes,
-            predictor.palette,
-            seconds,
-            predictor.device,
-            (image.shape[1], image.shape[0]),
-        )
+        size = image.shape[1], image.shape[0]
+        classes, palette, device = predictor.classes, predictor.palette, predictor.device
+        return Answer(shown, prediction, classes, palette, seconds, device, size)
 
     def _load(self, model: ModelChoice, checkpoint: str) -> Predictor:
         path = model.checkpoint(checkpoint)
-        # The time too: a training that goes on writes new weights under the old name.
+        # The time too: a training that continues writes new weights under the old name.
         key = str(model.config), str(path), path.stat().st_mtime_ns
         if key not in self._loaded:
             self._loaded[key] = Predictor(model.config, path, self.device)

@@ -87,7 +87,7 @@ def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatc
     from cyclemlp_mm.visualization import gallery
 
     drawn = []
-    monkeypatch.setattr(gallery, 'draw_worst', lambda judged, *_: drawn.extend(judged))
+    monkeypatch.setattr(gallery, 'draw_gallery', lambda judged, *_: drawn.extend(judged))
     visualize(['gallery', config, checkpoint, '--data', data, '--out', 'g.png'])
     assert {one.image.shape for one in drawn} == {(*SIZE[::-1], 3)}
 

@@ -1,13 +1,16 @@
 """What the pictures show, checked in their pixels and numbers; they were looked at as well."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
+from toy_models import ARCH
 
 from cyclemlp_mm.engine import class_palette
 from cyclemlp_mm.errors import MissingFileError, UserError
@@ -15,8 +18,7 @@ from cyclemlp_mm.inference import Instances, Segments
 from cyclemlp_mm.inference.predictor import encode_mask
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.ops.cycle_fc import cycle_offsets
-from cyclemlp_mm.visualization import curves, gallery, overlay, receptive_field, staircase
-from cyclemlp_mm.visualization.style import save
+from cyclemlp_mm.visualization import curves, figures, gallery, overlay, receptive_field
 
 CLASSES = ('circle', 'square', 'star')
 PALETTE = class_palette(3)
@@ -34,17 +36,18 @@ def instances(boxes, scores=None, labels=None, masks=None):
 
 @pytest.mark.parametrize('k', [1, 3, 5, 9])
 def test_the_staircase_is_what_the_code_does(k, tmp_path, monkeypatch):
-    drawn = {}
+    drawn, bar = [], Axes.bar
     monkeypatch.setattr(
-        staircase, '_draw_panel', lambda axes, taps, steps, reach: drawn.update({taps: steps})
+        Axes, 'bar', lambda axes, x, *args, **kw: drawn.append(x) or bar(axes, x, *args, **kw)
     )
-    staircase.draw_staircase([k], tmp_path / 's.png', channels=11)
-    assert drawn[k].tolist() == cycle_offsets(11, (k, 1))[:, 0].tolist()
+    figures.draw_staircase([k], tmp_path / 's.png', channels=11)
+    [offsets] = drawn
+    assert offsets.tolist() == cycle_offsets(11, (k, 1))[:, 0].tolist()
     assert imread(tmp_path / 's.png').ndim == 3
 
 
 def test_the_field_of_convolutions_is_known():
-    """Two 3x3 convolutions at stride 2 and 1 reach 7 pixels, three times that with dilation 3."""
+    """Two 3x3 convolutions at stride 2 and 1 reach 7 pixels."""
 
     class Levels(nn.Module):
         def __init__(self):
@@ -57,9 +60,7 @@ def test_the_field_of_convolutions_is_known():
             return low, self.second(low)
 
     torch.manual_seed(0)
-    fields = receptive_field.receptive_fields(
-        Levels(), (2, 2), receptive_field.random_images(3, 64)
-    )
+    fields = receptive_field.receptive_fields(Levels(), (2, 2), torch.randn(3, 3, 64, 64))
     for field, reach in zip(fields, (3, 7), strict=True):
         rows, columns = np.where(field.influence > 0)
         assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == reach
@@ -69,26 +70,18 @@ def test_the_field_of_convolutions_is_known():
 
 
 def test_fields_of_both_networks_are_drawn(tmp_path):
-    backbone = CycleMLP(
-        arch=dict(
-            depths=(1, 1, 1, 1),
-            widths=(8, 8, 8, 8),
-            mlp_ratios=(1, 1, 1, 1),
-            reweight=True,
-            downsample='conv',
-        ),
-        out_indices=(1, 3),
-    )
+    backbone = CycleMLP(arch=ARCH, out_indices=(1, 3))
     backbone.init_weights()
-    images = receptive_field.random_images(1, 64)
+    torch.manual_seed(0)
+    images, strides = torch.randn(1, 3, 64, 64), backbone.out_strides
     ours = receptive_field.receptive_fields(
-        receptive_field.as_levels(backbone), backbone.out_strides, images
+        receptive_field.backbone_levels(backbone), strides, images
     )
     theirs = receptive_field.receptive_fields(
-        receptive_field.resnet50_levels(backbone.out_strides), backbone.out_strides, images
+        receptive_field.resnet50_levels(strides), strides, images
     )
     assert [field.stride for field in ours] == [8, 32]
-    # A peak near the centre, far above what rounding leaves behind an output norm.
+    # A peak near the centre, far above what rounding leaves after an output norm.
     for field in ours:
         y, x = np.unravel_index(field.influence.argmax(), field.influence.shape)
         assert max(abs(y - field.centre[0]), abs(x - field.centre[1])) <= 2 * field.stride
@@ -97,52 +90,42 @@ def test_fields_of_both_networks_are_drawn(tmp_path):
         {'ours': ours, 'theirs': theirs}, tmp_path / 'field.png'
     )
     assert imread(path).shape[1] > 300
+
+
+def test_a_resnet_that_does_not_fit_is_rejected(tmp_path):
+    torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'half.pth')
+    with pytest.raises(UserError, match=r'half\.pth does not hold .* ResNet-50'):
+        receptive_field.resnet50_levels((4,), str(tmp_path / 'half.pth'))
     with pytest.raises(UserError, match='has maps of strides'):
         receptive_field.resnet50_levels((4, 64))
 
 
-def test_resnet_weights_that_do_not_fit_are_refused(tmp_path):
-    torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'half.pth')
-    with pytest.raises(UserError, match="does not hold torchvision's ResNet-50"):
-        receptive_field.resnet50_levels((4,), str(tmp_path / 'half.pth'))
-
-
-def write_run(folder, lines):
-    target = folder / '20260101_000000' / 'vis_data'
+def write_run(folder, lines, tail='', time=0):
+    target = folder / f'20260101_00000{time}' / 'vis_data'
     target.mkdir(parents=True)
-    (target / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    (target / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + tail)
     return folder
 
 
 def test_the_starts_of_a_run_are_joined(tmp_path):
-    """A resumed training replaces what was logged behind its checkpoint."""
-
-    def start(time, lines, tail=''):
-        folder = tmp_path / time / 'vis_data'
-        folder.mkdir(parents=True)
-        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + tail)
+    """A resumed training replaces what was logged after its checkpoint."""
 
     def steps():
-        return [
-            (line['step'], line['loss']) for line in curves.read_scalars(tmp_path) if 'loss' in line
-        ]
+        lines = curves.read_scalars(tmp_path)
+        return [(line['step'], line['loss']) for line in lines if 'loss' in line]
 
-    first = [
-        dict(loss=3.0, step=2),
-        dict(loss=2.0, step=4),
-        dict(mIoU=40.0, step=4),
-        dict(loss=1.0, step=6),
-    ]
-    start('20260101_000000', first, tail='\n{"loss": 0.9, "st')  # killed while it wrote
+    first = [dict(loss=3.0, step=2), dict(loss=2.0, step=4)]
+    first += [dict(mIoU=40.0, step=4), dict(loss=1.0, step=6)]
+    write_run(tmp_path, first, tail='\n{"loss": 0.9, "st')  # killed while it wrote
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.0)]
-    start('20260101_000001', [dict(loss=1.5, step=6), dict(loss=1.2, step=8)])
+    write_run(tmp_path, [dict(loss=1.5, step=6), dict(loss=1.2, step=8)], time=1)
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.5), (8, 1.2)]
     assert curves.evaluations(curves.read_scalars(tmp_path)) == ('mIoU', [(4, 40.0)])
     # Another training, that logs more seldom.
-    start('20260101_000002', [dict(loss=9.0, step=5), dict(loss=8.0, step=10)])
+    write_run(tmp_path, [dict(loss=9.0, step=5), dict(loss=8.0, step=10)], time=2)
     assert steps() == [(5, 9.0), (10, 8.0)]
-    start('20260101_000003', [], tail='{"loss"\n{"loss": 1, "step": 6}\n')
-    with pytest.warns(UserWarning, match=r'scalars\.json: lines \[1\] are no JSON.*\(1 of 2\)'):
+    write_run(tmp_path, [], tail='{"loss"\n{"loss": 1, "step": 6}\n', time=3)
+    with pytest.warns(UserWarning, match=r'scalars\.json: lines \[1\].*\(1 of 2\)'):
         assert (6, 1) in steps()
 
 
@@ -160,18 +143,30 @@ def test_evaluations_lie_at_their_iteration(tmp_path):
     first = write_run(tmp_path / 'a' / 'run', lines)
     second = write_run(tmp_path / 'b' / 'run', [*lines[:2], dict(mIoU=40.0, step=50)])
     assert curves.draw_curves([first, second], tmp_path / 'curves.png').is_file()
-    assert curves._short_names([str(first), str(second)]) == ['a/run', 'b/run']
     with pytest.raises(MissingFileError, match='holds no training run'):
         curves.draw_curves([tmp_path / 'none'], tmp_path / 'c.png')
     with pytest.raises(UserError, match='no loss yet'):
         curves.draw_curves([write_run(tmp_path / 'c', [])], tmp_path / 'c.png')
 
 
+@pytest.mark.parametrize(
+    'folders, names',
+    [
+        (['/x/a/run', '/x/b/run'], ['a/run', 'b/run']),
+        (['/x/one'], ['one']),
+        (['/x/one', '/x/two/deep'], ['one', 'two/deep']),
+    ],
+)
+def test_runs_are_named_by_what_tells_them_apart(folders, names):
+    folders = [Path(folder) for folder in folders]
+    assert [curves.short_name(folder, folders) for folder in folders] == names
+
+
 def test_f1_of_boxes():
     truth = instances([(0, 0, 10, 10), (20, 20, 40, 40)], labels=[0, 1])
-    assert gallery.judge_instances(truth, truth, 0.3)[0] == 1
     none = instances([])
     assert gallery.judge_instances(none, none, 0.3)[0] == 1
+    assert gallery.judge_instances(none, truth, 0.3)[1] == 'F1 0.00: 0 of 0 found, 2 wrong'
     assert gallery.judge_instances(truth, none, 0.3) == (0, 'F1 0.00: 0 of 2 found, 0 wrong')
     # One right, the same once more, one of the wrong class, one under the threshold.
     found = instances(
@@ -179,20 +174,20 @@ def test_f1_of_boxes():
         [0.9, 0.8, 0.7, 0.2],
         [0, 0, 0, 1],
     )
-    assert gallery.judge_instances(truth, found, 0.3) == (
-        pytest.approx(2 / 5),
-        'F1 0.40: 1 of 2 found, 2 wrong',
-    )
+    f1, summary = gallery.judge_instances(truth, found, 0.3)
+    assert f1 == pytest.approx(2 / 5) and summary == 'F1 0.40: 1 of 2 found, 2 wrong'
     ignored = np.array([False, True])
-    said = gallery.judge_instances(truth, truth, 0.3, ignored)[1]
-    assert said == 'F1 1.00: 1 of 1 found, 0 wrong'
+    summary = gallery.judge_instances(truth, truth, 0.3, ignored)[1]
+    assert summary == 'F1 1.00: 1 of 1 found, 0 wrong'
+    points = instances([(5, 5, 5, 5)])  # of no area
+    assert gallery.judge_instances(points, points, 0.3)[0] == 0
 
 
 def test_miou_of_segments():
     truth = Segments(np.array([[0, 0, 1, 255]]))
     found = Segments(np.array([[0, 1, 1, 2]], np.uint8))
-    score, said = gallery.judge_segments(truth, found, 3)
-    assert score == pytest.approx(0.5) and said == 'mIoU 0.50 of 2 classes'
+    score, summary = gallery.judge_segments(truth, found, 3)
+    assert score == pytest.approx(0.5) and summary == 'mIoU 0.50 of 2 classes'
     assert gallery.judge_segments(Segments(np.full((1, 4), 255)), found, 3)[0] == 1
 
 
@@ -203,7 +198,7 @@ def test_the_worst_come_first(tmp_path):
         for name, score in (('b', 0.5), ('c', 0.1), ('a', 0.5))
     ]
     assert [one.name for one in gallery.worst_first(judged)] == ['c', 'a', 'b']
-    path = gallery.draw_worst(judged, CLASSES, PALETTE, tmp_path / 'g.png')
+    path = gallery.draw_gallery(judged, CLASSES, PALETTE, tmp_path / 'g.png')
     assert imread(path).shape[1] > 600
 
 
@@ -228,18 +223,18 @@ def test_odd_boxes_draw_without_error(box):
 
 
 def test_masks_and_segments_are_tinted():
-    image = np.zeros((300, 40, 3), np.uint8)  # more rows than are tinted at once
+    image = np.zeros((300, 40, 3), np.uint8)
     mask = np.zeros((300, 40), bool)
     mask[250:290, 10:30] = True
     found = instances([(10, 250, 30, 290)], masks=[encode_mask(mask)])
     picture = overlay.draw_prediction(image, found, CLASSES, PALETTE)
     assert picture[270, 20].sum() > 0 and (picture[100] == 0).all()
-    labels = np.where(mask, 1, 255).astype(np.uint8)
-    picture = overlay.draw_segments(image, labels, PALETTE)
+    segments = Segments(np.where(mask, 1, 255).astype(np.uint8))
+    picture = overlay.draw_prediction(image, segments, CLASSES, PALETTE)
     expected = np.array(PALETTE[1]) * overlay.OPACITY
     assert np.abs(picture[270, 20] - expected).max() <= 1
     assert (picture[0] == 0).all()  # 255 is no class
-    shown = overlay.with_legend(picture, Segments(labels), CLASSES, PALETTE)
+    shown = overlay.with_legend(picture, segments, CLASSES, PALETTE)
     assert shown.shape[0] > 300 and (shown[300:] == PALETTE[1]).all(axis=2).any()
     assert not (shown[300:] == PALETTE[0]).all(axis=2).any()  # only what is there
 
@@ -256,6 +251,6 @@ def test_fitting_moves_everything_alike():
     assert found.boxes.tolist() == [[40, 10, 80, 20]]
 
 
-def test_figures_of_unknown_kind_are_refused(tmp_path):
-    with pytest.raises(UserError, match='by its suffix'):
-        save(Figure(), tmp_path / 'figure.xyz')
+def test_figures_of_unknown_kind_are_rejected(tmp_path):
+    with pytest.raises(UserError, match=r'figure\.xyz: .*by its suffix'):
+        figures.save(Figure(), tmp_path / 'figure.xyz')

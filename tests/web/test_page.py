@@ -18,6 +18,9 @@ from PIL import Image
 from toy_models import save_detector, save_segmentor
 from toy_runs import run_tool
 
+from cyclemlp_mm.apis.web import web
+from cyclemlp_mm.errors import UserError
+
 pytest.importorskip('gradio')
 pytest.importorskip('selenium')
 needs_browser = pytest.mark.skipif(
@@ -89,7 +92,7 @@ def test_a_visit(served, driver, images):
     assert runs == ['demo: toy']
 
     visitor.upload(images / 'bad.png')
-    visitor.wait(lambda: 'no image that can be read' in visitor.text('#problem'))
+    visitor.wait(lambda: 'Cannot read this file' in visitor.text('#problem'))
     assert len(visitor.find('#problem [role=alert]')) == 1
     assert visitor.picture() == '' and visitor.find('.toast-body') == []
     assert runs == ['demo: toy']
@@ -197,9 +200,7 @@ def test_other_sites_cannot_use_the_page(served, headers, allowed):
 def test_no_request_goes_around_the_queue(served, images):
     """Six at once are predicted one after the other, and decoded one after the other."""
     url, workbench = served
-    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
-    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
-    inputs = [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+    inputs = inputs_for(url, images / 'good.png')
     content = json.dumps({'data': inputs}).encode()
     for route in ('run', 'api'):
         status, said = post(f'{url}gradio_api/{route}/predict', content)
@@ -228,13 +229,12 @@ def test_no_request_goes_around_the_queue(served, images):
 
 def test_errors_name_no_folder_of_the_server(served, work_dirs, images):
     url, _ = served
-    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
-    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    inputs = inputs_for(url, images / 'good.png')
     checkpoint = work_dirs / 'demo' / 'epoch_1.pth'
     whole = checkpoint.read_bytes()
     try:
         checkpoint.write_bytes(whole[:-50])
-        said = call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
+        said = call(url, inputs)
     finally:
         checkpoint.write_bytes(whole)
     assert 'epoch_1.pth' in said and str(work_dirs) not in said and '/tmp' not in said
@@ -262,6 +262,13 @@ def upload(url, data, name):
     return post(f'{url}gradio_api/upload', body, f'multipart/form-data; boundary={edge.decode()}')
 
 
+def inputs_for(url, file):
+    """Uploads an image; returns what the page's function takes for it and the first model."""
+    _, body = upload(url, file.read_bytes(), file.name)
+    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
+    return [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+
+
 def test_the_server_refuses_large_files_itself(served, images):
     status, _ = upload(served[0], (images / 'large.png').read_bytes(), 'large.png')
     assert status == 413
@@ -280,38 +287,25 @@ def test_only_uploads_are_predicted(served, work_dirs, path):
     url, workbench = served
     path = path.format(work_dirs=work_dirs)
     name = next(iter(workbench.models))
-    data = [
-        {'path': path, 'meta': {'_type': 'gradio.FileData'}},
-        0.3,
-        name,
-        'epoch_1.pth',
-        'none',
-        'none',
-    ]
-    said = call(url, data)
+    image = {'path': path, 'meta': {'_type': 'gradio.FileData'}}
+    said = call(url, [image, 0.3, name, 'epoch_1.pth', 'none', 'none'])
     assert 'error' in said
     assert 'root:' not in said and 'nobody may read' not in said
 
 
 def test_only_known_models_are_loaded(served, images):
     url, _ = served
-    _, body = upload(url, (images / 'good.png').read_bytes(), 'good.png')
-    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
-    for config, checkpoint in (
-        ('/outside/evil.py', 'epoch_1.pth'),
-        ('demo: toy', '../../evil.pth'),
-    ):
-        said = call(url, [image, 0.3, config, checkpoint, 'none', 'none'])
+    inputs = inputs_for(url, images / 'good.png')
+    for model in (['/outside/evil.py', 'epoch_1.pth'], ['demo: toy', '../../evil.pth']):
+        said = call(url, [*inputs[:2], *model, *inputs[4:]])
         assert 'error' in said and 'gradio_api/file' not in said
-    assert 'gradio_api/file' in call(url, [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
+    assert 'gradio_api/file' in call(url, inputs)
 
 
 def test_what_goes_wrong_is_said_in_plain_words(served, tmp_path, monkeypatch):
     url, workbench = served
     Image.new('RGB', (20000, 40)).save(tmp_path / 'narrow.png')  # resized to no row at all
-    _, body = upload(url, (tmp_path / 'narrow.png').read_bytes(), 'narrow.png')
-    image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
-    inputs = [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+    inputs = inputs_for(url, tmp_path / 'narrow.png')
     said = call(url, inputs)
     assert 'cannot predict images of 20000' in said and 'so narrow' in said
     assert 'OpenCV' not in said
@@ -321,7 +315,7 @@ def test_what_goes_wrong_is_said_in_plain_words(served, tmp_path, monkeypatch):
 
     monkeypatch.setattr(workbench, 'predict', defect)
     said = call(url, inputs)
-    assert 'this image could not be predicted (RuntimeError)' in said and 'deep' not in said
+    assert 'This image could not be predicted (RuntimeError)' in said and 'deep' not in said
 
 
 def test_the_tool_serves_until_it_is_stopped(work_dirs):
@@ -329,14 +323,8 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable,
-        '-W',
-        'ignore',
-        str(ROOT / 'tools' / 'web.py'),
-        '--work-dirs',
-        str(work_dirs),
-        '--port',
-        str(port),
+        *(sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py')),
+        *('--work-dirs', str(work_dirs), '--port', str(port)),
     ]
     # Started in the background of a shell, the tests ignore Ctrl-C, and what they start would too.
     with subprocess.Popen(
@@ -365,11 +353,13 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
     assert server.returncode in (0, 130, -signal.SIGINT)
 
 
-def test_the_tool_says_what_is_missing(tmp_path):
-    code, printed = run_tool('web.py', cwd=tmp_path, check=False)
-    assert code == 2 and 'run `make demo` first' in printed
-    code, printed = run_tool('web.py', '--port', 0, cwd=tmp_path, check=False)
-    assert code == 2 and '--port must be 1 to 65535' in printed
+@pytest.mark.parametrize(
+    'arguments, said', [([], 'run `make demo` first'), (['--port', '0'], '--port .* 1 to 65535')]
+)
+def test_the_tool_says_what_is_missing(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        web(arguments)
 
 
 def call(url, data):

@@ -31,8 +31,7 @@ from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT
-from cyclemlp_mm.web.catalogue import ModelChoice
-from cyclemlp_mm.web.workbench import Workbench
+from cyclemlp_mm.web import ModelChoice, Workbench
 from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading, read_checkpoint
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}

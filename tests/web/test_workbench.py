@@ -1,10 +1,10 @@
 import os
 
+import numpy as np
 import pytest
 from toy_models import save_detector, save_segmentor
 
 from cyclemlp_mm.errors import MissingFileError
-from cyclemlp_mm.inference import read_image
 from cyclemlp_mm.web import Workbench, find_models
 
 
@@ -50,11 +50,8 @@ def test_nothing_trained_yet_says_what_to_do(tmp_path):
             find_models(folder)
 
 
-def test_models_are_loaded_once_and_the_oldest_let_go(work_dirs, tmp_path):
-    from PIL import Image
-
-    Image.new('RGB', (64, 64)).save(tmp_path / 'image.png')
-    image = read_image(tmp_path / 'image.png')
+def test_models_are_loaded_once_and_the_oldest_freed(work_dirs):
+    image = np.zeros((64, 64, 3), np.uint8)
     workbench = Workbench(find_models(work_dirs), 'cpu', max_loaded=2)
     workbench.predict('demo: toy', 'epoch_1.pth', image)
     [first] = workbench._loaded.values()
@@ -73,14 +70,10 @@ def test_models_are_loaded_once_and_the_oldest_let_go(work_dirs, tmp_path):
         workbench.predict('demo: toy', '../a_run/epoch_1.pth', image)
 
 
-def test_names_cannot_inject_html(work_dirs, tmp_path):
-    from PIL import Image
-
+def test_names_cannot_inject_html(work_dirs):
     save_segmentor(work_dirs / 'b', classes=('<script>alert(1)</script>', 'a', 'b'))
-    Image.new('RGB', (64, 64)).save(tmp_path / 'image.png')
-    answer = Workbench(find_models(work_dirs), 'cpu').predict(
-        'b: toy', 'epoch_1.pth', read_image(tmp_path / 'image.png')
-    )
+    image = np.zeros((64, 64, 3), np.uint8)
+    answer = Workbench(find_models(work_dirs), 'cpu').predict('b: toy', 'epoch_1.pth', image)
     answer.prediction.label_map[:] = 0
     said = answer.describe(0.3)
     assert '<script>' not in said and '&lt;script&gt;' in said
