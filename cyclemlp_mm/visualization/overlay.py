@@ -41,15 +41,17 @@ def draw_prediction(
     Returns:
         np.ndarray: RGB uint8, (H, W, 3).
     """
+    picture = image.copy()
     if isinstance(prediction, Segments):
-        known = prediction.label_map < len(palette)
-        tint = np.array(palette, np.uint8)[np.where(known, prediction.label_map, 0)]
-        mixed = cv2.addWeighted(image, 1 - OPACITY, tint, OPACITY, 0)
-        return np.where(known[..., None], mixed, image)
+        colours = np.array(palette, np.uint8)
+        for top in range(0, len(image), 256):  # in chunks: a large image is not held as floats
+            part, labels = picture[top : top + 256], prediction.label_map[top : top + 256]
+            known = labels < len(colours)
+            part[known] = part[known] * (1 - OPACITY) + colours[labels[known]] * OPACITY
+        return picture
     instances = prediction.above(score_thr)
     instances = instances.pick(np.argsort(instances.scores, kind='stable'))
     colours = [tuple(palette[label]) for label in instances.labels]
-    picture = image.copy()
     for mask, colour in zip(instances.masks or (), colours, strict=False):
         inside = coco_mask.decode(mask).astype(bool)
         mixed = picture[inside] * (1 - OPACITY) + np.array(colour, np.float32) * OPACITY

@@ -3,11 +3,13 @@
 python tests/web/browser.py docs/images/web_demo.png IMAGE [WORK_DIRS]
 """
 
+import json
 import shutil
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 DRIVER = shutil.which('chromedriver')
@@ -37,16 +39,12 @@ def chromium(size=(1280, 1000)):
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (
-        '--headless=new',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-dev-shm-usage',
-        f'--window-size={size[0]},{size[1]}',
-        '--disable-background-networking',
-        '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
-    ):
-        options.add_argument(flag)
+    flags = (
+        'headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-background-networking'
+    )
+    for flag in [*flags.split(), f'window-size={size[0]},{size[1]}']:
+        options.add_argument(f'--{flag}')
+    options.add_argument('--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1')
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     try:
@@ -121,29 +119,19 @@ class Visitor:
 
 def asked_hosts(driver):
     """Hosts of all requests so far."""
-    import json
-    from urllib.parse import urlsplit
-
-    hosts = set()
-    for entry in driver.get_log('performance'):
-        message = json.loads(entry['message'])['message']
-        if message['method'] == 'Network.requestWillBeSent':
-            url = urlsplit(message['params']['request']['url'])
-            if url.scheme in ('http', 'https', 'ws', 'wss'):
-                hosts.add(url.hostname)
-    return hosts
-
-
-def take_screenshot(target, image, work_dirs):
-    """The page with a result on it."""
-    with serving(work_dirs) as (url, _), chromium((1280, 1000)) as driver:
-        visitor = Visitor(driver, url)
-        visitor.upload(Path(image).resolve())
-        visitor.wait(visitor.picture)
-        time.sleep(2)
-        driver.save_screenshot(str(target))
+    messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
+    requests = [
+        m['params']['request'] for m in messages if m['method'] == 'Network.requestWillBeSent'
+    ]
+    urls = [urlsplit(request['url']) for request in requests]
+    return {url.hostname for url in urls if url.scheme in ('http', 'https', 'ws', 'wss')}
 
 
 if __name__ == '__main__':
     target, image, *rest = sys.argv[1:]
-    take_screenshot(target, image, rest[0] if rest else 'work_dirs')
+    with serving(*rest or ['work_dirs']) as (url, _), chromium() as driver:
+        visitor = Visitor(driver, url)
+        visitor.upload(Path(image).resolve())
+        visitor.wait(visitor.picture)
+        time.sleep(2)
+        driver.save_screenshot(target)
