@@ -72,7 +72,7 @@ setup(
     package_data={'cyclemlp_mm': ['py.typed']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy', 'safetensors', MMENGINE],
+    install_requires=['torch>=2.1', 'numpy', 'safetensors', 'filelock>=4.1', MMENGINE],
     extras_require={
         'det': DET,
         'seg': SEG,

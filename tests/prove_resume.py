@@ -28,9 +28,9 @@ import torch
 
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets.shapes import write_coco
-from cyclemlp_mm.engine.atomic_files import PARTIAL
 from cyclemlp_mm.engine.config_files import configs_dir
-from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED
+from cyclemlp_mm.engine.hooks.stop import EXIT_STOPPED
+from cyclemlp_mm.engine.work_dir import PARTIAL
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from paths import ROOT
 
 from cyclemlp_mm.datasets.shapes import write_coco
-from cyclemlp_mm.engine.stop_on_signal import EXIT_STOPPED
+from cyclemlp_mm.engine.hooks.stop import EXIT_STOPPED
 
 SETTLING = 5 * 60  # seconds
 ALLOWED = 0.05

@@ -133,9 +133,9 @@ TOOLS = {
             '--skip-check': _flag('skip the check before training (see tools/check.py)'),
             '--vis': dict(
                 nargs='+',
-                choices=['tensorboard', 'wandb'],
+                choices=['tensorboard', 'wandb', 'mlflow', 'clearml', 'neptune', 'dvclive', 'aim'],
                 default=[],
-                help='also log scalars and pictures to TensorBoard or Weights & Biases',
+                help='also log scalars and pictures to these backends of mmengine',
             ),
             **RUN,
         },

@@ -11,7 +11,7 @@ from torch import nn
 
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import latencies, runner

@@ -15,8 +15,7 @@ from cyclemlp_mm.engine import (
     skip_bad_images,
     use_own_data,
 )
-from cyclemlp_mm.engine.class_order import names_of, take_class_order, trained_classes
-from cyclemlp_mm.engine.config_data import data_sets
+from cyclemlp_mm.engine.config_data import data_sets, names_of, take_class_order, trained_classes
 from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.user_path import user_path

@@ -4,7 +4,6 @@ import argparse
 import re
 import shutil
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,19 +11,17 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
-from cyclemlp_mm.engine.progress_bar import progress_bar
-from cyclemlp_mm.engine.resume import checkpoint_folder
-from cyclemlp_mm.engine.stop_on_signal import TrainingStopped, stoppable
+from cyclemlp_mm.engine.hooks import TrainingStopped, progress_bar, stoppable
+from cyclemlp_mm.engine.runner.resume import checkpoint_folder
+from cyclemlp_mm.engine.runner.resumed import build_runner
 from cyclemlp_mm.engine.summary import run_summary
-from cyclemlp_mm.engine.vis_backends import add_vis_backends
-from cyclemlp_mm.engine.work_dir_lock import work_dir_lock
-from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.engine.training_config import add_vis_backends
+from cyclemlp_mm.engine.work_dir import work_dir_lock
+from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import run_preflight
 
 from .arguments import parse
@@ -49,7 +46,7 @@ def _train(args: argparse.Namespace) -> None:
     with work_dir_lock(cfg.work_dir) if is_first else nullcontext():
         if is_first:
             lines += _move_earlier_run(cfg)
-        runner = _build_runner(cfg, start_from)
+        runner = build_runner(cfg, start_from)
         log(runner, lines)
         try:
             with progress_bar(runner):
@@ -157,45 +154,6 @@ def _resumed_by_config(cfg: Config) -> str:
             f'--resume {file}; to start again, --cfg-options resume=False load_from=None'
         )
     return file
-
-
-def _build_runner(cfg: Config, start_from: str | None) -> Runner:
-    """A runner whose work dir gets a config that starts again, also where this run is resumed.
-
-    Args:
-        cfg (Config): Changed in place where it resumes.
-        start_from (str, optional): ``load_from`` of a new training.
-    """
-    resume, load_from = cfg.get('resume', False), cfg.get('load_from')
-    if resume:
-        cfg.resume, cfg.load_from = False, start_from
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if resume:
-        runner._resume, runner._load_from = resume, load_from
-        _guard_resume(runner)
-    return runner
-
-
-def _guard_resume(runner: Runner) -> None:
-    """Let errors of a checkpoint's parts, while they are read back, name the file and the part."""
-    resume = runner.resume
-
-    def guarded(filename: str, *args: object, **kwargs: object) -> None:
-        try:
-            resume(filename, *args, **kwargs)
-        except (UserError, OSError):
-            raise
-        except Exception as error:  # a state of another library may be wrong in any way
-            lines = ' '.join(f.line or '' for f in traceback.extract_tb(error.__traceback__)[:6])
-            names = dict(param_schedulers='sched', optimizer='optim', message_hub='message_hub')
-            part = next((name for name, text in names.items() if text in lines), 'meta')
-            raise CheckpointError(
-                f'checkpoint {filename} cannot be resumed: its part {part!r} is invalid '
-                f'({type(error).__name__}: {error}). Resume another one; to start a new training '
-                'from its weights, use --cfg-options load_from=FILE'
-            ) from error
-
-    runner.resume = guarded
 
 
 def _use_amp(cfg: Config) -> None:

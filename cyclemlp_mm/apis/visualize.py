@@ -18,7 +18,7 @@ from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
-from cyclemlp_mm.engine.class_order import take_class_order
+from cyclemlp_mm.engine.config_data import take_class_order
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.weights import init_from_checkpoint
 

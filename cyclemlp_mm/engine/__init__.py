@@ -1,23 +1,36 @@
-"""Between a config and mmengine's Runner: config files, toolboxes, own data, process start."""
+"""Between a config and mmengine's Runner: config files, toolboxes, own data, hooks, loops."""
 
-from .amp import CpuAmpOptimWrapper
-from .atomic_checkpoints import AtomicCheckpointHook
 from .bad_images import SkipBadImages
-from .check_weights import CheckLoadedWeights
-from .config_files import config_path, configs_dir, find_config, load_config, tools_dir
-from .deploy_hook import DeployModel
-from .draw_results import DrawResults
-from .launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
-from .non_finite import StopOnNonFiniteLoss
+from .config_data import class_palette
+from .config_files import (
+    config_path,
+    configs_dir,
+    find_config,
+    load_config,
+    require_toolbox,
+    tools_dir,
+)
+from .hooks import (
+    AtomicCheckpointHook,
+    CheckLoadedWeights,
+    DeployModel,
+    DrawResults,
+    PatientLoggerHook,
+    StopOnNonFiniteLoss,
+    StopOnSignal,
+)
 from .own_data import use_own_data
-from .palette import class_palette
-from .patient_logger import PatientLoggerHook
-from .resume import resume_training
-from .robust import check_loaded_weights, make_robust, skip_bad_images
-from .sharded import ShardedStrategy, shard_layers
-from .stop_on_signal import StopOnSignal
-from .toolbox import require_toolbox
-from .train_loops import ResumableEpochLoop, ResumableIterLoop
+from .runner import (
+    CpuAmpOptimWrapper,
+    PatientValLoop,
+    ResumableEpochLoop,
+    ResumableIterLoop,
+    ShardedStrategy,
+    shard_layers,
+)
+from .runner.launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
+from .runner.resume import resume_training
+from .training_config import check_loaded_weights, make_robust, skip_bad_images
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -26,6 +39,7 @@ __all__ = [
     'DeployModel',
     'DrawResults',
     'PatientLoggerHook',
+    'PatientValLoop',
     'ResumableEpochLoop',
     'ResumableIterLoop',
     'ShardedStrategy',

@@ -1,4 +1,4 @@
-"""The data sets and evaluators of a config, and what they read."""
+"""Data sets, evaluators and classes of a config, and class names of checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
 from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
+from cyclemlp_mm.errors import UserError
+
+_OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')
+#: Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), without black.
+OKABE_ITO = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
 
 
 def data_sets(
@@ -64,9 +77,6 @@ def heads(node: object, key: str = 'model') -> Iterator[tuple[str, dict]]:
             yield from heads(value, f'{key}[{i}]')
 
 
-_OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')
-
-
 def heads_classes(model: dict) -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a model's heads, with its key."""
     for key, settings in heads(model):
@@ -104,19 +114,19 @@ def use_checked_coco(cfg: Config) -> None:
     """
     if cfg.get('default_scope') != 'mmdet':
         return
+
+    def replace(settings: ConfigDict, name: str) -> None:
+        kind = settings.get('type')
+        if kind in (name, f'mmdet.{name}') or getattr(kind, '__name__', '') == name:
+            settings['type'] = f'Checked{name}'
+
     for phase in ('train', 'val', 'test'):
         read = [dataset for _, dataset in data_sets(cfg, [phase])]
         for dataset in read:
-            _replace_type(dataset, 'CocoDataset')
+            replace(dataset, 'CocoDataset')
         if all(dataset.get('type') == 'CheckedCocoDataset' for dataset in read):
             for evaluator in evaluators(cfg, [phase]):
-                _replace_type(evaluator, 'CocoMetric')
-
-
-def _replace_type(settings: ConfigDict, name: str) -> None:
-    kind = settings.get('type')
-    if kind in (name, f'mmdet.{name}') or getattr(kind, '__name__', '') == name:
-        settings['type'] = f'Checked{name}'
+                replace(evaluator, 'CocoMetric')
 
 
 def other_evaluated_files(
@@ -129,24 +139,20 @@ def other_evaluated_files(
     """
     for phase in phases:
         read = [
-            _absolute(dataset['ann_file'], dataset.get('data_root'))
+            os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset['ann_file']))
             for _, dataset in data_sets(cfg, [phase])
             if isinstance(dataset.get('ann_file'), str)
         ]
         key = f'{phase}_evaluator.ann_file'
         for evaluator in evaluators(cfg, [phase]):
             file = evaluator.get('ann_file')
-            if read and isinstance(file, str) and _absolute(file) not in read:
+            if read and isinstance(file, str) and os.path.realpath(file) not in read:
                 yield (
                     key,
                     f'is {file}, but {phase}_dataloader reads {read[0]}: predictions would be '
                     'compared with the objects of other images',
                     f'Set both, e.g. --cfg-options {key}={read[0]}',
                 )
-
-
-def _absolute(file: str, root: str | None = None) -> str:
-    return os.path.realpath(os.path.join(root or '', file))
 
 
 def needs_masks(cfg: Config, split: str) -> bool:
@@ -157,4 +163,76 @@ def needs_masks(cfg: Config, split: str) -> bool:
     metrics = [str(evaluator.get('metric')) for evaluator in evaluators(cfg)]
     return any(step.get('with_mask') for step in steps if isinstance(step, dict)) or (
         split == 'val' and any('segm' in metric for metric in metrics)
+    )
+
+
+def class_palette(num_classes: int) -> list[tuple[int, int, int]]:
+    """RGB colours in 0..255, one per class: the safe ones first, then darker rounds of them."""
+    rounds = [(0.75 ** (i // len(OKABE_ITO)), i % len(OKABE_ITO)) for i in range(num_classes)]
+    return [tuple(int(c * shade) for c in OKABE_ITO[colour]) for shade, colour in rounds]
+
+
+def trained_classes(checkpoint: object) -> list[str]:
+    """Class names that a checkpoint holds, in the order of its labels; [] where it has none."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if not isinstance(meta, dict):
+        return []
+    return names_of(meta.get('dataset_meta')) or names_of(
+        {'classes': meta.get('CLASSES')}
+    )  # mmdet 2
+
+
+def names_of(metainfo: object) -> list[str]:
+    """Class names of a data set's ``metainfo``; [] where it has none."""
+    names = metainfo.get('classes') if isinstance(metainfo, dict) else None
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+
+
+def take_class_order(cfg: Config, trained: Sequence[str], source: str) -> list[str]:
+    """Let data sets that go by name list their classes in the order of a checkpoint.
+
+    Args:
+        cfg (Config): Changed in place, where a data set has the checkpoint's names in another
+            order.
+        trained (Sequence[str]): Class names of the checkpoint, see :func:`trained_classes`.
+        source (str): The checkpoint, for the message.
+
+    Returns:
+        list[str]: What the user should know; empty where nothing was changed.
+    """
+    changed = False
+    for _, dataset in data_sets(cfg):
+        metainfo = dict(dataset.get('metainfo') or {})
+        names = names_of(metainfo)
+        by_name = dataset.get('type') == 'CheckedCocoDataset' and sorted(names) == sorted(trained)
+        if not by_name or names == list(trained):
+            continue
+        palette = metainfo.get('palette')
+        if isinstance(palette, (list, tuple)) and len(palette) == len(names):
+            metainfo['palette'] = [palette[names.index(name)] for name in trained]
+        dataset.metainfo = dict(metainfo, classes=tuple(trained))
+        changed = True
+    return [f'classes are in the order of {source}: {", ".join(trained)}'] * changed
+
+
+def require_same_classes(trained: Sequence[str], names: Sequence[str], source: str) -> None:
+    """Reject data whose labels mean other classes than a checkpoint's: labels are numbers.
+
+    Args:
+        trained (Sequence[str]): Class names of the checkpoint; [] fits all.
+        names (Sequence[str]): Class names of the data, likewise.
+        source (str): The checkpoint, for the message.
+
+    Raises:
+        UserError: They differ, or their order does.
+    """
+    if not trained or not names or list(trained) == list(names):
+        return
+    kind = 'in another order' if sorted(trained) == sorted(names) else 'others'
+    trained, names = ([name[:60] for name in listed] for listed in (trained, names))
+    raise UserError(
+        f'{source} was trained with the classes {trained}, but the data has {kind}: '
+        f'{names}. Labels would not mean the same: take the names and the order of the '
+        'training data (categories in the annotation file, classes.txt and its labels, '
+        'metainfo.classes)'
     )

@@ -1,9 +1,10 @@
-"""Where configs and tools are found: by path, or by the name of one that ships with us."""
+"""Configs by path or name, ``--cfg-options``, and the toolbox that a config needs."""
 
 from __future__ import annotations
 
 import copy
 import difflib
+import importlib
 import inspect
 import re
 import traceback
@@ -13,16 +14,19 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
-from cyclemlp_mm.errors import CodeError, MissingFileError, UserError
+from cyclemlp_mm.errors import CodeError, MissingFileError, MissingToolboxError, UserError
 from cyclemlp_mm.user_path import user_path
 
 from .config_data import use_checked_coco
 from .config_sections import check_sections
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-#: Settings that a config may lack and that are read from it: by our tools, then by mmengine's
-#: runners and the toolboxes, beside the arguments of the runners.
-_MORE_KEYS = {
+#: Toolbox by ``default_scope``, with the extra of this package that installs it.
+EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
+#: Settings that a config may lack and that are read from it: arguments of the runners, then what
+#: our tools read, then what mmengine's runners and the toolboxes read.
+_KNOWN_KEYS = {
+    *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),
     'image_max_value',
     'max_bad_fraction',
     'max_non_finite',
@@ -41,23 +45,18 @@ _MORE_KEYS = {
 #: Where mmengine reads a config; its functions call the config's path ``filename``.
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
-_NOT_OWN = {'cyclemlp_mm', 'mmdet', 'mmseg', 'mmpretrain'}
+_NOT_OWN = {'cyclemlp_mm', *EXTRAS}
 
 
 def configs_dir() -> Path:
     """The folder of the shipped configs."""
-    return _shipped('configs')
+    return tools_dir().parent / 'configs'
 
 
 def tools_dir() -> Path:
-    """The folder of the shipped tools."""
-    return _shipped('tools')
-
-
-def _shipped(name: str) -> Path:
-    """A top-level folder: inside an installed package, or beside it in a checkout."""
-    installed = _PACKAGE / '.mim' / name
-    return installed if installed.is_dir() else _PACKAGE.parent / name
+    """The folder of the shipped tools: inside an installed package, or next to it in a checkout."""
+    installed = _PACKAGE / '.mim' / 'tools'
+    return installed if installed.is_dir() else _PACKAGE.parent / 'tools'
 
 
 def find_config(name: str) -> Path:
@@ -154,24 +153,21 @@ def merge_options(cfg: Config, options: dict | None) -> None:
 def _config_error(path: Path, error: Exception) -> UserError:
     """What went wrong in a config or in one that it builds on, with file and line.
 
-    Returns:
-        UserError: A ``CodeError`` where the code that failed is in a module that the config
-        imports: its traceback is needed to fix it.
+    A ``CodeError`` where a module that the config imports fails: its traceback is needed to fix it.
     """
-    frames = [
-        (frame.f_locals.get('filename', ''), frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith('<')
+    frames = list(traceback.walk_tb(error.__traceback__))
+    read = [  # files that mmengine was reading
+        Path(frame.f_locals['filename']).absolute()
+        for frame, _ in frames
+        if frame.f_code.co_filename == _MMENGINE and frame.f_locals.get('filename')
     ]
-    read = [Path(name).absolute() for name, code, _ in frames if code == _MMENGINE and name]
-    lines = [line for _, code, line in frames if Path(code).absolute() in read]
-    read = [file for file in read if file.is_file()]  # not a base that is missing
-    file = read[-1] if read and read[-1] != path.absolute() else path
+    lines = [line for f, line in frames if Path(f.f_code.co_filename).absolute() in read]
     line = lines[-1] if lines else getattr(error, 'lineno', None)
+    file = next((file for file in reversed(read) if file.is_file()), path)  # a base may be missing
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    failed = [  # of modules that are being imported
+    failed = [  # modules that are being imported
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(cause.__traceback__)
         if frame.name == '<module>'
@@ -184,41 +180,40 @@ def _config_error(path: Path, error: Exception) -> UserError:
             f'{failed[-1][1]}: {_first_line(cause)}'
         )
     where = f' (line {line})' if line else ''
-    return UserError(f'config {file} cannot be read: {_first_line(cause)}{where}')
+    shown = path if file == path.absolute() else file
+    return UserError(f'config {shown} cannot be read: {_first_line(cause)}{where}')
 
 
 def _check_keys(cfg: Config, options: dict) -> None:
-    """Refuse dotted keys that mmengine would merge into the config, where nothing reads them.
+    """Reject dotted keys that mmengine would merge into the config, where nothing reads them.
 
-    Those whose first part neither the config nor a runner knows, or which is a variable of the
+    Those whose first part neither the config nor a runner has, or which is a variable of the
     config whose value was already used, and those with a part, but the last, that is nearly a name
     in its place. All else may be new.
-
-    Raises:
-        UserError: With the names that are near, or the keys that hold the variable's value.
     """
-    known = set(_MORE_KEYS)
-    for runner in (Runner, FlexibleRunner):
-        known |= set(inspect.signature(runner).parameters)
     for key in options:
-        parts = key.split('.')
-        near = difflib.get_close_matches(parts[0], known | set(cfg), n=3)
-        if parts[0] not in known and parts[0] not in cfg:
-            lacking = 'neither the config nor mmengine has'
-            raise UserError(_unknown_key(key, parts[0], near, lacking))
-        if parts[0] not in known - {'data_preprocessor'} and _is_variable(cfg, parts[0]):
-            raise UserError(_unread_variable(cfg, key))
-        node = cfg.get(parts[0])
-        for part in parts[1:-1]:
+        first, *inner = key.split('.')
+        if first not in _KNOWN_KEYS and first not in cfg:
+            near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
+            raise _unread_key(key, f'neither the config nor mmengine has {first!r}', near)
+        if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
+            raise _unread_variable(cfg, key)
+        node = cfg.get(first)
+        for part in inner[:-1]:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
                 continue
             if not isinstance(node, dict):
-                break  # merging says what is wrong
+                break  # merging reports it
             near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=0.8)
             if part not in node and near:
-                raise UserError(_unknown_key(key, part, near, 'there, the config does not have'))
+                raise _unread_key(key, f'there, the config does not have {part!r}', near)
             node = node.get(part)
+
+
+def _unread_key(key: str, lacking: str, near: list[str]) -> UserError:
+    hint = f'Did you mean {" or ".join(near)}?' if near else 'One of your own goes into the config'
+    return UserError(f'--cfg-options {key}: {lacking}, so that it would change nothing. {hint}')
 
 
 def _is_variable(cfg: Config, name: str) -> bool:
@@ -237,20 +232,17 @@ def _is_variable(cfg: Config, name: str) -> bool:
     return used is not None or not own
 
 
-def _unread_variable(cfg: Config, key: str) -> str:
+def _unread_variable(cfg: Config, key: str) -> UserError:
     name, _, rest = key.partition('.')
     places = [place for top in cfg if top != name for place in _places(cfg[top], cfg[name], top)]
     # Those of the same name first: a small number stands for many things.
     places.sort(key=lambda place: name not in place)
-    keys = [f'{place}.{rest}' if rest else place for place in places[:4]]
-    hint = (
-        f'Its value is at {", ".join(keys)}: set what you mean there'
-        if keys
-        else 'Change the config file itself'
-    )
-    return (
+    keys = ', '.join(f'{place}.{rest}' if rest else place for place in places[:4])
+    hint = f'Its value is at {keys}: set what you mean there'
+    return UserError(
         f'--cfg-options {key}: {name!r} is a variable of the config, which was used when the '
-        f'config was read, so that it would change nothing now. {hint}'
+        'config was read, so that it would change nothing now. '
+        f'{hint if keys else "Change the config file itself"}'
     )
 
 
@@ -259,23 +251,41 @@ def _places(node: object, value: object, key: str) -> Iterator[str]:
     begins = isinstance(value, str) and value and isinstance(node, str) and node.startswith(value)
     if begins or (type(node) is type(value) and node == value):
         yield key
-        return
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else ()
-    )
-    for name, part in items:
-        yield from _places(part, value, f'{key}.{name}')
-
-
-def _unknown_key(key: str, part: str, near: list[str], lacking: str) -> str:
-    hint = f'Did you mean {" or ".join(near)}?' if near else 'One of your own goes into the config'
-    return f'--cfg-options {key}: {lacking} {part!r}, so that it would change nothing. {hint}'
+    elif isinstance(node, (dict, list, tuple)):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, part in items:
+            yield from _places(part, value, f'{key}.{name}')
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or ['']
     return f'{type(error).__name__}: {lines[0]}'
+
+
+def require_toolbox(cfg: Config) -> str:
+    """Import the toolbox that ``cfg.default_scope`` names, only this one.
+
+    Returns:
+        str: 'mmdet', 'mmseg' or 'mmpretrain'.
+
+    Raises:
+        UserError: The config names no supported toolbox.
+        MissingToolboxError: It cannot be imported; the message says why and how to fix it.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in EXTRAS:
+        raise UserError(
+            f'the config says default_scope={scope!r}; expected one of {", ".join(EXTRAS)}'
+        )
+    try:
+        importlib.import_module(f'{scope}.models')  # where imports break
+    except Exception as error:  # a package that does not fit may raise anything
+        raise MissingToolboxError(
+            f'the config needs {scope}, which cannot be imported '
+            f'({type(error).__name__}: {error}). tools/doctor.py finds the cause. In a checkout, '
+            f"run `make setup`; elsewhere, `pip install 'cyclemlp_mm[{EXTRAS[scope]}]'` (see the "
+            "README on mmcv's compiled ops)"
+        ) from error
+    if scope == 'mmdet':
+        importlib.import_module('cyclemlp_mm.datasets.checked_coco')  # classes that need mmdet
+    return scope

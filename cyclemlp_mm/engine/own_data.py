@@ -1,7 +1,7 @@
-"""``--data DIR``: point a config at a folder of one's own, without editing the config.
+"""``--data DIR``: point a config at your own folder, without editing the config.
 
-From a folder in COCO 2017's or ADE20K's layout, or of images sorted by class, follow the data roots
-of every loader and evaluator, the class names and the ``num_classes`` of every head.
+A folder in COCO 2017's or ADE20K's layout, or of images sorted by class, sets the data roots of
+every loader and evaluator, the class names and the ``num_classes`` of every head.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
-from .config_data import data_sets, evaluators, heads, needs_masks
+from .config_data import class_palette, data_sets, evaluators, heads, needs_masks
 from .own_images import use_image_folders
-from .palette import class_palette
 
 COCO_SPLITS = {
     'train': ('annotations/instances_train2017.json', 'train2017/'),
@@ -64,18 +63,18 @@ def use_own_data(
     if not root.is_dir():
         raise MissingFileError(f'--data {data_dir}: no such folder')
     scope = cfg.get('default_scope')
+    if ignore_label is not None and scope != 'mmseg':
+        raise UserError('--ignore-label is for segmentation: labels of other tasks have none')
     if scope == 'mmdet':
-        _no_ignore_label(ignore_label, 'detection')
         names = _use_coco_layout(cfg, root, classes, needed)
     elif scope == 'mmseg':
         names = _use_ade20k_layout(cfg, root, classes, ignore_label, needed)
     elif scope == 'mmpretrain':
-        _no_ignore_label(ignore_label, 'classification')
         names = use_image_folders(cfg, root, classes, needed)
     else:
         raise UserError(
-            '--data knows detection (mmdet), segmentation (mmseg) and classification (mmpretrain) '
-            f'configs, but this config has default_scope={scope!r}'
+            '--data supports detection (mmdet), segmentation (mmseg) and classification '
+            f'(mmpretrain) configs, but this config has default_scope={scope!r}'
         )
     for _, settings in heads(cfg.model):
         if 'num_classes' in settings:
@@ -83,11 +82,6 @@ def use_own_data(
     for node in (cfg.model, *evaluators(cfg)):
         _limit_topk(node, len(names))
     return cfg
-
-
-def _no_ignore_label(ignore_label: int | None, task: str) -> None:
-    if ignore_label is not None:
-        raise UserError(f'--ignore-label is for segmentation labels; {task} has none')
 
 
 def _use_coco_layout(
@@ -110,19 +104,12 @@ def _use_coco_layout(
         if unknown:
             raise UserError(f'--classes {unknown} are not in {root}; it has {list(names)}')
         names = tuple(name for name in names if name in set(classes))  # the file's order
-    metainfo = dict(classes=names, palette=class_palette(len(names)))
     for split, dataset in data_sets(cfg):
-        if split not in there:
-            dataset.metainfo = metainfo
-            continue
-        ann_file, images = there[split]
-        dataset.update(
-            type='CheckedCocoDataset',
-            data_root=str(root),
-            ann_file=ann_file,
-            data_prefix=dict(img=images),
-            metainfo=metainfo,
-        )
+        dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
+        if split in there:
+            ann_file, images = there[split]
+            dataset.update(type='CheckedCocoDataset', data_root=str(root))
+            dataset.update(ann_file=ann_file, data_prefix=dict(img=images))
     for evaluator in evaluators(cfg):
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
@@ -144,23 +131,26 @@ def _use_ade20k_layout(
             f'{list(names)}, so the ignored one must be {len(names)} to 255. If 0 is ignored and '
             'classes count from 1, leave --ignore-label out'
         )
-    metainfo = dict(classes=names, palette=class_palette(len(names)))
     for split, dataset in data_sets(cfg):
+        dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
         if split not in there:
-            dataset.metainfo = metainfo
             continue
         images, labels = there[split]
         dataset.update(
-            # ADE20KDataset would map our class names to its own.
-            type='BaseSegDataset',
+            type='BaseSegDataset',  # ADE20KDataset would map the class names to its own
             data_root=str(root),
             data_prefix=dict(img_path=images, seg_map_path=labels),
             img_suffix=_image_suffix(root / images, root / labels),
             seg_map_suffix='.png',
             reduce_zero_label=ignore_label is None,
-            metainfo=metainfo,
         )
-        dataset.pipeline = _with_label_check(dataset.pipeline, len(names), ignore_label)
+        # The config of an earlier run has the check of that run's data.
+        steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
+        at = next((i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations'), None)
+        if at is not None:
+            check = dict(type='CheckLabels', num_classes=len(names), ignore_label=ignore_label)
+            steps.insert(at + 1, check)
+        dataset.pipeline = steps
     return names
 
 
@@ -231,27 +221,11 @@ def _image_suffix(images: Path, labels: Path) -> str:
     return suffixes[0]
 
 
-def _with_label_check(
-    pipeline: list[dict], num_classes: int, ignore_label: int | None
-) -> list[dict]:
-    check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
-    # The config of an earlier run has the check of that run's data: it would ignore new classes.
-    steps = [step for step in pipeline if step['type'] != 'CheckLabels']
-    return [
-        part
-        for step in steps
-        for part in ([step, check] if step['type'] == 'LoadAnnotations' else [step])
-    ]
-
-
 def _limit_topk(node: object, num_classes: int) -> None:
-    """Leave out the top-k accuracies, here and deeper, that fewer than k classes have not."""
-    if isinstance(node, dict):
-        if 'topk' in node:
-            asked = node['topk'] if isinstance(node['topk'], (list, tuple)) else (node['topk'],)
-            node['topk'] = tuple(k for k in asked if k <= num_classes) or (1,)
-        for value in node.values():
-            _limit_topk(value, num_classes)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
+    """Leave out top-k accuracies, here and deeper, for which there are too few classes."""
+    if isinstance(node, dict) and 'topk' in node:
+        asked = node['topk'] if isinstance(node['topk'], (list, tuple)) else (node['topk'],)
+        node['topk'] = tuple(k for k in asked if k <= num_classes) or (1,)
+    if isinstance(node, (dict, list, tuple)):
+        for value in node.values() if isinstance(node, dict) else node:
             _limit_topk(value, num_classes)

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from cyclemlp_mm.datasets.load_labels import label_reader
 from cyclemlp_mm.engine import require_toolbox
-from cyclemlp_mm.engine.class_order import names_of, require_same_classes
+from cyclemlp_mm.engine.config_data import names_of, require_same_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 from .predictions import Instances, Prediction, Segments

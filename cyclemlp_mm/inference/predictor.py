@@ -18,8 +18,8 @@ from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import class_palette, load_config, require_toolbox
-from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.engine.config_data import class_names, heads_classes
+from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights import install_safe_loading

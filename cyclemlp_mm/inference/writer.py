@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cyclemlp_mm.datasets.load_image import as_picture
-from cyclemlp_mm.engine.atomic_files import write_atomically
+from cyclemlp_mm.engine.work_dir import write_atomically
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.visualization.overlay import draw_prediction, with_legend
 

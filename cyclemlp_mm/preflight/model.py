@@ -13,8 +13,8 @@ from torch import nn
 
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
-from cyclemlp_mm.engine.check_weights import compare
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, heads, heads_classes
+from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CodeError, UserError
 from cyclemlp_mm.models.strict_init import StrictInit
 from cyclemlp_mm.weights import read_checkpoint

@@ -184,10 +184,10 @@ def _plain(value: object) -> object:
 
 def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, force: bool) -> str:
     """Write, read back, then give the file its name; returns its SHA-256."""
-    from cyclemlp_mm.engine.atomic_files import written_beside  # engine imports this package
+    from cyclemlp_mm.engine.work_dir import atomic_file  # engine imports this package
 
     try:
-        with written_beside(target) as part:
+        with atomic_file(target) as part:
             with part.open('wb') as file:
                 if to == 'safetensors' or target.suffix == '.safetensors':
                     file.write(to_safetensors(state_dict, _as_text(meta)))

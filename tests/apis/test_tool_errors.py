@@ -22,7 +22,7 @@ from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.engine.vis_backends import VIS_BACKENDS
+from cyclemlp_mm.engine.training_config import VIS_BACKENDS
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.export import OPSETS, PARTS
 from cyclemlp_mm.user_path import user_path

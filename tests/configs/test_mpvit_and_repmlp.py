@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.analysis import build_on_meta
 from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
-from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import MPViT
 from cyclemlp_mm.weights.unwrap import part_of

@@ -6,7 +6,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from cyclemlp_mm.engine import CpuAmpOptimWrapper
+from cyclemlp_mm.engine.runner import CpuAmpOptimWrapper
 from cyclemlp_mm.ops.recording import compute_dtype
 
 

@@ -26,8 +26,8 @@ HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
 
 class Loop(BaseLoop):
-    def __init__(self):
-        pass
+    def __init__(self, names):
+        self.dataloader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=names)))
 
     def run(self):
         pass
@@ -40,22 +40,22 @@ class Detector(nn.Module):
         self.bbox_head = nn.Sequential(nn.Linear(20, classes), nn.BatchNorm1d(classes))
 
 
-def load(model, checkpoint, training=False, resume=False):
+def load(model, checkpoint, training=False, resume=False, names=None):
     """As Runner.load_checkpoint calls the hook; returns what was logged."""
     lines = []
     logger = logging.Logger('test')
-    logger.info = lines.append
+    logger.info = logger.warning = lines.append
     runner = SimpleNamespace(
         model=model,
         logger=logger,
         work_dir='.',
         _load_from='file.pth',
         _resume=resume,
-        _train_loop=Loop() if training else {},
+        _train_loop=Loop(names) if training else {},
+        _test_loop={} if training else Loop(names),
     )
-    hook = HOOKS.build(dict(type='CheckLoadedWeights'))
-    hook.after_load_checkpoint(runner, checkpoint)
-    return lines[0]
+    HOOKS.build(dict(type='CheckLoadedWeights')).after_load_checkpoint(runner, checkpoint)
+    return '\n'.join(lines)
 
 
 @pytest.mark.parametrize('training, resume', [(False, False), (True, False), (True, True)])
@@ -63,31 +63,17 @@ def load(model, checkpoint, training=False, resume=False):
     'names', [('cat', 'dog', 'cow'), None, ('cat', 'cow', 'dog'), ('a', 'b', 'c')]
 )
 def test_other_classes_than_the_files(names, training, resume):
-    """Refused, but for a fine-tuning on other names, which is warned of."""
-    model, lines = Detector(), []
-    checkpoint = whole(model)
-    checkpoint['meta'] = dict(META, dataset_meta=dict(classes=('cat', 'dog', 'cow')))
-    loop = Loop()
-    loop.dataloader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=names)))
-    logger = logging.Logger('test')
-    logger.warning = lines.append
-    runner = SimpleNamespace(
-        model=model,
-        logger=logger,
-        work_dir='.',
-        _load_from='file.pth',
-        _resume=resume,
-        _train_loop=loop if training else {},
-        _test_loop={} if training else loop,
-    )
-    hook = HOOKS.build(dict(type='CheckLoadedWeights'))
+    """Rejected, but for a fine-tuning on other names, which is warned of."""
+    model = Detector()
+    meta = dict(META, dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    checkpoint = whole(model, meta=meta)
     fine_tuned = training and not resume and names == ('a', 'b', 'c')
     if names in (None, ('cat', 'dog', 'cow')) or fine_tuned:
-        hook.after_load_checkpoint(runner, checkpoint)
+        logged = load(model, checkpoint, training, resume, names)
+        assert ('was trained with the classes' in logged) == fine_tuned
     else:
         with pytest.raises(UserError, match=r'file\.pth was trained with the classes'):
-            hook.after_load_checkpoint(runner, checkpoint)
-    assert len(lines) == fine_tuned
+            load(model, checkpoint, training, resume, names)
 
 
 def whole(model, **kwargs):

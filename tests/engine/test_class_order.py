@@ -14,8 +14,12 @@ from cyclemlp_mm.apis.test import test as run_test
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 from cyclemlp_mm.engine import load_config, resume_training, use_own_data
-from cyclemlp_mm.engine.class_order import require_same_classes, take_class_order, trained_classes
-from cyclemlp_mm.engine.config_data import use_checked_coco
+from cyclemlp_mm.engine.config_data import (
+    require_same_classes,
+    take_class_order,
+    trained_classes,
+    use_checked_coco,
+)
 from cyclemlp_mm.errors import UserError
 
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 from prove_resume import CONFIG, LOOPS
+from toy_runs import NO_WORKERS
 
 from cyclemlp_mm.datasets.shapes import write_coco, write_image_folders
 from cyclemlp_mm.engine import configs_dir, load_config
@@ -20,6 +21,8 @@ from cyclemlp_mm.weights import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TESTS = ROOT / 'tests'
+TRAIN, DIST_TRAIN = ROOT / 'tools' / 'train.py', ROOT / 'tools' / 'dist_train.sh'
+SHAPES = ['--data', 'shapes', '--work-dir', 'wd']
 IMPORTS = "custom_imports = dict(imports=['cyclemlp_mm', 'distributed_hooks'])\n"
 ENV = {
     **os.environ,
@@ -66,30 +69,17 @@ def test_the_loss_is_that_of_one_process_with_twice_the_batch(tmp_path):
     losses = {}
     for processes in (1, 2):
         work_dir = f'wd{processes}'
-        arguments = [
-            'config.py',
-            *(['2'] if processes == 2 else []),
-            '--data',
-            'data',
-            '--work-dir',
-            work_dir,
-            '--cfg-options',
+        options = [
             f'train_dataloader.batch_size={8 // processes}',
-            'train_dataloader.num_workers=1',
             'train_cfg.max_epochs=4',
             'train_cfg.val_interval=9',
-            'val_dataloader.num_workers=0',
-            'val_dataloader.persistent_workers=False',
-            'test_dataloader.num_workers=0',
-            'test_dataloader.persistent_workers=False',
             'randomness.seed=0',
+            *NO_WORKERS,
+            'train_dataloader.num_workers=1',
         ]
-        tool = (
-            [ROOT / 'tools' / 'dist_train.sh']
-            if processes == 2
-            else [sys.executable, ROOT / 'tools' / 'train.py']
-        )
-        run([*tool, *arguments], tmp_path)
+        one, two = ([sys.executable, TRAIN, 'config.py'], [DIST_TRAIN, 'config.py', 2])
+        data = ['--data', 'data', '--work-dir', work_dir]
+        run([*(one if processes == 1 else two), *data, '--cfg-options', *options], tmp_path)
         losses[processes] = json.loads((tmp_path / work_dir / 'losses.json').read_text())[:20]
     assert len(losses[1]) == len(losses[2]) == 20
     worst = largest_difference(losses[1], losses[2])
@@ -103,35 +93,12 @@ def test_two_machines_train_and_evaluate_as_one_process(tmp_path):
     if run(['unshare', '-rmn', 'ip', 'netns'], tmp_path, check=False).returncode:
         pytest.skip('no network namespaces here (unshare -rmn, ip)')
     write_detector(tmp_path)
-    done = run(
-        [
-            'unshare',
-            '-rmn',
-            'bash',
-            TESTS / 'two_machines.sh',
-            ROOT / 'tools' / 'dist_train.sh',
-            'config.py',
-            1,
-            '--data',
-            'shapes',
-            '--work-dir',
-            'wd',
-        ],
-        tmp_path,
-    )
+    script = [TESTS / 'two_machines.sh', DIST_TRAIN, 'config.py', 1, *SHAPES]
+    done = run(['unshare', '-rmn', 'bash', *script], tmp_path)
     assert re.search(r'Epoch\(train\)\s+\[1\]\[12/12\]', done.stdout)  # 24 images, 2 x 1 each
     together = re.findall(r'coco/bbox_mAP: ([\d.]+) ', done.stdout)[-1]
-    alone = run(
-        [
-            sys.executable,
-            ROOT / 'tools' / 'test.py',
-            'wd/config.py',
-            'wd/epoch_3.pth',
-            '--work-dir',
-            'wt',
-        ],
-        tmp_path,
-    )
+    test = [sys.executable, ROOT / 'tools' / 'test.py', 'wd/config.py', 'wd/epoch_3.pth']
+    alone = run([*test, '--work-dir', 'wt'], tmp_path)
     assert re.findall(r'coco/bbox_mAP: ([\d.]+) ', alone.stdout)[-1] == together
     print(f'box AP of two machines and of one process: {together}')
     assert float(together) > 0
@@ -139,11 +106,7 @@ def test_two_machines_train_and_evaluate_as_one_process(tmp_path):
 
 def test_a_process_that_dies_takes_the_other_one_down(tmp_path):
     write_detector(tmp_path, "custom_hooks = [dict(type='DieAt', iteration=3)]")
-    done = run(
-        [ROOT / 'tools' / 'dist_train.sh', 'config.py', 2, '--data', 'shapes', '--work-dir', 'wd'],
-        tmp_path,
-        check=False,
-    )
+    done = run([DIST_TRAIN, 'config.py', 2, *SHAPES], tmp_path, check=False)
     took = time.time() - float((tmp_path / 'wd' / 'died_at').read_text())
     assert done.returncode not in (0, 75)
     print(f'down {took:.1f} s after the death')
@@ -156,17 +119,7 @@ def test_a_process_that_dies_takes_the_other_one_down(tmp_path):
 def test_sigterm_to_the_launcher_saves_and_stops_all(tmp_path):
     write_detector(tmp_path)
     process = subprocess.Popen(
-        [
-            str(ROOT / 'tools' / 'dist_train.sh'),
-            'config.py',
-            '2',
-            '--data',
-            'shapes',
-            '--work-dir',
-            'wd',
-            '--cfg-options',
-            'train_cfg.max_epochs=90',
-        ],
+        [DIST_TRAIN, 'config.py', '2', *SHAPES, '--cfg-options', 'train_cfg.max_epochs=90'],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -189,12 +142,8 @@ def test_a_port_that_is_in_use(tmp_path):
         taken.bind(('', 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run(
-            [ROOT / 'tools' / 'dist_train.sh', 'retinanet_cyclemlp_demo', 2],
-            tmp_path,
-            check=False,
-            PORT=str(port),
-        )
+        command = [DIST_TRAIN, 'retinanet_cyclemlp_demo', 2]
+        done = run(command, tmp_path, check=False, PORT=str(port))
     assert done.returncode == 2
     assert done.stdout == (
         f'error: port {port} is in use on this machine: give another one with PORT=…\n'

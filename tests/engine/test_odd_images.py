@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool
+from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, train_toy
 
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
 
 pytestmark = pytest.mark.timeout(600)
 #: (width, height); of the last one, the small scales of these tests leave nothing.
+SEGMENTOR = 'fpn_cyclemlp_b1_256x256_600i_small'
 SIZES = [(1, 1), (40, 1), (3, 300), (20000, 4)]
 
 
@@ -36,31 +37,13 @@ def test_detector(tmp_path):
         for i, name in enumerate(odd_images(data / split), 9000):
             w, h = SIZES[i - 9000]
             content['images'].append(dict(id=i, file_name=name, width=w, height=h))
+            box = dict(bbox=[0, 0, w, h], area=w * h, segmentation=[[0, 0, w, 0, w, h, 0, h]])
             content['annotations'].append(
-                dict(
-                    id=i,
-                    image_id=i,
-                    category_id=category,
-                    bbox=[0, 0, w, h],
-                    area=w * h,
-                    iscrowd=0,
-                    segmentation=[[0, 0, w, 0, w, h, 0, h]],
-                )
+                dict(box, id=i, image_id=i, category_id=category, iscrowd=0)
             )
         path.write_text(json.dumps(content))
-    _, printed = run_tool(
-        'train.py',
-        'retinanet_cyclemlp_demo',
-        '--data',
-        data,
-        '--work-dir',
-        'wd',
-        '--cfg-options',
-        *TINY_DETECTOR,
-        *TINY_BACKBONE,
-        'train_cfg.val_interval=1',
-        cwd=tmp_path,
-    )
+    options = [*TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.val_interval=1']
+    printed = train_toy('retinanet_cyclemlp_demo', data, options=options, cwd=tmp_path)
     # Four of them are left out of training: filter_cfg of the config has min_size=32.
     assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\]', printed)
     assert re.search(r'Epoch\(val\) \[1\]\[1/1\]', printed)
@@ -76,20 +59,9 @@ def test_segmentor(tmp_path):
             Image.fromarray(labels).save(data / 'annotations' / split / name)
     for path in (data / 'images').glob('*/*.png'):
         path.rename(path.with_suffix('.jpg'))
-    _, printed = run_tool(
-        'train.py',
-        'fpn_cyclemlp_b1_256x256_600i_small',
-        '--data',
-        data,
-        '--work-dir',
-        'wd',
-        '--cfg-options',
-        *TINY_SEGMENTOR,
-        'train_cfg.max_iters=6',
-        'train_cfg.val_interval=6',
-        'max_bad_fraction=0.5',
-        cwd=tmp_path,
-    )
+    length = ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'max_bad_fraction=0.5']
+    options = [*TINY_SEGMENTOR, *length]
+    printed = train_toy(SEGMENTOR, data, options=options, cwd=tmp_path)
     assert re.search(r'Iter\(train\) \[6/6\]', printed)
     assert re.search(r'Iter\(val\) \[6/6\].*mIoU', printed)
     assert re.search(r'image skipped: .*training/zz_20000x4\.jpg: is too long', printed)
@@ -100,20 +72,13 @@ def test_classifier(tmp_path):
     data = write_image_folders(tmp_path / 'folders', 8, 4, (64, 64))
     for split in ('train', 'val'):
         odd_images(data / split / 'circle')
-    _, printed = run_tool(
-        'train.py',
-        'cyclemlp_demo',
-        '--data',
-        data,
-        '--work-dir',
-        'wd',
-        '--cfg-options',
+    options = [
         *NO_WORKERS,
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
         'train_dataloader.batch_size=6',
         'default_hooks.logger.interval=1',
-        cwd=tmp_path,
-    )
+    ]
+    printed = train_toy('cyclemlp_demo', data, options=options, cwd=tmp_path)
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)

@@ -44,12 +44,8 @@ def rewrite(file, **changes):
 @pytest.mark.parametrize('name', [RETINANET, MASK_RCNN])
 def test_coco_layout(coco, name):
     cfg = use_own_data(load_config(name), coco)
-    names = tuple(
-        c['name']
-        for c in json.loads((coco / 'annotations/instances_train2017.json').read_text())[
-            'categories'
-        ]
-    )
+    content = json.loads((coco / 'annotations/instances_train2017.json').read_text())
+    names = tuple(category['name'] for category in content['categories'])
     for phase in ('train', 'val', 'test'):
         dataset = cfg[f'{phase}_dataloader'].dataset
         assert dataset.data_root == str(coco)
@@ -57,12 +53,8 @@ def test_coco_layout(coco, name):
     assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     for phase in ('val', 'test'):
         assert cfg[f'{phase}_evaluator'].ann_file == f'{coco}/annotations/instances_val2017.json'
-    heads = (
-        [cfg.model.bbox_head]
-        if name == RETINANET
-        else [cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]
-    )
-    assert [head.num_classes for head in heads] == [len(names)] * len(heads)
+    found = list(dict(heads_classes(cfg.model)).values())
+    assert found == [len(names)] * (1 if name == RETINANET else 2)
 
 
 def test_coco_subset_of_classes_keeps_the_files_order(coco):
@@ -220,7 +212,7 @@ def test_png_images_work_and_mixtures_are_refused(ade):
 
 
 def test_ignore_label_is_for_segmentation(coco):
-    with pytest.raises(UserError, match='detection has none'):
+    with pytest.raises(UserError, match='--ignore-label is for segmentation'):
         use_own_data(load_config(RETINANET), coco, ignore_label=3)
 
 

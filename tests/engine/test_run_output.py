@@ -14,9 +14,9 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from rich.console import Console
 
-from cyclemlp_mm.engine.progress_bar import ProgressBar, progress_bar
+from cyclemlp_mm.engine.hooks import ProgressBar, progress_bar
 from cyclemlp_mm.engine.summary import run_summary
-from cyclemlp_mm.engine.vis_backends import add_vis_backends
+from cyclemlp_mm.engine.training_config import add_vis_backends
 from cyclemlp_mm.errors import UserError
 
 
@@ -116,10 +116,10 @@ def test_the_bar_on_a_terminal(make_runner):
     streams = [h.stream for h in runner.logger.handlers if type(h) is logging.StreamHandler]
     runner.train()
     drawn = screen.getvalue()
-    assert 'train, epoch 2/2' in drawn and '8/8' in drawn and 'left' in drawn
-    assert 'loss' in drawn and 'evaluate' in drawn and '2/2' in drawn
-    assert 'Saving checkpoint' in drawn  # the log goes above the bar
-    assert bar._progress is None
+    # The log goes above the bar.
+    for text in ('train, epoch 2/2', '8/8', 'left', 'loss', 'evaluate', '2/2', 'Saving checkpoint'):
+        assert text in drawn
+    assert bar.bar.finished and not bar.bar.live.is_started
     assert [h.stream for h in runner.logger.handlers if type(h) is logging.StreamHandler] == streams
     assert sys.stdout is not screen
 
@@ -139,7 +139,7 @@ def test_the_bar_goes_when_a_run_breaks_off(make_runner, monkeypatch):
     with pytest.raises(ZeroDivisionError), progress_bar(runner):
         runner.train()
     [bar] = [hook for hook in runner.hooks if isinstance(hook, ProgressBar)]
-    assert bar._progress is None and bar._streams == []
+    assert not bar.bar.live.is_started and bar._streams == []
     assert 'Progress' not in runner.cfg.pretty_text  # it is not in the saved config
 
 

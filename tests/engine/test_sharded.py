@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -11,7 +10,7 @@ import torch
 from old_torch import new_torch_only
 from paths import ROOT
 from prove_resume import final_state, same
-from test_distributed import ENV, IMPORTS, TESTS, largest_difference, run
+from test_distributed import DIST_TRAIN, IMPORTS, TESTS, largest_difference, run
 
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import configs_dir
@@ -55,20 +54,8 @@ def write_config(folder, name, base, settings, sharded):
 
 
 def train(folder, name, *arguments, check=True, data='shapes'):
-    return run(
-        [
-            ROOT / 'tools' / 'dist_train.sh',
-            f'{name}.py',
-            2,
-            '--data',
-            data,
-            '--work-dir',
-            name,
-            *arguments,
-        ],
-        folder,
-        check=check,
-    )
+    argv = [f'{name}.py', 2, '--data', data, '--work-dir', name, *arguments]
+    return run([DIST_TRAIN, *argv], folder, check=check)
 
 
 def losses(work_dir):
@@ -87,22 +74,8 @@ def trained(tmp_path_factory):
 
 
 def test_backbones_give_the_levels_and_gradients_of_whole_ones():
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc-per-node',
-            '2',
-            TESTS / 'sharded_backbones.py',
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env=ENV,
-    )
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    done = run([*torchrun, TESTS / 'sharded_backbones.py'], TESTS, check=False)
     found = re.findall(r'^(\w+) .*units \d+, held 0\.\d+, levels \S+, gradients', done.stdout, re.M)
     families = {'CycleMLP', 'MPViT'} | ({'RepMLP'} if find_spec('mmpretrain') else set())
     assert set(found) == families and len(found) >= 8, done.stdout[-3000:]
@@ -152,18 +125,9 @@ def test_whole_and_sharded_trainings_go_on_from_each_other(source, goes_on, trai
 
 def test_it_starts_from_weights_for_other_classes(trained):
     names = ['circle', 'square']
-    done = train(
-        trained,
-        'parts',
-        '--work-dir',
-        'fewer',
-        '--classes',
-        *names,
-        '--cfg-options',
-        'load_from=whole/epoch_3.pth',
-        'train_cfg.max_epochs=1',
-        'randomness.seed=1',
-    )
+    options = ['load_from=whole/epoch_3.pth', 'train_cfg.max_epochs=1', 'randomness.seed=1']
+    argv = ['--work-dir', 'fewer', '--classes', *names, '--cfg-options', *options]
+    done = train(trained, 'parts', *argv)
     assert re.search(r'bbox_head: (\d+) of (?!\1)\d+, the others are new', done.stdout)
     assert 'FutureWarning: FSDP' not in done.stdout
     saved = read_checkpoint(trained / 'fewer' / 'epoch_1.pth')['state_dict']

@@ -27,7 +27,7 @@ from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine import load_config
-from cyclemlp_mm.engine.check_weights import compare
+from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT

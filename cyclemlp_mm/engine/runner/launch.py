@@ -1,4 +1,4 @@
-"""Start and end of several processes without a GPU, where mmengine's own start needs one."""
+"""Start and end of the processes of a run, and mixed precision, also without a GPU."""
 
 from __future__ import annotations
 
@@ -13,18 +13,42 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import all_reduce, get_comm_device
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor, nn
 
 from cyclemlp_mm.errors import UserError
 
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 #: Whether this process has gloo's threads; they outlive ``destroy_process_group``.
 _has_gloo_threads = False
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Trains under CPU autocast in bfloat16; mmengine's ``AmpOptimWrapper`` needs a GPU.
+
+    bfloat16 has float32's range, so losses are not scaled and there is no scaler's state: a
+    checkpoint is resumed with or without mixed precision. Weights, gradients and the optimiser's
+    state stay float32.
+
+    Args:
+        **kwargs: As for :class:`mmengine.optim.OptimWrapper`.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast around the forward pass, inside mmengine's own context."""
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+            yield
 
 
 def prepare_launch(cfg: Config, launcher: str) -> None:
     """Set ``cfg.launcher``; without a GPU, also start the process group, with gloo.
 
-    mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` and hands device ids to DDP;
-    with a process group already there it does neither.
+    mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` and passes device ids to DDP;
+    if a process group exists already, it does neither.
 
     Args:
         cfg (Config): Changed in place.
@@ -66,8 +90,14 @@ def is_first_process(launcher: str) -> bool:
         launcher (str): As for :func:`prepare_launch`. Without one, every process is a run of its
             own, whatever variables the job that started it has set.
     """
-    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-    return launcher == 'none' or os.environ.get(ranks[launcher], '0') == '0'
+    return launcher == 'none' or os.environ.get(_RANKS[launcher], '0') == '0'
+
+
+def any_process(flag: Tensor) -> Tensor:
+    """Whether a flag, a scalar, is set in at least one process; all have to call this together."""
+    number = flag.to(get_comm_device(), torch.float32)
+    all_reduce(number, 'max')
+    return number.to(flag.device) > 0
 
 
 def finish_launch() -> None:
@@ -79,38 +109,31 @@ def finish_launch() -> None:
 
 @contextmanager
 def no_teardown_under_gloo() -> Iterator[None]:
-    """End the process with the body, where gloo's threads run; elsewhere, do nothing.
+    """End the process after the block if gloo's threads run; otherwise do nothing.
 
-    A thread of gloo's takes the interpreter's lock to give a tensor back. One that comes to it
-    while the interpreter is taken down aborts the process, after all its work was done
-    (https://github.com/pytorch/pytorch/issues/190489). So the interpreter is not taken down:
-    threads are waited for, exit handlers run, streams are flushed, as multiprocessing does at
-    the end of a process that was forked; then the process is gone. It ends with the exit status
+    A thread of gloo that needs the interpreter's lock while the interpreter is finalised aborts the
+    process, after all its work was done (https://github.com/pytorch/pytorch/issues/190489). So the
+    interpreter is not finalised: threads are joined, exit handlers run, streams are flushed, as
+    multiprocessing does at the end of a forked process; then the process exits with the status
     that the interpreter would have given it.
     """
+    status: object = 0
     try:
         yield
     except BaseException as error:
-        if _has_gloo_threads:
-            _leave(_exit_status(error))
-        raise
-    if _has_gloo_threads:
-        _leave(0)
-
-
-def _exit_status(error: BaseException) -> int:
-    """The status of a process that ends with ``error``, which is printed where Python would."""
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(type(error), error, error.__traceback__)
-        return 1
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    print(error.code, file=sys.stderr)
-    return 1
-
-
-def _leave(status: int) -> None:
+        if not _has_gloo_threads:
+            raise
+        status = 1
+        if isinstance(error, SystemExit):
+            status = error.code or 0
+        else:
+            traceback.print_exception(type(error), error, error.__traceback__)
+    if not _has_gloo_threads:
+        return
     try:
+        if not isinstance(status, int):  # a message, as Python prints it
+            print(status, file=sys.stderr)
+            status = 1
         threading._shutdown()  # as the interpreter does, in this order
         atexit._run_exitfuncs()
         sys.stdout.flush()

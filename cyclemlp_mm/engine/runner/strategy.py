@@ -1,4 +1,4 @@
-"""Models that FSDP deals out over several processes: in which parts, and whole again."""
+"""FSDP for mmengine's FlexibleRunner: which layers are sharded, and full state dicts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,45 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from mmengine._strategy import FSDPStrategy
-from mmengine.dist import all_reduce, get_comm_device
+from mmengine._strategy import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from mmengine.dist import is_main_process
 from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
+from cyclemlp_mm.engine.work_dir import atomic_file
+
+
+class _AtomicCheckpoints:
+    """A strategy opens a checkpoint by its name, whatever ``backend_args`` say."""
+
+    def save_checkpoint(self, filename: str, **kwargs: object) -> None:
+        """Write a file that is complete or absent."""
+        if not is_main_process():  # takes part, and writes nothing
+            super().save_checkpoint(filename, **kwargs)
+            return
+        with atomic_file(filename) as partial_file:
+            super().save_checkpoint(str(partial_file), **kwargs)
+
 
 @STRATEGIES.register_module()
-class ShardedStrategy(FSDPStrategy):
+class AtomicSingleDeviceStrategy(_AtomicCheckpoints, SingleDeviceStrategy):
+    """``SingleDeviceStrategy`` whose checkpoints are complete or absent."""
+
+
+@STRATEGIES.register_module()
+class AtomicDDPStrategy(_AtomicCheckpoints, DDPStrategy):
+    """``DDPStrategy`` whose checkpoints are complete or absent."""
+
+
+@STRATEGIES.register_module()
+class ShardedStrategy(_AtomicCheckpoints, FSDPStrategy):
     """mmengine's ``FSDPStrategy``, which also resumes, clips gradients, and runs without GPUs.
 
-    Checkpoints hold the whole state, in one file. ``clip_grad`` of the config means the norm over
-    all parameters, not over those of a process. Without a GPU, the processes talk by gloo, which is
-    of use to try a config out.
+    Checkpoints hold the full state, in one file, complete or absent. ``clip_grad`` of the config
+    means the norm over all parameters, not over those of a process. Without GPUs, the processes
+    communicate by gloo, to try a config out.
 
     Args:
         **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`; ``state_dict_cfg`` is set here.
@@ -54,7 +78,7 @@ class ShardedStrategy(FSDPStrategy):
     def load_model_state_dict(
         self, state_dict: dict[str, Tensor], *, strict: bool = False, **kwargs: object
     ) -> None:
-        """Take over weights; unless ``strict``, those of another shape are left out, as ever."""
+        """Load weights; unless ``strict``, those of another shape are left out."""
         if not strict:
             own = whole_state_dict(self.model)
             state_dict = {
@@ -65,8 +89,7 @@ class ShardedStrategy(FSDPStrategy):
         super().load_model_state_dict(state_dict, strict=strict, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Take over the optimiser's state, whole, of a checkpoint; also of a model that was not
-        sharded."""
+        """Load a checkpoint's full optimiser state, also that of a model that was not sharded."""
         optimizer = self.optim_wrapper.optimizer
         # By keyword: PyTorch 2.1 changed the order, in which mmengine still gives them.
         state = FullyShardedDataParallel.optim_state_dict_to_load(
@@ -100,7 +123,7 @@ def _by_name(state_dict: dict, model: nn.Module, optimizer: torch.optim.Optimize
 def _clip_whole_norm(
     model: FullyShardedDataParallel, parameters: object, max_norm: float, norm_type: float = 2.0
 ) -> Tensor:
-    """In the place of ``torch.nn.utils.clip_grad_norm_``, for all parameters of the model."""
+    """Replaces ``torch.nn.utils.clip_grad_norm_``, for all parameters of the model."""
     return model.clip_grad_norm_(max_norm, norm_type)
 
 
@@ -110,15 +133,14 @@ def shard_layers(
 ) -> bool:
     """``auto_wrap_policy`` of FSDP: a unit for each layer of some classes, and one for the rest.
 
-    Going by size, as PyTorch's ``size_based_auto_wrap_policy`` does, heads become units as well.
-    But the toolboxes call ``head.loss(…)`` and ``head.predict(…)``, not the ``forward`` in which
-    FSDP puts a unit's parameters together, and would find them in pieces. The rest, with necks and
-    heads, is put together for the whole of a step.
+    PyTorch's ``size_based_auto_wrap_policy`` makes units of heads as well. But the toolboxes call
+    ``head.loss(…)`` and ``head.predict(…)``, not the ``forward`` in which FSDP gathers a unit's
+    parameters. The rest, with necks and heads, is gathered for the whole of a step.
 
     Args:
         module (nn.Module): A part of the model that FSDP asks about.
         recurse (bool): Whether it asks if it shall look at the parts of ``module``.
-        nonwrapped_numel (int): Parameters of ``module`` in no unit yet; no matter here.
+        nonwrapped_numel (int): Parameters of ``module`` in no unit yet; not used.
         layers (Sequence[str]): Names of the classes.
 
     Returns:
@@ -133,25 +155,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a sharded model, whole and on the CPU, in every process.
-
-    Args:
-        model (nn.Module): Of :func:`is_sharded`. All processes have to call this together.
-    """
+    """The full state dict of a sharded model on the CPU; all processes call this together."""
     config = FullStateDictConfig(rank0_only=False, offload_to_cpu=torch.cuda.is_available())
     with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, config):
         return model.state_dict()
-
-
-def any_process(flag: Tensor) -> Tensor:
-    """Whether a flag is set in at least one process; all have to call this together.
-
-    Args:
-        flag (Tensor): (), bool.
-
-    Returns:
-        Tensor: (), bool, on the same device.
-    """
-    number = flag.to(get_comm_device(), torch.float32)
-    all_reduce(number, 'max')
-    return number.to(flag.device) > 0

@@ -1,14 +1,16 @@
-"""Weights of a whole model: completely where it is tested or resumed, else said part by part."""
+"""Weights of a whole model: all of them where it is tested or resumed, else logged by part."""
 
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from cyclemlp_mm.engine.config_data import names_of, require_same_classes, trained_classes
+from cyclemlp_mm.engine.runner.resumed import check_resumable, is_resumed, loaded_from
+from cyclemlp_mm.engine.runner.strategy import is_sharded, whole_state_dict
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models.strict_init import StrictInit
 from cyclemlp_mm.weights.loading import fits, is_counter, misfits
@@ -21,9 +23,6 @@ from cyclemlp_mm.weights.unwrap import (
     plain_name,
 )
 
-from .class_order import names_of, require_same_classes, trained_classes
-from .sharded import is_sharded, whole_state_dict
-
 
 @HOOKS.register_module()
 class CheckLoadedWeights(Hook):
@@ -33,7 +32,7 @@ class CheckLoadedWeights(Hook):
     - ``load_from`` in training: the backbone's must be (its output norms may be new); heads may
       differ, as for another number of classes, and are counted in the log.
 
-    Data with other class names, or in another order, is refused: labels would not mean the same.
+    Data with other class names, or in another order, is rejected: labels would not mean the same.
     ``load_from`` takes data with other names, to fine-tune on them.
 
     A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
@@ -43,18 +42,14 @@ class CheckLoadedWeights(Hook):
     priority = 'VERY_HIGH'  # before EMAHook looks at the state dict
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check and log.
-
-        Args:
-            runner (Runner): Its model is compared.
-            checkpoint (dict): Its ``state_dict`` is renamed in place where it lacks ``backbone.``.
+        """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``.
 
         Raises:
             UserError: The class names of the file and the data differ.
             CheckpointError: The model would stay without weights that it needs, or the file is no
                 training checkpoint and was to be resumed.
         """
-        source = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        source = loaded_from(runner)
         own = _state_dict(runner.model)
         in_file = dict(named_like(find_state_dict(checkpoint, source), own))
         if 'state_dict' not in checkpoint:
@@ -63,26 +58,26 @@ class CheckLoadedWeights(Hook):
             checkpoint['state_dict'] = in_file  # else as it is: it carries the modules' versions
         # A loop is built just before the checkpoint is loaded; until then it is its config.
         training = isinstance(runner._train_loop, BaseLoop)
-        if training and runner._resume:
+        resumed = is_resumed(runner)
+        if training and resumed:
             check_resumable(checkpoint, source)
-        complete = not training or runner._resume
-        runner.logger.info(compare(runner.model, in_file, str(source), complete, own))
+        complete = not training or resumed
+        runner.logger.info(compare(runner.model, in_file, source, complete, own))
         _check_classes(runner, checkpoint, source, fine_tuning=not complete)
 
 
 def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: bool) -> None:
-    """Refuse data in which labels mean other classes than in the file.
+    """Reject data in which labels mean other classes than in the file.
 
-    A fine-tuning may have other classes: then only another order of the same ones is refused, with
-    which the heads would start from each other's weights.
+    A fine-tuning may have other classes. With the same ones in another order it is rejected: the
+    heads would start from each other's weights.
     """
     trained = trained_classes(checkpoint)
     for phase in ('train', 'val', 'test'):
         loop = getattr(runner, f'_{phase}_loop', None)
         if not isinstance(loop, BaseLoop) or not hasattr(loop, 'dataloader'):
             continue
-        dataset = loop.dataloader.dataset
-        names = names_of(getattr(dataset, 'metainfo', None))
+        names = names_of(getattr(loop.dataloader.dataset, 'metainfo', None))
         if not fine_tuning or sorted(names) == sorted(trained):
             require_same_classes(trained, names, source)
         elif names and len(names) == len(trained):
@@ -99,15 +94,15 @@ def compare(
     complete: bool,
     own: dict[str, Tensor] | None = None,
 ) -> str:
-    """Say what of a model a file holds.
+    """Report what of a model a file holds.
 
     Args:
         model (nn.Module): Detector, segmentor or classifier, wrapped or not.
         in_file (dict[str, Tensor]): The file's.
         source (str): The file.
         complete (bool): Whether all of the model must be there, or the backbone only.
-        own (dict[str, Tensor], optional): The model's state dict, where it is known. Defaults to
-            None: asked.
+        own (dict[str, Tensor], optional): The model's state dict, if it is at hand. Defaults to
+            None: it is made.
 
     Returns:
         str: Counts, in all and of each part of the model.
@@ -124,16 +119,18 @@ def compare(
             f'checkpoint {source} does not fit the model: none of its {len(in_file)} tensors does. '
             f'Its names begin with {first_parts(in_file)}; the model has {first_parts(own)}'
         )
-    strict = _strict_backbones(model)
-    lines, judged = [], set()
+    strict = {  # backbones of ours, by what their names in the state dict begin with
+        plain_name(f'{name}.') if name else '': module
+        for name, module in model.named_modules()
+        if isinstance(module, StrictInit)
+    }
+    lines, judged = [f'loaded {len(fitting)} of {len(needed)} tensors from {source}'], set()
     for prefix, backbone in strict.items():
         inner = part_of(in_file, prefix)
         report = backbone.check_fit(inner, source, part_of(own, prefix), complete, prefix)
         judged.update(prefix + name for name in inner)
-        lines += [
-            f'  {prefix[:-1]}: in the file, not used: {kind} ({count})'
-            for kind, count in report.left.items()
-        ]
+        for kind, count in report.left.items():
+            lines.append(f'  {prefix[:-1]}: in the file, not used: {kind} ({count})')
     rest = {
         name: own[name]
         for name in needed
@@ -144,7 +141,6 @@ def compare(
             f'checkpoint {source} does not fit the model; nothing was loaded. {"; ".join(wrong)}. '
             'Is it the config that the file was trained with?'
         )
-    lines.insert(0, f'loaded {len(fitting)} of {len(needed)} tensors from {source}')
     for part in dict.fromkeys(name.split('.')[0] for name in needed):
         names = [name for name in needed if name.split('.')[0] == part]
         found = sum(name in fitting for name in names)
@@ -156,49 +152,10 @@ def compare(
     return '\n'.join(lines)
 
 
-def _strict_backbones(model: nn.Module) -> dict[str, StrictInit]:
-    """The backbones of ours in a model, by what their names in its state dict begin with."""
-    return {
-        plain_name(f'{name}.') if name else '': module
-        for name, module in model.named_modules()
-        if isinstance(module, StrictInit)
-    }
-
-
 def _state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, whole, without the names of what is wrapped around it."""
+    """The full state dict of a model, without the names of what is wrapped around it."""
     if is_sharded(model):
         return whole_state_dict(model)
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model.state_dict()
-
-
-def check_resumable(checkpoint: dict, source: str) -> None:
-    """Raise a CheckpointError where a checkpoint lacks what a training needs to go on."""
-    meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
-    counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else [None]
-    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
-    if (
-        any(type(count) is not int or count < 0 for count in counts)
-        or not isinstance(hub, dict)
-        or any(not isinstance(hub.get(part), dict) for part in parts)
-    ):
-        raise CheckpointError(
-            f'checkpoint {source} cannot be resumed: it does not say how far its training was. To '
-            'start a new training from its weights, use --cfg-options load_from=FILE'
-        )
-    for part, kind in (('resumed_keys', bool), ('log_scalars', HistoryBuffer)):
-        wrong = [key for key, value in hub[part].items() if not isinstance(value, kind)]
-        if wrong:
-            raise CheckpointError(
-                f'checkpoint {source} cannot be resumed: message_hub.{part}.{wrong[0]} is a '
-                f'{type(hub[part][wrong[0]]).__name__}, not a {kind.__name__}. To start a new '
-                'training from its weights, use --cfg-options load_from=FILE'
-            )
-    if 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin again
-        raise CheckpointError(
-            f'checkpoint {source} cannot be resumed: it holds weights without the state of the '
-            'optimiser, as best_*.pth do. Resume epoch_*.pth or iter_*.pth; to start a new '
-            'training from its weights, use --cfg-options load_from=FILE'
-        )

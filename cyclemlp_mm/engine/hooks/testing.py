@@ -1,20 +1,44 @@
-"""Pictures of a test's predictions, one per image: ``tools/test.py --show-dir``."""
+"""Hooks of a test: pictures of its predictions, and a model in deploy mode."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, as_picture, image_loader, read_image
+from cyclemlp_mm.models import to_deploy
 
 _WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+
+@HOOKS.register_module()
+class DeployModel(Hook):
+    """Tests a folded copy of the model; see :func:`cyclemlp_mm.models.to_deploy`.
+
+    A copy, because EMAHook puts the training's weights back into the model afterwards, one
+    parameter after the other.
+    """
+
+    priority = 'VERY_LOW'  # after EMAHook, which puts the averaged weights in
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Replace the model by the copy."""
+        self._model = model = runner.model
+        runner.model = to_deploy(copy.deepcopy(model.module if is_model_wrapper(model) else model))
+        runner.logger.info('deploy mode: what can be folded was folded')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Put the model back."""
+        runner.model = self._model
 
 
 @HOOKS.register_module()
@@ -45,14 +69,19 @@ class DrawResults(Hook):
         paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
         self._names = picture_names(paths, self._is_detector)
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
-    ) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         """Draw the images of a batch."""
         for sample in outputs:
             path = str(sample.img_path)
             name = self._names.get(path) or f'{Path(path).name}.png'
-            self._draw(runner.visualizer, name, self._read(path, sample), sample)
+            file = self.out_dir / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image, visualizer = self._read(path, sample), runner.visualizer
+            if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
+                visualizer.visualize_cls(image, sample, out_file=str(file))
+                continue
+            more = dict(pred_score_thr=self.score_thr) if self._is_detector else {}
+            visualizer.add_datasample(name, image, data_sample=sample, out_file=str(file), **more)
 
     def _read(self, path: str, sample: object) -> np.ndarray:
         """RGB image of the size that the predictions are for; black where it cannot be read."""
@@ -60,39 +89,22 @@ class DrawResults(Hook):
         known = dict(img_path=path, height=height, width=width)
         try:
             image = self._loader.read(known)[0] if self._loader else read_image(path, known)[0]
-        except BadImageError:  # the test's log says so, and counts it
+        except BadImageError:  # the test's log names it
             return np.zeros((height, width, 3), np.uint8)
         return np.ascontiguousarray(as_picture(image))
-
-    def _draw(self, visualizer: object, name: str, image: np.ndarray, sample: object) -> None:
-        file = self.out_dir / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
-            visualizer.visualize_cls(image, sample, out_file=str(file))
-            return
-        more = dict(pred_score_thr=self.score_thr) if self._is_detector else {}
-        visualizer.add_datasample(name, image, data_sample=sample, out_file=str(file), **more)
 
 
 def picture_names(paths: list[str], keep_suffix: bool = True) -> dict[str, str]:
     """For each image the name of its picture, relative to the folder that all images share.
 
-    Args:
-        paths (list[str]): Image files.
-        keep_suffix (bool): Whether a picture of a JPEG is a JPEG. Defaults to True; else PNG.
+    A PNG, or with ``keep_suffix`` the image's own kind where that can be written.
     """
-    paths = sorted(set(paths))
-    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    root = os.path.commonpath(folders) if folders else ''
-    names = {path: os.path.relpath(os.path.abspath(path), root) for path in paths}
-
-    def is_kept(name: str) -> bool:
-        return keep_suffix and Path(name).suffix.lower() in _WRITTEN
-
+    full = {path: os.path.abspath(path) for path in sorted(set(paths))}
+    root = os.path.commonpath(map(os.path.dirname, full.values())) if full else ''
+    names = {path: os.path.relpath(file, root) for path, file in full.items()}
     stems = Counter(os.path.splitext(name)[0] for name in names.values())
-    return {
-        path: name
-        if is_kept(name)
-        else f'{os.path.splitext(name)[0] if stems[os.path.splitext(name)[0]] == 1 else name}.png'
-        for path, name in names.items()
-    }
+    for path, name in names.items():
+        stem, suffix = os.path.splitext(name)
+        if not (keep_suffix and suffix.lower() in _WRITTEN):
+            names[path] = f'{stem if stems[stem] == 1 else name}.png'
+    return names

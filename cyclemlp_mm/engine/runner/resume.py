@@ -1,4 +1,4 @@
-"""``--resume auto``: the newest checkpoint of a work dir that can be read."""
+"""``--resume``: the newest checkpoint of a work dir that can be read, or the one that is named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
+from cyclemlp_mm.engine.config_data import take_class_order, trained_classes
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights import (
@@ -17,26 +18,19 @@ from cyclemlp_mm.weights import (
     read_checkpoint,
 )
 
-from .check_weights import check_resumable
-from .class_order import take_class_order, trained_classes
+from .resumed import check_resumable
 
 
 class FoundCheckpoint(NamedTuple):
-    """What to resume from.
+    """What to resume from."""
 
-    Attributes:
-        path (Path | None): The checkpoint; None where training has not got to its first one.
-        notes (list[str]): Files that cannot be read, each with the reason, and the like.
-        content (dict | None): What the checkpoint holds.
-    """
-
-    path: Path | None
-    notes: list[str]
+    path: Path | None  # None where the training has not saved one yet
+    notes: list[str]  # files that cannot be read, each with the reason, and the like
     content: dict | None = None
 
 
 def resume_training(cfg: Config, source: str) -> list[str]:
-    """Set ``cfg`` to go on from a checkpoint, with the seed that it was trained with.
+    """Set ``cfg`` to continue from a checkpoint, with the seed that it was trained with.
 
     Args:
         cfg (Config): Changed in place.
@@ -48,25 +42,22 @@ def resume_training(cfg: Config, source: str) -> list[str]:
     Raises:
         CheckpointError: 'auto', and there are checkpoints, but none can be read, or the seed in the
             file is not one.
-        MissingFileError: The named checkpoint is not there.
+        MissingFileError: The named checkpoint does not exist.
     """
-    said = []
+    notes = []
     if source == 'auto':
         folder = checkpoint_folder(cfg)
-        found = find_newest(folder, Path(cfg.work_dir) / 'last_checkpoint')
-        said = found.notes
-        if found.path is None:
-            said.append(f'{folder} has no checkpoint yet: training starts at the beginning')
-            return said
-        said.append(f'resuming from {found.path}')
-        path, content = str(found.path), found.content
+        path, notes, content = find_newest(folder, Path(cfg.work_dir) / 'last_checkpoint')
+        if path is None:
+            return [*notes, f'{folder} has no checkpoint yet: training starts at the beginning']
+        notes.append(f'resuming from {path}')
     else:
-        path = source if '://' in source else str(user_path(source))
-        content = read_before_loading(path)
+        path = source if '://' in source else user_path(source)
+        content = read_before_loading(str(path))
     cfg.resume = True
-    cfg.load_from = path
-    said += take_class_order(cfg, trained_classes(content), path)
-    return [*said, *_take_seed(cfg, content, path)]
+    cfg.load_from = str(path)
+    notes += take_class_order(cfg, trained_classes(content), cfg.load_from)
+    return notes + _take_seed(cfg, content)
 
 
 def checkpoint_folder(cfg: Config) -> Path:
@@ -89,9 +80,9 @@ def checkpoint_folder(cfg: Config) -> Path:
 def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpoint:
     """The checkpoint of a folder that is furthest in its training, of those that can be read.
 
-    How far one is, the file says, not its name or date. ``last_checkpoint`` is a hint: files that
-    are further than the one it names, but were saved before that, are of an earlier training in
-    the same folder and come last. Every byte of the file is read and checked before it is trusted.
+    The file itself says how far it is, not its name or date. ``last_checkpoint`` is a hint: files
+    that are further than the one it names, but were saved before it, are of an earlier training in
+    the same folder and come last. Every byte of the file is read and checked before it is used.
 
     Args:
         folder (str | Path): Where the checkpoints are.
@@ -100,7 +91,7 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
     Raises:
         CheckpointError: There are some, but none can be read.
     """
-    folder, broken, states = Path(folder), [], {}
+    folder, broken, notes, states = Path(folder), [], [], {}
     for path in sorted(folder.glob('*.pth')):
         if path.name.startswith(('.', 'best_')):  # half written; weights without a state
             continue
@@ -110,20 +101,20 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
         try:
             # The tensors of a file that safe loading refuses cannot be left out: it is unpickled,
             # and once is enough. The content of the one that is furthest is kept.
-            content = read_checkpoint(path, tensors=is_unsafe_loading())
+            unsafe = is_unsafe_loading()
+            content = read_checkpoint(path, tensors=unsafe)
             states[path] = _progress(content)
-            if is_unsafe_loading() and states[path] == max(
-                filter(None, states.values()), default=0
-            ):
+            if unsafe and states[path] == max(filter(None, states.values()), default=0):
                 keep_for_loading(str(path), content)
         except CheckpointError as error:
             broken.append(str(error))
-    notes = []
     order = sorted((p for p in states if states[p] is not None), key=states.get, reverse=True)
     name = _pointed_name(pointer or folder / 'last_checkpoint')
-    named = next((path for path in order if path.name == name), None)
+    named = next((states[path] for path in order if path.name == name), None)
     if named is not None:
-        order.sort(key=lambda path: states[path].is_of_before(states[named]))
+        order.sort(
+            key=lambda p: states[p].iteration > named.iteration and states[p].time < named.time
+        )
     elif order and name is not None:
         notes.append(f'last_checkpoint names no checkpoint of {folder}: it is not used')
     for path in order:
@@ -149,10 +140,6 @@ class _Progress(NamedTuple):
     epoch: int
     time: str  # %Y%m%d_%H%M%S, when it was saved
 
-    def is_of_before(self, named: _Progress) -> bool:
-        """Whether this is further than ``named``, and was saved earlier."""
-        return self.iteration > named.iteration and self.time < named.time
-
 
 def _progress(content: object) -> _Progress | None:
     """How far a checkpoint is; None for weights alone."""
@@ -164,7 +151,7 @@ def _progress(content: object) -> _Progress | None:
 
 
 def _pointed_name(pointer: Path) -> str | None:
-    """The file name in ``last_checkpoint``; its folder is where training ran, maybe elsewhere."""
+    """The file name in ``last_checkpoint``; the folder in it may be another machine's."""
     try:
         if not pointer.is_file():  # a pipe would hang
             return None
@@ -175,22 +162,22 @@ def _pointed_name(pointer: Path) -> str | None:
     return re.split(r'[/\\]', text.strip('\ufeff\0 \t\r\n'))[-1]
 
 
-def _take_seed(cfg: Config, content: object, path: str) -> list[str]:
+def _take_seed(cfg: Config, content: object) -> list[str]:
     """The order of the data follows from the seed, and is made before mmengine reads the file."""
     meta = content.get('meta') if isinstance(content, dict) else None
-    trained_with = meta.get('seed') if isinstance(meta, dict) else None
-    if type(trained_with) is not int:
+    seed = meta.get('seed') if isinstance(meta, dict) else None
+    if type(seed) is not int:
         return []
-    if not 0 <= trained_with < 2**32:
+    if not 0 <= seed < 2**32:
         raise CheckpointError(
-            f'checkpoint {path}: meta.seed is {trained_with!r:.50}, but must be 0 to 4294967295'
+            f'checkpoint {cfg.load_from}: meta.seed is {seed!r:.50}, but must be 0 to 4294967295'
         )
     randomness = dict(cfg.get('randomness') or {})
     asked = randomness.get('seed')
-    cfg.randomness = dict(randomness, seed=trained_with)
-    if asked in (None, trained_with):
+    cfg.randomness = dict(randomness, seed=seed)
+    if asked in (None, seed):
         return []
     return [
-        f'{path} was trained with randomness.seed={trained_with}; it goes on with that one, not '
+        f'{cfg.load_from} was trained with randomness.seed={seed}; it goes on with that one, not '
         f'with {asked} of the config'
     ]

@@ -1,0 +1,188 @@
+"""What a run shows: its log, which a full disk does not stop, and a progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+
+@HOOKS.register_module()
+class PatientLoggerHook(LoggerHook):
+    """``LoggerHook``, with its arguments, that a full disk does not stop.
+
+    Lines of the log file, and figures of all visualizer backends, that cannot be written are
+    missing there. The first is reported as an error, the rest are counted at the end.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.lost = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """Also let the log file fail without a traceback for each line."""
+        super().before_run(runner)
+        for handler in runner.logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = self._lose_line  # the attribute that logging has for it
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        """As mmengine's."""
+        with self._surviving(runner):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """As mmengine's."""
+        with self._surviving(runner):
+            super().after_val_epoch(runner, metrics)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """As mmengine's."""
+        with self._surviving(runner):
+            super().after_test_epoch(runner, metrics)
+
+    def after_run(self, runner: Runner) -> None:
+        """Also report how much is missing."""
+        with self._surviving(runner):
+            super().after_run(runner)
+        if self.lost:
+            runner.logger.warning(
+                f'{self.lost} entries of the log or its figures in {runner.log_dir} are missing: '
+                'they could not be written'
+            )
+
+    @contextmanager
+    def _surviving(self, runner: Runner) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._lose(f'figures of the log could not be written: {error}', runner.logger.error)
+
+    def _lose_line(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            raise error
+        self._lose(f'a line of the log file could not be written: {error}', _to_stderr)
+
+    def _lose(self, message: str, report: object) -> None:
+        self.lost += 1
+        if self.lost == 1:
+            report(f'{message}. Training goes on; make room, or the log stays incomplete')
+
+
+def _to_stderr(message: str) -> None:
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(runner: Runner) -> Iterator[None]:
+    """Show a :class:`ProgressBar` for what the runner does in the block, however it ends.
+
+    The hook is given to the runner, not to its config: the config in the work dir runs in any tool.
+    """
+    bar = ProgressBar()
+    runner.register_hook(bar)
+    try:
+        yield
+    finally:
+        bar.close()
+
+
+class ProgressBar(Hook):
+    """Shows how far training and evaluation are, with the latest loss and the time left.
+
+    Log lines are printed above the bar. Where the output is no terminal (a file, a pipe, a queue of
+    a cluster), and in all processes but the first, nothing is shown.
+
+    Args:
+        console (Console, optional): Where to draw. Defaults to None: the standard output.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
+        self.bar = Progress(
+            '{task.description}',
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            'left',
+            TimeRemainingColumn(),
+            '{task.fields[loss]}',
+            console=self.console,
+            transient=True,
+            disable=not (self.console.is_terminal and is_main_process()),
+        )
+        self._tasks: dict[str, int] = {}
+        self._streams: list[tuple[logging.StreamHandler, object]] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Begin to draw, with the log above the bar."""
+        self.bar.start()
+        if self.bar.disable:
+            return
+        # The logger holds the stream from before; rich's own writes above the bar.
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler and handler.stream is not sys.stdout:
+                self._streams.append((handler, handler.setStream(sys.stdout)))
+
+    def after_run(self, runner: Runner) -> None:
+        """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar and give the log its stream back; also where a run was broken off."""
+        for handler, stream in self._streams:
+            handler.setStream(stream)
+        self._streams.clear()
+        self.bar.stop()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        """Move on by an iteration."""
+        loss = (outputs or {}).get('loss')
+        if isinstance(loss, Tensor):
+            loss = loss.item()  # float() of one with a gradient warns
+        unit = f'epoch {runner.epoch + 1}/{runner.max_epochs}'
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            unit = 'iterations'
+        text = '' if loss is None else f'loss {loss:.3f}'
+        self._show(f'train, {unit}', runner.iter + 1, runner.max_iters, text, kind='train')
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        """Move on by a batch of the validation."""
+        self._show('evaluate', batch_idx + 1, len(runner.val_dataloader))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Remove the validation's line."""
+        if 'evaluate' in self._tasks:
+            self.bar.remove_task(self._tasks.pop('evaluate'))
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        """Move on by a batch of the test."""
+        self._show('test', batch_idx + 1, len(runner.test_dataloader))
+
+    def _show(self, title: str, done: int, total: int, loss: str = '', kind: str = '') -> None:
+        kind = kind or title
+        if kind not in self._tasks:
+            # What was done before a resumed run must not count as done at once.
+            self._tasks[kind] = self.bar.add_task(title, total=total, completed=done - 1, loss=loss)
+        self.bar.update(
+            self._tasks[kind], description=title, completed=done, total=total, loss=loss
+        )
