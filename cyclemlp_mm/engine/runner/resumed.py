@@ -23,6 +23,12 @@ from torch.optim import Optimizer
 from cyclemlp_mm.errors import CheckpointError, UserError
 
 _NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
+#: Where the parts of a checkpoint are used.
+_USED_IN = {
+    'mmengine/optim/scheduler/': 'param_schedulers',
+    'torch/optim/': 'optimizer',
+    'mmengine/hooks/runtime_info_hook.py': 'optimizer',  # logs the learning rate
+}
 _SIMPLE = (int, float, str, tuple, list, Counter, type(None))
 
 
@@ -74,16 +80,15 @@ def guard_resume(kind: type) -> type:
 
 def _damaged_part(error: Exception) -> str | None:
     """The part of a checkpoint that an error comes from, when it is read back or first used."""
-    frames = traceback.extract_tb(error.__traceback__)
-    words = dict(param_schedulers='sched', optimizer='optim', message_hub='message_hub')
+    frames, cause = [], error
+    while cause is not None:  # mmengine's call_hook raises a TypeError again
+        frames += traceback.extract_tb(cause.__traceback__)
+        cause = cause.__context__
     if not any(frame.name == 'resume' for frame in frames):
-        folders = dict(optimizer='torch/optim/', param_schedulers='mmengine/optim/scheduler/')
-        found = [
-            part
-            for part, folder in folders.items()
-            if any(folder in Path(frame.filename).as_posix() for frame in frames)
-        ]
-        return found[0] if found and 'CUDA' not in str(error) else None
+        files = ' '.join(Path(frame.filename).as_posix() for frame in frames)
+        parts = [part for place, part in _USED_IN.items() if place in files]
+        return parts[0] if parts and 'CUDA' not in str(error) else None
+    words = dict(param_schedulers='sched', optimizer='optim', message_hub='message_hub')
     for frame in frames:
         for part, word in words.items():
             if word in (frame.line or ''):
