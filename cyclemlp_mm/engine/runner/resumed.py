@@ -23,10 +23,10 @@ from torch.optim import Optimizer
 from cyclemlp_mm.errors import CheckpointError, UserError
 
 _NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
-#: Where the parts of a checkpoint are used.
+#: Where the parts of a checkpoint are used. A scheduler wraps the step of its optimiser.
 _USED_IN = {
-    'mmengine/optim/scheduler/': 'param_schedulers',
     'torch/optim/': 'optimizer',
+    'mmengine/optim/scheduler/': 'param_schedulers',
     'mmengine/hooks/runtime_info_hook.py': 'optimizer',  # logs the learning rate
 }
 _SIMPLE = (int, float, str, tuple, list, Counter, type(None))
