@@ -15,7 +15,7 @@ from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
-from cyclemlp_mm.engine.resume import find_newest
+from cyclemlp_mm.engine.runner.resume import find_newest
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import (
