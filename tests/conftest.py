@@ -41,3 +41,27 @@ def log_lines():
     logger.addHandler(keep)
     yield lines
     logger.removeHandler(keep)
+
+
+@pytest.fixture(scope='session')
+def detector(tmp_path_factory):
+    """Config and checkpoint of a small RetinaNet with random weights."""
+    from toy_models import save_detector
+
+    return save_detector(tmp_path_factory.mktemp('detector'))
+
+
+@pytest.fixture(scope='session')
+def mask_detector(tmp_path_factory):
+    """Of a Mask R-CNN."""
+    from toy_models import save_detector
+
+    return save_detector(tmp_path_factory.mktemp('masks'), masks=True)
+
+
+@pytest.fixture(scope='session')
+def segmentor(tmp_path_factory):
+    """Of a Semantic FPN."""
+    from toy_models import save_segmentor
+
+    return save_segmentor(tmp_path_factory.mktemp('segmentor'))

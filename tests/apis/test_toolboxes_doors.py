@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, init_default_scope
-from toy_models import ARCH, save_detector, save_segmentor
+from toy_models import ARCH
 
 import cyclemlp_mm
 from cyclemlp_mm import config_path
@@ -31,25 +31,23 @@ def test_nothing_of_mmengine_is_replaced():
     assert BaseInferencer._load_model_from_metafile.__module__ == BaseInferencer.__module__
 
 
-def test_mmdet_and_mmseg(tmp_path):
+def test_mmdet_and_mmseg(detector, segmentor):
     from mmdet.apis import DetInferencer, init_detector
     from mmseg.apis import MMSegInferencer, init_model
 
-    _, detector = save_detector(tmp_path / 'det')
-    _, segmentor = save_segmentor(tmp_path / 'seg')
     config = config_path('retinanet_cyclemlp_demo')
     cfg = Config.fromfile(config)
     cfg.model.backbone.arch = ARCH
     cfg.model.neck.in_channels = list(ARCH['widths'][1:])
-    bias = init_detector(cfg, str(detector), device='cpu').backbone.stem.proj.bias
-    assert torch.equal(bias, torch.load(detector)['state_dict']['backbone.stem.proj.bias'])
+    bias = init_detector(cfg, str(detector[1]), device='cpu').backbone.stem.proj.bias
+    assert torch.equal(bias, torch.load(detector[1])['state_dict']['backbone.stem.proj.bias'])
     assert DetInferencer(config, device='cpu').cfg.model.backbone.type == 'CycleMLP'
     config = config_path('fpn_cyclemlp_b1_256x256_600i_small')
     cfg = Config.fromfile(config)
     cfg.model.backbone.arch = ARCH
     cfg.model.neck.in_channels = list(ARCH['widths'])
     cfg.model.decode_head.num_classes = 3
-    init_model(cfg, str(segmentor), device='cpu')
+    init_model(cfg, str(segmentor[1]), device='cpu')
     assert MMSegInferencer(config, device='cpu').cfg.model.decode_head.num_classes == 150
 
 

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from PIL import Image
-from toy_models import save_detector, save_segmentor
+from toy_models import save_segmentor
 from toy_runs import run_tool
 
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.errors import CheckpointError, UserError
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    return save_detector(tmp_path_factory.mktemp('detector'))
 
 
 def draw(*arguments):

@@ -5,18 +5,12 @@ import json
 import pytest
 import torch
 from PIL import Image
-from toy_models import save_detector, save_segmentor
 
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.datasets.shapes import CLASSES
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    return save_detector(tmp_path_factory.mktemp('detector'))
 
 
 def bare(model, folder, wrapped=True, **content):
@@ -57,8 +51,8 @@ def test_a_detectors_config_names_them(content, detector, tmp_path, log_lines):
     assert any('bare.pth: it has no class names; those of the config' in line for line in log_lines)
 
 
-def test_a_segmentors_config_names_them(tmp_path):
-    config, checkpoint = bare(save_segmentor(tmp_path / 'model'), tmp_path)
+def test_a_segmentors_config_names_them(segmentor, tmp_path):
+    config, checkpoint = bare(segmentor, tmp_path)
     names = dict(classes=('sky', 'road', 'tree'), palette=[[0, 0, 1], [0, 1, 0], [1, 0, 0]])
     predictor = Predictor(changed(config, tmp_path, names), checkpoint, device='cpu')
     assert predictor.classes == ('sky', 'road', 'tree')
