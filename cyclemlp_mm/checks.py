@@ -55,7 +55,7 @@ def check_score_thr(score_thr: float) -> None:
 def check_writable(path: str | Path, option: str, is_folder: bool = False) -> None:
     """Check a place before hours of work, with a temporary file of 1 MB next to it.
 
-    Nothing is left behind. Whether the disk has room for all is not known.
+    Nothing is left there. Whether the disk has room for all is not known.
 
     Args:
         path (str | Path): A file, there or not, or a folder.
@@ -127,6 +127,6 @@ def _failed_code(error: Exception) -> traceback.FrameSummary | None:
     of_toolbox = toolboxes.intersection(Path(inside[0].filename).parts)
     if of_toolbox and isinstance(error, _SETTINGS):
         return None
-    refuses = isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise ')
+    rejects = isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise ')
     # Not in a library that the class calls.
-    return None if refuses else [f for f in inside if f.filename == inside[0].filename][-1]
+    return None if rejects else [f for f in inside if f.filename == inside[0].filename][-1]

@@ -4,6 +4,7 @@ Each line of the input is a job: ``argv``, ``cwd``, ``env``, and ``output``, a f
 printed. Each line of the output is the exit code of one.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -11,6 +12,8 @@ import json
 import os
 import runpy
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 answers = os.fdopen(os.dup(1), 'w')
@@ -43,7 +46,6 @@ for line in sys.stdin:
     if pid:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
         continue
-    # The copy leaves the loop, so that its end is that of any program.
     with open(job['output'], 'wb') as output, open(os.devnull, 'rb') as nothing:
         for source, target in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(source.fileno(), target)
@@ -52,5 +54,19 @@ for line in sys.stdin:
     os.chdir(job['cwd'])
     sys.argv = job['argv']
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    runpy.run_path(sys.argv[0], run_name='__main__')
-    break
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # The interpreter is not taken down, which would copy all of the parent's memory: 1.2 s.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -104,7 +104,7 @@ class DistilledClassifier(ImageClassifier):
         return self._unregistered[0]
 
     def init_weights(self) -> None:
-        """Initialise the student as ``init_cfg`` says, and load the teacher.
+        """Initialise the student by ``init_cfg``, and load the teacher.
 
         Raises:
             MissingFileError, CheckpointError: The teacher's file is not there or does not fit.

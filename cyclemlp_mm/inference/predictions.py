@@ -1,4 +1,4 @@
-"""What a model says about an image, as plain arrays: instances or a label map."""
+"""Predictions of a model for an image, as plain arrays: instances or a label map."""
 
 from __future__ import annotations
 

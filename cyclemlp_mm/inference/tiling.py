@@ -212,8 +212,10 @@ def _groups(pairs: list[tuple[int, int]], tile_of: list[int]) -> list[list[int]]
 
 
 def _room(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N,): pixels between each box and the nearest border of its tile, (N, 4) or (4,), that is
-    none of the image; infinite if there is none, negative if the box reaches beyond."""
+    """(N,): pixels between each box and the nearest inner border of its tile, (N, 4) or (4,).
+
+    Infinite if no border of the tile is inside the image, negative if the box reaches beyond it.
+    """
     height, width = size
     low = np.where(tiles[..., :2] > 0, boxes[:, :2] - tiles[..., :2], np.inf)
     high = np.where(tiles[..., 2:] < (width, height), tiles[..., 2:] - boxes[:, 2:], np.inf)
