@@ -112,14 +112,16 @@ def test_what_is_typed_wins_over_data_in_segmentation(data):
     assert cfg.val_dataloader.dataset.reduce_zero_label is True
 
 
-def test_an_evaluation_names_a_misspelt_setting(data):
-    pytest.importorskip('mmdet')
-    for option, right in (
+@pytest.mark.parametrize(
+    'option, right',
+    [
         ('test_dataloader.batchsize=1', 'batch_size'),
         ('test_evaluator.metrics_items=1', 'metric_items'),
-    ):
-        with pytest.raises(UserError, match=rf'before the evaluation found 1 error:\s.*{right}'):
-            evaluate([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
+    ],
+)
+def test_an_evaluation_names_a_misspelt_setting(data, option, right):
+    with pytest.raises(UserError, match=rf'before the evaluation found 1 error:\s.*{right}'):
+        evaluate([DET, 'none.pth', '--data', str(data / 'coco'), '--cfg-options', option])
 
 
 def test_the_launcher_has_an_argument_of_its_own():

@@ -10,6 +10,7 @@ import pytest
 
 from cyclemlp_mm.apis.run_tool import guard_screen, run_tool, show
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.preflight.files import in_parallel
 
 HOSTILE = ['\x1b[2J', '\x1b]0;a\x07', '\x9b31m', 'a\rb', '\x08', '\u202egpj.exe', '\udcff', '\0']
 
@@ -51,6 +52,19 @@ def test_what_is_no_control_character_stays(screen):
     print(tag)
     assert screen() == f'{text}\n\r 10%|#\r{tag}\n'
     assert show(text) == text
+
+
+def test_a_progress_bar_moves_the_cursor(screen, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    guard_screen()
+    assert in_parallel(str, [1, 2], 'Images') == ['1', '2']
+    drawn = sys.stderr.raw.getvalue()
+    assert '\x1b[' in drawn and r'\x1b' not in drawn
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EIO])

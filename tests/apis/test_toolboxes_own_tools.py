@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import TINY_BACKBONE, TINY_DETECTOR
+from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR
 
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import load_config, use_own_data
@@ -44,22 +44,12 @@ def test_mmseg_with_bn_for_sync_bn(tmp_path):
     data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
     cfg = use_own_data(load_config('upernet_cyclemlp_b1_512x512_160k_ade20k'), data)
     cfg.dump(tmp_path / 'config.py')
-    printed = run_own_tool(
-        'mmseg',
-        tmp_path / 'config.py',
-        'model.backbone.init_cfg=None',
-        'train_cfg.max_iters=1',
-        'train_cfg.val_interval=1',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
-        'default_hooks.logger.interval=1',
-        'train_dataloader.dataset.pipeline.3.scale=(128,64)',
-        'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
-        'model.data_preprocessor.size=(64,64)',
-        'val_dataloader.dataset.pipeline.1.scale=(128,64)',
-        cwd=tmp_path,
-    )
+    small = ['train_dataloader.dataset.pipeline.3.scale=(128,64)']
+    small += ['train_dataloader.dataset.pipeline.4.crop_size=(64,64)']
+    small += ['val_dataloader.dataset.pipeline.1.scale=(128,64)']
+    small += ['model.data_preprocessor.size=(64,64)', 'model.backbone.init_cfg=None']
+    few = [f'{key}=1' for key in ('train_cfg.max_iters', 'train_cfg.val_interval')]
+    few += ['default_hooks.logger.interval=1', *NO_WORKERS]
+    printed = run_own_tool('mmseg', tmp_path / 'config.py', *small, *few, cwd=tmp_path)
     assert 'BN is used in place of SyncBN, as there is one process' in printed
     assert re.search(r'Iter\(train\) \[\s*1/\s*1\].* loss: \d', printed)

@@ -9,7 +9,7 @@ from mmengine.runner import load_checkpoint
 from parity_rule import golden, published_weights
 from paths import ROOT, needs_parity
 from published_names import published_state_dict
-from toy_runs import run_tool
+from toy_runs import NO_WORKERS, run_tool
 
 from cyclemlp_mm.datasets.shapes import write_image_lists
 from cyclemlp_mm.engine import load_config
@@ -80,23 +80,9 @@ def test_tools_test_takes_a_published_file(tmp_path):
         f'_base_ = {str(ROOT / "configs" / "cyclemlp_b1_in1k.py")!r}\n'
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{TINY!r})))\n'
     )
-    _, printed = run_tool(
-        'test.py',
-        'tiny.py',
-        'published.pth',
-        '--data',
-        data,
-        '--work-dir',
-        'wd',
-        '--out',
-        'found.pkl',
-        '--show-dir',
-        'drawn',
-        '--cfg-options',
-        'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False',
-        cwd=tmp_path,
-    )
+    arguments = ['tiny.py', 'published.pth', '--data', data, '--work-dir', 'wd']
+    arguments += ['--out', 'found.pkl', '--show-dir', 'drawn', '--cfg-options', *NO_WORKERS]
+    _, printed = run_tool('test.py', *arguments, cwd=tmp_path)
     assert 'accuracy/top1:' in printed
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
     with (tmp_path / 'found.pkl').open('rb') as file:
