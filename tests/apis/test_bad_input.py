@@ -585,7 +585,7 @@ train_dataloader = dict(dataset=dict(
     'an option without a value': (
         nothing,
         [DET, *COCO, '--cfg-options', 'resume'],
-        'are not all KEY=VALUE',
+        'is not KEY=VALUE',
     ),
     'an option that does not fit': (
         nothing,
