@@ -25,6 +25,19 @@ from cyclemlp_mm.weights import allow_unsafe_loading, install_safe_loading, read
 def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', 'val')) -> Config:
     """Read the config, apply ``--data`` and ``--cfg-options``, set work dir and launcher.
 
+    The steps, in the order that they need:
+
+    1. The config with ``--cfg-options``; its sections are checked, COCO data sets are replaced.
+    2. The toolbox is imported: it registers what the next steps look up.
+    3. ``--data``, then ``--cfg-options`` again, which win over it.
+    4. The order of the classes, which both may have changed, is that of the training data.
+    5. Work dir and launcher; without a GPU, the process group starts here.
+    6. Safe loading, before anything reads a checkpoint.
+    7. Hooks last: they are added where the config does not have them.
+
+    A training adds, in this order: ``--amp``, ``--auto-scale-lr``, ``--vis``, resumable loops and
+    hooks, and what it resumes, for which the checkpoint hook says where to look.
+
     Args:
         args (argparse.Namespace): Arguments of ``tools/train.py``, ``test.py`` or ``check.py``.
         needed (Sequence[str]): Parts that the folder of ``--data`` must have. Defaults to both.

@@ -89,56 +89,48 @@ def test_categories_go_by_name_and_names_must_agree(coco):
         use_own_data(load_config(RETINANET), coco)
 
 
+TRAIN, VAL = (f'annotations/instances_{split}2017.json' for split in ('train', 'val'))
+
+
+def without_masks(coco):
+    annotations = json.loads((coco / TRAIN).read_text())['annotations']
+    boxes = [{k: v for k, v in a.items() if k != 'segmentation'} for a in annotations]
+    rewrite(coco / TRAIN, annotations=boxes)
+    use_own_data(load_config(RETINANET), coco)
+
+
+def as_roboflow_exports(coco):
+    (coco / 'train2017').rename(coco / 'train')
+    (coco / TRAIN).rename(coco / 'train/_annotations.coco.json')
+
+
+def categories(*found):
+    return lambda coco: rewrite(coco / TRAIN, categories=list(found))
+
+
+A, B = dict(id=1, name='a'), dict(id=1, name='b')
+
+
 @pytest.mark.parametrize(
-    'changes, message',
+    'spoil, message',
     [
-        (dict(categories=[]), 'has no categories'),
-        (dict(categories=[dict(id=1, name='a'), dict(id=2, name='a')]), 'double'),
-        (dict(categories=[dict(id=1, name='a'), dict(id=1, name='b')]), 'double'),
-        (dict(categories=[dict(name='a')]), 'needs an "id"'),
+        (categories(), 'has no categories'),
+        (categories(A, dict(A, id=2)), 'double'),
+        (categories(A, B), 'double'),
+        (categories(dict(name='a')), 'needs an "id"'),
+        (without_masks, 'mask head needs masks'),
+        (lambda coco: (coco / VAL).write_text('{'), 'is no JSON'),
+        (lambda coco: (coco / VAL).write_text('[]'), 'is no COCO'),
+        (shutil.rmtree, 'no such folder'),
+        (lambda coco: shutil.rmtree(coco / 'val2017'), 'COCO 2017: it lacks val2017/'),
+        (lambda coco: (coco / TRAIN).unlink(), 'COCO 2017: it lacks annotations/instances_train'),
+        (as_roboflow_exports, r'train/_annotations\.coco\.json is as Roboflow'),
     ],
 )
-def test_wrong_categories_are_refused(coco, changes, message):
-    rewrite(coco / 'annotations/instances_train2017.json', **changes)
+def test_what_is_wrong_with_a_coco_folder(coco, spoil, message):
+    spoil(coco)
     with pytest.raises(UserError, match=message):
-        use_own_data(load_config(RETINANET), coco)
-
-
-def test_boxes_alone_do_not_train_masks(coco):
-    file = coco / 'annotations/instances_train2017.json'
-    annotations = json.loads(file.read_text())['annotations']
-    rewrite(
-        file, annotations=[{k: v for k, v in a.items() if k != 'segmentation'} for a in annotations]
-    )
-    use_own_data(load_config(RETINANET), coco)
-    with pytest.raises(UserError, match='mask head needs masks'):
         use_own_data(load_config(MASK_RCNN), coco)
-
-
-@pytest.mark.parametrize('text, message', [('{', 'is no JSON'), ('[]', 'is no COCO')])
-def test_files_that_are_no_annotations(coco, text, message):
-    (coco / 'annotations/instances_val2017.json').write_text(text)
-    with pytest.raises(UserError, match=message):
-        use_own_data(load_config(RETINANET), coco)
-
-
-def test_missing_parts_are_named(coco, ade, tmp_path):
-    with pytest.raises(MissingFileError, match='no such folder'):
-        use_own_data(load_config(RETINANET), tmp_path / 'nowhere')
-    shutil.rmtree(coco / 'val2017')
-    with pytest.raises(MissingFileError, match='COCO 2017: it lacks val2017/'):
-        use_own_data(load_config(RETINANET), coco)
-    with pytest.raises(MissingFileError, match='COCO 2017: it lacks annotations/instances_train'):
-        use_own_data(load_config(RETINANET), ade)
-    with pytest.raises(MissingFileError, match='ADE20K: it lacks images/training'):
-        use_own_data(load_config(UPERNET), coco)
-
-
-def test_roboflows_layout_is_named(coco):
-    (coco / 'train2017').rename(coco / 'train')
-    (coco / 'annotations/instances_train2017.json').rename(coco / 'train/_annotations.coco.json')
-    with pytest.raises(MissingFileError, match=r'train/_annotations\.coco\.json is as Roboflow'):
-        use_own_data(load_config(RETINANET), coco)
 
 
 def test_ade20k_layout(ade):
@@ -195,6 +187,9 @@ def test_images_and_labels_must_pair_up(ade):
     first = sorted((ade / 'annotations/training').iterdir())[0]
     first.unlink()
     with pytest.raises(MissingFileError, match=f'1 of 3 images.*{first.stem}'):
+        use_own_data(load_config(UPERNET), ade)
+    shutil.rmtree(ade / 'images/training')
+    with pytest.raises(MissingFileError, match='ADE20K: it lacks images/training'):
         use_own_data(load_config(UPERNET), ade)
 
 
