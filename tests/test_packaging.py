@@ -103,7 +103,7 @@ def test_wheel_metadata(wheel):
     assert set(metadata.get_all('Provides-Extra')) == extras
     bare = [r for r in metadata.get_all('Requires-Dist') if 'extra ==' not in r]
     names = {''.join(c if c.isalnum() or c == '-' else ' ' for c in r).split()[0] for r in bare}
-    assert names == {'torch', 'numpy', 'safetensors', 'onedl-mmengine'}
+    assert names == {'torch', 'numpy', 'safetensors', 'filelock', 'onedl-mmengine'}
 
 
 def test_building_leaves_the_sources_clean(source, wheel):
