@@ -105,7 +105,7 @@ class StrictInit(BaseModule):
         return 0, number  # the stem
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a checkpoint that does not fit raises.
+        """Initialise according to ``init_cfg``; a checkpoint that does not fit raises.
 
         After ``to_empty()`` of a model from the meta device, all that was not loaded is initialised
         first, as when the model is built on another device.
@@ -164,7 +164,7 @@ def _asked_by_mmengine() -> bool:
     """Whether mmengine's ``load_checkpoint`` is what loads, and not PyTorch's ``load_state_dict``.
 
     The inference APIs of the toolboxes call it, and of a misfit it only warns. PyTorch raises,
-    unless its caller said ``strict=False``. What both call is told the same.
+    unless its caller said ``strict=False``. Both call the same method.
     """
     frame, ours = inspect.currentframe(), ('_asked_by_mmengine', '_load_from_state_dict')
     while frame is not None and frame.f_code.co_name in ours:  # here, and in subclasses

@@ -1,7 +1,7 @@
 """What a pickle may hold, and what is called in place of the functions that it names.
 
 The functions get built arguments, and ``state`` where the pickle sets attributes. Whatever they
-raise means that the file makes no sense. A further type is one line in ``FUNCTIONS``.
+raise means that the file is damaged. A further type is one line in ``FUNCTIONS``.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool
     except (*DAMAGE, OSError, zipfile.BadZipFile, struct.error) as error:
         # Others' text may spell out a container that never ends.
         has_text = isinstance(error, (DamagedFile, OSError, zipfile.BadZipFile))
-        why = _first_line(error) if has_text else f'it makes no sense: {type(error).__name__}'
+        why = _first_line(error) if has_text else f'invalid content: {type(error).__name__}'
         raise CheckpointError(
             f'checkpoint {path} cannot be read ({why}): it is truncated, damaged or no '
             f'checkpoint{_looks_like(path)}. Download or copy it again'

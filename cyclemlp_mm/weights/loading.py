@@ -52,8 +52,8 @@ class LoadReport:
         for kind, names in self.new.items():
             lines.append(f'  new, not in the file: {kind} ({", ".join(names)})')
         if self.left:
-            said = ', '.join(f'{kind} ({count})' for kind, count in self.left.items())
-            lines.append(f'  in the file, not used: {said}')
+            unused = ', '.join(f'{kind} ({count})' for kind, count in self.left.items())
+            lines.append(f'  in the file, not used: {unused}')
         return '\n'.join(lines)
 
 

@@ -76,7 +76,7 @@ def _is_for_another_model() -> bool:
     """Whether mmengine's ``load_checkpoint`` loads into a model without a backbone of ours.
 
     Such as mmpretrain's RepMLPNet or the published CycleMLP, whose own names are those of the file.
-    The loaders of ``CheckpointLoader`` are not told the model: it is read from their caller.
+    The loaders of ``CheckpointLoader`` do not get the model: it is read from their caller.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not load_checkpoint.__code__:

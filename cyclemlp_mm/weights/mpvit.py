@@ -56,7 +56,7 @@ _RENAMED = (
 
 
 def rename(name: str) -> str:
-    """Our name for a published one; names that neither side knows come back unchanged."""
+    """Our name for a published one; other names come back unchanged."""
     for pattern, new in _RENAMED:
         name = re.sub(pattern, new, name)
     return name

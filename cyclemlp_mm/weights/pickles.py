@@ -1,7 +1,7 @@
 """Pickles read as data, in two steps that run nothing of the file.
 
 Python's own unpickler makes a :class:`Call` of everything that a pickle names or calls, which only
-remembers what the file says. Then :meth:`PickleReader.build` makes the real objects, of the types
+stores what the file holds. Then :meth:`PickleReader.build` makes the real objects, of the types
 of :mod:`.allowed_types`, or raises.
 
 ``torch.load(weights_only=True)`` is not used: it had remote code execution and memory corruption
@@ -35,7 +35,7 @@ _MOST_ODD_KEYS = 10_000
 _MOST_BITS = 10_000  # Python writes no number of over 4300 digits
 _STORAGE_TEXT = re.compile(r"\('storage', <class '([\w.]+)'>, '(\w+)', '[^']*', (\d{1,18})\)")
 _OLD_MODULES = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # Python 2's, and protocol 2's
-#: The size of each operation's argument; below 0 are pickletools' names for those that say it.
+#: The size of each operation's argument; below 0 are pickletools' names for those that contain it.
 _SIZES = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
 _COUNT_SIZES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
@@ -115,7 +115,7 @@ class PickleReader(pickle.Unpickler):
         storages (dict[str, Storage]): Those that tensors of the pickle refer to.
 
     Raises:
-        One of ``DAMAGE``: It makes no sense, or is cut off.
+        One of ``DAMAGE``: It is invalid, or truncated.
         RefusedContent: It uses operations or names that no checkpoint needs.
     """
 
@@ -167,7 +167,7 @@ class PickleReader(pickle.Unpickler):
         """The objects of the pickle; ``data_of`` gives the data of tensors, where it has any.
 
         Raises:
-            One of ``DAMAGE``: It makes no sense.
+            One of ``DAMAGE``: It is invalid.
             RefusedContent: It names or calls what is not allowed, nests containers too deep or in
                 themselves, or unfolds to far more objects than its size.
         """
@@ -207,7 +207,7 @@ class PickleReader(pickle.Unpickler):
             made = self._build_call(part, depth + 1)
         self._left -= 1
         if self._left < 0:
-            raise RefusedContent('it refers to the same data over and over, to make much of little')
+            raise RefusedContent('it repeats the same data far too often for its size')
         is_array = isinstance(made, (torch.Tensor, np.ndarray))
         self._made[id(part)] = made, 1 if is_array else before - self._left
         return made
@@ -311,7 +311,7 @@ def _without_hashing(data: bytes, at: int) -> tuple[bytes, int]:
             raise RefusedContent('its pickle uses an operation that no checkpoint needs')
         else:
             index = data[start + 1 : at]
-            if (int(index) if code == pickle.PUT[0] else int.from_bytes(index, 'little')) > count:
+            if (int(index) if code == pickle.PUT[0] else int.from_bytes(index, 'little')) >= count:
                 raise DamagedFile('an index in its pickle is too large')
     return b''.join([*replaced, data[copied:at]]), at
 

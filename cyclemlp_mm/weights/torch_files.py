@@ -35,7 +35,7 @@ def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
             record = records.get(root + name)
             if record is None:
                 raise DamagedFile(f'it has no record {shorten(root + name)}')
-            # zipfile verifies the checksum; torch.save writes 0 where it is told to write none.
+            # zipfile verifies the checksum; 0 is a file written without.
             record.CRC = record.CRC or None
             return archive.read(record)
 

@@ -87,8 +87,8 @@ def _without_configs(content: dict) -> dict:
 def with_sensible_meta(content: dict, source: str) -> dict:
     """A checkpoint whose ``meta`` is a dict, with class names and colours that can be used.
 
-    The APIs of the toolboxes take over whatever is there, and end in a traceback later. What makes
-    no sense is None in what is returned, and logged.
+    The APIs of the toolboxes take over whatever is there, and end in a traceback later. What is
+    invalid is None in what is returned, and logged.
     """
     if 'meta' not in content:
         return content
@@ -112,7 +112,7 @@ def with_sensible_meta(content: dict, source: str) -> dict:
                     odd.append(where + key)
                 part[key] = value  # both: mmseg looks for either
     if odd:
-        message = f'checkpoint {source}: {", ".join(odd)} makes no sense, and is not used'
+        message = f'checkpoint {source}: ignored invalid {", ".join(odd)}'
         print_log(message, 'current', logging.WARNING)
     return {**content, 'meta': meta}
 
