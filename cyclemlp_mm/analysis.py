@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from cyclemlp_mm.errors import UserError
 
 #: PyTorch's formulas by operator; those of 2.1 take shapes.
-_FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
+_FORMULAS = getattr(flop_counter, 'flop_registry', None) or vars(flop_counter)['flop_mapping']
 _DEFORM_CONV = 'torchvision.deform_conv2d'
 
 #: Operators that count as nothing, like views and pointwise ones: they move or make numbers, or

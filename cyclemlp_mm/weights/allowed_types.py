@@ -39,7 +39,7 @@ class RefusedContent(ValueError):
 # Python
 
 
-def _with_simple(kind: type, *allowed: type) -> Callable:
+def _with_simple(kind: Any, *allowed: type) -> Callable:
     """Calls a class of the standard library with arguments of simple types only."""
 
     def make(*arguments: object) -> object:
@@ -50,7 +50,7 @@ def _with_simple(kind: type, *allowed: type) -> Callable:
     return make
 
 
-def _encode(text: str, codec: str = 'latin1') -> bytes:
+def _encode(text: Any, codec: str = 'latin1') -> bytes:
     """How protocol 2 writes bytes."""
     if codec not in ('latin1', 'latin-1'):
         raise RefusedContent(f'it encodes text as {shorten(codec)}')
@@ -78,7 +78,7 @@ def _type(value: object) -> type:
 
 def _ordered_dict(entries: list, *, state: object = None) -> OrderedDict:
     """With the versions of modules, which a state dict has as an attribute; others are dropped."""
-    made = OrderedDict(entries)
+    made: Any = OrderedDict(entries)
     metadata = state.get('_metadata') if isinstance(state, dict) else None
     if isinstance(metadata, dict) and all(
         type(entry) is dict and type(entry.get('version', 1)) in (int, type(None))
@@ -115,7 +115,7 @@ def _dtype(code: str, *flags: object, state: tuple = (3, '|', None, None, None))
 
 
 def _array(
-    data: bytes | str, dtype: np.dtype, shape: tuple, order: str = 'C', axes: None = None
+    data: Any, dtype: np.dtype, shape: tuple, order: Any = 'C', axes: None = None
 ) -> np.ndarray:
     if axes is not None:
         raise RefusedContent('it holds an array whose axes are in another order')
@@ -133,7 +133,7 @@ def _array_of_state(*always_the_same: object, state: tuple) -> np.ndarray:
     return array.astype(dtype.newbyteorder('='), copy=False)  # as numpy does
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
     return _array(data, dtype, ())[()] if data else dtype.type()
 
 
@@ -227,7 +227,7 @@ STORAGES = {
     'torch.storage.UntypedStorage': torch.uint8,
 }
 #: Functions whose first two arguments are the data of a tensor and their type.
-TENSORS = {
+TENSORS: dict[str, Callable] = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_v3,

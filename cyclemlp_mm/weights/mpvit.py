@@ -71,8 +71,8 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, tensor in published.items():
         match = _SHARED.fullmatch(name)
-        first = match and match[1] + match[4]
-        if not match or first not in published:
+        first = match[1] + match[4] if match else ''
+        if first not in published:
             ours[rename(name)] = tensor
         elif not torch.equal(tensor, published[first]):
             raise CheckpointError(

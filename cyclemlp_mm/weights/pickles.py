@@ -14,7 +14,7 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ class Call:
 
     add = append
 
-    def extend(self, items: list) -> None:
+    def extend(self, items: Iterable) -> None:
         self.items.extend(items)
 
 
@@ -105,7 +105,7 @@ class Storage(NamedTuple):
 
     key: str
     dtype: torch.dtype
-    count: int
+    length: int
 
 
 class PickleReader(pickle.Unpickler):
@@ -190,7 +190,7 @@ class PickleReader(pickle.Unpickler):
         if kind is Storage:
             raise refuse('the data of a tensor without the tensor')
         if isinstance(part, type):
-            return _value(part.name)
+            return _value(getattr(part, 'name', ''))
         if id(part) in self._made:  # a part that is there twice is one object
             found = self._made[id(part)]
             if found is None:
@@ -273,9 +273,9 @@ class PickleReader(pickle.Unpickler):
         if not isinstance(storage, Storage) or self._data_of is None:
             raise refuse(getattr(storage, 'name', 'a tensor without data'))
         data = self._data_of(storage)
-        if storage.count * storage.dtype.itemsize != data.nbytes():
+        if storage.length * storage.dtype.itemsize != data.nbytes():
             raise DamagedFile(
-                f'a tensor declares {shorten(storage.count)} numbers of {storage.dtype}, but has '
+                f'a tensor declares {shorten(storage.length)} numbers of {storage.dtype}, but has '
                 f'{data.nbytes()} bytes of data'
             )
         return data

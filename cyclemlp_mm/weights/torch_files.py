@@ -36,7 +36,7 @@ def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
             if record is None:
                 raise DamagedFile(f'it has no record {shorten(root + name)}')
             # zipfile verifies the checksum; 0 is a file written without.
-            record.CRC = record.CRC or None
+            record.CRC = record.CRC or None  # type: ignore[assignment]
             return archive.read(record)
 
         if f'{root}byteorder' in records and read('byteorder') != b'little':

@@ -150,8 +150,8 @@ def split_whole(
     backbone = dict(to_our_names(family, inner, paddle, source))
     classifier = {}
     for part in (backbone, rest):
-        for name in [name for name in part if _CLASSIFIER.fullmatch(name)]:
-            classifier[_CLASSIFIER.fullmatch(name)[1]] = part.pop(name)
+        for match in [*filter(None, map(_CLASSIFIER.fullmatch, part))]:
+            classifier[match[1]] = part.pop(match[0])
     return backbone, classifier, rest
 
 
@@ -166,7 +166,7 @@ def join_whole(
 def _with_file(names: Mapping, old: Mapping, source: str) -> OrderedDict:
     """A state dict that tells a backbone of ours which file it is from: a module gets what is in
     ``_metadata`` under its name when it is loaded."""
-    named = OrderedDict(names)
+    named: Any = OrderedDict(names)
     named._metadata = dict(getattr(old, '_metadata', {}))
     for part in ('', 'backbone'):
         named._metadata[part] = {**named._metadata.get(part, {}), 'file': source}
