@@ -343,13 +343,3 @@ def test_load_from_takes_a_paddle_classifier(chain, tmp_path):
     assert re.search(rf'loaded \d+ of \d+ tensors from {file}', log)
     assert re.search(r'bbox_head: 0 of \d+, the others are new', log)
     assert 'Epoch(train)' in log
-
-
-@pytest.mark.slow
-def test_a_half_of_a_detector_is_not_tested(chain, tmp_path):
-    good = torch.load(chain / 'wd' / 'epoch_2.pth', weights_only=False)
-    half = {n: t for n, t in good['state_dict'].items() if 'stages.2' not in n}
-    torch.save({**good, 'state_dict': half}, tmp_path / 'half.pth')
-    config = str(chain / 'wd' / f'{DEMO}.py')
-    with pytest.raises(CheckpointError, match=r'half\.pth does not fit the model.*stages\.2'):
-        run_test([config, str(tmp_path / 'half.pth'), '--work-dir', str(tmp_path / 'wd')])

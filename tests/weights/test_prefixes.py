@@ -11,8 +11,10 @@ from published_names import published_state_dict
 from torch import nn
 
 from cyclemlp_mm.errors import CheckpointError
-from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
+from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, install_safe_loading
 from cyclemlp_mm.weights.convert import convert
+from cyclemlp_mm.weights.published import FAMILIES as FORMATS
+from cyclemlp_mm.weights.published import has_name
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 KNOWN = [
@@ -94,6 +96,23 @@ def test_names_that_for_mmengine_changes():
     names = published_state_dict(source(), classifier=3)
     whole = for_mmengine({'model': names}, 'x')['state_dict']
     assert {'backbone.norm3.weight', 'head.fc.weight', 'head.fc.bias'} <= set(whole)
+
+
+def test_a_new_family_is_known_by_its_format(monkeypatch):
+    monkeypatch.setitem(FORMATS, 'Toy', None)  # taken out again after the test
+    PublishedFormat(
+        family='Toy',
+        example='patches.weight',
+        our_example='stem.toy',
+        to_ours=lambda names: {
+            n.replace('patches.weight', 'stem.toy'): t for n, t in names.items()
+        },
+        is_published=has_name(r'patches\..*'),
+        is_certain=has_name(r'patches\..*'),
+    )
+    names = {f'module.{name}': torch.ones(1) for name in ('patches.weight', 'head.bias')}
+    whole = for_mmengine({'model': names}, 'x')['state_dict']
+    assert set(whole) == {'backbone.stem.toy', 'head.fc.bias'}
 
 
 @pytest.mark.parametrize('key', ['model_ema', 'state_dict_ema', 'net', 'module'])
