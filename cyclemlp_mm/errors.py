@@ -44,3 +44,16 @@ def shorten(value: object, most: int = 80) -> str:
         text = value if isinstance(value, str) else f'a {type(value).__name__}'
     text = ''.join(c if c.isprintable() else '?' for c in text[: most + 1])
     return text if len(text) <= most else text[: most - 1] + '…'
+
+
+def count(number: int, noun: str) -> str:
+    """'1 box', '2 boxes'."""
+    if number == 1:
+        return f'1 {noun}'
+    return f'{number} {noun}{"es" if noun.endswith(("x", "ss")) else "s"}'
+
+
+def some(things: list, most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f' and {len(things) - most} more' if len(things) > most else ''
+    return f'{", ".join(map(str, things[:most]))}{more}'

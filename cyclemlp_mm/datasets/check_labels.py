@@ -50,24 +50,20 @@ class CheckLabels:
         found = np.flatnonzero(np.bincount(label_map.ravel()))
         stray = [int(i) for i in found if i >= self.num_classes and i != self.ignore_index]
         if stray:
-            raise UserError(self._say_stray(results, stray))
+            ignored = f'{self.ignore_index} (ignore)'
+            if results.get('reduce_zero_label'):  # named as in the file, before 0 was taken off
+                stray = [label + 1 for label in stray]
+                rule = f'0 (ignore) and 1 to {self.num_classes}'
+            elif self.ignore_label is not None:
+                rule = f'0 to {self.num_classes - 1}, {self.ignore_label} and {ignored}'
+            else:
+                rule = f'0 to {self.num_classes - 1} and {ignored}'
+            raise UserError(
+                f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
+                f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is '
+                'one of these to be ignored (--ignore-label)?'
+            )
         return results
-
-    def _say_stray(self, results: dict, stray: list[int]) -> str:
-        """The message, with labels as they stand in the file, before 0 was taken off."""
-        if results.get('reduce_zero_label'):
-            stray = [label + 1 for label in stray]
-            rule = f'0 (ignore) and 1 to {self.num_classes}'
-        elif self.ignore_label is not None:
-            ignored = f'{self.ignore_label} and {self.ignore_index}'
-            rule = f'0 to {self.num_classes - 1}, {ignored} (ignore)'
-        else:
-            rule = f'0 to {self.num_classes - 1} and {self.ignore_index} (ignore)'
-        return (
-            f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
-            f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is one of '
-            'these to be ignored (--ignore-label)?'
-        )
 
     def __repr__(self) -> str:
         return (

@@ -21,17 +21,7 @@ from mmengine.logging import print_log
 
 from cyclemlp_mm.errors import UserError
 
-from .coco_annotations import (
-    LEFT_OUT,
-    MALFORMED,
-    SHORT,
-    box_trouble,
-    image_sizes,
-    is_crowd,
-    mask_trouble,
-    unsortable,
-)
-from .coco_file import annotations_kept, category_names, read_coco
+from .coco_file import LEFT_OUT, SHORT, annotations_kept, is_crowd, judge_coco, mask_trouble
 
 
 class CheckedCOCO(COCO):
@@ -58,47 +48,27 @@ class CheckedCOCO(COCO):
     ) -> None:
         super().__init__()
         file = Path(annotation_file)
-        content = read_coco(file)
-        categories = category_names(file, needs_masks=False)
-        sizes = image_sizes(content['images'])
-        named = [
-            i
-            for i in content['images']
-            if isinstance(i, dict) and isinstance(i.get('file_name'), str)
-        ]
-        if not len(sizes) == len(named) == len(content['images']):
-            raise UserError(
-                f'{file}: each image needs an "id" of its own, "file_name", "width" and "height"'
-            )
-        for ids, what in ((sizes, 'images'), (categories, 'categories')):
-            if unsortable(ids):
-                raise UserError(
-                    f'{file}: the ids of its {what} mix numbers and texts, or numbers too large; '
-                    'the evaluation would lose some. Number them from 1'
-                )
-        annotations, self.counts = [], Counter()
-        for number, ann in enumerate(content['annotations'], start=1):
-            trouble = box_trouble(ann, categories, sizes)
-            self.counts[trouble] += 1
-            if trouble in LEFT_OUT:
-                continue
-            if trouble and trouble.startswith(MALFORMED):
-                raise UserError(f'{file}: annotations {trouble}, e.g. number {number}')
+        judged = judge_coco(file)
+        for what, fix in judged.errors:
+            raise UserError(f'{file}: {what}. {fix}')
+        if judged.content['annotations'] and not judged.used:
+            reasons = '; '.join(f'{len(these)} {why}' for why, these in judged.troubles.items())
+            raise UserError(f'{file}: none of its boxes can be used: {reasons}')
+        self.counts = Counter({why: len(these) for why, these in judged.troubles.items()})
+        annotations = []
+        for number, ann in enumerate(judged.used, start=1):
             mask = ann.get('segmentation')
-            trouble = mask_trouble(mask, sizes[ann['image_id']], is_evaluated)
+            trouble = mask_trouble(mask, judged.sizes[ann['image_id']], is_evaluated)
             if with_masks and trouble not in (None, SHORT):
                 raise UserError(f'{file}: annotations {trouble}, e.g. id {ann["id"]}')
             self.counts['crowds'] += is_crowd(ann)
             ann = dict(ann, id=number, iscrowd=int(is_crowd(ann)), ignore=0)
-            if trouble:
-                ann['segmentation'] = mask if with_masks and trouble == SHORT else None
+            if trouble and not with_masks:
+                ann['segmentation'] = None
             annotations.append(ann)
-        if content['annotations'] and not annotations:
-            reasons = '; '.join(f'{n} {trouble}' for trouble, n in self.counts.items() if n)
-            raise UserError(f'{file}: none of its boxes can be used: {reasons}')
         self.dataset = {
             'info': {},  # some versions of pycocotools read it without asking
-            **content,
+            **judged.content,
             'annotations': annotations,
         }
         self.createIndex()
@@ -122,10 +92,6 @@ class CheckedCOCO(COCO):
                 f'categories are {list(ids)}: write a tuple of these names, in any order'
             )
         return [ids[name] for name in cat_names]
-
-
-def _warn(text: str) -> None:
-    print_log(text, 'current', logging.WARNING)
 
 
 @DATASETS.register_module()
@@ -158,15 +124,12 @@ class CheckedCocoMetric(CocoMetric):
                     'compare with; to only write predictions, set format_only=True and '
                     'outfile_prefix of the evaluator'
                 )
-            counts = self._coco_api.counts
-            for what in LEFT_OUT:
-                if counts[what]:
-                    _warn(f'{ann_file}: {counts[what]} of its boxes {what}')
-            if counts['crowds']:
-                _warn(
-                    f'{ann_file}: {counts["crowds"]} of its boxes are crowds ("iscrowd" or '
-                    '"ignore" of 1), which need not be found'
-                )
+            kinds = {why: why for why in LEFT_OUT}
+            kinds['crowds'] = 'are crowds ("iscrowd" or "ignore" of 1), which need not be found'
+            for kind, said in kinds.items():
+                if number := self._coco_api.counts[kind]:
+                    said = f'{ann_file}: {number} of its boxes {said}'
+                    print_log(said, 'current', logging.WARNING)
         self._ann_file = ann_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:

@@ -78,6 +78,11 @@ def read_lines(path: Path) -> list[str]:
     return text.splitlines()
 
 
+def read_names(path: Path) -> list[str]:
+    """Names in a text file, one a line, without empty lines; raises as :func:`read_lines`."""
+    return [name for line in read_lines(path) if (name := line.strip())]
+
+
 def check_list_encoding(path: Path) -> None:
     """Refuse a list that a toolbox is to read and would read wrongly.
 

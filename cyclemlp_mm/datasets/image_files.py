@@ -17,45 +17,32 @@ from typing import NamedTuple
 import numpy as np
 from mmengine.fileio import get
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from cyclemlp_mm.errors import UserError
 
-#: Files that every tool takes for images. What of them cannot be decoded is reported as such.
-IMAGE_SUFFIXES = (
-    '.jpg',
-    '.jpeg',
-    '.jpe',
-    '.jfif',
-    '.png',
-    '.bmp',
-    '.tif',
-    '.tiff',
-    '.webp',
-    '.gif',
-    '.ppm',
-    '.pgm',
-    '.pbm',
-    '.pnm',
-    '.jp2',
-    '.avif',
-    '.heic',
-    '.heif',
-)
 _SUFFIXES = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
-    'MPO': ('.jpg', '.jpeg', '.mpo'),
     'PNG': ('.png',),
     'BMP': ('.bmp',),
     'TIFF': ('.tif', '.tiff'),
     'WEBP': ('.webp',),
     'GIF': ('.gif',),
 }
+_OTHER_SUFFIXES = ('.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.avif', '.heic', '.heif')
+#: Files that every tool takes for images. What of them cannot be decoded is reported as such.
+IMAGE_SUFFIXES = (*(suffix for kind in _SUFFIXES.values() for suffix in kind), *_OTHER_SUFFIXES)
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values under which width and height change places
-_DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'F')
 _BITS_PER_SAMPLE = 258  # TIFF tag
-#: JPEG markers that stand alone, without a length: TEM, RST0 to RST7, SOI.
-_BARE_MARKERS = (0x01, *range(0xD0, 0xD9))
+#: What files that are no images begin with, and what to say about them.
+_NO_IMAGES = {
+    b'<!doctype': ' (it is an HTML page)',
+    b'<html': ' (it is an HTML page)',
+    b'version https://git-lfs': ' (it is a Git LFS pointer: run `git lfs pull`)',
+    bytes(64): ' (nothing but zero bytes)',
+}
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError)  # what Pillow raises
 
 
 class BadImageError(UserError):
@@ -70,14 +57,14 @@ class ImageFacts(NamedTuple):
         height (int): In pixels, as stored.
         is_transposed (bool): Whether EXIF asks for a rotation by a quarter.
         unusual (list[str]): What has to be converted for an 8-bit image of three channels.
-        is_deep (bool): Whether a value has more than 8 bits. Defaults to False.
+        is_deep (bool): Whether a value has more than 8 bits.
     """
 
     width: int
     height: int
     is_transposed: bool
     unusual: list[str]
-    is_deep: bool = False
+    is_deep: bool
 
 
 def read_file(path: str | Path, backend_args: dict | None = None) -> bytes:
@@ -147,33 +134,47 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
     except UnidentifiedImageError as error:
         if content[:4] in (b'II*\0', b'MM\0*'):
             return _facts_by_opencv(content, path)
-        raise BadImageError(f'{path} is no image that can be read{_looks_like(content)}') from error
+        head = content[:64].lstrip().lower()
+        kinds = [what for start, what in _NO_IMAGES.items() if head.startswith(start)]
+        raise BadImageError(f'{path} is no image that can be read{"".join(kinds)}') from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         if not limit_pixels:
             return _facts_by_opencv(content, path)
         raise BadImageError(f'{path} declares too many pixels: {error}') from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except _BROKEN as error:
         raise BadImageError(f'{path} has a damaged header: {error}') from error
-    if _is_truncated(content, image.format):
+    if image.format == 'PNG':
+        is_whole, is_deep = b'IEND' in content[-4096:], content[24] > 8
+    elif image.format in ('JPEG', 'MPO'):  # thumbnails in the header have an end marker, too
+        header = JpegImageFile(io.BytesIO(content)).fp.tell()
+        is_whole, is_deep = content.rfind(b'\xff\xd9') >= header, False
+    elif image.format == 'TIFF':
+        is_whole, is_deep = True, max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
+    else:
+        is_whole, is_deep = True, image.mode == 'F' or image.mode.startswith('I')
+    if not is_whole:
         raise BadImageError(f'{path} is truncated: its end is missing')
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError):
+    except _BROKEN:
         orientation = 1  # damaged EXIF; decoders leave it alone as well
-    is_deep = _is_deep(image, content)
-    unusual = _unusual(image, path, orientation)
+    suffix, unusual = Path(path).suffix.lower(), []
+    kind = 'JPEG' if image.format == 'MPO' else image.format
+    if suffix not in _SUFFIXES.get(kind, (suffix,)) and (image.format, suffix) != ('MPO', '.mpo'):
+        unusual.append(f'{image.format} named {suffix or "without a suffix"}')
+    if image.mode == 'CMYK':
+        unusual.append('CMYK')
+    elif image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+        unusual.append('alpha channel dropped')
+    elif image.mode in ('L', '1'):
+        unusual.append('grey')
+    if orientation not in (0, 1):
+        unusual.append('EXIF rotation')
+    if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':
+        unusual.append('several frames, the first one taken')
     if is_deep:
         unusual.append('more than 8 bits')
     return ImageFacts(*image.size, orientation in _TRANSPOSING, unusual, is_deep)
-
-
-def _is_deep(image: Image.Image, content: bytes) -> bool:
-    """Whether values have more than 8 bits; Pillow says 'RGB' of colours of 16 bits, too."""
-    if image.format == 'PNG':
-        return content[24] > 8
-    if image.format == 'TIFF':
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
-    return image.mode in _DEEP
 
 
 def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:
@@ -188,59 +189,5 @@ def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:
     if pixels is None:
         raise BadImageError(f'{path} is damaged, or of a kind that cannot be read')
     is_deep = pixels.dtype != np.uint8
-    return ImageFacts(
-        pixels.shape[1], pixels.shape[0], False, ['more than 8 bits'] * is_deep, is_deep
-    )
-
-
-def _unusual(image: Image.Image, path: str | Path, orientation: int) -> list[str]:
-    found = []
-    suffix = Path(path).suffix.lower()
-    if suffix not in _SUFFIXES.get(image.format, (suffix,)):
-        found.append(f'{image.format} named {suffix or "without a suffix"}')
-    if image.mode == 'CMYK':
-        found.append('CMYK')
-    elif image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-        found.append('alpha channel dropped')
-    elif image.mode in ('L', '1'):
-        found.append('grey')
-    if orientation not in (0, 1):
-        found.append('EXIF rotation')
-    if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':
-        found.append('several frames, the first one taken')
-    return found
-
-
-def _is_truncated(content: bytes, kind: str | None) -> bool:
-    if kind == 'PNG':
-        return b'IEND' not in content[-4096:]
-    if kind in ('JPEG', 'MPO'):
-        return content.rfind(b'\xff\xd9') < _start_of_scan(content)
-    return False
-
-
-def _start_of_scan(content: bytes) -> int:
-    """Where a JPEG's pixels begin: thumbnails before that have an end marker of their own."""
-    at = 2
-    while at + 4 <= len(content):
-        if content[at] != 0xFF:
-            return at
-        marker = content[at + 1]
-        if marker == 0xDA:
-            return at
-        if marker == 0xFF or marker in _BARE_MARKERS:
-            at += 1 if marker == 0xFF else 2
-            continue
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
-    return len(content)
-
-
-def _looks_like(content: bytes) -> str:
-    head = content[:64].lstrip().lower()
-    if head.startswith((b'<!doctype', b'<html')):
-        return ' (it is an HTML page)'
-    if head.startswith(b'version https://git-lfs'):
-        return ' (it is a Git LFS pointer: run `git lfs pull`)'
-    if not content.strip(b'\0'):
-        return ' (nothing but zero bytes)'
-    return ''
+    unusual = ['more than 8 bits'] * is_deep
+    return ImageFacts(pixels.shape[1], pixels.shape[0], False, unusual, is_deep)

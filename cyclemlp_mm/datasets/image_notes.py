@@ -22,17 +22,14 @@ MOST_IN_A_ROW = 50
 
 
 class ImageNote(NamedTuple):
-    """One image that was not as expected.
-
-    Attributes:
-        path (str): The file.
-        outcome (str): 'skipped' or 'converted'.
-        reason (str): What was wrong with it.
-    """
+    """One image that was 'skipped' or 'converted', and why."""
 
     path: str
     outcome: str
     reason: str
+
+    def __str__(self) -> str:
+        return f'image {self.outcome}: {self.path}: {self.reason}'
 
 
 def kind_of(reason: str) -> str:
@@ -71,12 +68,7 @@ class NotingStep:
 
 
 class CollateWithNotes:
-    """A ``collate_fn`` that adds the notes of loading steps to the batch, where there are any.
-
-    Args:
-        collate (Callable): The data loader's own ``collate_fn``.
-        steps (Sequence[NotingStep]): Loading steps of the data set.
-    """
+    """A ``collate_fn`` that adds the notes of a data set's loading steps to the batch."""
 
     def __init__(self, collate: Callable, steps: Sequence[NotingStep]) -> None:
         self.collate = collate
@@ -90,9 +82,7 @@ class CollateWithNotes:
             step.notes.clear()
         if notes and isinstance(batch, dict):
             batch[NOTES] = notes
-        else:  # a collate function of the user's own, whose batches have no place for notes
-            for note in notes:
-                print_log(
-                    f'image {note.outcome}: {note.path}: {note.reason}', 'current', logging.WARNING
-                )
+            return batch
+        for note in notes:  # batches of a collate function of the user's own have no place for them
+            print_log(str(note), 'current', logging.WARNING)
         return batch

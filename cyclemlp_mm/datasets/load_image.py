@@ -1,8 +1,8 @@
 """Loading of images that may be broken or unusual, in place of a pipeline's first step.
 
-The way of an image: before the first batch, the hook ``SkipBadImages`` calls :func:`check_loader`.
-Then :class:`LoadCheckedImage` loads the image in a worker process and notes what was wrong with it;
-the notes travel in the batch to the hook, which logs and counts them.
+Before the first batch, the hook ``SkipBadImages`` calls :func:`check_loader`. Then
+:class:`LoadCheckedImage` loads each image in a worker process and notes what was wrong with it; the
+notes travel in the batch to the hook, which logs and counts them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ DARK = 63
 DARK_KIND = 'more than 8 bits become nearly black'
 #: A half turn, a mirror image or a square: no size tells which way annotations are made.
 UNSURE_KIND = 'EXIF rotation that keeps the size'
-#: mmcv's ``color_type`` of the images that are decoded here.
-_COLOUR_TYPES = ('color', 'grayscale')
+_EXIF_LEFT_OUT = 'EXIF rotation left out, as in the annotations'
 
 
 class LoadCheckedImage(NotingStep):
@@ -102,44 +101,35 @@ class LoadCheckedImage(NotingStep):
         Raises:
             BadImageError: It cannot be used; says why.
         """
-        known = dict(results)
+        step, known = self.transform, dict(results)
         if not self.labels_are_images:
             known.pop('seg_map_path', None)
-        step = self.transform
-        if not is_decoded_here(step):
-            return self._read_by_step(known), []
-        return read_image(
-            str(results['img_path']),
-            known,
-            step.imdecode_backend,
-            step.backend_args,
-            self.scales,
-            step.color_type,
-            self.max_value,
-            self.limit_pixels,
-        )
-
-    def _read_by_step(self, known: dict) -> np.ndarray:
-        paths = known['img_path']
+        if is_decoded_here(step):
+            return read_image(
+                str(results['img_path']),
+                known,
+                step.imdecode_backend,
+                step.backend_args,
+                self.scales,
+                step.color_type,
+                self.max_value,
+                self.limit_pixels,
+            )
+        paths, name = known['img_path'], type(step).__name__
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
-        name = type(self.transform).__name__
         try:
-            image = self.transform(known)['img']
+            image = step(known)['img']
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadImageError(f'{paths} cannot be read by {name} ({reason})') from error
         if not isinstance(image, np.ndarray):
             raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
-        size = image.shape[:2]
-        _check_size(paths, _annotated_size(known), size)
-        return image
+        _check_size(paths, _annotated_size(known), image.shape[:2])
+        return image, []
 
     def _black(self, results: dict, error: BadImageError) -> np.ndarray:
-        """A black image in place of one that cannot be read.
-
-        It has the size that annotations are for, unless that would break the next step as well.
-        """
+        """A black image as large as its annotations say, unless the next step cannot take it."""
         if not is_decoded_here(self.transform):
             raise UserError(
                 f'{error}. An evaluation needs all of its images: replace this one, or take it out'
@@ -198,7 +188,7 @@ def read_image(
             f'{path} is too long ({facts.width}×{facts.height}): at the scale '
             f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
         )
-    flag = f'{color_type}_ignore_orientation' if exif_kind == _EXIF_LEFT_OUT else color_type
+    flag = color_type + '_ignore_orientation' * (exif_kind == _EXIF_LEFT_OUT)
     renamed = {'EXIF rotation': exif_kind}
     values = _deep_values(content, flag) if facts.is_deep else None
     if values is None or max_value is None:
@@ -213,9 +203,6 @@ def read_image(
         )
     converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
     return image, [renamed.get(kind, kind) for kind in converted]
-
-
-_EXIF_LEFT_OUT = 'EXIF rotation left out, as in the annotations'
 
 
 def _exif_kind(path: str, facts: ImageFacts, annotated: tuple[int, int] | None) -> str:
@@ -318,13 +305,7 @@ def check_images(
     """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
 
     Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`, which stops on
-    those that name no class of the data set.
-
-    Args:
-        dataset (Dataset): Its pipelines are changed in place.
-        is_evaluation (bool): See :class:`LoadCheckedImage`.
-        max_value (float, optional): See :class:`LoadCheckedImage`. Defaults to None.
-        ignore_index (int): Label that the loss or the metric leaves out. Defaults to 255.
+    those that name no class of the data set. Arguments as of :func:`check_loader`.
 
     Returns:
         list[NotingStep]: The loading steps.
@@ -346,19 +327,16 @@ def check_steps(
 ) -> list[NotingStep]:
     """As :func:`check_images`, for a list of built transforms, changed in place."""
     scales = resize_scales(steps)
-    lists = list(_step_lists(steps))
-    labels_are_images = any(loads_label_images(step) for part in lists for step in part)
-    if any(isinstance(step, CheckLabels) for part in lists for step in part):
+    every = [(part, i, step) for part in _step_lists(steps) for i, step in enumerate(part)]
+    labels_are_images = any(loads_label_images(step) for _, _, step in every)
+    if any(isinstance(step, CheckLabels) for _, _, step in every):
         check = None
-    for part in lists:
-        for i, step in enumerate(part):
-            if loads_images(step):
-                part[i] = LoadCheckedImage(
-                    step, is_evaluation, scales, max_value, labels_are_images
-                )
-            elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
-                part[i] = LoadCheckedLabels(step, is_evaluation, check)
-    return [step for part in lists for step in part if isinstance(step, NotingStep)]
+    for part, i, step in every:
+        if loads_images(step):
+            part[i] = LoadCheckedImage(step, is_evaluation, scales, max_value, labels_are_images)
+        elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
+            part[i] = LoadCheckedLabels(step, is_evaluation, check)
+    return [part[i] for part, i, _ in every if isinstance(part[i], NotingStep)]
 
 
 def loads_images(step: object) -> bool:
@@ -373,7 +351,7 @@ def is_decoded_here(step: object) -> bool:
     """Whether :func:`read_image` replaces a loading step: mmcv's own, for 8-bit images."""
     return (
         type(step).__name__ == 'LoadImageFromFile'
-        and step.color_type in _COLOUR_TYPES
+        and step.color_type in ('color', 'grayscale')
         and step.imdecode_backend != 'tifffile'  # returns what is stored, of any depth
     )
 
@@ -406,11 +384,9 @@ def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
 
 def _pipelines(dataset: object) -> Iterator[list]:
     """The steps of a data set, and of those that it wraps."""
-    for name in ('_dataset', 'dataset'):
-        if hasattr(dataset, name):
-            yield from _pipelines(getattr(dataset, name))
-    for inner in getattr(dataset, 'datasets', ()):
-        yield from _pipelines(inner)
+    inner = [getattr(dataset, name) for name in ('_dataset', 'dataset') if hasattr(dataset, name)]
+    for one in [*inner, *getattr(dataset, 'datasets', ())]:
+        yield from _pipelines(one)
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
     if isinstance(steps, list):
         yield steps
@@ -422,8 +398,7 @@ def _step_lists(steps: list) -> Iterator[list]:
     for step in steps:
         for name in ('transforms', 'subroutines'):
             inner = getattr(step, name, None)
-            inner = inner if isinstance(inner, list) else [inner]
-            for part in inner:
+            for part in inner if isinstance(inner, list) else [inner]:
                 part = getattr(part, 'transforms', part)  # of a Compose
                 if isinstance(part, list):
                     yield from _step_lists(part)

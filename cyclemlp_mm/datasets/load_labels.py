@@ -97,12 +97,11 @@ def label_step(dataset: dict) -> object:
 
     def find(steps: object) -> dict | None:
         for step in steps if isinstance(steps, (list, tuple)) else ():
-            if isinstance(step, (list, tuple)):  # of TestTimeAug
-                found = find(step)
-            else:
-                name = str(step.get('type')).rpartition('.')[2]
-                is_found = name.startswith('Load') and 'Image' not in name
-                found = step if is_found else find(step.get('transforms'))
+            name = '' if isinstance(step, (list, tuple)) else str(step.get('type'))
+            name = name.rpartition('.')[2]
+            if name.startswith('Load') and 'Image' not in name:
+                return step
+            found = find(step.get('transforms') if name else step)  # lists are of TestTimeAug
             if found:
                 return found
         return None
@@ -122,11 +121,8 @@ def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
         255 where they are ignored.
     """
     step = label_step(dataset)
-    checks = [
-        TRANSFORMS.build(one)
-        for one in dataset.get('pipeline') or ()
-        if one.get('type') == 'CheckLabels'
-    ]
+    pipeline = dataset.get('pipeline') or ()
+    checks = [TRANSFORMS.build(one) for one in pipeline if one.get('type') == 'CheckLabels']
 
     def read(info: dict) -> np.ndarray:
         results = {**info, 'seg_fields': []}
@@ -162,11 +158,10 @@ def stored_labels(step: object, info: dict) -> np.ndarray:
             return step({**info, 'seg_fields': []})['gt_seg_map']
         import mmcv  # not needed by the bare package
 
-        content = read_file(path, step.transform.backend_args)
+        settings = step.transform
+        content = read_file(path, settings.backend_args)
         image_facts(content, path)
-        labels = mmcv.imfrombytes(
-            content, flag='unchanged', backend=step.transform.imdecode_backend
-        )
+        labels = mmcv.imfrombytes(content, flag='unchanged', backend=settings.imdecode_backend)
     except BadImageError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError) as error:

@@ -21,22 +21,16 @@ CLASSES = ('circle', 'square', 'triangle', 'star')
 # stay distinguishable for colour-blind people. The shapes themselves have the colours of HUES.
 PALETTE = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)]
 SEGMENTATION_CLASSES = ('background', *CLASSES)
-SEGMENTATION_PALETTE = [(128, 128, 128), *PALETTE]
-# Lowest and highest red, green and blue: colour and shape both show the class, so that a demo
-# needs minutes of training.
-HUES = {
-    'circle': ((150, 255), (0, 110), (0, 110)),
-    'square': ((0, 110), (130, 255), (0, 110)),
-    'triangle': ((0, 110), (0, 110), (150, 255)),
-    'star': ((170, 255), (150, 255), (0, 80)),
-}
+# Lowest and highest red, green and blue by class: colour and shape both show the class, so that a
+# demo needs minutes of training.
+HUES = (
+    ((150, 255), (0, 110), (0, 110)),
+    ((0, 110), (130, 255), (0, 110)),
+    ((0, 110), (0, 110), (150, 255)),
+    ((170, 255), (150, 255), (0, 80)),
+)
 # Distances of the corners from the centre, in radii; all shapes have about the same area.
-CORNERS = {
-    'circle': [1.0] * 60,
-    'square': [1.2] * 4,
-    'triangle': [1.36] * 3,
-    'star': [1.46, 0.56] * 5,
-}
+CORNERS = ([1.0] * 60, [1.2] * 4, [1.36] * 3, [1.46, 0.56] * 5)
 SPLITS = ('train', 'val')
 MIN_SIDE = 32
 MIN_PIXELS = 16  # of a visible object, which also shows at least half of its whole
@@ -85,44 +79,39 @@ def make_scene(
     """
     width, height = size
     random = np.random.default_rng([seed, SPLITS.index(split), index])
-    image, base = _background(random, width, height)
-    masks, wholes, labels, colours = [], [], [], []
+    base = random.integers(50, 206, 3)
+    image = np.zeros((height, width, 3)) + base
+    for cell in (min(size) // 3, min(size) // 10, 2):  # noise of three scales
+        noise = random.uniform(-1, 1, (height // cell + 2, width // cell + 2))
+        noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+        image += noise[..., None] * random.uniform(-14, 14, 3)
+    image += _stripes(random, width, height) * random.uniform(-22, 22, 3)
+    image = image.clip(0, 255)
+    masks, areas, labels, colours = [], [], [], []
     number = random.integers(1, max_objects + 1)
     for _ in range(8 * number):  # a place that hides too much is not taken
         if len(labels) == number:
             break
         label = int(random.integers(len(CLASSES)))
-        coverage = _random_shape(random, label, width, height, alone=max_objects == 1)
-        mask = coverage >= 0.5
+        share = _random_shape(random, label, width, height, alone=max_objects == 1)
+        mask = share >= 0.5
         visible = [lower & ~mask for lower in masks] + [mask]
-        whole = [*wholes, _count(mask)]
-        if all(_is_shown(part, total) for part, total in zip(visible, whole)):
-            masks, wholes = visible, whole
+        if all(map(_is_shown, visible, [*areas, mask.sum()])):
+            masks = visible
+            areas.append(mask.sum())
             labels.append(label)
-            colours.append(_colour(random, CLASSES[label], base, colours))
-            fill = colours[-1] * (1 - _stripes(random, width, height)[..., None] * 0.3)
-            striped = random.random() < 0.4
-            image += ((fill if striped else colours[-1]) - image) * coverage[..., None]
+            colours.append(_colour(random, label, base, colours))
+            striped = colours[-1] * (1 - _stripes(random, width, height) * 0.3)
+            fill = striped if random.random() < 0.4 else colours[-1]
+            image += (fill - image) * share[..., None]
     return Scene(np.rint(image).astype(np.uint8), np.stack(masks), np.array(labels))
 
 
-def _background(random: np.random.Generator, width: int, height: int) -> tuple:
-    """Noise of three scales and stripes, all of low contrast, on a base colour."""
-    base = random.integers(50, 206, 3)
-    image = np.zeros((height, width, 3)) + base
-    for cell in (min(width, height) // 3, min(width, height) // 10, 2):
-        noise = random.uniform(-1, 1, (height // cell + 2, width // cell + 2))
-        noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
-        image += noise[..., None] * random.uniform(-14, 14, 3)
-    image += _stripes(random, width, height)[..., None] * random.uniform(-22, 22, 3)
-    return image.clip(0, 255), base
-
-
 def _stripes(random: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """0 and 1 in stripes of a random direction; float64 of shape (height, width)."""
+    """0 and 1 in stripes of a random direction; float64 (height, width, 1)."""
     turn = random.uniform(0, math.pi)
     period = random.uniform(0.1, 0.3) * min(width, height)
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[:height, :width, :1][:2]
     return ((x * math.cos(turn) + y * math.sin(turn)) // period % 2).astype(float)
 
 
@@ -131,14 +120,14 @@ def _random_shape(
 ) -> np.ndarray:
     """The share of each pixel that a shape of random size, turn and place covers, in [0, 1]."""
     short = min(width, height)
-    low, high = (short / 6, short * 3 / 8) if alone else (max(short / 11, 4), short / 5)
-    radius = random.uniform(low, high)
-    x, y = (random.uniform(0.75 * radius, side - 0.75 * radius) for side in (width, height))
-    distances = radius * np.array(CORNERS[CLASSES[label]])
-    angles = random.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(len(distances)) / len(
-        distances
+    radius = random.uniform(
+        *((short / 6, short * 3 / 8) if alone else (max(short / 11, 4), short / 5))
     )
-    corners = np.stack([x + distances * np.cos(angles), y + distances * np.sin(angles)], axis=1)
+    centre = [random.uniform(0.75 * radius, side - 0.75 * radius) for side in (width, height)]
+    distances = radius * np.array(CORNERS[label])
+    number = len(distances)
+    angles = random.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(number) / number
+    corners = centre + distances[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     drawn = np.zeros((height, width), np.uint8)
     fixed_point = np.rint(16 * (corners - 0.5)).astype(np.int32)
     cv2.fillPoly(drawn, [fixed_point], 255, cv2.LINE_AA, shift=4)
@@ -146,27 +135,21 @@ def _random_shape(
 
 
 def _colour(
-    random: np.random.Generator, name: str, base: np.ndarray, others: Sequence[np.ndarray]
+    random: np.random.Generator, label: int, base: np.ndarray, others: Sequence[np.ndarray]
 ) -> np.ndarray:
     """A colour that stands out from the background's (by 180) and from other shapes' (by 100)."""
-    low, high = np.array(HUES[name]).T
+    low, high = np.array(HUES[label]).T
     candidates = random.integers(low, high + 1, (32, 3))
     margins = [np.abs(candidates - base).sum(1) - 180]
     margins += [np.abs(candidates - other).sum(1) - 100 for other in others]
     return candidates[np.minimum(np.min(margins, axis=0), 0).argmax()]
 
 
-def _count(mask: np.ndarray) -> int:
-    return int(np.count_nonzero(mask))
-
-
-def _is_shown(visible: np.ndarray, whole: int) -> bool:
+def _is_shown(visible: np.ndarray, area: int) -> bool:
     """Whether enough of a shape is visible, and without a hole, which COCO's polygons lack."""
-    shown = _count(visible)
-    if shown < MIN_PIXELS or 2 * shown < whole:
+    if visible.sum() < MIN_PIXELS or 2 * visible.sum() < area:
         return False
-    _, nesting = _contours(visible)
-    return bool((nesting[0, :, 3] < 0).all())
+    return bool((_contours(visible)[1][0, :, 3] < 0).all())
 
 
 def _contours(mask: np.ndarray) -> tuple:
@@ -176,23 +159,16 @@ def _contours(mask: np.ndarray) -> tuple:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Polygons from which pycocotools makes the same mask again.
+    """Polygons (x1, y1, x2, y2, …) from which pycocotools makes the same mask again.
 
     Args:
         mask (numpy.ndarray): bool of shape (H, W), without holes.
-
-    Returns:
-        list[list[float]]: For each polygon x1, y1, x2, y2, …
     """
-    contours, _ = _contours(mask)
-    return [((contour[:, 0] + 0.5) / 3).round(2).ravel().tolist() for contour in contours]
+    return [((line[:, 0] + 0.5) / 3).round(2).ravel().tolist() for line in _contours(mask)[0]]
 
 
 def label_map(scene: Scene) -> np.ndarray:
     """The label of every pixel of a scene.
-
-    Args:
-        scene (Scene): The scene.
 
     Returns:
         numpy.ndarray: uint8 of shape (H, W): 0, to be ignored as ADE20K's 'other', in a band of
@@ -232,7 +208,7 @@ def write_coco(
         UserError: A ValueError; if an argument is outside its range.
         FolderInUseError: A FileExistsError; if ``out_dir`` holds anything else.
     """
-    return _write('coco', _coco_split, (), out_dir, num_train, num_val, size, seed)
+    return _write('coco', _coco_split, (), 6, out_dir, num_train, num_val, size, seed)
 
 
 def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -241,7 +217,7 @@ def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
     Label 0 is to be ignored (``reduce_zero_label=True``), label 1 is the background. Arguments,
     result and errors are those of :func:`write_coco`.
     """
-    return _write('ade20k', _ade20k_split, SEGMENTATION_CLASSES, out_dir, *args, **kwargs)
+    return _write('ade20k', _ade20k_split, SEGMENTATION_CLASSES, 6, out_dir, *args, **kwargs)
 
 
 def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -249,7 +225,7 @@ def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
 
     Arguments, result and errors are those of :func:`write_coco`.
     """
-    return _write('folders', _folders_split, (), out_dir, *args, max_objects=1, **kwargs)
+    return _write('folders', _folders_split, (), 1, out_dir, *args, **kwargs)
 
 
 def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
@@ -258,54 +234,43 @@ def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
     The files are ``train_list.txt``, ``val_list.txt`` and ``classes.txt``. Arguments, result and
     errors are those of :func:`write_coco`.
     """
-    return _write('lists', _lists_split, CLASSES, out_dir, *args, max_objects=1, **kwargs)
+    return _write('lists', _lists_split, CLASSES, 1, out_dir, *args, **kwargs)
 
 
 def _write(
     layout: str,
     write_split: Callable[[Path, str, Iterable[Scene]], None],
     listed_classes: Sequence[str],
+    max_objects: int,
     out_dir: str | Path,
     num_train: int = 400,
     num_val: int = 100,
     size: Sequence[int] = (128, 128),
     seed: int = 0,
-    max_objects: int = 6,
 ) -> Path:
     if min(size) < MIN_SIDE:
         raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
-    for name, value, least in (
-        ('num_train', num_train, 1),
-        ('num_val', num_val, 1),
-        ('seed', seed, 0),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise UserError(f'{name} must be an integer >= {least}, got {value!r}')
+    made = dict(layout=layout, num_train=num_train, num_val=num_val, size=list(size), seed=seed)
+    for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
+        if not isinstance(made[name], int) or made[name] < least:
+            raise UserError(f'{name} must be an integer >= {least}, got {made[name]!r}')
+    made.update(generator='shapes', version=VERSION)
     folder = Path(out_dir)
-    parameters = dict(
-        generator='shapes',
-        version=VERSION,
-        layout=layout,
-        num_train=num_train,
-        num_val=num_val,
-        size=list(size),
-        seed=seed,
-    )
-    if _is_complete(folder, parameters):
+    if _is_complete(folder, made):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(parameters))  # without 'files': incomplete
-    for split, count in zip(SPLITS, (num_train, num_val)):
-        scenes = (make_scene(index, size, seed, split, max_objects) for index in range(count))
+    manifest.write_text(json.dumps(made))  # without 'files': incomplete
+    for split, number in zip(SPLITS, (num_train, num_val)):
+        scenes = (make_scene(index, size, seed, split, max_objects) for index in range(number))
         write_split(folder, split, scenes)
     if listed_classes:
         (folder / 'classes.txt').write_bytes('\n'.join((*listed_classes, '')).encode())
-    manifest.write_text(json.dumps(dict(parameters, files=_count_files(folder)), indent=2))
+    manifest.write_text(json.dumps(dict(made, files=_count_files(folder)), indent=2))
     return folder
 
 
-def _is_complete(folder: Path, parameters: dict) -> bool:
+def _is_complete(folder: Path, made: dict) -> bool:
     """Whether a folder holds the data set; raises if it holds anything else."""
     if folder.is_file():
         raise FolderInUseError(f'{folder} is a file, expected a folder; choose another folder')
@@ -315,18 +280,18 @@ def _is_complete(folder: Path, parameters: dict) -> bool:
         manifest = dict(json.loads((folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
         raise FolderInUseError(
-            f'{folder} is not empty and holds no data set of this generator; '
-            'choose an empty or a new folder'
+            f'{folder} is not empty and holds no data set of this generator; choose an empty or a '
+            'new folder'
         ) from None
     different = [
         f'{key} {manifest.get(key)!r} instead of {value!r}'
-        for key, value in parameters.items()
+        for key, value in made.items()
         if manifest.get(key) != value
     ]
     if different:
         raise FolderInUseError(
-            f'{folder} holds a data set with {", ".join(different)}; '
-            'remove that folder or choose another one'
+            f'{folder} holds a data set with {", ".join(different)}; remove that folder or choose '
+            'another one'
         )
     return manifest.get('files') == _count_files(folder)
 
@@ -350,14 +315,13 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
         height, width = scene.image.shape[:2]
         images.append(dict(id=image_id, file_name=name, width=width, height=height, license=1))
         for mask, label in zip(scene.masks, scene.labels):
-            box = cv2.boundingRect(mask.astype(np.uint8))
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
                     image_id=image_id,
                     category_id=int(label) + 1,
-                    bbox=[float(value) for value in box],
-                    area=float(_count(mask)),
+                    bbox=[float(value) for value in cv2.boundingRect(mask.astype(np.uint8))],
+                    area=float(mask.sum()),
                     iscrowd=0,
                     segmentation=mask_to_polygons(mask),
                 )

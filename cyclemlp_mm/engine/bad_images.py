@@ -77,7 +77,7 @@ class SkipBadImages(Hook):
         for note in notes:
             files = self._files[mode][note.outcome, kind_of(note.reason)]
             if note.path not in files and len(files) < MOST_NAMED:
-                runner.logger.warning(f'image {note.outcome}: {note.path}: {note.reason}')
+                runner.logger.warning(str(note))
             files.add(note.path)
         if notes:
             self._check_limit(mode, len(_loader(runner, mode).dataset))

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from cyclemlp_mm.datasets.coco_file import category_names
-from cyclemlp_mm.datasets.file_names import files_in, read_lines, say_spelling
+from cyclemlp_mm.datasets.file_names import files_in, read_names, say_spelling
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
@@ -185,8 +185,7 @@ def _segmentation_classes(root: Path, classes: Sequence[str] | None) -> tuple[st
                 f'{file} is missing: write one class name per line, in the order of the labels, or '
                 'give --classes NAME NAME …'
             )
-        classes = [line.strip() for line in read_lines(file)]
-        classes = [name for name in classes if name]
+        classes = read_names(file)
     if len(set(classes)) != len(classes):
         raise UserError(f'class names are double: {list(classes)}')
     if len(classes) < 2:

@@ -12,6 +12,7 @@ from cyclemlp_mm.datasets.file_names import (
     files_in,
     is_no_class,
     read_lines,
+    read_names,
     say_spelling,
 )
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES
@@ -128,8 +129,7 @@ def _classes_of_lists(
     highest = max(_highest_label(root / name) for name in lists.values())
     file = root / 'classes.txt'
     if classes is None and file.is_file():
-        lines = (line.strip() for line in read_lines(file))
-        classes = [line for line in lines if line]
+        classes = read_names(file)
     if classes is None:
         return tuple(str(label) for label in range(highest + 1))
     if highest >= len(classes):

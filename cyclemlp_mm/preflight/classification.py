@@ -1,29 +1,82 @@
-"""Images of classification, as mmpretrain's ``CustomDataset`` reads them: a list, or folders."""
+"""Folders of images, and lists and class folders as mmpretrain's ``CustomDataset`` reads them."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS
+
 from cyclemlp_mm.datasets.file_names import check_list_encoding, is_no_class, read_lines
-from cyclemlp_mm.datasets.image_files import split_images
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
+from cyclemlp_mm.errors import UserError, count, some
 
 from .files import report_missing, report_passed_over
-from .findings import Report, count, some
+from .findings import Report
 
 
-def check_list(
+def check_image_folder(
+    report: Report, cfg: Config, dataset: ConfigDict, classes: Sequence[str]
+) -> list[tuple[str, dict]]:
+    """Look at a list, at class folders, or at a folder; returns image files, with empty dicts."""
+    root = Path(dataset.get('data_root') or '.')
+    prefix = dataset.get('data_prefix') or {}
+    prefix = prefix if isinstance(prefix, str) else prefix.get('img_path', '')
+    folder = root / (prefix or dataset.get('split') or '')
+    if not folder.is_dir():
+        report.error(folder, 'there is no such folder (data_prefix of a data set)')
+        return []
+    suffixes, with_label = IMAGE_SUFFIXES, False
+    custom = _as_custom(dataset) if cfg.default_scope == 'mmpretrain' else None
+    if custom is not None:
+        with_label = dataset.get('with_label', True) and dataset.get('split') != 'test'
+        ann_file = root / (dataset.get('ann_file') or f'meta/{dataset.get("split")}.txt')
+        if dataset.get('ann_file') or ann_file.is_file():  # the latter is ImageNet's
+            limit = cfg.get('max_bad_fraction', 0.05)
+            names = _check_list(report, ann_file, folder, classes, with_label, limit)
+            return [(str(folder / name), {}) for name in names]
+        default = inspect.signature(custom.__init__).parameters.get('extensions')
+        suffixes = tuple(
+            getattr(custom, 'IMG_EXTENSIONS', ())
+            or dataset.get('extensions')
+            or getattr(default, 'default', None)
+            or IMAGE_SUFFIXES
+        )
+    if with_label:
+        images, others = _check_class_folders(report, folder, classes, suffixes)
+    else:
+        images, others = split_images(folder.rglob('*'), suffixes)
+    if custom is not None:
+        report_passed_over(report, folder, others, ', '.join(suffixes))
+    if not images:
+        where = 'there is no image' + ' in a class folder' * bool(with_label)
+        report.error(folder, f'{where} ({", ".join(suffixes)})')
+    return [(str(path), {}) for path in images]
+
+
+def _as_custom(dataset: ConfigDict) -> type | None:
+    """The class of a data set that reads as mmpretrain's ``CustomDataset`` does; else None."""
+    from mmpretrain.datasets import CustomDataset  # not needed by the other toolboxes
+
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset.get('type', ''))
+    is_custom = getattr(kind, 'load_data_list', None) is CustomDataset.load_data_list
+    return kind if is_custom else None
+
+
+def _check_list(
     report: Report,
     ann_file: Path,
     folder: Path,
     classes: Sequence[str],
     with_label: bool,
     max_bad_fraction: float,
-) -> list[tuple[str, dict]]:
-    """Look at a list of lines ``NAME LABEL``; returns the image files, each with an empty dict."""
+) -> list[str]:
+    """Look at a list of lines ``NAME LABEL``; returns the names of images that are there."""
     try:
         check_list_encoding(ann_file)
         lines = read_lines(ann_file)
@@ -44,15 +97,15 @@ def check_list(
             f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL" '
             f'with a label from 0: {some(wrong, 3)}',
         )
-    if classes and with_label:
-        high = sorted({label for label in labels if label >= len(classes)})
-        if high:
-            report.error(
-                ann_file,
-                f'labels {some(high)} name no class; with {count(len(classes), "class")},'
-                f' labels are 0 to {len(classes) - 1}',
-                'Name all classes, or fix the labels',
-            )
+    high = sorted({label for label in labels if label >= len(classes)})
+    if classes and with_label and high:
+        report.error(
+            ann_file,
+            f'labels {some(high)} name no class; with {count(len(classes), "class")},'
+            f' labels are 0 to {len(classes) - 1}',
+            'Name all classes, or fix the labels',
+        )
+    if with_label:
         _warn_of_empty(report, ann_file, classes, Counter(labels))
     here = [name for name in names if os.path.isfile(folder / name)]
     missing = sorted(set(names) - set(here))
@@ -60,21 +113,18 @@ def check_list(
     report_missing(report, ann_file, folder, missing, len(names), allowed, f'are not in {folder}')
     if not names:
         report.error(ann_file, 'lists no image', 'Write lines "NAME LABEL"')
-    return [(str(folder / name), {}) for name in here]
+    return here
 
 
-def check_class_folders(
-    report: Report, folder: Path, classes: Sequence[str], suffixes: Sequence[str]
-) -> list[tuple[str, dict]]:
-    """Look at a folder of class folders; returns the image files, each with an empty dict."""
+def _check_class_folders(
+    report: Report, folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]
+) -> tuple[list[Path], list[Path]]:
+    """Look at a folder of class folders; returns the images and the other files."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     hidden = [name for name in names if is_no_class(name)]
     if hidden:
-        report.error(
-            folder,
-            f'mmpretrain takes every folder for a class, {some(hidden)} as well',
-            'Take it out',
-        )
+        what = f'mmpretrain takes every folder for a class, {some(hidden)} as well'
+        report.error(folder, what, 'Take it out')
     elif classes and (len(classes) != len(names) or sorted(classes) == names != list(classes)):
         report.error(
             folder,
@@ -83,18 +133,13 @@ def check_class_folders(
             f'{some(list(classes))}; names would be exchanged',
             'Give --data DIR, which takes their names, or take that order for metainfo.classes',
         )
-    found, others = {}, []
-    for name in names:
-        if name not in hidden:
-            found[name], more = split_images((folder / name).rglob('*'), tuple(suffixes))
-            others += more
-    report_passed_over(report, folder, others, ', '.join(suffixes))
-    if not any(found.values()):
-        report.error(folder, f'there is no image in a class folder ({", ".join(suffixes)})')
-    else:
-        images = {i: len(files) for i, files in enumerate(found.values())}
-        _warn_of_empty(report, folder, list(found), images)
-    return [(str(path), {}) for files in found.values() for path in files]
+    names = [name for name in names if name not in hidden]
+    found = [split_images((folder / name).rglob('*'), suffixes) for name in names]
+    images = [path for files, _ in found for path in files]
+    if images:
+        numbers = {i: len(files) for i, (files, _) in enumerate(found)}
+        _warn_of_empty(report, folder, names, numbers)
+    return images, [path for _, others in found for path in others]
 
 
 def _warn_of_empty(

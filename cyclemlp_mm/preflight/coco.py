@@ -9,27 +9,23 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from cyclemlp_mm.datasets.coco_annotations import (
+from cyclemlp_mm.datasets.coco_file import (
     CUT,
-    LEFT_OUT,
-    MALFORMED,
     NO_IMAGE,
     SHORT,
     UNKNOWN,
-    box_trouble,
+    JudgedCoco,
     has_size,
-    image_sizes,
     is_crowd,
-    is_id,
+    judge_coco,
     mask_trouble,
-    unsortable,
+    of_boxes,
 )
-from cyclemlp_mm.datasets.coco_file import category_names, read_coco
 from cyclemlp_mm.engine.config_data import evaluators, needs_masks
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, count, some
 
 from .files import report_missing
-from .findings import Report, count, some
+from .findings import Report
 
 #: COCO's average precision counts so many detections of an image at most.
 _MAX_DETECTIONS = 100
@@ -45,58 +41,56 @@ def check_coco(
 ) -> list[tuple[str, dict]]:
     """Look at one annotation file; returns the image files, each with its height and width."""
     masks = needs_masks(cfg, split)
-    is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
     try:
-        categories = category_names(ann_file, masks)
-        content = read_coco(ann_file)
+        judged = judge_coco(ann_file, masks)
     except (UserError, OSError) as error:
-        report.error(ann_file, _without(str(error), ann_file), 'Write a COCO annotation file')
+        what = str(error).removeprefix(f'{ann_file}').lstrip(': ')
+        report.error(ann_file, what, 'Write a COCO annotation file')
         return []
-    annotations = content['annotations']
-    _check_classes(report, ann_file, categories, annotations, classes, dataset)
-    named = _check_images(report, ann_file, content['images'])
-    sizes = image_sizes(named)
-    for ids, what in ((sizes, 'images'), (categories, 'categories')):
-        if unsortable(ids):
-            report.error(
-                ann_file,
-                f'the ids of its {what} mix numbers and texts, or numbers too large: '
-                f'{some(list(ids))}; the evaluation would lose some',
-                'Number them from 1',
-            )
-    troubles = [box_trouble(ann, categories, sizes) for ann in annotations]
-    used = _check_boxes(report, ann_file, annotations, troubles, categories, classes, sizes)
-    good = [ann for ann in used if not is_crowd(ann)]
+    for what, fix in judged.errors:
+        report.error(ann_file, what, fix)
+    _check_classes(report, ann_file, judged, classes, dataset)
+    _check_doubles(report, ann_file, judged)
+    of_classes = [ann for ann in judged.used if judged.categories[ann['category_id']] in classes]
+    good = [ann for ann in of_classes if not is_crowd(ann)]
+    _check_boxes(report, ann_file, judged, good)
     if masks:
-        masked = [ann for ann, t in zip(annotations, troubles) if _is_read(t)]
-        _check_masks(report, ann_file, masked, sizes, is_evaluated)
-    seen = {categories[ann['category_id']] for ann in good}
+        is_evaluated = split == 'val' and any(e.get('ann_file') for e in evaluators(cfg))
+        _check_masks(report, ann_file, judged, is_evaluated)
+    seen = {judged.categories[ann['category_id']] for ann in good}
     empty = [name for name in classes if name not in seen] if good else []
     if empty:
-        add = report.warning if split == 'train' else report.note
-        add(
+        (report.warning if split == 'train' else report.note)(
             ann_file,
             f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be '
             + ('learned' if split == 'train' else 'evaluated'),
             'Leave out what is no class (--classes), e.g. one that only groups the others',
         )
     if split == 'train' and not dataset.get('test_mode'):
-        _check_filter(report, ann_file, dataset.get('filter_cfg') or {}, sizes, used)
-    _check_number(report, ann_file, cfg, good)
-    _check_areas(report, ann_file, good)
+        with_objects = {ann['image_id'] for ann in of_classes}
+        filter_cfg = dataset.get('filter_cfg') or {}
+        _check_filter(report, ann_file, filter_cfg, judged.sizes, with_objects)
+    if good:
+        _check_number(report, ann_file, cfg, good)
+        _check_areas(report, ann_file, good)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    return _files(report, Path(dataset.get('data_root') or '.') / prefix, named)
+    folder, here, missing = Path(dataset.get('data_root') or '.') / prefix, [], []
+    for image in judged.images:
+        path = os.path.join(folder, image['file_name'])
+        if os.path.isfile(path):  # not raised: a name with a 0 in it
+            size = dict(height=image['height'], width=image['width']) if has_size(image) else {}
+            here.append((path, size))
+        else:
+            missing.append(image['file_name'])
+    total = len(judged.images)
+    report_missing(report, folder, folder, missing, total, allowed=total - 1)
+    return here
 
 
 def _check_classes(
-    report: Report,
-    where: Path,
-    categories: dict,
-    annotations: list,
-    classes: Sequence[str],
-    dataset: ConfigDict,
+    report: Report, where: Path, judged: JudgedCoco, classes: Sequence[str], dataset: ConfigDict
 ) -> None:
-    names = list(categories.values())
+    names = list(judged.categories.values())
     absent = [name for name in classes if name not in names]
     if absent:
         report.error(
@@ -106,12 +100,11 @@ def _check_classes(
             'Give --data DIR, which takes the names from the file, or set metainfo.classes',
         )
         return
-    unused = [i for i, name in categories.items() if name not in classes]
+    unused = {i: name for i, name in judged.categories.items() if name not in classes}
     if unused:
-        ids = (a.get('category_id') for a in annotations if isinstance(a, dict))
-        boxes = Counter(i for i in ids if is_id(i))
-        said = [f'{categories[i]} ({count(boxes[i], "box")})' for i in unused]
-        report.warning(where, f'not trained, as the config does not name them: {some(said)}')
+        boxes = Counter(ann['category_id'] for ann in judged.used)
+        listed = [f'{name} ({count(boxes[i], "box")})' for i, name in unused.items()]
+        report.warning(where, f'not trained, as the config does not name them: {some(listed)}')
     in_order = [name for name in names if name in classes]
     if dataset.get('type') != 'CheckedCocoDataset' and in_order != list(classes):
         report.error(
@@ -122,32 +115,9 @@ def _check_classes(
         )
 
 
-def _check_images(report: Report, where: Path, images: list) -> list[dict]:
-    """Report images without id, name or size, or listed twice; returns those with id and name."""
-    images = [image if isinstance(image, dict) else {} for image in images]
-    has_id = [is_id(image.get('id')) for image in images]
-    has_name = [isinstance(image.get('file_name'), str) for image in images]
-    for what, is_right in (
-        ('lack "id" (a number or a text)', has_id),
-        ('lack "file_name" (a text; LVIS\'s is the end of coco_url)', has_name),
-        ('have no "width" and "height" above 0', map(has_size, images)),
-    ):
-        wrong = [i for i, right in enumerate(is_right) if not right]
-        if wrong:
-            report.error(
-                where,
-                f'{count(len(wrong), "image")} {what}, e.g. number {some(wrong)} in the list',
-                'Write "id", "file_name", "width" and "height" of each image',
-            )
-    named = [image for image, *right in zip(images, has_id, has_name) if all(right)]
-    double = [i for i, n in Counter(image['id'] for image in named).items() if n > 1]
-    if double:
-        report.error(
-            where,
-            f'{count(len(double), "image id")} are used twice: {some(double)}',
-            'Number the images again',
-        )
-    files = Counter(os.path.normpath(image['file_name']) for image in named)
+def _check_doubles(report: Report, where: Path, judged: JudgedCoco) -> None:
+    """Images and objects that are listed more than once."""
+    files = Counter(os.path.normpath(image['file_name']) for image in judged.images)
     twice = [name for name, n in files.items() if n > 1]
     if twice:
         report.warning(
@@ -157,56 +127,38 @@ def _check_images(report: Report, where: Path, images: list) -> list[dict]:
             'as in the evaluation, where finding them counts as wrong',
             'Put all objects of an image under one id',
         )
-    return named
-
-
-def _check_boxes(
-    report: Report,
-    where: Path,
-    annotations: list,
-    troubles: list[str | None],
-    categories: dict,
-    classes: Sequence[str],
-    sizes: dict,
-) -> list[dict]:
-    """Report boxes that are not used; returns the others of the config's classes, with crowds."""
-    found, crowds, used = defaultdict(list), defaultdict(list), []
-    for number, (ann, trouble) in enumerate(zip(annotations, troubles)):
-        if trouble:
-            found[trouble].append((number, ann))
-        if not _is_read(trouble):
-            continue
-        if is_crowd(ann):
-            crowds['iscrowd' if ann.get('iscrowd') else 'ignore'].append((number, ann))
-        if categories[ann['category_id']] in classes:
-            used.append(ann)
-    good = [ann for ann in used if not is_crowd(ann)]
-    objects = Counter((ann['image_id'], ann['category_id'], *ann['bbox']) for ann in good)
+    objects = Counter(
+        (ann['image_id'], ann['category_id'], *ann['bbox'])
+        for ann in judged.used
+        if not is_crowd(ann)
+    )
     double = [key[0] for key, n in objects.items() if n > 1]
     if double:
-        images = some(list(dict.fromkeys(double)))
         report.warning(
             where,
-            f'{count(len(double), "object")} are listed more than once (same image, class and '
-            f'box), in images {images}: the evaluation expects each entry to be found',
+            f'{count(len(double), "object")} are listed more than once (same image, class and box),'
+            f' in images {some(list(dict.fromkeys(double)))}: the evaluation expects each entry to '
+            'be found',
             'Write each object once',
         )
-    of_all = f'of {count(len(annotations), "box")}'
-    for trouble, these in found.items():
-        add = report.error if trouble.startswith(MALFORMED) else report.warning
-        add(
-            where,
-            f'{len(these)} {of_all} {trouble}, ids {_ids(these)}',
-            _hint(trouble, [ann for _, ann in these], categories, sizes),
-        )
-    for flag, these in crowds.items():
-        _by_share(report, len(these), len(annotations))(
-            where,
-            f'{len(these)} {of_all} have "{flag}" of 1: they are neither learned nor searched for '
-            f'in the evaluation, ids {_ids(these)}',
-            f'Write "{flag}": 0 where it is one object (annotation tools set it for masks drawn '
-            'with a brush)',
-        )
+
+
+def _check_boxes(report: Report, where: Path, judged: JudgedCoco, good: list[dict]) -> None:
+    """Boxes that are left out or cut, crowds, and boxes in other units."""
+    annotations = judged.content['annotations']
+    for trouble, these in judged.troubles.items():
+        hint = _hint(trouble, [ann for _, ann in these], judged)
+        report.warning(where, of_boxes(these, annotations, trouble), hint)
+    for flag, other in (('iscrowd', None), ('ignore', 'iscrowd')):
+        crowds = [ann for ann in judged.used if ann.get(flag) and not ann.get(other)]
+        if crowds:
+            trouble = f'have "{flag}" of 1: they are neither learned nor searched for in evaluation'
+            _by_share(report, len(crowds), len(annotations))(
+                where,
+                of_boxes(list(enumerate(crowds)), annotations, trouble),
+                f'Write "{flag}": 0 where it is one object (annotation tools set it for masks '
+                'drawn with a brush)',
+            )
     if not annotations:
         report.error(where, 'it has no boxes: "annotations" is empty or missing', 'Write some')
     elif not good:
@@ -214,7 +166,7 @@ def _check_boxes(
             where,
             f'none of its {count(len(annotations), "box")} can be learned or evaluated (those of '
             'crowds, with "iscrowd" or "ignore" of 1, are not)',
-            'See the lines above, and the class names',
+            'See the other lines about this file, and the class names',
         )
     elif all(0 <= v <= 1 for ann in good for v in ann['bbox']):
         report.error(
@@ -222,7 +174,6 @@ def _check_boxes(
             'all boxes are made of numbers from 0 to 1: parts of the image, as YOLO writes them',
             'Write pixels: [x, y, width, height]',
         )
-    return used
 
 
 def _by_share(report: Report, part: int, of_all: int) -> Callable[..., None]:
@@ -230,34 +181,24 @@ def _by_share(report: Report, part: int, of_all: int) -> Callable[..., None]:
     return report.warning if part >= 0.05 * of_all else report.note
 
 
-def _is_read(trouble: str | None) -> bool:
-    """Whether an annotation reaches training or evaluation in spite of its trouble."""
-    return not trouble or (trouble not in LEFT_OUT and not trouble.startswith(MALFORMED))
-
-
-def _ids(these: list[tuple[int, object]]) -> str:
-    return some(
-        [
-            ann.get('id', f'number {number}') if isinstance(ann, dict) else number
-            for number, ann in these
-        ]
-    )
-
-
-def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
-    """What probably happened to boxes with a trouble; '' where nothing fits them."""
-    if trouble.startswith(MALFORMED):
-        return 'Correct these annotations, or take them out of the file'
-    if trouble in (UNKNOWN, NO_IMAGE):
-        key, known = ('category_id', categories) if trouble == UNKNOWN else ('image_id', sizes)
-        texts = set(map(str, known))
-        if all(str(ann[key]) in texts for ann in these):
-            return f'Their {key} is a number in one place and a text in the other: write numbers'
-    for kind, fit in (
-        ('[x1, y1, x2, y2]', _fit_as_corners),
-        ('[x, y of the centre, width, height]', _fit_as_centres),
+def _hint(trouble: str, these: list[dict], judged: JudgedCoco) -> str:
+    """What probably happened to boxes with a trouble; '' where nothing fits all of them."""
+    for kind, key, known in (
+        (UNKNOWN, 'category_id', judged.categories),
+        (NO_IMAGE, 'image_id', judged.sizes),
     ):
-        if trouble == CUT and all(fit(ann['bbox'], sizes[ann['image_id']]) for ann in these):
+        if trouble == kind and {str(ann[key]) for ann in these} <= set(map(str, known)):
+            return f'Their {key} is a number in one place and a text in the other: write numbers'
+    boxes = [(ann['bbox'], judged.sizes[ann['image_id']]) for ann in these if trouble == CUT]
+    centred = [([x - w / 2, y - h / 2, x + w / 2, y + h / 2], s) for (x, y, w, h), s in boxes]
+    for kind, corners in (
+        ('[x1, y1, x2, y2]', boxes),
+        ('[x, y of the centre, width, height]', centred),
+    ):
+        if boxes and all(
+            -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
+            for (x1, y1, x2, y2), size in corners
+        ):
             return (
                 f"All of them fit as {kind}: COCO's boxes are [x, y of the corner at the top left, "
                 'width, height]'
@@ -265,77 +206,63 @@ def _hint(trouble: str, these: list, categories: dict, sizes: dict) -> str:
     return ''
 
 
-def _fit_as_corners(box: list, size: tuple) -> bool:
-    x1, y1, x2, y2 = box
-    return -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
-
-
-def _fit_as_centres(box: list, size: tuple) -> bool:
-    x, y, width, height = box
-    return _fit_as_corners([x - width / 2, y - height / 2, x + width / 2, y + height / 2], size)
-
-
-def _check_masks(
-    report: Report, where: Path, annotations: list[dict], sizes: dict, is_evaluated: bool
-) -> None:
+def _check_masks(report: Report, where: Path, judged: JudgedCoco, is_evaluated: bool) -> None:
     """Masks that stop the training or the evaluation, that are dropped, or of something else."""
     found, elsewhere = defaultdict(list), []
-    for ann in annotations:
-        trouble = mask_trouble(ann.get('segmentation'), sizes[ann['image_id']], is_evaluated)
+    for ann in judged.used:
+        mask = ann.get('segmentation')
+        trouble = mask_trouble(mask, judged.sizes[ann['image_id']], is_evaluated)
         if trouble:
             found[trouble].append(ann['id'])
-        elif isinstance(ann['segmentation'], list) and not _cover_box(ann):
+        elif isinstance(mask, list) and not _cover_box(mask, ann['bbox']):
             elsewhere.append(ann['id'])
     if elsewhere:
-        add = report.error if len(elsewhere) == len(annotations) else report.warning
-        add(
+        (report.error if len(elsewhere) == len(judged.used) else report.warning)(
             where,
             f'{count(len(elsewhere), "annotation")} have polygons that cover less than a quarter '
             f'of their box, ids {some(elsewhere)}',
             'Write polygons of the same object as the box, in pixels (not from 0 to 1): x before y',
         )
-    for trouble, idents in found.items():
-        said = f'{count(len(idents), "annotation")} {trouble}, ids {some(idents)}'
+    for trouble, ids in found.items():
+        what = f'{count(len(ids), "annotation")} {trouble}, ids {some(ids)}'
         if trouble == SHORT:
-            report.warning(where, f'{said}; mmdet drops their masks')
+            report.warning(where, f'{what}; mmdet drops their masks')
         else:
             report.error(
                 where,
-                said,
+                what,
                 "Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or COCO's RLE; or "
                 'leave these boxes out',
             )
 
 
-def _cover_box(ann: dict) -> bool:
+def _cover_box(polygons: list, box: list) -> bool:
     """Whether the extent of an object's polygons covers a quarter of its box or more."""
-    x, y, width, height = ann['bbox']
-    across = [polygon[::2] for polygon in ann['segmentation']]
-    down = [polygon[1::2] for polygon in ann['segmentation']]
-    common = [
-        max(0, min(start + length, max(map(max, values))) - max(start, min(map(min, values))))
-        for start, length, values in ((x, width, across), (y, height, down))
-    ]
-    return common[0] * common[1] >= 0.25 * width * height
+    covered = 1.0
+    for axis in (0, 1):
+        values = [value for polygon in polygons for value in polygon[axis::2]]
+        start, length = box[axis], box[axis + 2]
+        common = min(start + length, max(values)) - max(start, min(values))
+        covered *= max(0, common) / length
+    return covered >= 0.25
 
 
 def _check_filter(
-    report: Report, where: Path, filter_cfg: dict, sizes: dict, used: list[dict]
+    report: Report, where: Path, filter_cfg: dict, sizes: dict, with_objects: set
 ) -> None:
     """Images that mmdet leaves out of training."""
     least = filter_cfg.get('min_size', 0)
     small = [i for i, size in sizes.items() if min(size) < least]
     key = 'train_dataloader.dataset.filter_cfg'
     if small:
-        add = report.error if len(small) == len(sizes) else report.warning
-        add(
+        (report.error if len(small) == len(sizes) else report.warning)(
             where,
             f'{len(small)} of {count(len(sizes), "image")} have a side below {least} pixels and '
             f'are left out of training ({key}.min_size={least})',
             f'To train them, give --cfg-options {key}.min_size=1',
         )
-    empty = sizes.keys() - {ann['image_id'] for ann in used}
-    if used and empty and filter_cfg.get('filter_empty_gt'):
+    empty = sizes.keys() - with_objects
+    if with_objects and empty and filter_cfg.get('filter_empty_gt'):
         _by_share(report, len(empty), len(sizes))(
             where,
             f'{len(empty)} of {count(len(sizes), "image")} have no object and are left out of '
@@ -386,20 +313,3 @@ def _check_areas(report: Report, where: Path, good: list[dict]) -> None:
             'large objects sorts by it and would be wrong; the other figures are not affected',
             'Write the area of the mask, or width × height',
         )
-
-
-def _files(report: Report, folder: Path, images: list[dict]) -> list[tuple[str, dict]]:
-    here, missing = [], []
-    for image in images:
-        path = os.path.join(folder, image['file_name'])
-        if os.path.isfile(path):  # not raised: a name with a 0 in it
-            size = dict(height=image['height'], width=image['width']) if has_size(image) else {}
-            here.append((path, size))
-        else:
-            missing.append(image['file_name'])
-    report_missing(report, folder, folder, missing, len(images), allowed=len(images) - 1)
-    return here
-
-
-def _without(message: str, path: Path) -> str:
-    return message.removeprefix(f'{path} ').removeprefix(f'{path}: ')

@@ -13,8 +13,9 @@ from rich.progress import track
 
 from cyclemlp_mm.datasets.file_names import files_in, say_spelling
 from cyclemlp_mm.datasets.image_files import split_images
+from cyclemlp_mm.errors import count, some
 
-from .findings import Report, count, some
+from .findings import Report
 
 #: How many files of a data set are looked at where not all are.
 SAMPLED = 64

@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from mmengine.config import Config
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.datasets.load_image import DARK_KIND, UNSURE_KIND, LoadCheckedImage, read_image
+from cyclemlp_mm.errors import count, some
 
 from .files import in_parallel, sample
-from .findings import Report, count, some
+from .findings import Report
 
 #: So many images are tried until one can be read.
 _MOST_TRIED = 5
@@ -41,19 +43,19 @@ def check_images(
             broken.append(outcome)
         for kind in outcome if isinstance(outcome, list) else ():
             unusual[kind_of(kind)].append((Path(path).name, kind))
+    total = count(len(chosen), 'image')
     if broken:
         too_many = len(broken) > max(1, max_bad_fraction * len(chosen))
-        add = report.error if too_many else report.warning
-        add(
+        (report.error if too_many else report.warning)(
             where,
-            f'{len(broken)} of {count(len(chosen), "image")} looked at cannot be used: '
-            f'{some(broken)}',
+            f'{len(broken)} of {total} looked at cannot be used: {some(broken)}',
             f'More than max_bad_fraction={max_bad_fraction}: fix or remove them'
             if too_many
             else 'They are skipped in training',
         )
     for kind, found in unusual.items():
-        looked = f'{len(found)} of {count(len(chosen), "image")} looked at'
+        looked = f'{len(found)} of {total} looked at'
+        names = some([name for name, _ in found])
         if kind == DARK_KIND:
             most = max(int(re.search(r'image_max_value=(\d+)', k)[1]) for _, k in found)
             report.warning(
@@ -62,18 +64,16 @@ def check_images(
                 f'Say which value is to become 255: --cfg-options image_max_value={most}',
             )
         elif kind == UNSURE_KIND:
-            others = sum(k.startswith('EXIF rotation left out') for k in unusual)
+            stored = any(k.startswith('EXIF rotation left out') for k in unusual)
+            others = ', though annotations of other images here are for the image as stored'
             report.warning(
                 where,
-                f'{looked} have an {kind}, so nothing tells whether their annotations are '
-                f'for the image as stored or as turned: {some([n for n, _ in found])}. They are '
-                'turned'
-                + ', though annotations of other images here are for the image as stored'
-                * bool(others),
+                f'{looked} have an {kind}, so nothing tells whether their annotations are for the '
+                f'image as stored or as turned: {names}. They are turned{others * stored}',
                 'Save the images turned, without EXIF orientation',
             )
         else:
-            report.note(where, f'{looked} are converted ({kind}): {some([n for n, _ in found])}')
+            report.note(where, f'{looked} are converted ({kind}): {names}')
     if len(chosen) < len(files):
         report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
 
@@ -96,26 +96,25 @@ def check_channels(
     seen: set[int],
 ) -> None:
     """Compare the channels that a pipeline loads with those that the model takes."""
-    channels = None
     for path, known in files[:_MOST_TRIED]:
-        try:
+        with suppress(BadImageError):  # another check reports it
             image, _ = loader.read({**known, 'img_path': path})
-        except BadImageError:  # another check reports it
-            continue
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        break
-    if channels is None or channels in seen:
+            break
+    else:
+        return
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels in seen:
         return
     seen.add(channels)
     settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    said = f'but the images are loaded with {count(channels, "channel")}, e.g. {path}'
+    loaded = f'but the images are loaded with {count(channels, "channel")}, e.g. {path}'
     for name in ('mean', 'std'):
         values = settings.get(name) or [0]
         spread = channels == 1 and cfg.get('default_scope') != 'mmdet'  # grey becomes as many
         if len(values) not in (1, channels) and not spread:
             report.error(
                 f'data_preprocessor.{name}',
-                f'has {count(len(values), "value")}, {said}',
+                f'has {count(len(values), "value")}, {loaded}',
                 f'Write {count(channels, "value")}'
                 if channels in (1, 3)
                 else 'Write one value for all, or None for mean and std',
@@ -126,7 +125,7 @@ def check_channels(
     if 'backbone' in cfg.model and taken != channels:
         report.error(
             'model.backbone.in_channels',
-            f'is {taken}, {said}',
+            f'is {taken}, {loaded}',
             f'Set it to {channels}, or change the loading step',
         )
 

@@ -12,9 +12,9 @@ from mmengine.device import get_device
 from torch import nn
 
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, some
 
-from .findings import Report, some
+from .findings import Report
 
 _MIB = 1024 * 1024
 _SHARED_MEMORY = '/dev/shm'
@@ -124,9 +124,8 @@ def _areas(node: object, is_size: bool = False) -> Iterator[int]:
             yield from _areas(value, key in _SIZES)
     elif is_size and type(node) is int:
         yield node * node
+    elif is_size and isinstance(node, (list, tuple)) and [*map(type, node)] == [int, int]:
+        yield node[0] * node[1]
     elif isinstance(node, (list, tuple)):
-        if is_size and [type(n) for n in node] == [int, int]:
-            yield node[0] * node[1]
-        else:
-            for part in node:
-                yield from _areas(part, is_size)
+        for part in node:
+            yield from _areas(part, is_size)

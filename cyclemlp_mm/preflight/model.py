@@ -15,13 +15,13 @@ from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, heads, heads_classes
 from cyclemlp_mm.engine.hooks.check_weights import compare
-from cyclemlp_mm.errors import CodeError, UserError
+from cyclemlp_mm.errors import CodeError, UserError, count, some
 from cyclemlp_mm.models.strict_init import StrictInit
 from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-from .findings import Report, count, some
+from .findings import Report
 
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
@@ -41,16 +41,14 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
 
                 with suppress(OSError, ValueError, TypeError):  # reported when the model is built
                     weights = get_class_weight(weights)
-            expected = num_classes
-            if key.endswith('loss_cls') and not settings.get('use_sigmoid'):
-                expected += 1  # the background is a class of softmax, the last one
+            # The background is a class of softmax, the last one.
+            background = key.endswith('loss_cls') and not settings.get('use_sigmoid')
+            expected = num_classes + background
             if isinstance(weights, (list, tuple, np.ndarray)) and len(weights) != expected:
                 report.error(
                     f'{key}.{name}',
                     f'has {count(len(weights), "weight")}, but there are '
-                    f'{count(num_classes, "class")}'
-                    + ' and the background'
-                    * (expected > num_classes),
+                    f'{count(num_classes, "class")}{" and the background" * background}',
                     f'Write {expected} weights, or leave it out',
                 )
     for evaluator in evaluators(cfg):
@@ -93,17 +91,17 @@ def check_batch(report: Report, cfg: Config) -> None:
     """The learning rate is for a batch of ``base_batch_size``."""
     auto = cfg.get('auto_scale_lr') or {}
     base = auto.get('base_batch_size')
-    processes = int(os.environ.get('WORLD_SIZE', 1))
     every = cfg.get('optim_wrapper', {}).get('accumulative_counts', 1)
-    batch = processes * every * cfg.train_dataloader.get('batch_size', 1)
+    images = every * cfg.train_dataloader.get('batch_size', 1)
+    batch = images * int(os.environ.get('WORLD_SIZE', 1))
     if base not in (None, batch) and not auto.get('enable'):
         report.warning(
             'train_dataloader.batch_size',
             f'the batch is {batch}, but the learning rate was chosen for {base}: consider '
             '--auto-scale-lr',
         )
-    interval = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if not interval.get('by_epoch', True) and interval.get('interval', 1) % every:
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if not hook.get('by_epoch', True) and hook.get('interval', 1) % every:
         report.warning(
             'default_hooks.checkpoint.interval',
             f'is no multiple of accumulative_counts={every}: a training resumed in the middle of '
@@ -150,11 +148,9 @@ def _read_levels(cfg: Config, model: nn.Module, number: int) -> set[int]:
     if cfg.default_scope != 'mmseg':
         return set(range(number))
     read = set()
-    for part in ('decode_head', 'auxiliary_head'):
-        heads = getattr(model, part, None)
-        for head in heads if isinstance(heads, nn.ModuleList) else [heads] * (heads is not None):
-            index = head.in_index
-            read.update(index if isinstance(index, (list, tuple)) else [index])
+    for head in [module for module in model.modules() if hasattr(module, 'in_index')]:
+        index = head.in_index
+        read.update(index if isinstance(index, (list, tuple)) else [index])
     return {i % number for i in read}
 
 

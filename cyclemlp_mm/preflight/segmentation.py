@@ -18,10 +18,10 @@ from cyclemlp_mm.datasets.file_names import check_list_encoding
 from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.config_data import ignore_index
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, some
 
 from .files import in_parallel, report_missing, report_passed_over, sample
-from .findings import Report, some
+from .findings import Report
 from .labels import check_labels
 
 #: So many sizes of images are taken through a pipeline to see which sizes come out of it.
@@ -37,24 +37,20 @@ def check_segmentation(
         return []
     images = [str(info['img_path']) for info in infos]
     folder = Path(os.path.commonpath([os.path.dirname(path) for path in images]))
-    allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(images))
-    _report_missing(report, folder, images, dataset, allowed, 'are missing')
     if not dataset.get('ann_file') and folder.is_dir():
         keys = ('img_path', 'seg_map_path')
         listed = {os.path.abspath(info[key]) for info in infos for key in keys if info.get(key)}
         here, _ = split_images(folder.rglob('*'))
         others = [path for path in here if os.path.abspath(path) not in listed]
         report_passed_over(report, folder, others, 'img_suffix')
-    infos = [info for info in infos if _is_there(info['img_path'], dataset)]
+    allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(images))
+    infos = _those_there(report, infos, 'img_path', dataset, allowed, 'are missing')
     reads_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     if reads_labels and infos and infos[0].get('seg_map_path'):
-        labels = [str(info['seg_map_path']) for info in infos]
-        where = Path(os.path.commonpath([os.path.dirname(path) for path in labels]))
-        _report_missing(report, where, labels, dataset, 0, 'have no label image, expected')
-        infos = [info for info in infos if _is_there(info['seg_map_path'], dataset)]
+        lack = 'have no label image, expected'
+        infos = _those_there(report, infos, 'seg_map_path', dataset, 0, lack)
         if infos and classes:
-            phases = ('train',) if split == 'train' else ('val', 'test')
-            ignored = ignore_index(cfg, *phases)
+            ignored = ignore_index(cfg, *(['train'] if split == 'train' else ['val', 'test']))
             check_labels(report, dataset, infos, classes, full, split == 'train', ignored)
     if split == 'val':
         _check_sizes(report, cfg, dataset, infos)
@@ -67,10 +63,18 @@ def check_crop(report: Report, cfg: Config) -> None:
     dataset = cfg.train_dataloader.get('dataset') or {}
     while 'dataset' in dataset and not dataset.get('pipeline'):
         dataset = dataset['dataset']
-    crop = _last_size(dataset.get('pipeline') or ())
+    crop = None  # height and width that the pipeline gives, where a step of mmseg's decides it
+    for step in dataset.get('pipeline') or ():
+        kind, scale = str(step.get('type')).rpartition('.')[2], step.get('scale')
+        if kind == 'RandomCrop':
+            crop = step.get('crop_size')
+        elif kind == 'Resize' and scale and not step.get('keep_ratio'):
+            crop = scale if isinstance(scale, int) else scale[::-1]
+        elif re.search('Resize|Pad|Crop|Mosaic|Choice|Albu', kind):
+            crop = None
     if not canvas or crop is None:
         return
-    canvas = (canvas, canvas) if isinstance(canvas, int) else tuple(canvas)
+    canvas, crop = ((s, s) if isinstance(s, int) else tuple(s) for s in (canvas, crop))
     where = 'model.data_preprocessor.size'
     if any(c > k for c, k in zip(canvas, crop)):
         padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
@@ -90,30 +94,18 @@ def check_crop(report: Report, cfg: Config) -> None:
         )
 
 
-def _last_size(steps: Sequence[dict]) -> tuple[int, int] | None:
-    """Height and width that a pipeline gives to images, where a step of mmseg's decides it."""
-    size = None
-    for step in steps:
-        kind, scale = str(step.get('type')).rpartition('.')[2], step.get('scale')
-        if kind == 'RandomCrop':
-            size = step.get('crop_size')
-        elif kind == 'Resize' and scale and not step.get('keep_ratio'):
-            size = scale if isinstance(scale, int) else scale[::-1]
-        elif re.search('Resize|Pad|Crop|Mosaic|Choice|Albu', kind):
-            size = None
-    return (size, size) if isinstance(size, int) else size and tuple(size)
-
-
 def check_batch_of_one(
     report: Report, cfg: Config, model: nn.Module, number: int | None = None
 ) -> None:
     """Find batch norms that see one value for each channel, by a training step's forward pass."""
-    size, last = cfg.train_dataloader.get('batch_size'), _last_batch(cfg.train_dataloader, number)
+    loader, processes = cfg.train_dataloader, int(os.environ.get('WORLD_SIZE', 1))
+    size, last = loader.get('batch_size', 1), None
+    sampler = str((loader.get('sampler') or {}).get('type'))
+    if number and 'DefaultSampler' in sampler and not loader.get('drop_last'):
+        last = -(-number // processes) % size  # images in the last batch of an epoch; 0 is all
     if 1 not in (size, last) or not hasattr(model, 'decode_head'):
         return
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and any(
-        isinstance(module, nn.SyncBatchNorm) for module in model.modules()
-    ):
+    if processes > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return
     model = copy.deepcopy(model).train()
     channels = cfg.model.get('backbone', {}).get('in_channels', 3)
@@ -126,31 +118,18 @@ def check_batch_of_one(
                 if isinstance(head, nn.Module):
                     head(levels)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        # Other errors come from heads that take other arguments; training decides there.
-        if 'more than 1 value per channel' in str(error):
-            report.error(
-                'train_dataloader.batch_size',
-                (
-                    'is 1 for each process'
-                    if size == 1
-                    else f'is {size}, and the last batch of {number} images is one image'
-                )
-                + ', but the model normalises a '
-                'map of one pixel over the batch (BN behind a global pooling, as in UPerHead, '
-                'PSPHead and ASPPHead), which needs two values or more',
-                ('Set it to 2 or more' if size == 1 else 'Set train_dataloader.drop_last=True')
-                + ', or take GN: model.decode_head.norm_cfg='
-                'dict(type="GN", num_groups=8)',
-            )
-
-
-def _last_batch(loader: ConfigDict, number: int | None) -> int | None:
-    """Images in the last batch of an epoch of each process; None where all are of one size."""
-    sampler = str((loader.get('sampler') or {}).get('type'))
-    if not number or 'DefaultSampler' not in sampler or loader.get('drop_last'):
-        return None
-    each = -(-number // int(os.environ.get('WORLD_SIZE', 1)))
-    return each % loader.get('batch_size', 1) or None
+        if 'more than 1 value per channel' not in str(error):
+            return  # of heads that take other arguments; training decides there
+        what = f'is {size}, and the last batch of {number} images is one image'
+        fix = 'Set train_dataloader.drop_last=True'
+        if size == 1:
+            what, fix = 'is 1 for each process', 'Set it to 2 or more'
+        report.error(
+            'train_dataloader.batch_size',
+            f'{what}, but the model normalises a map of one pixel over the batch (BN behind a '
+            'global pooling, as in UPerHead, PSPHead and ASPPHead), which needs two values or more',
+            f'{fix}, or take GN: model.decode_head.norm_cfg=dict(type="GN", num_groups=8)',
+        )
 
 
 def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
@@ -170,15 +149,12 @@ def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
             return []
     if absent:
         return []
-    settings = {**dataset, 'pipeline': []}
     try:
-        data = DATASETS.build(settings)
+        data = DATASETS.build({**dataset, 'pipeline': []})
         infos = [data.get_data_info(i) for i in range(len(data))]
     except (OSError, ValueError, AssertionError, KeyError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [''])[0]
-        report.error(
-            'dataset', f'{dataset.get("type")} cannot be built ({type(error).__name__}: {first})'
-        )
+        first = f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'
+        report.error('dataset', f'{dataset.get("type")} cannot be built ({first})')
         return []
     if not infos:
         suffix = getattr(data, 'img_suffix', '')
@@ -187,15 +163,19 @@ def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
     return [info for info in infos if isinstance(info.get('img_path'), str)]
 
 
-def _is_there(path: str, dataset: ConfigDict) -> bool:
-    return bool(dataset.get('backend_args')) or '://' in str(path) or os.path.exists(path)
-
-
-def _report_missing(
-    report: Report, folder: Path, paths: list[str], dataset: ConfigDict, allowed: float, lack: str
-) -> None:
-    missing = [os.path.relpath(p, folder) for p in paths if not _is_there(p, dataset)]
+def _those_there(
+    report: Report, infos: list[dict], key: str, dataset: ConfigDict, allowed: float, lack: str
+) -> list[dict]:
+    """Infos whose file is there; reports the others."""
+    paths = [str(info[key]) for info in infos]
+    folder = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    elsewhere = bool(dataset.get('backend_args'))
+    there = [elsewhere or '://' in path or os.path.exists(path) for path in paths]
+    missing = [
+        os.path.relpath(path, folder) for path, is_there in zip(paths, there) if not is_there
+    ]
     report_missing(report, folder, folder, missing, len(paths), allowed, lack)
+    return [info for info, is_there in zip(infos, there) if is_there]
 
 
 def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[dict]) -> None:
@@ -211,11 +191,10 @@ def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[d
     steps = [TRANSFORMS.build(step) for step in dataset.get('pipeline') or ()]
     check_steps(steps, True)
     loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+    chosen = sample(infos, False)
     if loader is not None and is_decoded_here(loader.transform):
         sizes = in_parallel(_size, infos, 'sizes of images')
         chosen = list(dict(zip(sizes, infos)).values())
-    else:
-        chosen = sample(infos, False)
     found = {size for size in map(partial(_size_after, steps), chosen[:_MOST_SIZES]) if size}
     if len(found) > 1:
         sizes = some([_by(size) for size in sorted(found)], 3)

@@ -27,30 +27,19 @@ _TOGETHER = (
     ('val_dataloader', 'val_cfg', 'val_evaluator'),
     ('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
-
-
-def _whole(least: int, most: float = math.inf) -> tuple[str, Callable[[object], bool]]:
-    expected = f'a whole number from {least}' + (f' to {most}' if most < math.inf else '')
-    return expected, lambda value: type(value) is int and least <= value <= most
-
-
-_SEED, _IS_SEED = _whole(0, 2**32 - 1)
-# mmengine's loops also take 12.0.
-_LENGTH = 'a whole number from 1', lambda v: is_number(v) and v >= 1 and v == int(v)
-#: What the value of a key must be where it is set, and a function that tests it.
-_VALUES = {
-    **{f'{loader}.batch_size': _whole(1) for loader in _LOADERS},
-    **{f'{loader}.num_workers': _whole(0) for loader in _LOADERS},
-    **{f'train_cfg.{key}': _LENGTH for key in ('max_epochs', 'max_iters', 'val_interval')},
-    'default_hooks.checkpoint.interval': _whole(-1),
-    'default_hooks.logger.interval': _whole(1),
-    'optim_wrapper.accumulative_counts': _whole(1),
-    'randomness.seed': (
-        f'{_SEED}, or None for a random one',
-        lambda value: value is None or _IS_SEED(value),
-    ),
-    'max_bad_fraction': ('a number in [0, 1]', lambda v: is_number(v) and 0 <= v <= 1),
-    'max_non_finite': _whole(1),
+#: Least value, largest value, and whether None is right, of keys with a whole number.
+_NUMBERS = {
+    **{f'{loader}.batch_size': (1, math.inf, False) for loader in _LOADERS},
+    **{f'{loader}.num_workers': (0, math.inf, False) for loader in _LOADERS},
+    **{
+        f'train_cfg.{key}': (1, math.inf, False)
+        for key in ('max_epochs', 'max_iters', 'val_interval')
+    },
+    'default_hooks.checkpoint.interval': (-1, math.inf, False),
+    'default_hooks.logger.interval': (1, math.inf, False),
+    'optim_wrapper.accumulative_counts': (1, math.inf, False),
+    'max_non_finite': (1, math.inf, False),
+    'randomness.seed': (0, 2**32 - 1, True),
 }
 #: The registry of the types at a path, which holds one dict or a list of them.
 _TYPES = {
@@ -59,11 +48,8 @@ _TYPES = {
     'custom_hooks': mm.HOOKS,
     **{f'{phase}_cfg': mm.LOOPS for phase in ('train', 'val', 'test')},
     **{f'{loader}.dataset': mm.DATASETS for loader in _LOADERS},
-    **{
-        f'{loader}.{part}sampler': mm.DATA_SAMPLERS
-        for loader in _LOADERS
-        for part in ('', 'batch_')
-    },
+    **{f'{loader}.sampler': mm.DATA_SAMPLERS for loader in _LOADERS},
+    **{f'{loader}.batch_sampler': mm.DATA_SAMPLERS for loader in _LOADERS},
     'val_evaluator': mm.METRICS,
     'test_evaluator': mm.METRICS,
     'visualizer': mm.VISUALIZERS,
@@ -125,30 +111,22 @@ def check_settings(report: Report, cfg: Config) -> None:
         cfg (Config): As it goes to the Runner, its toolbox's scope being the default.
     """
     for keys in _TOGETHER:
-        absent = [key for key in keys if cfg.get(key) is None]
-        if absent and (keys is _TOGETHER[0] or len(absent) < len(keys)):
-            report.error(
-                ', '.join(absent),
-                'is None; a training needs it'
-                if keys is _TOGETHER[0]
-                else f'is None, but not all of {", ".join(keys)} are',
-            )
-    for path, (expected, fits) in _VALUES.items():
-        for key, value in parts(cfg, path):
-            if not fits(value):
-                report.error(key, f'is {value!r}, but must be {expected}')
+        absent = ', '.join(key for key in keys if cfg.get(key) is None)
+        if absent and keys is _TOGETHER[0]:
+            report.error(absent, 'is None; a training needs it')
+        elif absent and absent != ', '.join(keys):
+            report.error(absent, f'is None, but not all of {", ".join(keys)} are')
+    _check_numbers(report, cfg)
     for loader in _LOADERS:
         settings = cfg.get(loader) or {}
         if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
             key = f'{loader}.persistent_workers'
             report.error(key, 'is True, but num_workers is 0', f'Give --cfg-options {key}=False')
     wrapper = cfg.get('optim_wrapper') or {}
-    if 'optimizer' in wrapper:
-        _check_optimizer(report, 'optim_wrapper', wrapper)
-    else:  # several, each with a wrapper of its own
-        for name, inner in wrapper.items():
-            if isinstance(inner, dict):
-                _check_optimizer(report, f'optim_wrapper.{name}', inner)
+    wrappers = {'': wrapper} if 'optimizer' in wrapper else wrapper  # or several, by name
+    for name, inner in wrappers.items():
+        if isinstance(inner, dict):
+            _check_optimizer(report, f'optim_wrapper.{name}'.rstrip('.'), inner)
     if 'strategy' in cfg and 'runner_type' not in cfg:
         report.error(
             'strategy',
@@ -156,14 +134,40 @@ def check_settings(report: Report, cfg: Config) -> None:
             'Set it, or leave the strategy out',
         )
     check_signatures(report, cfg)
-    _check_watched_figures(report, cfg)
+    hooks = [*parts(cfg, 'default_hooks.*'), *_numbered('custom_hooks', cfg.get('custom_hooks'))]
+    for key, hook in hooks:
+        kind = _class_of(hook, mm.HOOKS) if isinstance(hook, dict) else None
+        for watching, name in ((CheckpointHook, 'save_best'), (EarlyStoppingHook, 'monitor')):
+            if inspect.isclass(kind) and issubclass(kind, watching):
+                _check_watched(report, cfg, f'{key}.{name}', hook.get(name))
+    for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
+        if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
+            _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
+
+
+def _check_numbers(report: Report, cfg: Config) -> None:
+    """Values that are no numbers, or out of range."""
+    for path, (least, most, is_optional) in _NUMBERS.items():
+        for key, value in parts(cfg, path):
+            is_whole = is_number(value) and value == int(value)
+            if path.startswith('train_cfg'):  # mmengine's loops also take 12.0
+                value = int(value) if is_whole else value
+            if (type(value) is int and least <= value <= most) or (is_optional and value is None):
+                continue
+            expected = f'a whole number from {least}' + f' to {most}' * (most < math.inf)
+            if is_optional:
+                expected += ', or None'
+            report.error(key, f'is {value!r}, but must be {expected}')
+    fraction = cfg.get('max_bad_fraction', 0)
+    if not is_number(fraction) or not 0 <= fraction <= 1:
+        report.error('max_bad_fraction', f'is {fraction!r}, but must be a number in [0, 1]')
 
 
 def _check_optimizer(report: Report, key: str, wrapper: dict) -> None:
+    before = len(report.findings)
     _check_types(report, key, wrapper, mm.OPTIM_WRAPPERS)
     optimizer = wrapper.get('optimizer')
-    key = f'{key}.optimizer'
-    if not isinstance(optimizer, dict) or report.has(key):
+    if not isinstance(optimizer, dict) or len(report.findings) > before:
         return
     kind = _class_of(optimizer, mm.OPTIMIZERS)
     # Others may need all parameters, or several processes.
@@ -173,7 +177,8 @@ def _check_optimizer(report: Report, key: str, wrapper: dict) -> None:
     try:
         kind([nn.Parameter(torch.zeros(1))], **given)
     except (TypeError, ValueError, RuntimeError) as error:
-        report.error(key, f'{kind.__name__} cannot be built with {given} ({error})')
+        what = f'{kind.__name__} cannot be built with {given} ({error})'
+        report.error(f'{key}.optimizer', what)
 
 
 def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -> None:
@@ -205,10 +210,10 @@ def _check_types(report: Report, key: str, value: object, registry: mm.Registry)
         is_evaluator = registry is mm.METRICS and 'metrics' in settings
         kind = _class_of(settings, mm.EVALUATOR if is_evaluator else registry)
         if kind is not None:
-            removed = {'type', '_scope_', *_REMOVED.get(registry, ())}
             names = _parameters(kind)
             if names is not None:
-                _check_keys(report, name, settings, names, removed)
+                removed = {'type', '_scope_', *_REMOVED.get(registry, ())}
+                _check_keys(report, name, settings, names | removed)
         elif settings.get('type') is not None:
             report.error(
                 f'{name}.type',
@@ -231,21 +236,13 @@ def _class_of(settings: dict, registry: mm.Registry) -> type | None:
         return scoped.get(kind)
 
 
-def _check_keys(
-    report: Report, key: str, settings: dict, names: set[str], removed: Iterable[str] = ()
-) -> None:
+def _check_keys(report: Report, key: str, settings: dict, names: set[str]) -> None:
     kind = settings.get('type')
     of = f' of {getattr(kind, "__name__", kind)}' if kind else ''
-    for name in settings:
-        if name not in names and name not in removed:
-            near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.7)
-            report.error(
-                f'{key}.{name}',
-                f'there is no such setting{of}',
-                f'Did you mean {" or ".join(near)}?'
-                if near
-                else f'There are {", ".join(sorted(names))}',
-            )
+    for name in [name for name in settings if name not in names]:
+        near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.7)
+        fix = f'Did you mean {" or ".join(near)}?' if near else f'It has {", ".join(sorted(names))}'
+        report.error(f'{key}.{name}', f'there is no such setting{of}', fix)
 
 
 def _parameters(kind: object) -> set[str] | None:
@@ -267,19 +264,6 @@ def _parameters(kind: object) -> set[str] | None:
             if not part.__module__.startswith(('mm', 'cyclemlp_mm.')):
                 return None  # classes of the toolboxes pass **kwargs to the next one
     return None
-
-
-def _check_watched_figures(report: Report, cfg: Config) -> None:
-    """Whether the evaluation gives the figures that hooks and schedulers watch."""
-    hooks = [*parts(cfg, 'default_hooks.*'), *_numbered('custom_hooks', cfg.get('custom_hooks'))]
-    for key, hook in hooks:
-        kind = _class_of(hook, mm.HOOKS) if isinstance(hook, dict) else None
-        for watching, name in ((CheckpointHook, 'save_best'), (EarlyStoppingHook, 'monitor')):
-            if inspect.isclass(kind) and issubclass(kind, watching):
-                _check_watched(report, cfg, f'{key}.{name}', hook.get(name))
-    for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
-        if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
-            _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
 
 
 def _check_watched(report: Report, cfg: Config, key: str, watched: object) -> None:
@@ -313,11 +297,8 @@ def _figures(kind: str, metric: dict) -> list[str]:
     """Names that a metric gives to its figures, without the prefix; [] where they are not known."""
     if kind == 'CheckedCocoMetric' and not metric.get('classwise'):  # adds classes' names
         items = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-        return [
-            f'{of}_{item}'
-            for of in _listed(metric.get('metric', 'bbox'))
-            for item in metric.get('metric_items') or items
-        ]
+        kinds, items = _listed(metric.get('metric', 'bbox')), metric.get('metric_items') or items
+        return [f'{of}_{item}' for of in kinds for item in items]
     if kind == 'IoUMetric':
         known = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'])
         others = ['mFscore', 'mPrecision', 'mRecall']

@@ -54,6 +54,13 @@ def segmentor(tmp_path_factory):
     return (*save_segmentor(folder / 'model', tuple(classes)), data)
 
 
+def run_test(config, checkpoint, data, *options, max_bad_fraction=0.05):
+    """tools/test.py in the current folder, without worker processes."""
+    arguments = ['--data', str(data), '--work-dir', 'wd', '--show-dir', 'drawn']
+    arguments += [*options, '--cfg-options', *NO_WORKERS, f'max_bad_fraction={max_bad_fraction}']
+    evaluate([config, checkpoint, *arguments])
+
+
 def sizes(files):
     return {Image.open(file).size for file in files}
 
@@ -63,22 +70,7 @@ def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatc
     """The size of the annotations decides: in the test, its pictures and the gallery."""
     config, checkpoint, data = map(str, request.getfixturevalue(task))
     monkeypatch.chdir(tmp_path)
-    evaluate(
-        [
-            config,
-            checkpoint,
-            '--data',
-            data,
-            '--work-dir',
-            'wd',
-            '--out',
-            'found.pkl',
-            '--show-dir',
-            'drawn',
-            '--cfg-options',
-            *NO_WORKERS,
-        ]
-    )
+    run_test(config, checkpoint, data, '--out', 'found.pkl')
     found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
     assert [tuple(one['ori_shape']) for one in found] == 3 * [SIZE[::-1]]
     assert {height for _, height in sizes((tmp_path / 'drawn').iterdir())} == {SIZE[1]}
@@ -111,21 +103,7 @@ def test_a_broken_image_in_a_test_counts_as_black(detector, tmp_path, monkeypatc
     content = broken.read_bytes()
     broken.write_bytes(content[:-200])
     try:
-        evaluate(
-            [
-                config,
-                checkpoint,
-                '--data',
-                data,
-                '--work-dir',
-                'wd',
-                '--show-dir',
-                'drawn',
-                '--cfg-options',
-                *NO_WORKERS,
-                'max_bad_fraction=0.5',
-            ]
-        )
+        run_test(config, checkpoint, data, max_bad_fraction=0.5)
         [log] = (tmp_path / 'wd').glob('*/*.log')
         assert f'image skipped: {broken}: is truncated' in log.read_text()
         assert sizes([tmp_path / 'drawn' / broken.name]) == {(2 * SIZE[0], SIZE[1])}
@@ -147,20 +125,7 @@ def test_pictures_of_images_of_one_name_in_sub_folders(detector, tmp_path, monke
         image['file_name'] = name
     path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
-    evaluate(
-        [
-            config,
-            checkpoint,
-            '--data',
-            str(data),
-            '--work-dir',
-            'wd',
-            '--show-dir',
-            'drawn',
-            '--cfg-options',
-            *NO_WORKERS,
-        ]
-    )
+    run_test(config, checkpoint, data)
     drawn = sorted(str(p.relative_to(tmp_path / 'drawn')) for p in tmp_path.glob('drawn/*/*.jpg'))
     assert drawn == ['cam0/0.jpg', 'cam0/1.jpg', 'cam1/0.jpg', 'cam1/1.jpg']
 

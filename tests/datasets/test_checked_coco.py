@@ -182,8 +182,8 @@ def test_what_is_not_learned_is_not_missed_either(tmp_path, change, log_lines):
         ),
         (each('annotations', lambda n, a: a.update(bbox=[1, 2])), '"bbox" is not four'),
         (each('annotations', lambda n, a: a.update(ignore='no')), '"ignore" is neither'),
-        (each('images', lambda n, i: i.pop('width')), 'each image needs'),
-        (each('images', lambda n, i: i.update(id=1)), 'each image needs'),
+        (each('images', lambda n, i: i.pop('width')), '3 images have no "width"'),
+        (each('images', lambda n, i: i.update(id=1)), '1 image id are used twice'),
         (each('categories', lambda n, k: k.update(name='xyz'[n])), 'does not fit the annotation'),
     ],
 )

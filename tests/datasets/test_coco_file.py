@@ -1,15 +1,22 @@
-"""Annotation files are read once, and let go of."""
+"""Annotation files are read once, and let go of; masks are judged as pycocotools writes them."""
 
 import gc
 import json
 import sys
 import weakref
 
+import numpy as np
 import pytest
 
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.datasets import coco_file
-from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
+from cyclemlp_mm.datasets.coco_file import (
+    annotations_kept,
+    category_names,
+    decode_runs,
+    mask_trouble,
+    read_coco,
+)
 from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.errors import UserError
 
@@ -73,12 +80,6 @@ def test_nothing_is_kept_and_the_collector_goes_on(file):
         gc.enable()
 
 
-def test_nested_too_deeply(file):
-    file.write_text('[' * 100_000)
-    with pytest.raises(UserError, match='is no JSON'):
-        read_coco(file)
-
-
 def test_a_training_reads_each_file_once_for_data_and_check(tmp_path, parsed, monkeypatch):
     pytest.importorskip('mmdet')
     monkeypatch.chdir(tmp_path)
@@ -93,3 +94,23 @@ def test_a_training_reads_each_file_once_for_data_and_check(tmp_path, parsed, mo
     with pytest.raises(UserError, match='far enough'):
         train(['retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd'])
     assert sorted(parsed) == ['instances_train2017.json', 'instances_val2017.json']
+
+
+@pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 1.0])
+def test_compressed_counts_are_read_as_pycocotools_writes_them(share):
+    mask_tools = pytest.importorskip('pycocotools.mask')
+    mask = np.random.RandomState(0).rand(300, 200) < share
+    code = mask_tools.encode(np.asfortranarray(mask, np.uint8))
+    text = code['counts'].decode()
+    flat = np.concatenate([[False], mask.ravel(order='F'), [True]])
+    flat[-1] = not flat[-2]
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    assert decode_runs(text) == np.diff([0, *ends]).tolist()
+    assert mask_trouble(dict(size=[300, 200], counts=text), (200, 300), True) is None
+    assert not decode_runs(text + 'P')  # 'P' says that more follows
+
+
+def test_a_mask_in_several_parts():
+    square = [1, 1, 9, 1, 9, 9, 1, 9]
+    assert mask_trouble([square, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
+    assert 'no polygon of at least' in mask_trouble([square, [1, 2]], (20, 20), True)
