@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import weakref
 
 import numpy as np
@@ -89,8 +88,7 @@ def test_a_training_reads_each_file_once_for_data_and_check(tmp_path, parsed, mo
         assert coco_file._kept is None  # let go of before anything is built
         raise UserError('far enough')
 
-    # By its module: the package has the function of the same name.
-    monkeypatch.setattr(sys.modules['cyclemlp_mm.apis.train'], '_build_runner', stop)
+    monkeypatch.setattr('cyclemlp_mm.apis.train.build_runner', stop)
     with pytest.raises(UserError, match='far enough'):
         train(['retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd'])
     assert sorted(parsed) == ['instances_train2017.json', 'instances_val2017.json']
