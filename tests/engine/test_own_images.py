@@ -91,7 +91,7 @@ def test_mistakes_are_said(folders, lists, tmp_path):
             use_own_data(load_config(CONFIG), root, **arguments)
 
     refuse(folders, '--classes: .* has class folders', classes=['a'])
-    refuse(folders, 'classification has none', ignore_label=3)
+    refuse(folders, '--ignore-label is for segmentation', ignore_label=3)
     (folders / 'val' / 'star').rename(folders / 'val' / 'sun')
     refuse(folders, r"only in train: \['star'\], only in val: \['sun'\]")
     refuse(lists, 'labels up to ., but there are 2 class names', classes=['a', 'b'])
