@@ -34,8 +34,10 @@ test: setup  ## run the tests of what users rely on
 test-all: setup  ## run all tests, before a release
 	$(PYTEST) $(TEST_FLAGS)
 
-lint: setup  ## check the code's style
+lint: setup  ## check the code's style, its layout, and the types of models and operators
 	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
 
 docs: setup  ## build the documentation into work_dirs/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet

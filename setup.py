@@ -34,7 +34,8 @@ EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6', *DET, *SEG]
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
-DEV = ['build', 'hypothesis', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'selenium', *VIS]
+DEV = ['build', 'hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff']
+DEV += ['selenium', *VIS]
 
 
 class BuildPyWithMim(build_py):

@@ -10,7 +10,6 @@ from mmengine.registry import DefaultScope
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from paths import …`
 sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases import …`
-sys.path.insert(0, str(Path(__file__).parent / 'models'))  # and `from families import …`
 
 
 @pytest.fixture(autouse=True)

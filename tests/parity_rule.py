@@ -73,10 +73,12 @@ def published_model_state(arch, classifier):
     }
 
 
-def published_weights(arch, use='cls'):
-    """A published-format state dict, filled by the rule, without the constant offsets."""
+def published_tensors(name):
+    """A published-format state dict, filled by the rule, without the constant offsets; a tensor
+    under a second name has the first one's numbers."""
+    keys = json.loads((PARITY / f'keys_{name}.json').read_text())
     return {
-        name: torch.from_numpy(fill(name, shape))
-        for name, shape in published_keys(f'cyclemlp_{arch}_{use}').items()
-        if not name.endswith('.offset')
+        key: torch.from_numpy(fill(entry.get('same_as', key), entry['shape']))
+        for key, entry in keys.items()
+        if not key.endswith('.offset')
     }

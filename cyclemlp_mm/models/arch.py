@@ -7,16 +7,8 @@ from collections.abc import Mapping, Sequence
 
 
 def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str) -> dict:
-    """Look an architecture up.
-
-    Args:
-        arch (str | Mapping): A name of ``table`` (any case), or a mapping with exactly the keys
-            that the table's rows have.
-        table (Mapping[str, Mapping]): The family's architectures by name.
-        family (str): The family's name, for messages.
-
-    Returns:
-        dict: The settings, a copy.
+    """The settings of an architecture: a name of ``table`` (any case), or a mapping with exactly
+    the keys that the table's rows have. ``family`` is its name in messages.
 
     Raises:
         ValueError: Unknown name, or a mapping with missing or unknown keys.
@@ -41,16 +33,8 @@ def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str)
 
 
 def check_per_stage(settings: dict, keys: Sequence[str], num_stages: int = 4) -> None:
-    """Make the settings of every stage tuples.
-
-    Args:
-        settings (dict): An arch's settings, changed in place.
-        keys (Sequence[str]): Those with a value per stage.
-        num_stages (int): Number of stages. Defaults to 4.
-
-    Raises:
-        ValueError: Not a positive int per stage.
-    """
+    """Make an arch's settings of these keys tuples, in place; raises ValueError unless they are a
+    positive int per stage."""
     for key in keys:
         values = settings[key]
         values = tuple(values) if isinstance(values, Sequence) else ()
@@ -77,11 +61,7 @@ def check_positive_int(name: str, value: int) -> int:
 
 
 def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Feature levels to return, as ascending indices in [0, num_levels).
-
-    Args:
-        out_indices (int | Sequence[int]): Levels; negative ones count from the last.
-        num_levels (int): How many levels the backbone has.
+    """Levels to return, of which negative ones count from the last, as ascending indices.
 
     Raises:
         TypeError: Not an int or a sequence of ints.
@@ -104,12 +84,7 @@ def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tu
 
 
 def check_frozen_stages(frozen_stages: int, num_levels: int) -> int:
-    """Return ``frozen_stages`` if it is an int in [-1, num_levels].
-
-    Raises:
-        TypeError: Not an int.
-        ValueError: Out of range.
-    """
+    """Return ``frozen_stages`` if it is an int (TypeError) in [-1, num_levels] (ValueError)."""
     if type(frozen_stages) is not int:
         raise TypeError(f'frozen_stages must be an int, but got {frozen_stages!r}')
     if not -1 <= frozen_stages <= num_levels:

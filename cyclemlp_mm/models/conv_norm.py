@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from cyclemlp_mm.ops.recording import (
 from .arch import check_bool
 from .layers import seen_as_nchw
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
+BatchNorm = nn.modules.batchnorm._BatchNorm
+_NORMS = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm)
 #: PyTorch's modules that can stand for a norm of NCHW maps; Identity for none. Third-party classes
 #: are accepted unchecked.
 _NCHW_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
@@ -30,11 +32,9 @@ _NCHW_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d
 def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
     """A norm of NCHW maps.
 
-    Args:
-        norm_cfg (dict, optional): ``type`` 'BN', 'SyncBN', 'SyncBNOrBN', 'GN', what mmengine's
-            registry knows, or a class, and its arguments; ``requires_grad`` (default True) says
-            whether its parameters are trained. Defaults to None: BN.
-        channels (int): Channels.
+    ``norm_cfg`` has a ``type`` ('BN', 'SyncBN', 'SyncBNOrBN', 'GN', what mmengine's registry knows,
+    or a class) and its arguments, and ``requires_grad`` (default True), whether its parameters are
+    trained. None is BN.
 
     Raises:
         TypeError: Not a dict with a type, or ``requires_grad`` is no bool.
@@ -47,10 +47,9 @@ def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
     settings = dict(norm_cfg)
     kind, requires_grad = settings.pop('type'), settings.pop('requires_grad', True)
     check_bool('norm_cfg requires_grad', requires_grad)
-    known = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm)
     layer = kind
     if isinstance(kind, str):
-        layer = known.get(kind) or MODELS.get(kind)
+        layer = _NORMS.get(kind) or MODELS.get(kind)
         if layer is None:
             raise KeyError(f'norm_cfg type {kind!r} is not in the model registry')
     norm = None
@@ -73,34 +72,24 @@ def _is_other_torch_layer(layer: object) -> bool:
     return issubclass(layer, nn.Module) and layer.__module__.startswith('torch.nn.')
 
 
-def fix_statistics(module: nn.Module) -> None:
-    """Put every BatchNorm in a module in eval mode: its statistics are used and not updated."""
-    for child in module.modules():
-        if isinstance(child, _BatchNorm):
-            child.eval()
-
-
 def is_foldable(norm: nn.Module) -> bool:
     """Whether it norms as a BatchNorm with statistics does, and nothing else happens in it."""
     return (
-        isinstance(norm, _BatchNorm)
-        and type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        isinstance(norm, BatchNorm)
+        and type(norm).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward)
         and norm.running_mean is not None
         and not has_hooks(norm)
     )
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of the convolution that equals ``norm(conv(x))``.
-
-    Returns:
-        tuple: (out, in / groups, k, k) and (out,), differentiable; (None, None) where there is no
-        such convolution: the norm takes its statistics from its input, or does more than that.
-    """
+def folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight, (out, in / groups, k, k), and bias, (out,), of the convolution that equals
+    ``norm(conv(x))``, differentiable; None where there is no such convolution: the norm takes its
+    statistics from its input, or does more than that."""
     if isinstance(norm, nn.Identity):
         return conv.weight, conv.bias
     if norm.training or not is_foldable(norm):
-        return None, None
+        return None
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight
@@ -113,15 +102,14 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor | None, Tensor | No
 
 
 def fold_for_good(conv: nn.Conv2d, norm: nn.Module) -> bool:
-    """Give a convolution the weight and bias of :func:`folded`, if there are such.
-
-    Returns:
-        bool: Whether ``norm`` is now part of ``conv``.
-    """
-    weight, bias = folded(conv, norm)
-    if weight is None or isinstance(norm, nn.Identity):
+    """Give a convolution the weight and bias of :func:`folded`, if there are such; returns whether
+    ``norm`` is now part of ``conv``."""
+    found = None if isinstance(norm, nn.Identity) else folded(conv, norm)
+    if found is None:
         return False
-    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    weight, bias = found
+    conv.weight = nn.Parameter(weight.detach())
+    conv.bias = None if bias is None else nn.Parameter(bias.detach())
     return True
 
 
@@ -138,16 +126,7 @@ class ConvNorm(Foldable, nn.Module):
 
     Where the norm's statistics are fixed (in eval mode, or frozen), a BatchNorm is folded into the
     convolution's weights, in the forward pass or for good (:meth:`fold`). A 1x1 convolution is a
-    Linear.
-
-    Args:
-        in_channels (int): Input channels.
-        out_channels (int): Output channels.
-        kernel_size (int): Kernel side, odd. Defaults to 1.
-        stride (int): Stride. Defaults to 1.
-        groups (int): Groups of the convolution. Defaults to 1.
-        norm_cfg (dict, optional): See :func:`build_norm`.
-        act (bool): Whether Hardswish follows. Defaults to True.
+    Linear. ``kernel_size`` is odd, the padding half of it; see :func:`build_norm` for ``norm_cfg``.
     """
 
     def __init__(
@@ -169,22 +148,17 @@ class ConvNorm(Foldable, nn.Module):
         self.act = bool(act)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, H, W, in_channels) to (B, H', W', out_channels).
-
-        Args:
-            x (Tensor): The map.
-            residual (Tensor, optional): Of the output's shape, added last.
-        """
+        """(B, H, W, in_channels) to (B, H', W', out_channels); ``residual``, of the output's shape,
+        is added last."""
         if not self._is_plain:
             y = self._finish(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-            return y if residual is None else residual + y
-        weight, bias = folded(self.conv, self.norm)
-        if weight is None:
+        elif (found := folded(self.conv, self.norm)) is None:
             y = self._finish(self._convolve(x, self.conv.weight, self.conv.bias))
-            return y if residual is None else residual + y
-        if self._is_linear and not self.act and _same_dtype(x, weight, residual):
-            return add_linear(x, weight.flatten(1), bias, residual)
-        y = _hardswish(self._convolve(x, weight, bias), self.act)
+        else:
+            weight, bias = found
+            if self._is_linear and not self.act and _same_dtype(x, weight, residual):
+                return add_linear(x, weight.flatten(1), bias, residual)
+            y = _hardswish(self._convolve(x, weight, bias), self.act)
         return y if residual is None else residual + y
 
     def fold(self) -> None:
@@ -199,8 +173,8 @@ class ConvNorm(Foldable, nn.Module):
 
     @property
     def _is_plain(self) -> bool:
-        settings = dict(dilation=(1, 1), padding_mode='zeros')
-        plain = is_plain_layer(nn.Conv2d, self.conv, bias=None, **settings)
+        conv = self.conv
+        plain = is_plain_layer(nn.Conv2d, conv, bias=None, dilation=(1, 1), padding_mode='zeros')
         return plain and not has_hooks(self.norm)
 
     @property
@@ -222,33 +196,25 @@ class ConvNorm(Foldable, nn.Module):
 
 
 class Aggregate(ConvNorm):
-    """A 1x1 :class:`ConvNorm` over several maps side by side, which are never concatenated.
-
-    Args:
-        in_channels (Sequence[int]): Channels of each map.
-        out_channels (int): Output channels.
-        norm_cfg (dict, optional): See :func:`build_norm`.
-    """
+    """A 1x1 :class:`ConvNorm` over several maps side by side, which are never concatenated."""
 
     def __init__(
         self, in_channels: list[int], out_channels: int, norm_cfg: dict | None = None
     ) -> None:
         super().__init__(sum(in_channels), out_channels, norm_cfg=norm_cfg)
-        self.in_channels = list(in_channels)
+        self.in_channels = in_channels
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:  # type: ignore[override]  # of several maps
         """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
         if not (self._is_plain and self._is_linear):
             return super().forward(torch.cat(maps, dim=-1))
-        weight, bias = folded(self.conv, self.norm)
-        fixed = weight is not None
-        if not fixed:
-            weight, bias = self.conv.weight, self.conv.bias
+        found = folded(self.conv, self.norm)
+        weight, bias = found or (self.conv.weight, self.conv.bias)
         first, *weights = weight.flatten(1).split(self.in_channels, dim=1)
         y = F.linear(maps[0], first, bias)
         for x, part in zip(maps[1:], weights, strict=True):
             y = _add_product(y, x, part)
-        return _hardswish(y, self.act) if fixed else self._finish(y)
+        return _hardswish(y, self.act) if found else self._finish(y)
 
 
 def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -267,10 +233,8 @@ def _hardswish(y: Tensor, act: bool) -> Tensor:
 
 
 def _same_dtype(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are there and of the dtype that products are made in, autocast or not.
-
-    Never where only standard operators may be used.
-    """
+    """Whether all are there and of the dtype that products are made in, autocast or not; never
+    where only standard operators may be used."""
     dtype = compute_dtype(x)
     same = all(t is not None and t.dtype == dtype for t in (x, *others))
     return same and not standard_operators_only(x, *others)
@@ -300,7 +264,7 @@ def to_deploy(model: nn.Module) -> nn.Module:
     """
     model.eval()
     modules = list(model.modules())
-    conv_modules = [m for m in modules if _is_conv_module(m)]
+    conv_modules: list[Any] = [m for m in modules if _is_conv_module(m)]
     users = Counter(id(m.conv) for m in conv_modules)
     for module in modules:
         if isinstance(module, Foldable):
@@ -317,7 +281,7 @@ def _is_conv_module(module: nn.Module) -> bool:
     return kind.__name__ == 'ConvModule' and kind.__module__.startswith('mmcv.')
 
 
-def _fold_conv_module(module: nn.Module) -> None:
+def _fold_conv_module(module: Any) -> None:
     conv_then_norm = tuple(module.order[:2]) == ('conv', 'norm')
     # Other classes do more to their weight, as do hooks (pruning, spectral norm).
     plain = type(module.conv).__name__ == 'Conv2d' and not has_hooks(module.conv)

@@ -6,7 +6,8 @@ Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); rewritten here
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 from mmengine.registry import MODELS
@@ -36,21 +37,10 @@ from .layers import (
     residual_mlp,
 )
 
-
-def _row(
-    depths: tuple[int, ...],
-    widths: tuple[int, ...],
-    mlp_ratios: tuple[int, ...] = (4, 4, 4, 4),
-    reweight: bool = True,
-    downsample: str = 'conv',
-) -> dict:
-    return dict(
-        depths=depths,
-        widths=widths,
-        mlp_ratios=mlp_ratios,
-        reweight=reweight,
-        downsample=downsample,
-    )
+_DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
+    'conv': partial(ConvDownsample, kernel_size=3, stride=2, padding=1),
+    'patch_merging': PatchMerging,
+}
 
 
 class CycleMixer(Foldable, nn.Module):
@@ -73,6 +63,7 @@ class CycleMixer(Foldable, nn.Module):
         self.proj = nn.Linear(channels, channels)
         #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
         self.matrix: Tensor | None = None
+        self._made_of: tuple = ()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
@@ -90,15 +81,14 @@ class CycleMixer(Foldable, nn.Module):
         return cycle_mixer(x, weights, self.backend, residual)
 
     def fold(self) -> None:
-        """Make the mixer's matrix once, where it does not depend on the image: without reweighting,
-        and unless a backend was asked for."""
+        """Make the mixer's matrix once, if no image changes it and no backend was asked for."""
         self.matrix = None
         weights = self._own_weights()
         if self.reweight is None and self.backend == 'auto' and weights is not None:
             self.matrix = self._current_matrix(weights)
 
     def train(self, mode: bool = True) -> CycleMixer:
-        """Switch the mode; in training, weights change at every step: there is no matrix."""
+        """Switch the mode; in training, where weights change at every step, there is no matrix."""
         if mode:
             self.matrix = None
         return super().train(mode)
@@ -123,7 +113,7 @@ class CycleMixer(Foldable, nn.Module):
         return self.matrix
 
     def _own_weights(self) -> MixerWeights | None:
-        """The parameters, if they say all that the layers do."""
+        """The parameters, if the layers do what they were built to do."""
         if not (
             is_plain_layer(nn.Linear, self.mlp_c, bias=False)
             and is_plain_layer(nn.Linear, self.proj)
@@ -157,28 +147,14 @@ class CycleMixer(Foldable, nn.Module):
         if self.reweight is not None:
             fc1, fc2 = self.reweight.fc1, self.reweight.fc2
             reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        return MixerWeights(
-            self.sfc_h.weight,
-            self.sfc_h.bias,
-            self.sfc_w.weight,
-            self.sfc_w.bias,
-            self.mlp_c.weight,
-            self.proj.weight,
-            self.proj.bias,
-            reweight,
-        )
+        h, w, proj = self.sfc_h, self.sfc_w, self.proj
+        branches = (h.weight, h.bias, w.weight, w.bias, self.mlp_c.weight)
+        return MixerWeights(*branches, proj.weight, proj.bias, reweight)
 
 
 class CycleBlock(nn.Module):
-    """``x + mixer(LN(x))``, then ``x + mlp(LN(x))``, each with stochastic depth.
-
-    Args:
-        channels (int): Width, C.
-        mlp_ratio (int): Hidden width of the MLP over C.
-        drop_path (float): Probability of dropping a branch in training.
-        reweight (bool): See :class:`CycleMixer`.
-        mixer_backend (str): See :func:`cyclemlp_mm.ops.cycle_mixer`. Defaults to 'auto'.
-    """
+    """``x + mixer(LN(x))``, then ``x + mlp(LN(x))``, each dropped with probability ``drop_path`` in
+    training. The MLP is ``mlp_ratio`` C wide; see :class:`CycleMixer` for the others."""
 
     def __init__(
         self,
@@ -223,30 +199,14 @@ class CycleMLP(DenseBackbone):
             - reweight (bool): Whether the branches are weighted by split attention.
             - downsample (str): 'conv' (3x3, stride 2) or 'patch_merging'.
 
-        in_channels (int): Image channels. Defaults to 3.
-        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
-            count from the last. Stages behind the last one are not built. RetinaNet takes
-            (1, 2, 3). Defaults to (0, 1, 2, 3).
         drop_path_rate (float): Stochastic depth of the last block, growing linearly from 0 over
             all blocks. Defaults to 0.0, as in the published dense models.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
-            Defaults to -1.
-        with_cp (bool): Activation checkpointing in training: less memory, more time.
-            Defaults to False.
         out_norms (bool): One LayerNorm per returned level. Defaults to True.
         mixer_backend (str): How mixers are computed; the results are the same. 'auto' takes the
             fastest, see :func:`cyclemlp_mm.ops.cycle_mixer` for the others. Defaults to 'auto'.
-        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
-            published files as they are and raises if they do not fit. A classifier's final norm
-            becomes the last level's norm. Defaults to None: truncated normal (std 0.02) Linears.
-        pretrained (str, optional): Deprecated, see ``init_cfg``.
-
-    Attributes:
-        out_channels (tuple[int]): Channels of the returned levels.
-        out_strides (tuple[int]): Strides of the returned levels.
-
-    Raises:
-        ValueError, TypeError: An argument is out of its range.
+        in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained: See
+            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. A published classifier's
+            final norm becomes the last level's norm.
 
     Examples:
         >>> import torch
@@ -257,17 +217,20 @@ class CycleMLP(DenseBackbone):
         [(1, 64, 56, 56), (1, 128, 28, 28), (1, 320, 14, 14), (1, 512, 7, 7)]
     """
 
-    _BASE_WIDTHS = (64, 128, 320, 512)
-    _SWIN_STYLE = dict(reweight=False, downsample='patch_merging')
+    _BASE = dict(
+        widths=(64, 128, 320, 512), mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv'
+    )
+    _WIDE = dict(_BASE, widths=(96, 192, 384, 768))
+    _SWIN_STYLE = dict(_WIDE, reweight=False, downsample='patch_merging')
     arch_zoo: ClassVar[Mapping[str, dict]] = {
-        'b1': _row((2, 2, 4, 2), _BASE_WIDTHS),
-        'b2': _row((2, 3, 10, 3), _BASE_WIDTHS),
-        'b3': _row((3, 4, 18, 3), _BASE_WIDTHS, (8, 8, 4, 4)),
-        'b4': _row((3, 8, 27, 3), _BASE_WIDTHS, (8, 8, 4, 4)),
-        'b5': _row((3, 4, 24, 3), (96, 192, 384, 768)),
-        't': _row((2, 2, 6, 2), (96, 192, 384, 768), **_SWIN_STYLE),
-        's': _row((2, 2, 18, 2), (96, 192, 384, 768), **_SWIN_STYLE),
-        'b': _row((2, 2, 18, 2), (128, 256, 512, 1024), **_SWIN_STYLE),
+        'b1': dict(_BASE, depths=(2, 2, 4, 2)),
+        'b2': dict(_BASE, depths=(2, 3, 10, 3)),
+        'b3': dict(_BASE, depths=(3, 4, 18, 3), mlp_ratios=(8, 8, 4, 4)),
+        'b4': dict(_BASE, depths=(3, 8, 27, 3), mlp_ratios=(8, 8, 4, 4)),
+        'b5': dict(_WIDE, depths=(3, 4, 24, 3)),
+        't': dict(_SWIN_STYLE, depths=(2, 2, 6, 2)),
+        's': dict(_SWIN_STYLE, depths=(2, 2, 18, 2)),
+        'b': dict(_SWIN_STYLE, depths=(2, 2, 18, 2), widths=(128, 256, 512, 1024)),
     }
     published_format = CYCLEMLP_FORMAT
 
@@ -294,33 +257,25 @@ class CycleMLP(DenseBackbone):
         pretrained: str | None = None,
     ) -> None:
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'CycleMLP'))
-        depths, widths = settings['depths'], settings['widths']
+        depths, widths, reweight = (settings[k] for k in ('depths', 'widths', 'reweight'))
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
         self.depths = depths
-        num_built = self.out_indices[-1] + 1
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvDownsample(in_channels, widths[0], kernel_size=7, stride=4, padding=2)
         self.downsamples = nn.ModuleList([nn.Identity()])
         self.stages = nn.ModuleList()
-        for i in range(num_built):
+        for i in range(self.out_indices[-1] + 1):
             if i:
-                self.downsamples.append(
-                    _downsample(settings['downsample'], widths[i - 1], widths[i])
-                )
-            self.stages.append(
-                nn.ModuleList(
-                    CycleBlock(
-                        widths[i],
-                        settings['mlp_ratios'][i],
-                        next(rates),
-                        settings['reweight'],
-                        mixer_backend,
-                    )
-                    for _ in range(depths[i])
-                )
+                downsample = _DOWNSAMPLES[settings['downsample']]
+                self.downsamples.append(downsample(widths[i - 1], widths[i]))
+            ratio = settings['mlp_ratios'][i]
+            blocks = (
+                CycleBlock(widths[i], ratio, next(rates), reweight, mixer_backend)
+                for _ in range(depths[i])
             )
+            self.stages.append(nn.ModuleList(blocks))
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
 
@@ -329,14 +284,8 @@ class CycleMLP(DenseBackbone):
         return halved((height + 1) // 4, (width + 1) // 4, self.out_indices)
 
 
-def _downsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
-    if kind == 'conv':
-        return ConvDownsample(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
-    return PatchMerging(in_channels, out_channels)
-
-
 def _check_settings(settings: dict) -> dict:
-    """Refuse an arch dict whose values cannot be built."""
+    """Raise ValueError or TypeError for an arch dict whose values cannot be built."""
     check_per_stage(settings, ('depths', 'widths', 'mlp_ratios'))
     check_bool('arch reweight', settings['reweight'])
     if settings['reweight'] and any(width % 4 for width in settings['widths']):
@@ -344,7 +293,7 @@ def _check_settings(settings: dict) -> dict:
             f'arch widths must be multiples of 4 where branches are reweighted (its MLP is C/4 '
             f'wide), but got {settings["widths"]}'
         )
-    if settings['downsample'] not in ('conv', 'patch_merging'):
+    if settings['downsample'] not in [*_DOWNSAMPLES]:
         raise ValueError(
             f"arch downsample must be 'conv' or 'patch_merging', but got {settings['downsample']!r}"
         )

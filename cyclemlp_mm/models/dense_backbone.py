@@ -11,7 +11,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,26 +22,27 @@ from cyclemlp_mm.ops.recording import is_plain, is_recording, is_transformed
 from cyclemlp_mm.weights import split_pretrained
 
 from .arch import check_bool, check_frozen_stages, check_positive_int, resolve_out_indices
-from .conv_norm import fix_statistics
+from .conv_norm import BatchNorm
 from .layers import to_nchw
 from .strict_init import StrictInit
 
 _COUNTER = itertools.count()
-_MODULES: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_MODULES: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 class BackboneBase(StrictInit):
     """Freezing, activation checkpointing and compilation of a backbone.
 
     A subclass calls :meth:`set_options` when it is built, names in :meth:`frozen_modules` what is
-    frozen, and begins ``forward`` with :meth:`is_one_operator`. One that has :meth:`level_sizes`
-    puts what the compiled operator runs into ``levels``.
+    frozen, and computes its maps in :meth:`levels`. One that has :meth:`level_sizes` can be
+    compiled to one operator.
     """
 
     #: From an image's height and width, those of the returned levels.
     level_sizes: Callable[[int, int], list[tuple[int, int]]] | None = None
     #: Whether BatchNorm's statistics stay as they are in training.
     norm_eval: bool = False
+    _number: int
 
     def __new__(cls, *args: object, **kwargs: object) -> BackboneBase:
         """Number an instance, whether it is built, copied or unpickled: the compiled operator finds
@@ -77,6 +78,10 @@ class BackboneBase(StrictInit):
         """The modules that ``frozen_stages`` freezes."""
         raise NotImplementedError
 
+    def levels(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps of an image that was checked."""
+        raise NotImplementedError
+
     def freeze(self) -> None:
         """Put what is frozen in eval mode, without gradients."""
         for module in self.frozen_modules() if self.frozen_stages >= 0 else ():
@@ -87,8 +92,9 @@ class BackboneBase(StrictInit):
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
         super().train(mode)
         self.freeze()
-        if self.norm_eval:
-            fix_statistics(self)
+        for module in self.modules() if self.norm_eval else ():
+            if isinstance(module, BatchNorm):
+                module.eval()
         return self
 
     def check_image(self, image: Tensor) -> None:
@@ -105,17 +111,29 @@ class BackboneBase(StrictInit):
             return checkpointed(block, *inputs)
         return block(*inputs)
 
-    def is_one_operator(self, image: Tensor) -> bool:
-        """Whether ``torch.compile`` is to record :meth:`one_operator`.
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of an image, (B, in_channels, H, W), fine to coarse: a contiguous NCHW map
+        per level of ``out_indices``, with about (H / stride, W / stride) cells.
+
+        Raises:
+            ValueError: Another number of dimensions or channels, or an image that is too small.
+        """
+        whole = self._is_one_operator(image)  # first: FX's images have no size
+        self.check_image(image)
+        if whole:
+            return tuple(_backbone(self._number, image, list(_state(self).values())))
+        with self._recorded():
+            return self.levels(image)
+
+    def _recorded(self) -> AbstractContextManager:
+        """A context for :meth:`levels`."""
+        return nullcontext()
+
+    def _is_one_operator(self, image: Tensor) -> bool:
+        """Whether ``torch.compile`` is to record the backbone as one operator.
 
         On a CPU, and only where this shows nowhere but in time: without gradients, training,
         autocast, hooks, tensor subclasses and transforms of ``torch.func``, and not in an export.
-
-        Args:
-            image (Tensor): (B, C, H, W).
-
-        Raises:
-            UserError: ``image`` is FX's.
         """
         if isinstance(image, fx.Proxy):
             raise _not_traceable(self, 'FX')
@@ -131,11 +149,6 @@ class BackboneBase(StrictInit):
                 return False
         return _only_computes(self)
 
-    def one_operator(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``self.levels(image)``, recorded as one operator."""
-        state = list(_state(self).values())
-        return tuple(_backbone(self._number, image, state))
-
 
 class DenseBackbone(BackboneBase):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
@@ -147,20 +160,32 @@ class DenseBackbone(BackboneBase):
 
     Args:
         num_levels (int): Number of stages.
-        in_channels (int): Channels of the input image.
-        out_indices (int | Sequence[int]): Levels to return, negative ones from the last.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages with
-            the downsampling into them and their output norms.
-        with_cp (bool): Activation checkpointing of every block in training.
-        init_cfg (dict | list[dict], optional): mmengine's initialisation; ``type='Pretrained'`` is
-            loaded strictly, see :func:`cyclemlp_mm.weights.init_from_checkpoint`.
-        pretrained (str, optional): Deprecated way to say
-            ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``; mmseg may pass it.
+        in_channels (int): Image channels. The families' default is 3.
+        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
+            count from the last. Later stages are not built. RetinaNet takes (1, 2, 3); the
+            families' default is (0, 1, 2, 3).
+        frozen_stages (int): -1 (the families' default) freezes nothing, 0 the stem, n the stem and
+            the first n stages with the downsampling into them and their output norms.
+        with_cp (bool): Activation checkpointing of every block in training: less memory, more time.
+            The families' default is False.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
+            published files as they are and raises if they do not fit, see
+            :func:`cyclemlp_mm.weights.init_from_checkpoint`. The families' default is None: each
+            has an initialisation of its own.
+        pretrained (str, optional): Deprecated, see ``init_cfg``; mmseg may pass it.
         norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
+
+    Attributes:
+        out_channels, out_strides (tuple[int]): Of the returned levels.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range.
     """
 
     #: Smallest image side, in pixels: the coarsest level still has one cell.
     min_size: ClassVar[int] = 32
+    stem: nn.Module
+    stages: nn.ModuleList
 
     def __init__(
         self,
@@ -178,15 +203,9 @@ class DenseBackbone(BackboneBase):
         self.set_options(num_levels, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
 
     def finish(self, widths: Sequence[int], strides: Sequence[int], out_norms: bool) -> None:
-        """Add one LayerNorm per returned level, state the outputs, and freeze.
+        """Add one LayerNorm per returned level (if ``out_norms``), state the outputs, and freeze.
 
-        Args:
-            widths (Sequence[int]): Channels of every level.
-            strides (Sequence[int]): Pixels per cell of every level.
-            out_norms (bool): Whether returned levels are normed.
-
-        Raises:
-            TypeError: ``out_norms`` is no bool.
+        ``widths`` and ``strides`` are the channels and the pixels per cell of every level.
         """
         check_bool('out_norms', out_norms)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
@@ -194,26 +213,6 @@ class DenseBackbone(BackboneBase):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(widths[i]) if out_norms else nn.Identity())
         self.freeze()
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, fine to coarse.
-
-        Args:
-            image (Tensor): (B, in_channels, H, W), floating, H and W at least 32.
-
-        Returns:
-            tuple[Tensor]: Contiguous NCHW maps, one per level of ``out_indices``, with
-            ``out_channels`` channels; level i has about (H / stride, W / stride) cells.
-
-        Raises:
-            ValueError: Another number of dimensions or channels, or a side under 32 px.
-        """
-        whole = self.is_one_operator(image)  # first: FX's images have no size
-        self.check_image(image)
-        if whole:
-            return self.one_operator(image)
-        with _any_size():
-            return self.levels(image)
 
     def levels(self, image: Tensor) -> tuple[Tensor, ...]:
         """The feature maps of an image that was checked."""
@@ -230,7 +229,8 @@ class DenseBackbone(BackboneBase):
         """A channels-last map through the downsampling into stage ``index``, and its blocks."""
         if hasattr(self, 'downsamples'):
             x = self.downsamples[index](x)
-        for block in self.stages[index]:
+        blocks: Any = self.stages[index]
+        for block in blocks:
             x = self.run_block(block, x)
         return x
 
@@ -242,18 +242,30 @@ class DenseBackbone(BackboneBase):
         if height < self.min_size or width < self.min_size:
             raise ValueError(
                 f'{type(self).__name__} needs images of at least {self.min_size}x{self.min_size} '
-                f'px (its coarsest level has stride 32), but got {image.shape[2]}x'
-                f'{image.shape[3]}: resize or pad'
+                f'px (its coarsest level has stride 32), but got {height}x{width}: resize or pad'
             )
 
     def frozen_modules(self) -> list[nn.Module]:
         """The modules that ``frozen_stages`` freezes."""
-        frozen = [self.stem]
+        frozen: list[Any] = [self.stem]
         for i in range(min(self.frozen_stages, len(self.stages))):
             frozen += [self.stages[i], getattr(self, f'norm{i}', None)]
             if hasattr(self, 'downsamples'):
                 frozen.append(self.downsamples[i])
         return [module for module in frozen if module is not None]
+
+    def _recorded(self) -> AbstractContextManager:
+        """In ``torch.export``, a context in which no graph is tied to sizes other than 1.
+
+        Of an image of 32 px, the coarsest level has one cell; PyTorch would ask for two.
+        """
+        exporting = getattr(torch.compiler, '_is_exporting_flag', False)
+        if not exporting or torch.compiler.is_dynamo_compiling():
+            return nullcontext()
+        from torch.fx.experimental import _config  # PyTorch 2.1 has none
+
+        config: Any = _config
+        return config.patch(backed_size_oblivious=True)
 
 
 def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
@@ -264,11 +276,7 @@ def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
     """
     if is_transformed():
         return block(*inputs)
-    norms = [
-        module
-        for module in block.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
+    norms = [m for m in block.modules() if isinstance(m, BatchNorm) and m.training]
     if not norms or is_recording():  # a compiler repeats no updates
         return checkpoint(block, *inputs, use_reentrant=False)
 
@@ -314,19 +322,6 @@ def _only_computes(module: nn.Module) -> bool:
     return True
 
 
-def _any_size() -> AbstractContextManager:
-    """In ``torch.export``, a context in which no graph is tied to sizes other than 1.
-
-    Of an image of 32 px, the coarsest level has one cell; PyTorch would ask for two.
-    """
-    exporting = getattr(torch.compiler, '_is_exporting_flag', False)
-    if not exporting or torch.compiler.is_dynamo_compiling():
-        return nullcontext()
-    from torch.fx.experimental import _config  # PyTorch 2.1 has none
-
-    return _config.patch(backed_size_oblivious=True)
-
-
 def _not_traceable(module: nn.Module, tracer: str) -> UserError:
     return UserError(
         f'{type(module).__name__} cannot be recorded by {tracer}: its forward depends on its '
@@ -338,7 +333,7 @@ def _not_traceable(module: nn.Module, tracer: str) -> UserError:
 class _Levels(nn.Module):
     """What the operator runs: not ``forward``, which a subclass may have made another function."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: BackboneBase) -> None:
         super().__init__()
         self.module = module
 

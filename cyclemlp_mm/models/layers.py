@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,24 +54,15 @@ def is_idle(drop_path: nn.Module) -> bool:
 
 
 def drop_path_rates(last: float, num_blocks: int) -> list[float]:
-    """Stochastic depth of each block: linear from 0 to ``last`` over all blocks.
-
-    Raises:
-        ValueError: ``last`` is no number in [0, 1).
-    """
+    """Stochastic depth of each block: linear from 0 to ``last`` over all blocks; raises ValueError
+    unless that is a number in [0, 1)."""
     if not isinstance(last, Real) or isinstance(last, bool) or not 0.0 <= last < 1.0:
         raise ValueError(f'drop_path_rate must be a number in [0, 1), but got {last!r}')
     return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear on the last dimension.
-
-    Args:
-        channels (int): Width in and out, unless ``out_channels`` is given.
-        hidden_channels (int): Width between the two.
-        out_channels (int, optional): Width out. Defaults to ``channels``.
-    """
+    """Linear, GELU, Linear on the last dimension; ``out_channels`` defaults to ``channels``."""
 
     def __init__(
         self, channels: int, hidden_channels: int, out_channels: int | None = None
@@ -85,7 +77,7 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def is_plain_mlp(mlp: nn.Module) -> bool:
+def is_plain_mlp(mlp: Any) -> bool:
     """Whether a module is an :class:`Mlp` that may be computed from its parameters alone."""
     # Its class comes first: a wrapper (FSDP, activation checkpointing) has its module's attributes.
     return (
@@ -96,17 +88,7 @@ def is_plain_mlp(mlp: nn.Module) -> bool:
 
 
 def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -> Tensor:
-    """``x + drop_path(mlp(norm(x)))``, on a CPU over chunks of tokens.
-
-    Args:
-        x (Tensor): (B, ..., C).
-        norm (nn.LayerNorm): Over C.
-        mlp (Mlp): C to C.
-        drop_path (DropPath): Stochastic depth of the branch.
-
-    Returns:
-        Tensor: Same shape.
-    """
+    """``x + drop_path(mlp(norm(x)))`` of (B, ..., C), on a CPU over chunks of tokens."""
     plain_norm = is_plain_layer(nn.LayerNorm, norm, normalized_shape=x.shape[-1:])
     if not (plain_norm and is_plain_mlp(mlp)):
         return x + drop_path(mlp(norm(x)))
@@ -116,11 +98,8 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
 
 
 def seen_as_nchw(x: Tensor) -> Tensor:
-    """A channels-last map, (B, H, W, C), as (B, C, H, W) in torch.channels_last format.
-
-    That is the same numbers in the same order, so no data are moved. Transforms of ``torch.func``
-    do not support the format: there, it is a contiguous copy.
-    """
+    """A channels-last map, (B, H, W, C), as (B, C, H, W) in torch.channels_last format: no data are
+    moved. Transforms of ``torch.func`` do not support the format: there, it is a copy."""
     x = x.permute(0, 3, 1, 2)
     if is_transformed():
         return x.contiguous()
@@ -133,30 +112,21 @@ def to_nchw(x: Tensor) -> Tensor:
     if standard_operators_only(x):
         # contiguous() would tie a recorded graph to sides other than 1.
         return nchw.clone(memory_format=torch.contiguous_format)
-    in_chunks = x.device.type == 'cpu' and not torch.is_grad_enabled()
     image_bytes = x.element_size() * x[:1].numel()
+    in_chunks = x.device.type == 'cpu' and not torch.is_grad_enabled()
     if not in_chunks or image_bytes <= NCHW_PART_BYTES:
         return nchw.contiguous()
     y = torch.empty_like(nchw, memory_format=torch.contiguous_format)
-    height = x.shape[1]
-    rows = max(1, NCHW_PART_BYTES * height // image_bytes)
-    for image in range(x.shape[0]):
-        for first in range(0, height, rows):
-            part = slice(first, first + rows)
-            y[image, :, part] = nchw[image, :, part]
+    rows = max(1, NCHW_PART_BYTES * x.shape[1] // image_bytes)
+    for target, image in zip(y, nchw):
+        for first in range(0, x.shape[1], rows):
+            target[:, first : first + rows] = image[:, first : first + rows]
     return y
 
 
 class ConvDownsample(nn.Module):
-    """Strided convolution on a channels-last map; also the stem.
-
-    Args:
-        in_channels (int): Input channels.
-        out_channels (int): Output channels.
-        kernel_size (int): Kernel side.
-        stride (int): Stride.
-        padding (int): Zero padding on each side.
-    """
+    """Strided convolution on a channels-last map, with ``padding`` zeros on each side; also the
+    stem."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int
@@ -166,7 +136,6 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) to (B, H', W', out_channels)."""
-        # Only an image is copied by this, which is cheaper than its 64 channels afterwards.
         x = x.permute(0, 3, 1, 2).contiguous() if self._is_small(x) else seen_as_nchw(x)
         return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
@@ -182,12 +151,7 @@ class ConvDownsample(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's downsampling (arXiv 2103.14030, Sec. 3.1): 2x2 neighbours, LN, Linear 4C to 2C.
-
-    Args:
-        in_channels (int): Input channels, C.
-        out_channels (int): Output channels.
-    """
+    """Swin's downsampling (arXiv 2103.14030, Sec. 3.1): 2x2 neighbours, LN, Linear."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ was not looked at, and the published weights come under their own terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -30,24 +30,11 @@ KERNEL_HEADS = {3: 2, 5: 3, 7: 3}
 RunBlock = Callable[..., Tensor]
 
 
-def _row(
-    depths: tuple[int, ...],
-    widths: tuple[int, ...],
-    mlp_ratio: int,
-    paths: tuple[int, ...] = (2, 3, 3, 3),
-) -> dict:
-    return dict(depths=depths, widths=widths, paths=paths, mlp_ratio=mlp_ratio)
-
-
 class EncoderLayer(nn.Module):
     """Position encoding, attention and MLP of a path, each with a residual (paper, Sec. 3.2).
 
-    The convolutions of both position encodings belong to the path: its layers share them.
-
-    Args:
-        channels (int): Width, C.
-        mlp_ratio (int): Hidden width of the MLP over C.
-        drop_path (float): Probability of dropping a branch in training.
+    The convolutions of both position encodings belong to the path: its layers share them. The MLP
+    is ``mlp_ratio`` C wide; a branch is dropped with probability ``drop_path`` in training.
     """
 
     def __init__(self, channels: int, mlp_ratio: int, drop_path: float) -> None:
@@ -59,14 +46,9 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(channels, mlp_ratio * channels)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, position: nn.Conv2d, relative: nn.ModuleList) -> Tensor:
-        """(B, H, W, C) to the same shape.
-
-        Args:
-            x (Tensor): The map.
-            position (nn.Conv2d): Convolutional position encoding, depthwise.
-            relative (nn.ModuleList): Convolutional relative position encoding, on v.
-        """
+    def forward(self, x: Tensor, position: nn.Conv2d, relative: Sequence[nn.Conv2d]) -> Tensor:
+        """(B, H, W, C) to the same shape; ``position`` is a depthwise convolution of the map,
+        ``relative`` are those of v."""
         x = _add_depthwise(x, position)
         attention = (self.norm1, self.qkv, self.proj, relative, HEADS)
         if is_idle(self.drop_path):
@@ -77,13 +59,8 @@ class EncoderLayer(nn.Module):
 
 
 class PathEncoder(nn.Module):
-    """Encoder layers over the tokens of one path.
-
-    Args:
-        channels (int): Width, C, a multiple of 8.
-        mlp_ratio (int): See :class:`EncoderLayer`.
-        drop_paths (Sequence[float]): Stochastic depth of each layer.
-    """
+    """Encoder layers over the tokens of one path; C is a multiple of 8, ``drop_paths`` are the
+    layers' stochastic depths."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
@@ -102,13 +79,7 @@ class PathEncoder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Depthwise 3x3, pointwise, norm and Hardswish: one link of a stage's chain (paper, Sec. 3.1).
-
-    Args:
-        channels (int): Width.
-        stride (int): 1 or 2.
-        norm_cfg (dict, optional): Of the norm.
-    """
+    """Depthwise 3x3, pointwise, norm and Hardswish: one link of a stage's chain (Sec. 3.1)."""
 
     def __init__(self, channels: int, stride: int, norm_cfg: dict | None) -> None:
         super().__init__()
@@ -121,12 +92,7 @@ class PatchEmbedding(nn.Module):
 
 
 class LocalBranch(nn.Module):
-    """Inverted residual of width 1: pointwise, depthwise 3x3, pointwise, identity.
-
-    Args:
-        channels (int): Width.
-        norm_cfg (dict, optional): Of the norms.
-    """
+    """Inverted residual of width 1: pointwise, depthwise 3x3, pointwise, identity."""
 
     def __init__(self, channels: int, norm_cfg: dict | None) -> None:
         super().__init__()
@@ -142,14 +108,7 @@ class LocalBranch(nn.Module):
 class MultiPathStage(nn.Module):
     """Multi-scale patch embedding, parallel encoders, a local branch, and their aggregation.
 
-    Args:
-        channels (int): Width of the paths.
-        out_channels (int): Width out.
-        paths (int): Number of paths; path p sees (2p + 1) x (2p + 1) cells.
-        mlp_ratio (int): See :class:`EncoderLayer`.
-        drop_paths (Sequence[float]): Stochastic depth of each layer, the same in all paths.
-        stride (int): Of the chain's first embedding.
-        norm_cfg (dict, optional): Of the norms of convolutions.
+    Path p sees (2p + 1) x (2p + 1) cells; ``stride`` is the first embedding's.
     """
 
     def __init__(
@@ -174,7 +133,7 @@ class MultiPathStage(nn.Module):
 
     def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
         """(B, H, W, channels) to (B, ceil(H / stride), ceil(W / stride), out_channels)."""
-        maps = []
+        maps: list[Tensor] = []
         for embed, path in zip(self.embeds, self.paths, strict=True):
             x = embed(x)
             if not maps:
@@ -196,29 +155,12 @@ class MPViT(DenseBackbone):
             - paths (Sequence[int]): Parallel paths of each stage.
             - mlp_ratio (int): Hidden over outer width of the MLPs.
 
-        in_channels (int): Image channels. Defaults to 3.
-        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
-            count from the last. Stages behind the last one are not built. Defaults to (0, 1, 2, 3).
         drop_path_rate (float): Stochastic depth of the last layer, growing linearly from 0 over
             all layers. Defaults to 0.0.
         norm_cfg (dict, optional): Norm of the convolutions; 'SyncBNOrBN' for many GPUs. Defaults
             to None: BN.
-        norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
-            Defaults to -1.
-        with_cp (bool): Activation checkpointing of encoder layers in training: less memory, more
-            time. Defaults to False.
-        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
-            published files as they are and raises if they do not fit. Defaults to None: normal
-            convolutions, of deviation sqrt(2 / (k k out)), and truncated normal (std 0.02) Linears.
-        pretrained (str, optional): Deprecated, see ``init_cfg``.
-
-    Attributes:
-        out_channels (tuple[int]): Channels of the returned levels.
-        out_strides (tuple[int]): Strides of the returned levels.
-
-    Raises:
-        ValueError, TypeError: An argument is out of its range.
+        in_channels, out_indices, norm_eval, frozen_stages, with_cp, init_cfg, pretrained: See
+            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`.
 
     Examples:
         >>> import torch
@@ -230,10 +172,13 @@ class MPViT(DenseBackbone):
     """
 
     arch_zoo: ClassVar[Mapping[str, dict]] = {
-        'tiny': _row((1, 2, 4, 1), (64, 96, 176, 216), 2),
-        'xsmall': _row((1, 2, 4, 1), (64, 128, 192, 256), 4),
-        'small': _row((1, 3, 6, 3), (64, 128, 216, 288), 4),
-        'base': _row((1, 3, 8, 3), (128, 224, 368, 480), 4),
+        name: dict(depths=depths, widths=widths, paths=(2, 3, 3, 3), mlp_ratio=mlp_ratio)
+        for name, depths, widths, mlp_ratio in (
+            ('tiny', (1, 2, 4, 1), (64, 96, 176, 216), 2),
+            ('xsmall', (1, 2, 4, 1), (64, 128, 192, 256), 4),
+            ('small', (1, 3, 6, 3), (64, 128, 216, 288), 4),
+            ('base', (1, 3, 8, 3), (128, 224, 368, 480), 4),
+        )
     }
     published_format = MPVIT_FORMAT
 
@@ -264,16 +209,8 @@ class MPViT(DenseBackbone):
     ) -> None:
         settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'MPViT'))
         depths, widths = settings['depths'], settings['widths']
-        super().__init__(
-            len(depths),
-            in_channels,
-            out_indices,
-            frozen_stages,
-            with_cp,
-            init_cfg,
-            pretrained,
-            norm_eval,
-        )
+        options = (frozen_stages, with_cp, init_cfg, pretrained, norm_eval)
+        super().__init__(len(depths), in_channels, out_indices, *options)
         self.depths = depths
         rates = drop_path_rates(drop_path_rate, sum(depths))
         level_widths = (*widths[1:], widths[-1])
@@ -281,18 +218,14 @@ class MPViT(DenseBackbone):
             ConvNorm(in_channels, widths[0] // 2, 3, 2, norm_cfg=norm_cfg),
             ConvNorm(widths[0] // 2, widths[0], 3, 2, norm_cfg=norm_cfg),
         )
-        self.stages = nn.ModuleList(
-            MultiPathStage(
-                widths[i],
-                level_widths[i],
-                settings['paths'][i],
-                settings['mlp_ratio'],
-                rates[sum(depths[:i]) : sum(depths[: i + 1])],
-                2 if i else 1,
-                norm_cfg,
+        self.stages = nn.ModuleList()
+        for i in range(self.out_indices[-1] + 1):
+            drop_paths = rates[sum(depths[:i]) : sum(depths[: i + 1])]
+            encoders = (settings['paths'][i], settings['mlp_ratio'], drop_paths)
+            stride = 2 if i else 1
+            self.stages.append(
+                MultiPathStage(widths[i], level_widths[i], *encoders, stride, norm_cfg)
             )
-            for i in range(self.out_indices[-1] + 1)
-        )
         self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
 
@@ -305,29 +238,25 @@ class MPViT(DenseBackbone):
         return self.stages[index](x, self.run_block)
 
 
-def _depthwise(x: Tensor, conv: nn.Module, weight: Tensor | None = None) -> Tensor:
-    """A convolution of a channels-last map, with another weight than its own if one is given."""
-    x = seen_as_nchw(x)
-    if weight is None:
-        x = conv(x)
-    else:
-        x = F.conv2d(x, weight, conv.bias, padding=1, groups=x.shape[1])
-    return x.permute(0, 2, 3, 1).contiguous()
+def _depthwise(x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    """A convolution of a channels-last map."""
+    return conv(seen_as_nchw(x)).permute(0, 2, 3, 1).contiguous()
 
 
 def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """``x + conv(x)``: the sum is made by the kernel's centre."""
-    settings = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), padding_mode='zeros')
-    shape = (x.shape[-1], 1, 3, 3)
-    if not is_plain_layer(nn.Conv2d, conv, **settings) or conv.weight.shape != shape:
+    settings: dict[str, Any] = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    plain = is_plain_layer(nn.Conv2d, conv, padding_mode='zeros', **settings)
+    if not plain or conv.weight.shape != (x.shape[-1], 1, 3, 3):
         return x + _depthwise(x, conv)
     centre = conv.weight.new_zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
-    return _depthwise(x, conv, conv.weight + centre)
+    weight = conv.weight + centre
+    return _depthwise(x, lambda x: F.conv2d(x, weight, conv.bias, padding=1, groups=x.shape[1]))
 
 
 def _check_settings(settings: dict) -> dict:
-    """Refuse an arch dict whose values cannot be built."""
+    """Raise ValueError for an arch dict whose values cannot be built."""
     check_per_stage(settings, ('depths', 'widths', 'paths'))
     if any(width % HEADS for width in settings['widths']):
         raise ValueError(

@@ -7,7 +7,7 @@ Papers: RepMLP, arXiv 2105.01883; RepMLPNet, arXiv 2112.11081. The blocks are mm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,9 @@ _FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrB
 
 class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
     """mmpretrain's block, whose ``norm_cfg`` reaches the local perceptron too, and whose folding
-    works for non-square partitions, any dtype and device, and twice.
+    works for non-square partitions, any dtype and device, and twice."""
 
-    Args:
-        norm_cfg (dict): Of all norms.
-        **kwargs: As for mmpretrain's block.
-    """
+    deploy: bool
 
     def __init__(self, *, norm_cfg: dict, **kwargs) -> None:
         # mmpretrain builds norms through mmcv; here, as everywhere in this package, by build_norm.
@@ -73,9 +70,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
             and not any(map(has_hooks, branches))
         )
 
-    def fold(self) -> None:
-        """See :meth:`local_inject`."""
-        self.local_inject()
+    fold = local_inject
 
     def _convert_conv_to_fc(self, conv_kernel: Tensor, conv_bias: Tensor) -> tuple[Tensor, Tensor]:
         """The Linear on flattened partitions that equals a depthwise convolution in each."""
@@ -106,10 +101,6 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         img_size (int | tuple[int, int]): Height and width that the weights are of: a stage of
             stride s has partitions of (height / s, width / s) cells. Multiples of 32 (for four
             stages). Defaults to 224.
-        in_channels (int): Image channels. Defaults to 3.
-        out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32, taken before
-            the downsampling; negative ones count from the last. Stages behind the last one are not
-            built. Defaults to (0, 1, 2, 3).
         reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron,
             each once; None has none. The published weights have (1, 3). Defaults to (3,), as
             mmpretrain's.
@@ -118,23 +109,12 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
             statistics, since others cannot be folded. Defaults to None: BN.
         out_norms (bool): One norm per returned level; the last one is the classifier's. Defaults to
             True.
-        norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
-        frozen_stages (int): -1 freezes nothing, 0 the patch embedding, n that and the first n
-            stages. Defaults to -1.
-        with_cp (bool): Activation checkpointing of every unit in training. Defaults to False.
         deploy (bool): Build the blocks folded, for weights saved after :meth:`switch_to_deploy`.
             Those saved after ``to_deploy``, which folds more, fit a model that went through
             ``to_deploy`` itself. Defaults to False.
-        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
-            files of mmpretrain's zoo as they are and raises if they do not fit.
-        pretrained (str, optional): Deprecated, see ``init_cfg``.
-
-    Attributes:
-        out_channels (tuple[int]): Channels of the returned levels.
-        out_strides (tuple[int]): Strides of the returned levels.
-
-    Raises:
-        ValueError, TypeError: An argument is out of its range.
+        in_channels, out_indices, norm_eval, frozen_stages, with_cp, init_cfg, pretrained: See
+            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. Levels are taken before the
+            downsampling; the stem is the patch embedding.
     """
 
     arch_zoo: ClassVar[Mapping[str, dict]] = mmpretrain_repmlp.RepMLPNet.arch_zoo
@@ -172,8 +152,8 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
             )
         arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
-        size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        size = tuple(size) if isinstance(size, Sequence) else ()
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        size = tuple(sides) if isinstance(sides, Sequence) else ()
         coarsest = 4 * 2 ** (num_stages - 1)
         if len(size) != 2 or any(type(s) is not int or s < 1 or s % coarsest for s in size):
             raise ValueError(f'img_size must be multiples of {coarsest}, but got {img_size!r}')
@@ -181,19 +161,15 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         check_positive_int('globalperceptron_ratio', globalperceptron_ratio)
         check_bool('out_norms', out_norms)
         check_bool('deploy', deploy)
-        reparam_conv_kernels = _check_kernels(reparam_conv_kernels)
         norm_cfg = _check_norm_cfg(norm_cfg)
         init_cfg, pretrained_cfgs = split_pretrained(init_cfg, pretrained)
-        super().__init__(
-            arch,
-            size,
-            in_channels,
-            reparam_conv_kernels=reparam_conv_kernels,
+        settings: dict[str, Any] = dict(
+            reparam_conv_kernels=_check_kernels(reparam_conv_kernels),
             globalperceptron_ratio=globalperceptron_ratio,
             norm_cfg=norm_cfg,
             deploy=deploy,
-            init_cfg=init_cfg,
         )
+        super().__init__(arch, size, in_channels, init_cfg=init_cfg, **settings)
         self._pretrained_cfgs = pretrained_cfgs
         self.set_options(num_stages, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
         self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
@@ -201,46 +177,34 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         last = self.out_indices[-1]
         del self.stages[last + 1 :], self.downsample_layers[last:]
         for i, stage in enumerate(self.stages):
+            channels = self.channels[i]
             for unit in stage:
                 unit.repmlp_block = RepMLPBlock(
-                    channels=self.channels[i],
+                    channels=channels,
                     path_h=self.patch_hs[i],
                     path_w=self.patch_ws[i],
-                    reparam_conv_kernels=reparam_conv_kernels,
-                    norm_cfg=norm_cfg,
-                    globalperceptron_ratio=globalperceptron_ratio,
-                    deploy=deploy,
                     num_sharesets=self.sharesets_nums[i],
+                    **settings,
                 )
                 unit.ffn_block = mmpretrain_repmlp.ConvFFN(
-                    self.channels[i], 4 * self.channels[i], norm_cfg=norm_cfg
+                    channels, 4 * channels, norm_cfg=norm_cfg
                 )
-        self._add_norms(norm_cfg, out_norms, num_stages)
+        for i in self.out_indices:
+            if i < num_stages - 1:
+                norm = build_norm(norm_cfg, self.channels[i]) if out_norms else nn.Identity()
+                self.add_module(f'norm{i}', norm)
+        if not out_norms or num_stages - 1 not in self.out_indices:
+            self.final_norm = nn.Identity()
         self.freeze()
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, fine to coarse.
-
-        Args:
-            image (Tensor): (B, in_channels, H, W), floating, of any size.
-
-        Returns:
-            tuple[Tensor]: NCHW maps, one per level of ``out_indices``: level i has
-            (ceil(H / stride), ceil(W / stride)) cells.
-
-        Raises:
-            ValueError: Another number of dimensions or channels, no image, or images of no pixel.
-        """
-        whole = self.is_one_operator(image)  # first: FX's images have no size
-        self.check_image(image)
+    def check_image(self, image: Tensor) -> None:
+        """Raise ValueError unless it is at least one image of at least 1x1 px."""
+        super().check_image(image)
         if image.numel() == 0:
             raise ValueError(
                 f'RepMLPNet needs at least one image, of at least 1x1 px, but got the shape '
                 f'{tuple(image.shape)}'
             )
-        if whole:
-            return self.one_operator(image)
-        return self.levels(image)
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the returned levels."""
@@ -281,14 +245,6 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         plain = norm is not None and is_plain_layer(nn.Conv2d, conv, bias=None)
         if plain and fold_for_good(conv, norm):
             self.patch_embed.norm = None
-
-    def _add_norms(self, norm_cfg: dict, out_norms: bool, num_stages: int) -> None:
-        for i in self.out_indices:
-            if i < num_stages - 1:
-                norm = build_norm(norm_cfg, self.channels[i]) if out_norms else nn.Identity()
-                self.add_module(f'norm{i}', norm)
-        if not out_norms or num_stages - 1 not in self.out_indices:
-            self.final_norm = nn.Identity()
 
     def _norm_of(self, level: int) -> nn.Module:
         last = level == len(self.arch_settings['channels']) - 1

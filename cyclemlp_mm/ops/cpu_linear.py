@@ -57,15 +57,10 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def linear_add(
     x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
-    """``added + x weightᵀ + bias``.
+    """``added + x weightᵀ + bias`` of contiguous x, (N, C_in), and ``added``, (N, C_out).
 
-    Args:
-        x (Tensor): (N, C_in), contiguous.
-        weight (Tensor): (C_out, C_in), packed or not.
-        bias (Tensor, optional): (C_out,).
-        added (Tensor, optional): (N, C_out), contiguous.
-        out (Tensor, optional): (N, C_out), where the result is wanted; may be ``added`` itself.
-            oneDNN cannot write there, so it costs a copy. Defaults to None: new memory.
+    The weight may be packed. The result is written to ``out``, (N, C_out), if given, which may be
+    ``added`` itself; oneDNN cannot write there, so it costs a copy.
     """
     if has_onednn(x):
         linear = torch.ops.mkldnn._linear_pointwise
@@ -82,7 +77,7 @@ def linear_add(
     return y if bias is None else y.add_(bias)
 
 
-def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) -> Tensor:
+def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> Tensor:
     """``added + linear(x)`` of contiguous tensors (..., C), differentiable; fused where no gradient
     is needed."""
     recorded = needs_grad(x, weight, bias, added)
@@ -90,3 +85,13 @@ def add_linear(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) ->
         y = F.linear(x, weight, bias)
         return y if added is None else added + y
     return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, 'add')
+
+
+def add_linear_grad(weight: Tensor, bias: Tensor, grad: Tensor, x: Tensor) -> None:
+    """Add to the gradients of a Linear's weight, (C_out, C_in), and bias, which may be of a more
+    precise dtype, from that of its output, (N, C_out), and its input, (N, C_in)."""
+    if weight.dtype == grad.dtype:
+        weight.addmm_(grad.mT, x)
+    else:
+        weight += grad.mT @ x
+    bias += grad.sum(0, dtype=bias.dtype)

@@ -20,17 +20,10 @@ from .recording import is_compiled, standard_operators_only
 
 
 def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
-    """Return ``kernel_size`` as a pair of ints, or say why it is no CycleFC pseudo-kernel.
-
-    Args:
-        kernel_size (tuple[int, int]): (1, k) or (k, 1) with k odd.
-
-    Raises:
-        TypeError: Not a pair of ints.
-        ValueError: Neither side is 1, or the other one is even or below 1.
-    """
-    pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else None
-    if pair is None or len(pair) != 2 or any(type(k) is not int for k in pair):
+    """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair of ints; raises TypeError for
+    what is no pair of ints, and ValueError for another pair."""
+    pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else ()
+    if len(pair) != 2 or any(type(k) is not int for k in pair):
         raise TypeError(
             f'kernel_size must be a pair of ints, (1, k) or (k, 1), but got {kernel_size!r}'
         )
@@ -46,43 +39,29 @@ def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def cycle_offsets(channels: int, kernel_size: tuple[int, int]) -> Tensor:
-    """Spatial offset at which each input channel is read.
+    """Spatial offset at which each input channel is read, as rows (dy, dx) of int64, (channels, 2).
 
     With k taps, channel ``i`` reads ``(i + k // 2) % k - k // 2`` steps along the kernel's axis:
-    0, +1, -1, 0, +1, -1, ... for k = 3.
-
-    Args:
-        channels (int): Number of input channels.
-        kernel_size (tuple[int, int]): (1, k) shifts in x, (k, 1) in y.
-
-    Returns:
-        Tensor: int64, (channels, 2), each row (dy, dx).
+    0, +1, -1, 0, +1, -1, ... for k = 3. (1, k) shifts in x, (k, 1) in y.
     """
-    kernel_h, kernel_w = check_kernel_size(kernel_size)
     index = torch.arange(channels)
-    return torch.stack([(index + k // 2) % k - k // 2 for k in (kernel_h, kernel_w)], dim=1)
+    steps = [(index + k // 2) % k - k // 2 for k in check_kernel_size(kernel_size)]
+    return torch.stack(steps, dim=1)
 
 
 def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """Read every channel at its offset; zero outside the map.
+    """Read every channel of a map, (B, H, W, C), at its offset; zero outside the map.
 
-    Args:
-        x (Tensor): (B, H, W, C), any floating dtype.
-        kernel_size (tuple[int, int]): (1, k) or (k, 1).
-
-    Returns:
-        Tensor: Same shape and dtype; ``out[b, y, x, i] = x[b, y + dy_i, x + dx_i, i]``.
+    ``kernel_size`` is (1, k) or (k, 1); ``out[b, y, x, i] = x[b, y + dy_i, x + dx_i, i]``.
     """
-    taps, axis = _taps_and_axis(kernel_size)
+    taps, axis, offsets = _taps(kernel_size)
     if _by_groups(x):
         channels = x.shape[-1]
         groups = shifted_groups(F.pad(x, (0, -channels % taps)), kernel_size)
         return torch.stack(groups, dim=-1).flatten(-2)[..., :channels]
     size = x.shape[axis]
-    out = x.clone()
-    # Those that keep their place are there.
-    for residue in range(1, taps):
-        offset = _offset(residue, taps)
+    out = x.clone()  # channels of offset 0 are done
+    for residue, offset in enumerate(offsets[1:], 1):
         outside = min(abs(offset), size)
         inside = size - outside
         target, source = out[..., residue::taps], x[..., residue::taps]
@@ -93,27 +72,19 @@ def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def shifted_groups(x: Tensor, kernel_size: tuple[int, int]) -> list[Tensor]:
-    """The channels of :func:`cycle_shift` by offset, as views of padded maps.
+    """The channels of :func:`cycle_shift` by offset, as k views of padded maps: channels 0, k, 2k,
+    …, then 1, k + 1, …, and so forth.
 
     Nothing is written in place, and no size is read: a recorded graph holds at every map's size,
     and the exporter of TorchScript to ONNX would lose what is written into a view.
-
-    Args:
-        x (Tensor): (B, H, W, C).
-        kernel_size (tuple[int, int]): (1, k) or (k, 1).
-
-    Returns:
-        list[Tensor]: k maps (B, H, W, about C / k): the shifted channels 0, k, 2k, …, then
-        1, k + 1, …, and so forth.
     """
-    taps, axis = _taps_and_axis(kernel_size)
+    taps, axis, offsets = _taps(kernel_size)
     groups = [x[..., 0::taps]]
-    for residue in range(1, taps):
-        offset, group = _offset(residue, taps), x[..., residue::taps]
+    for residue, offset in enumerate(offsets[1:], 1):
         after, before = max(offset, 0), max(-offset, 0)
         pad = (0, 0, before, after) if axis == 2 else (0, 0, 0, 0, before, after)
         inside = slice(after, None if offset > 0 else offset)
-        group = F.pad(group, pad)
+        group = F.pad(x[..., residue::taps], pad)
         groups.append(group[:, :, inside] if axis == 2 else group[:, inside])
     return groups
 
@@ -127,30 +98,18 @@ def _by_groups(*tensors: Tensor) -> bool:
     return standard_operators_only(*tensors) and not is_compiled()
 
 
-def _taps_and_axis(kernel_size: tuple[int, int]) -> tuple[int, int]:
+def _taps(kernel_size: tuple[int, int]) -> tuple[int, int, list[int]]:
+    """The number of taps, the axis of a (B, H, W, C) map, and the offset of each residue."""
     kernel_h, kernel_w = check_kernel_size(kernel_size)
-    return (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
-
-
-def _offset(residue: int, taps: int) -> int:
-    """The offset that the channels of one residue modulo ``taps`` share."""
-    return (residue + taps // 2) % taps - taps // 2
+    taps, axis = (kernel_w, 2) if kernel_h == 1 else (kernel_h, 1)
+    return taps, axis, [(i + taps // 2) % taps - taps // 2 for i in range(taps)]
 
 
 def cycle_fc(
     x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]
 ) -> Tensor:
-    """Functional form of :class:`CycleFC`.
-
-    Args:
-        x (Tensor): (B, H, W, C_in).
-        weight (Tensor): (C_out, C_in).
-        bias (Tensor, optional): (C_out,).
-        kernel_size (tuple[int, int]): (1, k) or (k, 1).
-
-    Returns:
-        Tensor: (B, H, W, C_out).
-    """
+    """Functional form of :class:`CycleFC`: (B, H, W, C_in) to (B, H, W, C_out), with a weight
+    (C_out, C_in) and a bias (C_out,) or None; ``kernel_size`` is (1, k) or (k, 1)."""
     if _by_groups(x, weight):
         # The weight's columns are put in the order of the groups: no channel moves by itself.
         taps = max(kernel_size)
@@ -182,6 +141,8 @@ class CycleFC(nn.Module):
         TypeError, ValueError: ``kernel_size`` is no pseudo-kernel, e.g. (3, 3).
     """
 
+    bias: nn.Parameter
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], bias: bool = True
     ) -> None:
@@ -190,7 +151,7 @@ class CycleFC(nn.Module):
         self.out_channels = out_channels
         self.kernel_size = check_kernel_size(kernel_size)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.register_parameter('bias', nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -50,14 +50,8 @@ FOLD_MIN_NUMEL = 128 * 1024
 
 
 class ReweightWeights(NamedTuple):
-    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C.
-
-    Attributes:
-        weight1 (Tensor): (C/4, C).
-        bias1 (Tensor): (C/4,).
-        weight2 (Tensor): (3C, C/4); the three branch logits of a channel are adjacent rows.
-        bias2 (Tensor): (3C,).
-    """
+    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C, of whose rows each
+    three adjacent ones are the branch logits of a channel."""
 
     weight1: Tensor
     bias1: Tensor
@@ -66,13 +60,8 @@ class ReweightWeights(NamedTuple):
 
 
 class MixerWeights(NamedTuple):
-    """Parameters of the mixer.
-
-    Attributes:
-        weight_h, weight_w, weight_c, weight_proj (Tensor): (C, C), out by in.
-        bias_h, bias_w, bias_proj (Tensor): (C,).
-        reweight (ReweightWeights, optional): None sums the branches unweighted.
-    """
+    """Parameters of the mixer: weights (C, C), out by in, and biases (C,); without ``reweight`` the
+    branches are summed unweighted."""
 
     weight_h: Tensor
     bias_h: Tensor
@@ -122,12 +111,7 @@ def cycle_mixer(
 def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
     """The mixer in the published order of operations: what every faster form must equal.
 
-    Args:
-        x (Tensor): (B, H, W, C), normed.
-        weights (MixerWeights): Parameters.
-
-    Returns:
-        Tensor: (B, H, W, C).
+    Takes a normed map, (B, H, W, C), and returns one of the same shape.
     """
     h = cycle_fc(x, weights.weight_h, weights.bias_h, KERNEL_H)
     w = cycle_fc(x, weights.weight_w, weights.bias_w, KERNEL_W)
@@ -135,8 +119,8 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
     if weights.reweight is None:
         mixed = h + w + c
     else:
-        sums = [sum_over_space(branch, accumulate_dtype(c.dtype)) for branch in (h, w, c)]
-        mean = (sum(sums) / (c.shape[1] * c.shape[2])).to(c.dtype)
+        sum_h, sum_w, sum_c = (sum_over_space(t, accumulate_dtype(c.dtype)) for t in (h, w, c))
+        mean = ((sum_h + sum_w + sum_c) / (c.shape[1] * c.shape[2])).to(c.dtype)
         a_h, a_w, a_c = (a[:, None, None, :] for a in branch_weights(mean, weights.reweight))
         if standard_operators_only(x, weights.weight_c):
             mixed = h * a_h + w * a_w + c * a_c
@@ -148,15 +132,8 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
 
 
 def branch_weights(mean: Tensor, reweight: ReweightWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of each branch, per image and channel (arXiv 2107.10224, Sec. 3.3).
-
-    Args:
-        mean (Tensor): (B, C), mean over space of h + w + c.
-        reweight (ReweightWeights): The MLP.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: a_h, a_w, a_c, each (B, C); they sum to 1.
-    """
+    """Weights of the branches, each (B, C), which sum to 1 (arXiv 2107.10224, Sec. 3.3), from the
+    mean over space of h + w + c, (B, C)."""
     hidden = F.gelu(F.linear(mean, reweight.weight1, reweight.bias1))
     return softmax_branches(F.linear(hidden, reweight.weight2, reweight.bias2))
 
@@ -166,7 +143,8 @@ def softmax_branches(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
     weights = logits.reshape(logits.shape[0], logits.shape[1] // 3, 3).softmax(dim=-1)
     # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.
-    return weights.permute(2, 0, 1).contiguous().unbind(0)
+    a_h, a_w, a_c = weights.permute(2, 0, 1).contiguous().unbind(0)
+    return a_h, a_w, a_c
 
 
 def check_backend(backend: str) -> str:
@@ -179,14 +157,8 @@ def check_backend(backend: str) -> str:
 def choose_backend(
     shape: Sequence[int], device: torch.device, dtype: torch.dtype, reweight: bool
 ) -> str:
-    """The form that 'auto' takes, by the rule at the top of this module.
-
-    Args:
-        shape (Sequence[int]): Of the map, (B, H, W, C).
-        device (torch.device): Of the map.
-        dtype (torch.dtype): Of the product.
-        reweight (bool): Whether every image has a matrix of its own.
-    """
+    """The form that 'auto' takes, by the rule at the top of this module, for a map of this shape,
+    (B, H, W, C), and products in ``dtype``; with ``reweight`` every image has its own matrix."""
     batch, height, width, channels = shape
     tokens = height * width if reweight else batch * height * width
     if device.type not in ('cpu', 'cuda') or tokens * channels <= FOLD_MIN_NUMEL:
@@ -212,7 +184,6 @@ def _resolve_backend(backend: str, x: Tensor, weights: MixerWeights) -> str:
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps the Triton kernels from running; None if nothing does."""
     if find_spec('triton') is None:
         return 'Triton is not installed'
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -224,25 +195,21 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _folded_mixer(
-    x: Tensor, weights: MixerWeights, form: str, residual: Tensor | None = None
-) -> Tensor:
+def _folded_mixer(x: Tensor, weights: MixerWeights, form: str, residual: Tensor | None) -> Tensor:
     """The mixer by one product per image, and a second one where the projection is left out.
 
     Products are made in autocast's dtype if it is on, sums in float32 (float64 for float64). So are
     matrices in training, and rounded once; in inference they are products as any other.
     """
-    product_dtype = compute_dtype(x)
-    sum_dtype = matrix_dtype = accumulate_dtype(x.dtype)
-    if not torch.is_grad_enabled():
-        matrix_dtype = product_dtype
+    product_dtype, sum_dtype = compute_dtype(x), accumulate_dtype(x.dtype)
+    matrix_dtype = sum_dtype if torch.is_grad_enabled() else product_dtype
     with torch.autocast(x.device.type, enabled=False):
         x = x.contiguous()
         if weights.reweight is None:
             a = torch.ones(1, 3, x.shape[-1], dtype=matrix_dtype, device=x.device)
         else:
             x, means = map_means(x, sum_dtype)
-            a = _weigh_branches(means.to(matrix_dtype), weights)
+            a = _weigh_branches(means.to(matrix_dtype), weights, weights.reweight)
         matrix = mixer_matrix(a, weights, project=form != 'shift').to(product_dtype)
         x = x.to(product_dtype)
         if residual is not None:
@@ -259,7 +226,7 @@ def _folded_mixer(
         return add_linear(y, proj, bias, residual)
 
 
-def _weigh_branches(means: Tensor, weights: MixerWeights) -> Tensor:
+def _weigh_branches(means: Tensor, weights: MixerWeights, reweight: ReweightWeights) -> Tensor:
     """Branch weights, (B, 3, C), from the means of the map and its shifted copies, (B, 3, C)."""
     dtype = means.dtype
     mean_c, mean_h, mean_w = means.unbind(1)
@@ -268,22 +235,17 @@ def _weigh_branches(means: Tensor, weights: MixerWeights) -> Tensor:
         + F.linear(mean_w, weights.weight_w.to(dtype), weights.bias_w.to(dtype))
         + F.linear(mean_c, weights.weight_c.to(dtype))
     )
-    reweight = type(weights.reweight)(*(p.to(dtype) for p in weights.reweight))
-    return torch.stack(branch_weights(mean, reweight), dim=1)
+    cast = ReweightWeights(*(p.to(dtype) for p in reweight))
+    return torch.stack(branch_weights(mean, cast), dim=1)
 
 
+@torch.no_grad()
 def fixed_matrix(weights: MixerWeights) -> Tensor:
-    """The matrix of a mixer without reweighting, which is the same for all images.
-
-    Returns:
-        Tensor: (1, C, operand_width(C)), float32 or float64, without gradient.
-    """
-    weight = weights.weight_proj
-    with torch.no_grad():
-        a = torch.ones(
-            1, 3, len(weight), dtype=accumulate_dtype(weight.dtype), device=weight.device
-        )
-        return mixer_matrix(a, weights, project=True)
+    """The matrix of a mixer without reweighting, which is the same for all images: (1, C,
+    operand_width(C)), float32 or float64, without gradient."""
+    proj = weights.weight_proj
+    a = torch.ones(1, 3, len(proj), dtype=accumulate_dtype(proj.dtype), device=proj.device)
+    return mixer_matrix(a, weights, project=True)
 
 
 def apply_matrix(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -164,30 +164,16 @@ def _grad_matrix_kernel(
     tl.store(place + 2 * C, acc_h, mask=mask)
 
 
-def _spread(matrix: Tensor) -> Tensor:
-    """(B, OUT, operand_width(C)) without its last column to (B, OUT, 3C): zeros between."""
-    channels = matrix.shape[1]
-    out = matrix.new_zeros(*matrix.shape[:2], 3 * channels)
-    out[..., :channels] = matrix[..., :channels]
+def _spread(matrix: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """(B or 1, OUT, operand_width(C)) without its last column to (B or 1, OUT, 3C), zeros between;
+    and the steps from image to image in it and in the last column, 0 where one is for all."""
+    outs = channels = matrix.shape[1]
+    spread = matrix.new_zeros(*matrix.shape[:2], 3 * channels)
+    spread[..., :channels] = matrix[..., :channels]
     for columns, moved, _, dx in operand_shifts(channels):
-        block = out[..., channels : 2 * channels] if dx else out[..., 2 * channels :]
+        block = spread[..., channels : 2 * channels] if dx else spread[..., 2 * channels :]
         block[..., moved] = matrix[..., columns]
-    return out
-
-
-def _gather(spread: Tensor) -> Tensor:
-    """The columns of :func:`_spread`'s output that came from its input."""
-    channels = spread.shape[1]
-    center, along_w, along_h = spread.split(channels, dim=-1)
-    moved = [
-        (along_w if dx else along_h)[..., moved] for _, moved, _, dx in operand_shifts(channels)
-    ]
-    return torch.cat([center, *moved], dim=-1)
-
-
-def _blocks(channels: int) -> 'tuple[int, int]':
-    """Tile sides across channels and along the sum; a tile of the result is 64 to 128 wide."""
-    return (64 if channels <= 64 else 128), 32
+    return spread, (0, 0) if len(matrix) == 1 else (spread.stride(0), outs)
 
 
 def _precision(x: Tensor) -> str:
@@ -203,24 +189,22 @@ class _TritonProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, matrix: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        spread = _spread(matrix[..., :-1])
-        const = matrix[..., -1].float().contiguous()
         outs = matrix.shape[1]
+        spread, strides = _spread(matrix)
+        const = matrix[..., -1].float().contiguous()
         y = x.new_empty(batch, height, width, outs)
-        shared = matrix.shape[0] == 1
-        block_n, block_k = _blocks(outs)
+        block_n = 64 if outs <= 64 else 128
         grid = (triton.cdiv(height * width, 128), triton.cdiv(outs, block_n), batch)
         _forward_kernel[grid](
-            x, spread, const, y, height, width,
-            0 if shared else spread.stride(0), 0 if shared else outs,
+            x, spread, const, y, height, width, *strides,
             C=channels, OUT=outs, PRECISION=_precision(x),
-            BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8,
+            BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=32, num_warps=8,
         )  # fmt: skip
         ctx.save_for_backward(x, matrix)
         return y
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> 'tuple[Tensor | None, Tensor | None]':
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
         if differentiated_again(grad_y):
             return gradients(plain_product, (x, matrix), grad_y)
@@ -232,17 +216,15 @@ class _TritonProduct(torch.autograd.Function):
 
 def _grad_x(x: Tensor, matrix: Tensor, grad_y: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
-    outs = matrix.shape[1]
-    spread = _spread(matrix[..., :-1])
+    spread, (stride, _) = _spread(matrix)
     grad_x = torch.empty_like(x)
     per_residue = triton.cdiv(channels, 3)
     block_n = 32 if per_residue <= 32 else 64 if per_residue <= 64 else 128
     n_blocks = triton.cdiv(per_residue, block_n)
     grid = (triton.cdiv(height * width, 128), 3 * n_blocks, batch)
     _grad_x_kernel[grid](
-        grad_y, spread, grad_x, height, width,
-        0 if matrix.shape[0] == 1 else spread.stride(0),
-        C=channels, OUT=outs, PRECISION=_precision(x),
+        grad_y, spread, grad_x, height, width, stride,
+        C=channels, OUT=matrix.shape[1], PRECISION=_precision(x),
         BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=32, N_BLOCKS=n_blocks, num_warps=8,
     )  # fmt: skip
     return grad_x
@@ -260,22 +242,16 @@ def _grad_matrix(x: Tensor, matrix: Tensor, grad_y: Tensor) -> Tensor:
         C=channels, OUT=outs, PRECISION=_precision(x), SPLITS=splits,
         BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4,
     )  # fmt: skip
-    grad = torch.cat(
-        [_gather(parts.sum(1)), grad_y.sum(dim=(1, 2), dtype=torch.float32)[..., None]], dim=-1
-    )
+    center, *shifted = parts.sum(1).split(channels, dim=-1)
+    moved = [shifted[dx == 0][..., moved] for _, moved, _, dx in operand_shifts(channels)]
+    const = grad_y.sum(dim=(1, 2), dtype=torch.float32)[..., None]
+    grad = torch.cat([center, *moved, const], dim=-1)
     if matrix.shape[0] == 1:
         grad = grad.sum(0, keepdim=True)
     return grad.to(matrix.dtype)
 
 
 def triton_product(x: Tensor, matrix: Tensor) -> Tensor:
-    """:func:`cyclemlp_mm.ops.shifted_product.shifted_product` by Triton kernels.
-
-    Args:
-        x (Tensor): (B, H, W, C), contiguous; float32, bfloat16 or float16.
-        matrix (Tensor): (B or 1, C, operand_width(C)), of the same dtype.
-
-    Returns:
-        Tensor: (B, H, W, C).
-    """
+    """``shifted_product`` of contiguous x, (B, H, W, C), in float32, bfloat16 or float16, and a
+    matrix, (B or 1, C, operand_width(C)), of the same dtype, by Triton kernels."""
     return _TritonProduct.apply(x, matrix)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,23 +88,15 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-# Layers
-
-
 def is_plain_layer(
     kind: type, *modules: nn.Module, bias: bool | None = True, **settings: object
 ) -> bool:
-    """Whether layers may be computed from their parameters alone, without being called.
+    """Whether layers of exactly this class may be computed from their parameters alone.
 
     A layer that someone replaced (LoRA, quantised, sharded, or built with other arguments),
     parametrised, or hangs hooks on has to be called, or the change would have no effect.
-
-    Args:
-        kind (type): The class that all of them must be of, not a subclass.
-        *modules (nn.Module): The layers.
-        bias (bool, optional): Whether they have a bias, where the class can have one; None allows
-            both. Defaults to True.
-        **settings: Attributes and what they have to be, e.g. ``kernel_size=(1, 3)``.
+    Where its class can have one, a layer must have a bias; with ``bias=False`` it must have none,
+    with None it may. ``settings`` are attributes and their values, e.g. ``kernel_size=(1, 3)``.
     """
     for module in modules:
         if type(module) is not kind or has_hooks(module):
@@ -126,7 +119,8 @@ def is_plain_layer(
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module does more than its class was written to do: hooks, on it or on all
     modules, or another ``forward``, put into it or into its class."""
-    own, kind = module.__dict__, type(module)
+    own: dict[str, Any] = module.__dict__
+    kind: Any = type(module)
     # A compiler warns of caches, and does without them.
     as_written = _as_written.__wrapped__ if is_recording() else _as_written
     return bool(
@@ -146,13 +140,10 @@ def has_global_hooks() -> bool:
 
 
 @functools.cache
-def _as_written(kind: type, forward: object) -> bool:
+def _as_written(kind: Any, forward: Any) -> bool:
     """Whether a class's ``forward`` comes from the module of the class; a replaced one does not."""
     home = next((base.__module__ for base in kind.__mro__ if 'forward' in base.__dict__), None)
     return getattr(forward, '__globals__', {}).get('__name__') == home
-
-
-# Dtypes, with and without autocast
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
@@ -187,9 +178,6 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(device, enabled=False)
 
 
-# Second derivatives: autograd cannot look into a gradient that is written by hand.
-
-
 def differentiated_again(*grads: Tensor) -> bool:
     """Whether a ``backward`` that was given ``grads`` must use :func:`gradients`: its result is to
     have derivatives of its own, or stands for several gradients."""
@@ -204,24 +192,32 @@ def differentiated_again(*grads: Tensor) -> bool:
 def gradients(
     plain: Callable[..., Tensor], inputs: Sequence[object], *grads: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``plain(*inputs)`` by autograd, of any order.
+    """Gradients of ``plain(*inputs)``, made of differentiable operators, for each input that needs
+    one, of any order: autograd cannot look into a gradient that is written by hand.
 
-    Args:
-        plain (Callable): The function, of differentiable operators.
-        inputs (Sequence): Its arguments, tensors and others.
-        *grads (Tensor): Gradients of its outputs.
-
-    Returns:
-        tuple: One gradient per input; None for those that need none.
+    ``inputs`` are tensors and others, ``grads`` the gradients of the outputs.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: of two inputs one may be made from the other, which is no part of this function.
         inputs = [t.view_as(t) if isinstance(t, Tensor) else t for t in inputs]
         outputs = plain(*inputs)
-    wanted = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
+    wanted = {i: t for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad}
     found = torch.autograd.grad(
-        outputs, [inputs[i] for i in wanted], grads, create_graph=again, allow_unused=True
+        outputs, [*wanted.values()], grads, create_graph=again, allow_unused=True
     )
     by_input = dict(zip(wanted, found, strict=True))
     return tuple(by_input.get(i) for i in range(len(inputs)))
+
+
+def chunks(batch: int, length: int, most: int) -> list[tuple[slice, slice]]:
+    """Images, and rows of them, that are worked on at a time: of ``batch`` images of ``length``
+    rows, some rows of one image or some whole images, at most ``most`` rows."""
+    most = max(1, most)
+    images = max(1, most // length)
+    rows = -(-length // -(-length // most))  # equal parts rather than full ones and a small rest
+    return [
+        (slice(i, min(i + images, batch)), slice(first, min(first + rows, length)))
+        for i in range(0, batch, images)
+        for first in range(0, length, rows)
+    ]

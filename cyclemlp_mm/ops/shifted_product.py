@@ -19,13 +19,15 @@ again in the backward pass rather than kept.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .cpu_linear import linear_add, pack_weight
-from .recording import differentiated_again, gradients, needs_grad
+from .recording import chunks, differentiated_again, gradients, needs_grad
 
 if TYPE_CHECKING:
     from .cycle_mixer import MixerWeights
@@ -34,34 +36,21 @@ if TYPE_CHECKING:
 CPU_CHUNK_BYTES = 4 * 2**20
 
 
-class Shift(NamedTuple):
-    """One group of moved channels.
-
-    Attributes:
-        columns (slice): Its columns of the operand.
-        channels (slice): The channels of the map it reads.
-        dy, dx (int): Where it reads them: ``out[y, x] = map[y + dy, x + dx]``.
+def operand_shifts(channels: int) -> list[tuple[slice, slice, int, int]]:
+    """The four groups of moved channels, in the order of their columns, as (columns, moved, dy,
+    dx): ``operand[y, x, columns] = map[y + dy, x + dx, moved]``; as :func:`cycle_offsets` has it.
     """
-
-    columns: slice
-    channels: slice
-    dy: int
-    dx: int
-
-
-def operand_shifts(channels: int) -> list[Shift]:
-    """The four groups, in the order of their columns; see :func:`cycle_offsets` for the signs."""
     start, shifts = channels, []
     for residue, dy, dx in ((1, 0, 1), (2, 0, -1), (1, 1, 0), (2, -1, 0)):
         width = len(range(residue, channels, 3))
-        shifts.append(Shift(slice(start, start + width), slice(residue, None, 3), dy, dx))
+        shifts.append((slice(start, start + width), slice(residue, None, 3), dy, dx))
         start = start + width  # traced, a size is a tensor: += would change the slices
     return shifts
 
 
 def operand_width(channels: int) -> int:
     """Columns of the operand, about 7C/3 + 1."""
-    return operand_shifts(channels)[-1].columns.stop + 1
+    return operand_shifts(channels)[-1][0].stop + 1
 
 
 def _overlap(offset: int, first: int, last: int, size: int) -> tuple[int, int]:
@@ -70,122 +59,92 @@ def _overlap(offset: int, first: int, last: int, size: int) -> tuple[int, int]:
     return start, max(start, min(last, size - offset))
 
 
-def fill_operand(out: Tensor, x: Tensor, first: int, last: int) -> None:
-    """Write the operand of the rows ``first`` to ``last`` (excluded) of a map.
-
-    Args:
-        out (Tensor): (B, last - first, W, operand_width(C)); overwritten.
-        x (Tensor): (B, H, W, C), of the same dtype or one to be cast to it.
-        first, last (int): The rows.
-    """
+def _moved(
+    operand: Tensor, x: Tensor, first: int, last: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[int, int, int, int]]]:
+    """Of each group: its columns of the operand of some rows, the part of them that is inside the
+    map, what that part reads of the map, and the inside part's rows and columns."""
     height, width, channels = x.shape[1:]
-    out[..., :channels] = x[:, first:last]
-    out[..., -1] = 1
     for columns, moved, dy, dx in operand_shifts(channels):
         top, bottom = _overlap(dy, first, last, height)
         left, right = _overlap(dx, 0, width, width)
-        target = out[..., columns]
-        target[:, top - first : bottom - first, left:right] = x[
-            :, top + dy : bottom + dy, left + dx : right + dx, moved
-        ]
+        group = operand[..., columns]
+        inside = group[:, top - first : bottom - first, left:right]
+        source = x[:, top + dy : bottom + dy, left + dx : right + dx, moved]
+        yield group, inside, source, (top - first, bottom - first, left, right)
+
+
+def fill_operand(out: Tensor, x: Tensor, first: int, last: int) -> None:
+    """Write the operand, (B, last - first, W, operand_width(C)), of the rows ``first`` to ``last``
+    (excluded) of a map, (B, H, W, C)."""
+    out[..., : x.shape[-1]] = x[:, first:last]
+    out[..., -1] = 1
+    for group, inside, source, (top, bottom, left, right) in _moved(out, x, first, last):
+        inside.copy_(source)
         # What reads outside the map is at most one row or column on either side.
-        if top > first:
-            target[:, : top - first] = 0
-        if bottom < last:
-            target[:, bottom - first :] = 0
+        if top > 0:
+            group[:, :top] = 0
+        if bottom < last - first:
+            group[:, bottom:] = 0
         if left > 0:
-            target[:, :, :left] = 0
-        if right < width:
-            target[:, :, right:] = 0
+            group[:, :, :left] = 0
+        if right < x.shape[2]:
+            group[:, :, right:] = 0
 
 
 def _add_operand_grad(grad_x: Tensor, grad_out: Tensor, first: int, last: int) -> None:
     """Add the gradient of :func:`fill_operand`'s output to that of its map."""
-    height, width, channels = grad_x.shape[1:]
-    grad_x[:, first:last] += grad_out[..., :channels]
-    for columns, moved, dy, dx in operand_shifts(channels):
-        top, bottom = _overlap(dy, first, last, height)
-        left, right = _overlap(dx, 0, width, width)
-        grad_x[:, top + dy : bottom + dy, left + dx : right + dx, moved] += grad_out[
-            :, top - first : bottom - first, left:right, columns
-        ]
+    grad_x[:, first:last] += grad_out[..., : grad_x.shape[-1]]
+    for _, inside, source, _ in _moved(grad_out, grad_x, first, last):
+        source += inside
 
 
-class _Chunk(NamedTuple):
-    """Some images, or some rows of one, with their part of the operand."""
-
-    images: slice
-    first: int
-    last: int
-
-    def operand(self, x: Tensor, buffer: Tensor) -> Tensor:
-        """(B', tokens, operand_width(C)), in ``buffer``'s memory."""
-        x = x[self.images]
-        batch, _, width, channels = x.shape
-        shape = (batch, self.last - self.first, width, operand_width(channels))
-        out = buffer[: torch.Size(shape).numel()].view(shape)
-        fill_operand(out, x, self.first, self.last)
-        return out.flatten(1, 2)
-
-    def tokens(self, y: Tensor) -> Tensor:
-        """The chunk's part of a map (B, H, W, C) as (B', tokens, C), a view."""
-        return y[self.images, self.first : self.last].flatten(1, 2)
-
-    def matrix(self, matrix: Tensor) -> Tensor:
-        """The chunk's matrices, (B' or 1, C_out, K)."""
-        return matrix if matrix.shape[0] == 1 else matrix[self.images]
-
-
-def _chunks(x: Tensor, shared: bool) -> tuple[list[_Chunk], Tensor]:
-    """The chunks of a map, (B, H, W, C), and memory for the largest one's operand.
+def _chunks(x: Tensor, shared: bool) -> tuple[list[tuple[slice, slice]], Tensor]:
+    """Images and rows of a map, (B, H, W, C), and memory for the largest chunk's operand.
 
     Unless the matrix is ``shared`` by all images, a chunk on a CPU is within one image: small
     batched products are slower than a loop.
     """
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
-    if x.device.type != 'cpu':
-        return [_Chunk(slice(0, batch), 0, height)], x.new_empty(batch * height * per_row)
-    rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
-    if rows < height or not shared:
-        images = 1
-        # Equal parts rather than full ones and a small rest.
-        parts = -(-height // rows)
-        rows = -(-height // parts)
-    else:
-        images, rows = rows // height, height
-    chunks = [
-        _Chunk(slice(b, min(b + images, batch)), first, min(first + rows, height))
-        for b in range(0, batch, images)
-        for first in range(0, height, rows)
-    ]
-    return chunks, x.new_empty(min(images, batch) * rows * per_row)
+    rows = batch * height
+    if x.device.type == 'cpu':
+        rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
+        rows = rows if shared else min(rows, height)
+    return chunks(batch, height, rows), x.new_empty(min(rows, batch * height) * per_row)
+
+
+def _operand(x: Tensor, rows: slice, buffer: Tensor) -> Tensor:
+    """The operand of some rows, (B, tokens, operand_width(C)), in ``buffer``'s memory."""
+    shape = (len(x), rows.stop - rows.start, x.shape[2], operand_width(x.shape[-1]))
+    out = buffer[: math.prod(shape)].view(shape)
+    fill_operand(out, x, rows.start, rows.stop)
+    return out.flatten(1, 2)
 
 
 def _multiply(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
     """:func:`shifted_product` without gradients."""
-    shape = torch.Size((*x.shape[:3], matrix.shape[1]))
-    chunks, buffer = _chunks(x, matrix.shape[0] == 1)
-    y = x.new_empty(shape) if len(chunks) != 1 or matrix.shape[0] > 1 else None
+    shared = matrix.shape[0] == 1
+    parts, buffer = _chunks(x, shared)
+    shape = (*x.shape[:3], matrix.shape[1])
+    y = x.new_empty(shape) if len(parts) != 1 or not shared else None
     packed = {}  # by the first image; of the chunks of one image, all have its matrix
-    for chunk in chunks:
-        operand = chunk.operand(x, buffer)
-        added = None if residual is None else chunk.tokens(residual)
-        matrices = chunk.matrix(matrix)
+    for images, rows in parts:
+        operand = _operand(x[images], rows, buffer)
+        added, out = (t if t is None else t[images, rows].flatten(1, 2) for t in (residual, y))
+        matrices = matrix if shared else matrix[images]
         if matrices.shape[0] > 1:
-            out = torch.bmm(operand, matrices.mT, out=chunk.tokens(y))
+            product = torch.bmm(operand, matrices.mT, out=out)
             if added is not None:
-                out += added
+                product += added
             continue
-        of = 0 if matrix.shape[0] == 1 else chunk.images.start
+        of = 0 if shared else images.start
         if of not in packed:
-            several = len(chunks) > matrix.shape[0]
+            several = len(parts) > matrix.shape[0]
             packed = {of: pack_weight(matrices[0], operand.shape[1]) if several else matrices[0]}
-        operand, added = operand.flatten(0, 1), None if added is None else added.flatten(0, 1)
-        if y is None:
-            return linear_add(operand, packed[of], None, added).view(shape)
-        linear_add(operand, packed[of], None, added, chunk.tokens(y).flatten(0, 1))
-    return y
+        flat = [t if t is None else t.flatten(0, 1) for t in (added, out)]
+        product = linear_add(operand.flatten(0, 1), packed[of], None, *flat)
+    return product.view(shape) if y is None else y
 
 
 def plain_product(x: Tensor, matrix: Tensor) -> Tensor:
@@ -213,37 +172,28 @@ class _ShiftedProduct(torch.autograd.Function):
         grad_x = torch.zeros_like(x)
         # Sums over chunks are kept in float32.
         grad_matrix = torch.zeros_like(matrix, dtype=torch.promote_types(x.dtype, torch.float32))
-        chunks, buffer = _chunks(x, shared)
-        for chunk in chunks:
-            operand, grad = chunk.operand(x, buffer), chunk.tokens(grad_y)
-            part = chunk.matrix(grad_matrix)
+        parts, buffer = _chunks(x, shared)
+        for images, rows in parts:
+            operand = _operand(x[images], rows, buffer)
+            grad = grad_y[images, rows].flatten(1, 2)
+            total, matrices = (m if shared else m[images] for m in (grad_matrix, matrix))
             if shared:
-                part += grad.flatten(0, 1).mT @ operand.flatten(0, 1)
+                total += grad.flatten(0, 1).mT @ operand.flatten(0, 1)
             else:
-                part += grad.mT @ operand
+                total += grad.mT @ operand
             # The operand itself is not needed any more: its gradient takes its place.
-            matrices = chunk.matrix(matrix)
             if matrices.shape[0] == 1:
                 torch.mm(grad.flatten(0, 1), matrices[0], out=operand.flatten(0, 1))
             else:
                 torch.bmm(grad, matrices, out=operand)
-            grad_out = operand.unflatten(1, (chunk.last - chunk.first, x.shape[2]))
-            _add_operand_grad(grad_x[chunk.images], grad_out, chunk.first, chunk.last)
+            grad_operand = operand.unflatten(1, (-1, x.shape[2]))
+            _add_operand_grad(grad_x[images], grad_operand, rows.start, rows.stop)
         return grad_x, grad_matrix.to(matrix.dtype)
 
 
 def shifted_product(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Multiply the shifted operand of a map with a matrix.
-
-    Args:
-        x (Tensor): (B, H, W, C), contiguous.
-        matrix (Tensor): (B, C_out, operand_width(C)), out by in, or (1, …) shared by all images;
-            of the dtype of ``x``.
-        residual (Tensor, optional): (B, H, W, C_out), contiguous; added.
-
-    Returns:
-        Tensor: (B, H, W, C_out).
-    """
+    """Multiply the shifted operand of a contiguous map, (B, H, W, C), with a matrix of its dtype,
+    (B, C_out, operand_width(C)), or (1, …) for all images; a contiguous ``residual`` is added."""
     if needs_grad(x, matrix):
         y = _ShiftedProduct.apply(x, matrix)
         return y if residual is None else residual + y
@@ -267,22 +217,14 @@ def _stack(a: Tensor, w_h: Tensor, b_h: Tensor, w_w: Tensor, b_w: Tensor, w_c: T
     return out
 
 
-def _unstack(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From the gradient of :func:`_stack`'s output those of D_h W_h, D_w W_w, D_c W_c."""
-    channels = grad.shape[1]
-    grad_c = grad[..., :channels]
-    grad_h, grad_w = torch.empty_like(grad_c), torch.empty_like(grad_c)
-    grad_h[..., 0::3] = grad_w[..., 0::3] = grad_c[..., 0::3]
-    for columns, moved, _, dx in operand_shifts(channels):
-        (grad_h if dx else grad_w)[..., moved] = grad[..., columns]
-    return grad_h, grad_w, grad_c
-
-
-def _plain_matrix(a: Tensor, *params: Tensor | None) -> Tensor:
-    *branches, proj, bias = (p if p is None else p.to(a.dtype) for p in params)
-    stacked = _stack(a, *branches)
-    if proj is None:
+def _plain_matrix(a: Tensor, *params: Tensor) -> Tensor:
+    """:func:`mixer_matrix` from the parameters of the branches, and of the projection if it is to
+    be folded in."""
+    cast = [p.to(a.dtype) for p in params]
+    stacked = _stack(a, *cast[:5])
+    if len(cast) == 5:
         return stacked
+    proj, bias = cast[5:]
     matrix = torch.matmul(proj, stacked)
     matrix[..., -1] += bias
     return matrix
@@ -292,7 +234,7 @@ class _MixerMatrix(torch.autograd.Function):
     """Saves parameters and branch weights only: the (B, C, 7C/3) matrices are made again."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, *params: Tensor | None) -> Tensor:
+    def forward(ctx, a: Tensor, *params: Tensor) -> Tensor:
         ctx.save_for_backward(a, *params)
         return _plain_matrix(a, *params)
 
@@ -301,48 +243,44 @@ class _MixerMatrix(torch.autograd.Function):
         a, *params = ctx.saved_tensors
         if differentiated_again(grad):
             return gradients(_plain_matrix, (a, *params), grad)
-        *branches, proj, _ = (p if p is None else p.to(a.dtype) for p in params)
-        w_h, b_h, w_w, b_w, w_c = branches
-        grad_proj = grad_bias = None
-        if proj is not None:
+        w_h, b_h, w_w, b_w, w_c, *projection = (p.to(a.dtype) for p in params)
+        of_projection = []
+        if projection:
             # Images side by side, so that the sum over them is part of the product.
-            stacked = _stack(a, *branches)
-            grad_proj = grad.transpose(0, 1).flatten(1) @ stacked.transpose(0, 1).flatten(1).mT
-            grad_bias = grad[..., -1].sum(0)
-            grad = torch.matmul(proj.mT, grad)
+            stacked = _stack(a, w_h, b_h, w_w, b_w, w_c).transpose(0, 1).flatten(1)
+            of_projection = [grad.transpose(0, 1).flatten(1) @ stacked.mT, grad[..., -1].sum(0)]
+            grad = torch.matmul(projection[0].mT, grad)
+        # From the gradient of the columns those of D_h W_h, D_w W_w, D_c W_c.
+        const, grad_c = grad[..., -1], grad[..., : grad.shape[1]]
+        grad_h, grad_w = torch.empty_like(grad_c), torch.empty_like(grad_c)
+        grad_h[..., 0::3] = grad_w[..., 0::3] = grad_c[..., 0::3]
+        for columns, moved, _, dx in operand_shifts(grad.shape[1]):
+            (grad_h if dx else grad_w)[..., moved] = grad[..., columns]
+        of_a = [
+            torch.linalg.vecdot(grad_h, w_h) + const * b_h,
+            torch.linalg.vecdot(grad_w, w_w) + const * b_w,
+            torch.linalg.vecdot(grad_c, w_c),
+        ]
         a_h, a_w, a_c = a[..., None].unbind(1)
-        grad_h, grad_w, grad_c = _unstack(grad)
-        const = grad[..., -1]
-        grad_a_h = torch.linalg.vecdot(grad_h, w_h) + const * b_h
-        grad_a_w = torch.linalg.vecdot(grad_w, w_w) + const * b_w
-        grad_a_c = torch.linalg.vecdot(grad_c, w_c)
-        grads = (
+        of_params = [
             (grad_h * a_h).sum(0),
             (const * a_h[..., 0]).sum(0),
             (grad_w * a_w).sum(0),
             (const * a_w[..., 0]).sum(0),
             (grad_c * a_c).sum(0),
-            grad_proj,
-            grad_bias,
-        )
-        grad_a = torch.stack([grad_a_h, grad_a_w, grad_a_c], dim=1)
-        return grad_a, *(g if g is None else g.to(p.dtype) for g, p in zip(grads, params))
+            *of_projection,
+        ]
+        return torch.stack(of_a, 1), *(g.to(p.dtype) for g, p in zip(of_params, params))
 
 
 def mixer_matrix(a: Tensor, weights: MixerWeights, project: bool) -> Tensor:
-    """The matrix of the mixer, differentiable in everything.
+    """The matrix of the mixer, (B, C, operand_width(C)), out by in, the last column the constant;
+    differentiable in everything.
 
-    Args:
-        a (Tensor): (B, 3, C) weights of the branches h, w, c; (1, 3, C) if all images share them.
-            Its dtype is the one computed in: float32 or float64.
-        weights (MixerWeights): Parameters, of any floating dtype.
-        project (bool): Whether the projection is folded in: 7/3 C^3 multiply-adds per image.
-
-    Returns:
-        Tensor: (B, C, operand_width(C)), out by in; its last column is the constant.
+    ``a``, (B, 3, C), weighs the branches h, w, c, or (1, 3, C) of all images; it has the dtype
+    computed in, float32 or float64. To ``project`` takes 7/3 C^3 multiply-adds per image.
     """
-    *branches, proj, bias, _ = weights
-    return _MixerMatrix.apply(a, *branches, *((proj, bias) if project else (None, None)))
+    return _MixerMatrix.apply(a, *weights[: 7 if project else 5])
 
 
 def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -362,13 +300,17 @@ def _map_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     A channel read one column to the right never reads the first column, one read to the left never
     the last: its sum is the map's less a border column (or row).
     """
-    total = sum_over_space(x, dtype)
-    sums = total[:, None].repeat(1, 3, 1)
-    sums[:, 1, 1::3] -= x[:, :, 0, 1::3].sum(dim=1, dtype=dtype)
-    sums[:, 1, 2::3] -= x[:, :, -1, 2::3].sum(dim=1, dtype=dtype)
-    sums[:, 2, 1::3] -= x[:, 0, :, 1::3].sum(dim=1, dtype=dtype)
-    sums[:, 2, 2::3] -= x[:, -1, :, 2::3].sum(dim=1, dtype=dtype)
+    sums = sum_over_space(x, dtype)[:, None].repeat(1, 3, 1)
+    for border, copy, channels in _borders(x):
+        sums[:, copy, channels] -= border.sum(dim=1, dtype=dtype)
     return sums
+
+
+def _borders(x: Tensor) -> Iterator[tuple[Tensor, int, slice]]:
+    """The border (B, cells, C / 3) that channels of a shifted copy never read, for each."""
+    for copy, columns in ((1, x.transpose(1, 2)), (2, x)):
+        for border, first in ((0, 1), (-1, 2)):
+            yield columns[:, border, :, first::3], copy, slice(first, None, 3)
 
 
 class _MapSums(torch.autograd.Function):
@@ -384,22 +326,15 @@ class _MapSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_x: Tensor, grad_sums: Tensor) -> tuple[Tensor, None]:
         grad = grad_sums.to(grad_x.dtype)
-        total = grad.sum(dim=1)
-        grad_x = grad_x + total[:, None, None, :]
-        grad_x[:, :, 0, 1::3] -= grad[:, 1, None, 1::3]
-        grad_x[:, :, -1, 2::3] -= grad[:, 1, None, 2::3]
-        grad_x[:, 0, :, 1::3] -= grad[:, 2, None, 1::3]
-        grad_x[:, -1, :, 2::3] -= grad[:, 2, None, 2::3]
+        grad_x = grad_x + grad.sum(dim=1)[:, None, None, :]
+        for border, copy, channels in _borders(grad_x):
+            border -= grad[:, copy, None, channels]
         return grad_x, None
 
 
 def map_means(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Means over space of a map, (B, H, W, C), and of its shifted copies, without making these.
-
-    Returns:
-        tuple[Tensor, Tensor]: ``x``, to be used from here on, and (B, 3, C), of ``dtype``: the
-        means of x, of x shifted along W and of x shifted along H.
-    """
+    """Means over space, (B, 3, C), of a map, (B, H, W, C), and of its copies shifted along W and H,
+    without making these; also returns ``x``, to be used from here on."""
     if needs_grad(x):
         x, sums = _MapSums.apply(x, dtype)
     else:

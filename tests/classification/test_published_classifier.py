@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
-from parity_rule import golden, published_weights
+from parity_rule import golden, published_tensors
 from paths import ROOT, needs_parity
 from published_names import published_state_dict
 from toy_runs import NO_WORKERS, run_tool
@@ -35,7 +35,9 @@ def classifier(config, **backbone):
 @pytest.mark.parametrize('arch', ['b1', 'b2'])
 @pytest.mark.parametrize('wrapped', WRAPPED)
 def test_golden_logits(arch, wrapped, tmp_path):
-    torch.save(WRAPPED[wrapped](published_weights(arch)), tmp_path / 'published.pth')
+    torch.save(
+        WRAPPED[wrapped](published_tensors(f'cyclemlp_{arch}_cls')), tmp_path / 'published.pth'
+    )
     model = classifier(f'cyclemlp_{arch}_in1k')
     load_checkpoint(model, str(tmp_path / 'published.pth'), map_location='cpu')
     expected, image = golden(f'cyclemlp_{arch}_cls')

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mpvit_cases import TINY
+from families import MPVIT as TINY
 from plain_mpvit import randomise_norms
 from torch import nn
 

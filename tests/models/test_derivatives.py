@@ -3,23 +3,18 @@
 import pytest
 import torch
 from changed_models import by_layers
-from families import FAMILIES, reweighted
+from families import FAMILIES, trained
 from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 pytestmark = pytest.mark.usefixtures('form')
 
-FAMILIES = {**FAMILIES, 'folded': lambda: reweighted(mixer_backend='folded')}
 
-
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, 'folded'])
 def model(request):
-    torch.manual_seed(0)
-    model = FAMILIES[request.param]().double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    family = request.param.replace('folded', 'reweighted')
+    backend = dict(mixer_backend='folded') if request.param == 'folded' else {}
+    return trained(family, **backend).double()
 
 
 def images(batch=1):

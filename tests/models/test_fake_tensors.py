@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, build
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cyclemlp_mm.models import to_deploy
@@ -14,7 +14,7 @@ from cyclemlp_mm.models import to_deploy
 @pytest.mark.parametrize('family', FAMILIES)
 def test_fake_tensors(family):
     image = torch.randn(1, 3, 64, 96)
-    model = FAMILIES[family]().eval()
+    model = build(family).eval()
     with torch.no_grad():
         shapes = [level.shape for level in model(image)]
         for form in (model, to_deploy(copy.deepcopy(model))):
@@ -22,6 +22,6 @@ def test_fake_tensors(family):
                 levels = form(mode.from_tensor(image))
             assert [level.shape for level in levels] == shapes
     with FakeTensorMode():  # the parameters, too
-        levels = FAMILIES[family]().train()(torch.empty(2, 3, 64, 96))
+        levels = build(family).train()(torch.empty(2, 3, 64, 96))
         assert [level.shape[1:] for level in levels] == [shape[1:] for shape in shapes]
         sum(level.sum() for level in levels).backward()

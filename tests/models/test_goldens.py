@@ -1,7 +1,8 @@
-"""Outputs of the published implementations, as far as ``tests/data`` holds them, in every clone.
+"""Outputs of the published implementations, reproduced through files of the published formats.
 
-A file there holds a weighted sum over the pixels of each channel, and the first 100 logits.
-``python tests/models/test_goldens.py`` writes the files, from ``../shared/parity`` and mmpretrain.
+``tests/data`` holds a weighted sum over the pixels of each channel, and the first 100 logits, for
+every clone; ``../shared/parity`` whole outputs. ``python tests/models/test_goldens.py`` writes the
+former, from the latter and mmpretrain.
 """
 
 import sys
@@ -15,15 +16,19 @@ from mmengine.registry import MODELS
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))  # where this file is run as a program
 
-from parity_rule import fill, filled, golden, image  # noqa: E402
+import families  # noqa: E402
+from parity_rule import fill, filled, golden, image, published_tensors  # noqa: E402
+from paths import PARITY, needs_parity  # noqa: E402
 from plain_mpvit import PlainMPViT  # noqa: E402
 from published_names import published_state_dict  # noqa: E402
 
 from cyclemlp_mm.models import CycleMLP, MPViT  # noqa: E402
 
 DATA = TESTS / 'data'
+REPMLP = dict(families.REPMLP, depths=[1, 2, 1, 1])
 HEIGHT, WIDTH = 64, 96
-REPMLP = dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16])
+NAMES = sorted(path.stem.removeprefix('golden_') for path in PARITY.glob('golden_*.npz'))
+NAMES = [name for name in NAMES if name.startswith(('cyclemlp_', 'mpvit_'))]
 
 
 def summary(levels, logits=None):
@@ -38,12 +43,16 @@ def summary(levels, logits=None):
     return {name: values.astype(np.float32) for name, values in kept.items()}
 
 
-def assert_golden(name, got):
-    expected = np.load(DATA / f'{name}.npz')
-    assert set(got) == set(expected)
+def assert_close(got, expected):
+    assert got.keys() == expected.keys()
     for key, ours in got.items():
-        assert ours.shape == expected[key].shape
-        assert abs(ours - expected[key]).max() <= 1e-5 * abs(expected[key]).max(), key
+        ours, theirs = np.asarray(ours), expected[key]
+        assert ours.shape == theirs.shape
+        assert abs(ours - theirs).max() <= 1e-5 * abs(theirs).max(), key
+
+
+def assert_golden(name, got):
+    assert_close(got, dict(np.load(DATA / f'{name}.npz')))
 
 
 def from_file(state, path, **cfg):
@@ -54,6 +63,33 @@ def from_file(state, path, **cfg):
     return model.eval()
 
 
+def logits_of(level, state, head):
+    return level.mean(dim=(2, 3)) @ state[f'{head}.weight'].T + state[f'{head}.bias']
+
+
+@needs_parity
+@pytest.mark.parametrize('name', NAMES or ['none found'])
+@torch.no_grad()
+def test_equals_the_published_outputs(name, tmp_path, log_lines):
+    family, arch, *use = name.split('_')
+    expected, pixels = golden(name)
+    expected = {k: v for k, v in expected.items() if k not in ('height', 'width', 'batch')}
+    state = published_tensors(name)
+    cfg = dict(type='MPViT' if family == 'mpvit' else 'CycleMLP', arch=arch)
+    if use == ['cls']:
+        cfg['out_indices'] = (3,)
+    model = from_file({'model': state}, tmp_path / 'published.pth', **cfg)
+    if family == 'mpvit':
+        total = len(model.state_dict())
+        assert any(f'loaded {total} of {total} tensors' in line for line in log_lines)
+    levels = model(torch.from_numpy(pixels))
+    got = {} if use == ['cls'] else {f'level{i}': level for i, level in enumerate(levels)}
+    if use != ['dense']:
+        head = 'cls_head.cls' if family == 'mpvit' else 'head'
+        got['logits'] = logits_of(levels[-1], state, head)
+    assert_close(got, expected)
+
+
 @torch.no_grad()
 def test_cyclemlp_b1(tmp_path):
     with torch.device('meta'):
@@ -62,12 +98,10 @@ def test_cyclemlp_b1(tmp_path):
         filled(published_state_dict(model, classes)) for model, classes in zip(models, (None, 1000))
     )
     pixels = torch.from_numpy(image(HEIGHT, WIDTH))
-    levels = from_file(dense, tmp_path / 'dense.pth', type='CycleMLP', arch='b1')(pixels)
-    model = from_file(
-        classifier, tmp_path / 'cls.pth', type='CycleMLP', arch='b1', out_indices=(3,)
-    )
-    pooled = model(pixels)[0].mean(dim=(2, 3))
-    logits = pooled @ classifier['head.weight'].T + classifier['head.bias']
+    cfg = dict(type='CycleMLP', arch='b1')
+    levels = from_file(dense, tmp_path / 'dense.pth', **cfg)(pixels)
+    model = from_file(classifier, tmp_path / 'cls.pth', **cfg, out_indices=(3,))
+    logits = logits_of(model(pixels)[0], classifier, 'head')
     assert_golden('cyclemlp_b1', summary(levels, logits))
 
 
@@ -78,9 +112,7 @@ def test_mpvit_tiny(tmp_path):
     state = filled(plain.state_dict(keep_vars=True))
     model = from_file(state, tmp_path / 'published.pth', type='MPViT', arch='tiny')
     levels = model(torch.from_numpy(image(HEIGHT, WIDTH)))
-    pooled = levels[-1].mean(dim=(2, 3))
-    logits = pooled @ state['cls_head.cls.weight'].T + state['cls_head.cls.bias']
-    assert_golden('mpvit_tiny', summary(levels, logits))
+    assert_golden('mpvit_tiny', summary(levels, logits_of(levels[-1], state, 'cls_head.cls')))
 
 
 def mmpretrains_repmlp():
@@ -93,15 +125,8 @@ def mmpretrains_repmlp():
 @torch.no_grad()
 def test_repmlp(tmp_path):
     state = mmpretrains_repmlp().state_dict()
-    model = from_file(
-        state,
-        tmp_path / 'zoo.pth',
-        type='DenseRepMLPNet',
-        arch=REPMLP,
-        img_size=HEIGHT,
-        out_indices=(3,),
-    )
-    levels = model(torch.from_numpy(image(HEIGHT, HEIGHT)))
+    cfg = dict(type='DenseRepMLPNet', arch=REPMLP, img_size=HEIGHT, out_indices=(3,))
+    levels = from_file(state, tmp_path / 'zoo.pth', **cfg)(torch.from_numpy(image(HEIGHT, HEIGHT)))
     assert_golden('repmlp', summary(levels))
 
 

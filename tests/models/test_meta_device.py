@@ -4,31 +4,21 @@ import copy
 
 import pytest
 import torch
+from families import CFGS, MPVIT
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-import cyclemlp_mm  # noqa: F401
-
-SMALL = dict(depths=(1, 1, 1, 1), widths=(32, 32, 64, 64))
-REPMLP = dict(channels=[16, 32, 32, 64], depths=[1] * 4, sharesets_nums=[1, 4, 4, 8])
-FAMILIES = {
-    'b': dict(
-        type='CycleMLP', arch=dict(SMALL, mlp_ratios=(4, 4, 4, 4), reweight=True, downsample='conv')
-    ),
-    't': dict(
-        type='CycleMLP',
-        arch=dict(SMALL, mlp_ratios=(2, 2, 2, 2), reweight=False, downsample='patch_merging'),
-        frozen_stages=1,
-    ),
-    'mpvit': dict(type='MPViT', arch=dict(SMALL, paths=(2, 3, 3, 3), mlp_ratio=2)),
-    'mpvit_gn': dict(
-        type='MPViT',
-        arch=dict(SMALL, paths=(2, 1, 1, 1), mlp_ratio=2),
-        norm_cfg=dict(type='GN', num_groups=4),
-    ),
-    'repmlp': dict(type='DenseRepMLPNet', arch=REPMLP, img_size=64, reparam_conv_kernels=(1, 3)),
-    'repmlp_deploy': dict(type='RepMLPNet', arch=REPMLP, img_size=64, deploy=True),
+CFGS = CFGS | {
+    'frozen': dict(CFGS['summed'], frozen_stages=1),
+    'group norm': dict(type='MPViT', arch=MPVIT, norm_cfg=dict(type='GN', num_groups=2)),
+    'repmlp': dict(CFGS['repmlp'], reparam_conv_kernels=(1, 3)),
+    'deployed': dict(CFGS['repmlp'], deploy=True),
 }
+three_families = pytest.mark.parametrize('name', ['reweighted', 'mpvit', 'repmlp'])
+
+
+def cpu(name, **kwargs):
+    return MODELS.build(copy.deepcopy({**CFGS[name], **kwargs}))
 
 
 def tensors_of(model):
@@ -67,11 +57,9 @@ def assert_alike(model, usual):
             assert tensor.abs().max() < 4 * other.abs().max(), name
 
 
-@pytest.mark.parametrize('cfg', FAMILIES.values(), ids=FAMILIES)
-def test_a_model_without_values_is_initialised_as_on_the_cpu(cfg):
-    torch.manual_seed(0)
-    usual = MODELS.build(copy.deepcopy(cfg))
-    model = build_empty(cfg)
+@pytest.mark.parametrize('name', CFGS)
+def test_a_model_without_values_is_initialised_as_on_the_cpu(name):
+    usual, model = cpu(name), build_empty(CFGS[name])
     model.init_weights()
     assert_alike(model, usual)
     model.to('meta').to_empty(device='cpu')  # values can be lost later, too
@@ -80,10 +68,9 @@ def test_a_model_without_values_is_initialised_as_on_the_cpu(cfg):
     assert_alike(model, usual)
 
 
-@pytest.mark.parametrize('name', ['b', 'mpvit', 'repmlp'])
+@three_families
 def test_a_file_is_loaded_into_a_model_without_values(name, tmp_path):
-    cfg, file = FAMILIES[name], str(tmp_path / 'weights.pth')
-    saved = MODELS.build(copy.deepcopy(cfg))
+    cfg, file, saved = CFGS[name], str(tmp_path / 'weights.pth'), cpu(name)
     state_dict = saved.state_dict()
     first = 'final_norm.weight' if name == 'repmlp' else 'norm0.weight'
     state_dict.pop(first, None)  # as in published files
@@ -101,21 +88,21 @@ def test_a_file_is_loaded_into_a_model_without_values(name, tmp_path):
 
 @pytest.mark.parametrize('assign', [False, True])
 def test_what_was_loaded_is_not_initialised_again(assign):
-    saved = MODELS.build(FAMILIES['b'])
+    saved = cpu('reweighted')
     spoil(saved, 0.5)
     if assign:
         with torch.device('meta'):
-            model = MODELS.build(FAMILIES['b'])
+            model = cpu('reweighted')
         model.load_state_dict(saved.state_dict(), assign=True)
     else:
-        model = build_empty(FAMILIES['b'])
+        model = build_empty(CFGS['reweighted'])
         model.load_state_dict(saved.state_dict())
     model.init_weights()
     assert all((tensor == 0.5).all() for tensor in tensors_of(model).values())
 
 
 def test_what_was_not_in_a_file_is_initialised():
-    model = build_empty(FAMILIES['b'])
+    model = build_empty(CFGS['reweighted'])
     state_dict = {n: torch.full_like(t, 0.5) for n, t in model.state_dict().items()}
     norms = [name for name in state_dict if name.startswith('norm')]
     for name in norms:
@@ -127,9 +114,9 @@ def test_what_was_not_in_a_file_is_initialised():
         assert (tensor == expected).all(), name
 
 
-@pytest.mark.parametrize('name', ['b', 'mpvit', 'repmlp'])
+@three_families
 def test_init_weights_leaves_a_model_of_the_cpu_as_it_is(name):
-    model = MODELS.build(copy.deepcopy(FAMILIES[name]))
+    model = cpu(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     model.to(torch.float64).to(torch.float32).init_weights()
@@ -144,7 +131,7 @@ def test_a_layer_that_cannot_be_initialised_is_named():
             self.scale = nn.Parameter(torch.ones(3))
 
     with torch.device('meta'):
-        model = MODELS.build(FAMILIES['t'])
+        model = cpu('frozen')
         model.stages[0][0].scale = Scale()
     model.to_empty(device='cpu')
     with pytest.raises(RuntimeError, match=r'stages\.0\.0\.scale, a Scale, cannot be initialised'):
@@ -156,9 +143,9 @@ def test_a_classifier_without_values(log_lines):
     init_default_scope('mmpretrain')
     cfg = dict(
         type='ImageClassifier',
-        backbone=dict(FAMILIES['b'], out_indices=(3,)),
+        backbone=dict(CFGS['reweighted'], out_indices=(3,)),
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=8, in_channels=64),
+        head=dict(type='LinearClsHead', num_classes=8, in_channels=24),
     )
     model = build_empty(cfg)
     model.init_weights()

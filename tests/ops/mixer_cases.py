@@ -19,16 +19,8 @@ def random_weights(channels, reweight, dtype):
         branches = ReweightWeights(
             parameter(hidden, c), parameter(hidden), parameter(3 * c, hidden), parameter(3 * c)
         )
-    return MixerWeights(
-        parameter(c, c),
-        parameter(c),
-        parameter(c, c),
-        parameter(c),
-        parameter(c, c),
-        parameter(c, c),
-        parameter(c),
-        branches,
-    )
+    shapes = [(c, c), (c,), (c, c), (c,), (c, c), (c, c), (c,)]
+    return MixerWeights(*(parameter(*shape) for shape in shapes), branches)
 
 
 def named(weights):
@@ -45,10 +37,8 @@ def cast(weights, dtype):
     def of(t):
         return t.detach().to(dtype).requires_grad_()
 
-    reweight = weights.reweight
-    if reweight is not None:
-        reweight = ReweightWeights(*(of(t) for t in reweight))
-    return MixerWeights(*(of(t) for t in weights[:-1]), reweight)
+    reweight = weights.reweight and ReweightWeights(*map(of, weights.reweight))
+    return MixerWeights(*map(of, weights[:-1]), reweight)
 
 
 def run(mixer, x, weights):
@@ -56,12 +46,8 @@ def run(mixer, x, weights):
     x = x.detach().requires_grad_()
     y = mixer(x, weights)
     parameters = named(weights)
-    cost = (
-        torch.sin(torch.arange(y.numel(), dtype=torch.float64) * 0.7 + 0.3)
-        .view(y.shape)
-        .to(y.dtype)
-    )
-    grads = torch.autograd.grad(y, [x, *parameters.values()], cost)
+    cost = torch.sin(torch.arange(y.numel(), dtype=torch.float64) * 0.7 + 0.3).view(y.shape)
+    grads = torch.autograd.grad(y, [x, *parameters.values()], cost.to(y.dtype))
     return y.detach(), dict(zip(['x', *parameters], grads, strict=True))
 
 

@@ -26,24 +26,9 @@ def published(x, weight, bias, kernel_size):
 
 
 def test_offsets_are_frozen():
-    assert cycle_offsets(7, (1, 3)).tolist() == [
-        [0, 0],
-        [0, 1],
-        [0, -1],
-        [0, 0],
-        [0, 1],
-        [0, -1],
-        [0, 0],
-    ]
-    assert cycle_offsets(7, (3, 1)).tolist() == [
-        [0, 0],
-        [1, 0],
-        [-1, 0],
-        [0, 0],
-        [1, 0],
-        [-1, 0],
-        [0, 0],
-    ]
+    steps = [0, 1, -1, 0, 1, -1, 0]
+    assert cycle_offsets(7, (1, 3)).tolist() == [[0, step] for step in steps]
+    assert cycle_offsets(7, (3, 1)).tolist() == [[step, 0] for step in steps]
     assert cycle_offsets(6, (1, 5))[:, 1].tolist() == [0, 1, 2, -2, -1, 0]
     assert cycle_offsets(8, (7, 1))[:, 0].tolist() == [0, 1, 2, 3, -3, -2, -1, 0]
     assert cycle_offsets(4, (1, 1)).tolist() == [[0, 0]] * 4
@@ -87,21 +72,18 @@ def test_runs_in_half_precision(dtype):
     assert layer(torch.randn(1, 3, 4, 9).to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize('kernel_size', [(3, 3), (1, 2), (0, 1), (-1, 1), (5, 3)])
-def test_refuses_other_kernels(kernel_size):
-    with pytest.raises(ValueError, match='kernel_size'):
-        CycleFC(4, 4, kernel_size)
-
-
-def test_square_kernel_message_says_what_to_do():
-    with pytest.raises(ValueError, match=r'\(1, 3\) and a \(3, 1\) branch'):
-        CycleFC(4, 4, (3, 3))
-
-
-@pytest.mark.parametrize('kernel_size', [3, '13', (1, 3, 1), (1.0, 3), None])
-def test_refuses_what_is_no_pair_of_ints(kernel_size):
-    with pytest.raises(TypeError, match='pair of ints'):
-        CycleFC(4, 4, kernel_size)
+@pytest.mark.parametrize(
+    'error, message, kernel_sizes',
+    [
+        (ValueError, 'kernel_size', [(3, 3), (1, 2), (0, 1), (-1, 1), (5, 3)]),
+        (ValueError, r'\(1, 3\) and a \(3, 1\) branch', [(3, 3)]),
+        (TypeError, 'pair of ints', [3, '13', (1, 3, 1), (1.0, 3), None]),
+    ],
+)
+def test_refuses_other_kernels(error, message, kernel_sizes):
+    for kernel_size in kernel_sizes:
+        with pytest.raises(error, match=message):
+            CycleFC(4, 4, kernel_size)
 
 
 def test_wrong_channels_say_the_layout():

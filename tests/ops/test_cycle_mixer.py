@@ -7,7 +7,9 @@ import pytest
 import torch
 from mixer_cases import SHAPES, cast, distance, named, random_weights, run, worst
 from old_torch import CPU_HALVES, new_torch_only
+from torch import nn
 
+from benchmarking.measure import saved_for_backward
 from benchmarking.published_form import published_mixer
 from cyclemlp_mm.ops import cycle_mixer
 from cyclemlp_mm.ops.cycle_mixer import choose_backend
@@ -58,46 +60,39 @@ def test_equals_the_published_form_in_float32(form, channels, reweight, onednn, 
                 assert distance(result, exact) <= 2 * distance(expected, exact), shape
 
 
+def assert_as_close_as_the_reference(mixer, x, weights, form, dtype):
+    """By the distance from the published form in float64, of ``mixer(x, weights, form)``."""
+    exact, exact_grads = run(published_mixer, x.double(), cast(weights, torch.float64))
+    plain, plain_grads = run(partial(mixer, backend='reference'), x, weights)
+    y, grads = run(partial(mixer, backend=form), x, weights)
+    with torch.no_grad():
+        inferred = mixer(x, weights, form)
+    for result in (y, inferred):
+        assert result.dtype == dtype
+        assert distance(result, exact) <= 2 * distance(plain, exact)
+    for name, grad in grads.items():
+        assert grad.dtype == x.dtype
+        limit = 2 * distance(plain_grads[name], exact_grads[name])
+        assert distance(grad, exact_grads[name]) <= limit, name
+
+
 @pytest.mark.parametrize('reweight', [True, False])
 @pytest.mark.parametrize('shape', [(2, 7, 5, 64), (1, 40, 33, 64), (3, 20, 21, 97)])
 @pytest.mark.parametrize('form', FORMS)
 def test_bfloat16_is_as_close_as_plain_shift_and_linear(form, shape, reweight):
-    weights = random_weights(shape[-1], reweight, torch.bfloat16)
-    x = torch.randn(*shape).bfloat16()
-    exact, exact_grads = run(published_mixer, x.double(), cast(weights, torch.float64))
-    plain, plain_grads = run(partial(cycle_mixer, backend='reference'), x, weights)
-    y, grads = run(partial(cycle_mixer, backend=form), x, weights)
-    assert y.dtype == torch.bfloat16
-    assert distance(y, exact) <= 2 * distance(plain, exact)
-    for name, grad in grads.items():
-        assert grad.dtype == torch.bfloat16
-        limit = 2 * distance(plain_grads[name], exact_grads[name])
-        assert distance(grad, exact_grads[name]) <= limit, name
-    with torch.no_grad():
-        fused = cycle_mixer(x, weights, form)
-    assert distance(fused, exact) <= 2 * distance(plain, exact)
+    weights, x = random_weights(shape[-1], reweight, torch.bfloat16), torch.randn(*shape)
+    assert_as_close_as_the_reference(cycle_mixer, x.bfloat16(), weights, form, torch.bfloat16)
 
 
 @pytest.mark.parametrize('dtype', CPU_HALVES)
 @pytest.mark.parametrize('form', FORMS)
 def test_autocast(form, dtype):
-    weights = random_weights(48, True, torch.float32)
-    x = torch.randn(2, 20, 17, 48)
-    exact, exact_grads = run(published_mixer, x.double(), cast(weights, torch.float64))
-
-    def under_autocast(x, weights, form):
+    def under_autocast(x, weights, backend):
         with torch.autocast('cpu', dtype):
-            y = cycle_mixer(x, weights, form)
-        assert y.dtype == dtype  # as a Linear's output
-        return y
+            return cycle_mixer(x, weights, backend)  # in autocast's dtype, as a Linear's output
 
-    plain, plain_grads = run(partial(under_autocast, form='reference'), x, weights)
-    y, grads = run(partial(under_autocast, form=form), x, weights)
-    assert distance(y, exact) <= 2 * distance(plain, exact)
-    for name, grad in grads.items():
-        assert grad.dtype == torch.float32
-        limit = 2 * distance(plain_grads[name], exact_grads[name])
-        assert distance(grad, exact_grads[name]) <= limit, name
+    weights, x = random_weights(48, True, torch.float32), torch.randn(2, 20, 17, 48)
+    assert_as_close_as_the_reference(under_autocast, x, weights, form, dtype)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -122,37 +117,20 @@ def test_gradients_only_where_asked(frozen):
         if frozen == 'weights' or (frozen == 'some weights' and 'weight' in name):
             parameter.requires_grad_(False)
     wanted = [t for t in [x, *named(weights).values()] if t.requires_grad]
-    results = []
-    for form in FORMS:
-        y = cycle_mixer(x, weights, form)
-        results.append(torch.autograd.grad(y.square().sum(), wanted))
-    for grads in results[1:]:
-        assert all(worst(a, b) < 1e-10 for a, b in zip(grads, results[0], strict=True))
-
-
-def saved_bytes(forward, left_out):
-    """Bytes kept for backward, each memory counted once, without those of ``left_out``."""
-    out = {t.untyped_storage().data_ptr() for t in left_out}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in out:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = forward()
-    return y, sum(kept.values())
+    expected, *results = (
+        torch.autograd.grad(cycle_mixer(x, weights, form).square().sum(), wanted) for form in FORMS
+    )
+    for grads in results:
+        assert all(worst(a, b) < 1e-10 for a, b in zip(grads, expected, strict=True))
 
 
 def test_folded_keeps_the_map_and_small_matrices_only():
     weights = random_weights(16, True, torch.float32)
     x = torch.randn(2, 64, 64, 16, requires_grad=True)
-    _, kept = saved_bytes(lambda: cycle_mixer(x, weights, 'folded'), named(weights).values())
+    parameters = nn.ParameterList(named(weights).values())  # of the same memory
+    kept = saved_for_backward(lambda: cycle_mixer(x, weights, 'folded'), parameters)
     assert kept < 1.1 * x.nbytes
-    _, published = saved_bytes(lambda: published_mixer(x, weights), named(weights).values())
-    assert kept < 0.25 * published
+    assert kept < 0.25 * saved_for_backward(lambda: published_mixer(x, weights), parameters)
 
 
 def test_unknown_backend():

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 import torch
-from mpvit_cases import worst
+from mixer_cases import worst
 from old_torch import CPU_HALVES
 from torch import nn
 
@@ -24,30 +24,22 @@ def modules(dtype=torch.float64):
     ).to(dtype)
 
 
-def small_chunks(monkeypatch, size):
-    # The package's function of the same name hides the module.
-    monkeypatch.setattr(sys.modules[factor_attention.__module__], 'CHUNK_BYTES', size)
-
-
 @pytest.mark.parametrize('chunk_bytes', [1, 2**16, 2**30])
 @pytest.mark.parametrize('shape', [(1, 7, 5), (2, 20, 33), (5, 3, 4)])
 @pytest.mark.parametrize('residual', [False, True])
 def test_equals_the_reference_in_float64(shape, chunk_bytes, residual, monkeypatch):
-    small_chunks(monkeypatch, chunk_bytes)
+    # The package's function of the same name hides the module.
+    monkeypatch.setattr(sys.modules[factor_attention.__module__], 'CHUNK_BYTES', chunk_bytes)
     parts = modules()
     x = torch.randn(*shape, sum(WIDTHS), dtype=torch.float64, requires_grad=True)
-    results = []
-    for plain in (False, True):
-        if plain:
-            y = factor_attention_reference(x, *parts, heads=8)
-            y = x + y if residual else y
-        else:
-            y = factor_attention(x, *parts, heads=8, residual=residual)
-        grads = torch.autograd.grad(torch.sin(y).sum(), [x, *parts.parameters()])
-        results.append((y, *grads))
-    assert all(worst(a, b) < 1e-12 for a, b in zip(*results, strict=True))
+    y = factor_attention(x, *parts, heads=8, residual=residual)
+    expected = factor_attention_reference(x, *parts, heads=8) + (x if residual else 0)
     with torch.no_grad():
-        assert worst(factor_attention(x, *parts, heads=8, residual=residual), results[1][0]) < 1e-12
+        assert worst(y, expected) < 1e-12
+        assert worst(factor_attention(x, *parts, heads=8, residual=residual), expected) < 1e-12
+    inputs = [x, *parts.parameters()]
+    grads = [torch.autograd.grad(torch.sin(t).sum(), inputs) for t in (y, expected)]
+    assert all(worst(a, b) < 1e-12 for a, b in zip(*grads, strict=True))
 
 
 def test_gradcheck():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from cyclemlp_mm.ops import cycle_mixer
 
 # The interpreter is switched on when the kernels are defined, so a process of its own runs them.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+interpreted = pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
 
 SHAPES = [(1, 1, 1), (2, 1, 9), (1, 9, 1), (2, 7, 5), (1, 4, 61), (1, 45, 13)]
+reference, kernels = (partial(cycle_mixer, backend=name) for name in ('reference', 'triton'))
 
 
 def test_in_the_interpreter():
@@ -33,63 +36,48 @@ def test_in_the_interpreter():
     assert 'skipped' not in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
+def compare(x, weights, factor, least):
+    """Gradients, sums of many signs, are judged by the reference's own distance from float64."""
+    _, exact_grads = run(reference, x.double(), cast(weights, torch.float64))
+    (plain, plain_grads), (y, grads) = run(reference, x, weights), run(kernels, x, weights)
+    for name, grad in grads.items():
+        limit = max(factor * distance(plain_grads[name], exact_grads[name]), least)
+        assert distance(grad, exact_grads[name]) <= limit, name
+    return y, plain
+
+
+@interpreted
 @pytest.mark.parametrize('reweight', [True, False])
 @pytest.mark.parametrize('channels', [1, 8, 33, 70])
 def test_equals_the_reference(channels, reweight):
     for shape in SHAPES:
         weights = random_weights(channels, reweight, torch.float32)
-        x = torch.randn(*shape, channels)
-        _, exact_grads = run(
-            lambda x, w: cycle_mixer(x, w, 'reference'), x.double(), cast(weights, torch.float64)
-        )
-        plain, plain_grads = run(lambda x, w: cycle_mixer(x, w, 'reference'), x, weights)
-        y, grads = run(lambda x, w: cycle_mixer(x, w, 'triton'), x, weights)
+        y, plain = compare(torch.randn(*shape, channels), weights, 4, 2e-6)
         assert worst(y, plain) < 2e-6, shape
-        for name, grad in grads.items():
-            # Sums of many signs: judged by the reference's own distance from float64.
-            limit = max(4 * distance(plain_grads[name], exact_grads[name]), 2e-6)
-            assert distance(grad, exact_grads[name]) < limit, (shape, name)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
+@interpreted
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_close_as_the_reference(dtype):
     weights = random_weights(40, True, dtype)
     x = torch.randn(2, 13, 11, 40).to(dtype)
-    exact, exact_grads = run(
-        lambda x, w: cycle_mixer(x, w, 'reference'), x.double(), cast(weights, torch.float64)
-    )
-    plain, plain_grads = run(lambda x, w: cycle_mixer(x, w, 'reference'), x, weights)
-    y, grads = run(lambda x, w: cycle_mixer(x, w, 'triton'), x, weights)
+    exact = reference(x.double(), cast(weights, torch.float64)).detach()
+    y, plain = compare(x, weights, 2, 0)
     assert y.dtype == dtype
     assert distance(y, exact) <= 2 * distance(plain, exact)
-    for name, grad in grads.items():
-        limit = 2 * distance(plain_grads[name], exact_grads[name])
-        assert distance(grad, exact_grads[name]) <= limit, name
 
 
-@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
+@interpreted
 @pytest.mark.parametrize('reweight', [True, False])
-def test_second_derivatives(reweight):
-    weights = random_weights(8, reweight, torch.float32)
+def test_second_derivatives_and_forward_mode(reweight):
+    weights = cast(random_weights(8, reweight, torch.float32), torch.float32)
     x, direction = torch.randn(2, 2, 7, 5, 8)
-    products = [
-        torch.autograd.functional.hvp(
-            lambda x, form=form: cycle_mixer(x, weights, form).sin().sum(), x, direction
-        )[1]
-        for form in ('triton', 'reference')
-    ]
-    assert worst(*products) < 1e-5
 
+    def derivatives(form):
+        hvp = torch.autograd.functional.hvp(lambda x: form(x, weights).sin().sum(), x, direction)
+        tangent = torch.func.jvp(lambda x: form(x, weights), (x,), (direction,))[1]
+        return hvp[1], tangent.detach()
 
-@pytest.mark.skipif(not INTERPRETED, reason='runs inside test_in_the_interpreter')
-def test_forward_mode():
-    weights = cast(random_weights(8, True, torch.float32), torch.float32)
-    x, direction = torch.randn(2, 2, 7, 5, 8)
-    tangents = [
-        torch.func.jvp(lambda x, form=form: cycle_mixer(x, weights, form), (x,), (direction,))[1]
-        for form in ('triton', 'reference')
-    ]
-    assert tangents[1].abs().max() > 0.1
-    assert worst(*(t.detach() for t in tangents)) < 1e-5
+    for got, wanted in zip(derivatives(kernels), derivatives(reference), strict=True):
+        assert wanted.abs().max() > 0.1
+        assert worst(got, wanted) < 1e-5

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, MPVIT
 from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
 from plain_mpvit import PlainMPViT
@@ -15,8 +15,6 @@ from published_names import published_state_dict
 from cyclemlp_mm.errors import CheckpointError, MissingFileError
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.weights import read_checkpoint
-
-MPVIT = dict(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24), paths=(2, 3, 3, 3), mlp_ratio=2)
 
 
 def publish_mpvit(model, classifier=None):
