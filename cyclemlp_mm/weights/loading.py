@@ -170,7 +170,7 @@ def check_fit(
 ) -> LoadReport:
     """Compare a backbone with a state dict: what every way to load one asks.
 
-    Expected differences: the family's extras (a classifier), output norms that only one side has,
+    Expected differences: the family's extras (a classifier), whole output norms of one side,
     stages of the same arch after the last level that the model returns, and BatchNorm's counters of
     batches, which some tools leave out or store as floats and nothing here reads.
 
@@ -192,10 +192,11 @@ def check_fit(
     own = model.state_dict() if own is None else own
     report = LoadReport(source, total=len(own))
     missing, unexpected = [], []
+    norms = {name.split('.')[0] for name in state_dict if _OUTPUT_NORM.fullmatch(name)}
     for name in [name for name in own if name not in state_dict]:
         if is_counter(name):
             report.new.setdefault('counters of batches', []).append(name)
-        elif _OUTPUT_NORM.fullmatch(name) and not complete:
+        elif _OUTPUT_NORM.fullmatch(name) and not complete and name.split('.')[0] not in norms:
             report.new.setdefault('output norms', []).append(name)
         else:
             missing.append(name)
