@@ -59,12 +59,8 @@ class SyncBNOrBN:
     choice is made when the model is built, after the start of the process group, so that it holds
     under any tool that builds the config. Both have the same parameter names.
 
-    Args:
-        num_features (int): Channels.
-        **kwargs: As for ``torch.nn.BatchNorm2d``.
-
-    Returns:
-        nn.SyncBatchNorm | nn.BatchNorm2d
+    Arguments are those of ``torch.nn.BatchNorm2d``. The object is a ``torch.nn.SyncBatchNorm`` or a
+    ``torch.nn.BatchNorm2d``.
     """
 
     _abbr_ = 'bn'  # mmcv names the layer by this, as it would SyncBN and BN

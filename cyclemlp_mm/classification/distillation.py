@@ -68,7 +68,7 @@ class DistilledClassifier(ImageClassifier):
         distillation (str): 'soft' or 'hard'. Defaults to 'soft'.
         alpha (float): Weight of the distillation, in [0, 1]. Defaults to 0.5.
         tau (float): Temperature of 'soft', above 0. Defaults to 1.0.
-        **classifier: Arguments of ``ImageClassifier``.
+        **classifier (object): Arguments of ``ImageClassifier``.
 
     Raises:
         ValueError: ``distillation``, ``alpha`` or ``tau`` is out of its range, or the teacher has

@@ -204,9 +204,10 @@ class CycleMLP(DenseBackbone):
         out_norms (bool): One LayerNorm per returned level. Defaults to True.
         mixer_backend (str): How mixers are computed; the results are the same. 'auto' takes the
             fastest, see :func:`cyclemlp_mm.ops.cycle_mixer` for the others. Defaults to 'auto'.
-        in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained: See
-            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. A published classifier's
-            final norm becomes the last level's norm.
+
+    ``in_channels``, ``out_indices``, ``frozen_stages``, ``with_cp``, ``init_cfg``, ``pretrained``:
+    see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. A published classifier's final
+    norm becomes the last level's norm.
 
     Examples:
         >>> import torch

@@ -159,8 +159,9 @@ class MPViT(DenseBackbone):
             all layers. Defaults to 0.0.
         norm_cfg (dict, optional): Norm of the convolutions; 'SyncBNOrBN' for many GPUs. Defaults
             to None: BN.
-        in_channels, out_indices, norm_eval, frozen_stages, with_cp, init_cfg, pretrained: See
-            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`.
+
+    ``in_channels``, ``out_indices``, ``norm_eval``, ``frozen_stages``, ``with_cp``, ``init_cfg``,
+    ``pretrained``: see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`.
 
     Examples:
         >>> import torch

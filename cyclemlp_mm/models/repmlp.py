@@ -112,9 +112,10 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         deploy (bool): Build the blocks folded, for weights saved after :meth:`switch_to_deploy`.
             Those saved after ``to_deploy``, which folds more, fit a model that went through
             ``to_deploy`` itself. Defaults to False.
-        in_channels, out_indices, norm_eval, frozen_stages, with_cp, init_cfg, pretrained: See
-            :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. Levels are taken before the
-            downsampling; the stem is the patch embedding.
+
+    ``in_channels``, ``out_indices``, ``norm_eval``, ``frozen_stages``, ``with_cp``, ``init_cfg``,
+    ``pretrained``: see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. Levels are taken
+    before the downsampling; the stem is the patch embedding.
     """
 
     arch_zoo: ClassVar[Mapping[str, dict]] = mmpretrain_repmlp.RepMLPNet.arch_zoo

@@ -40,8 +40,8 @@ class AtomicCheckpointHook(CheckpointHook):
     checkpoint names.
 
     Args:
-        **kwargs: As for :class:`mmengine.hooks.CheckpointHook`. If ``backend_args`` are given, for
-            a store that is not a local disk, only that store's guarantees hold.
+        **kwargs (object): As for :class:`mmengine.hooks.CheckpointHook`. If ``backend_args`` are
+            given, for a store that is not a local disk, only that store's guarantees hold.
     """
 
     def __init__(self, **kwargs) -> None:

@@ -31,10 +31,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
     bfloat16 has float32's range, so losses are not scaled and there is no scaler's state: a
     checkpoint is resumed with or without mixed precision. Weights, gradients and the optimiser's
-    state stay float32.
-
-    Args:
-        **kwargs: As for :class:`mmengine.optim.OptimWrapper`.
+    state stay float32. Arguments are those of :class:`mmengine.optim.OptimWrapper`.
     """
 
     @contextmanager
