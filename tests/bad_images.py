@@ -73,7 +73,7 @@ BAD_IMAGES = {
     'zeros.jpg': (lambda: bytes(5000), 'skipped', 'zero bytes'),
     'page.jpg': (lambda: b'<!DOCTYPE html><html>404</html>', 'skipped', 'HTML'),
     'lfs.jpg': (lambda: b'version https://git-lfs.github.com/spec/v1\noid', 'skipped', 'LFS'),
-    'text.png': (lambda: b'not an image at all', 'skipped', 'no image'),
+    'text.png': (lambda: b'not an image at all', 'skipped', 'cannot be read as an image'),
     'head_only.jpg': (lambda: b'\xff\xd8\xff\xe0', 'skipped', 'image|header|truncated'),
     'bomb.png': (bomb, 'skipped', 'too many pixels'),
     'other_size.jpg': (lambda: encode(picture(size=(30, 30))), 'skipped', 'annotations'),

@@ -116,7 +116,7 @@ def _parse(ann_file: Path) -> dict:
         raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')
     for key in _LISTS:
         if not isinstance(content[key], list):
-            raise UserError(f'{ann_file}: its "{key}" is no list, but {str(content[key])[:40]}')
+            raise UserError(f'{ann_file}: its "{key}" is not a list, but {str(content[key])[:40]}')
     return content
 
 
@@ -251,7 +251,7 @@ def _box_trouble(ann: object, categories: dict, sizes: dict) -> str | None:
         return f'{MALFORMED}: they lack {", ".join(missing)}'
     strange = [key for key in ('id', 'image_id', 'category_id') if not _is_id(ann[key])]
     if strange:
-        return f'{MALFORMED}: {", ".join(strange)} is no number'
+        return f'{MALFORMED}: {", ".join(strange)} is not a number'
     if not is_number(ann['area']):
         return f'{MALFORMED}: "area" is no finite number'
     for key in ('iscrowd', 'ignore'):
@@ -290,7 +290,7 @@ def mask_trouble(mask: object, size: tuple[int, int], is_evaluated: bool) -> str
     if isinstance(mask, dict):
         return _rle_trouble(mask, size)
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        return 'have a "segmentation" that is no list of polygons (lists of numbers) and no RLE'
+        return 'have a "segmentation" that is neither a list of polygons (lists of numbers) nor RLE'
     if not all(map(_are_numbers, mask)):
         return 'have polygons of something else than finite numbers'
     if is_evaluated and len(mask[0]) <= 4:

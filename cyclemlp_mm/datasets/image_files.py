@@ -136,7 +136,7 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
             return _facts_by_opencv(content, path)
         head = content[:64].lstrip().lower()
         kinds = [what for start, what in _NO_IMAGES.items() if head.startswith(start)]
-        raise BadImageError(f'{path} is no image that can be read{"".join(kinds)}') from error
+        raise BadImageError(f'{path} cannot be read as an image{"".join(kinds)}') from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         if not limit_pixels:
             return _facts_by_opencv(content, path)

@@ -177,7 +177,7 @@ def read_image(path: str | Path) -> np.ndarray:
         np.ndarray: BGR uint8, (H, W, 3), with its EXIF orientation applied.
 
     Raises:
-        UserError: It is no image, is truncated, or cannot be decoded; with the reason.
+        UserError: It is not an image, is truncated, or cannot be decoded; with the reason.
     """
     check_regular(path)
     _check_complete(path)

@@ -146,7 +146,7 @@ def check_settings(report: Report, cfg: Config) -> None:
 
 
 def _check_numbers(report: Report, cfg: Config) -> None:
-    """Values that are no numbers, or out of range."""
+    """Values that are not numbers, or out of range."""
     for path, (least, most, is_optional) in _NUMBERS.items():
         for key, value in parts(cfg, path):
             is_whole = is_number(value) and value == int(value)

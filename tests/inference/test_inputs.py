@@ -62,7 +62,7 @@ def test_broken_images_are_refused(tmp_path):
     (tmp_path / 'empty.jpg').write_bytes(b'')
     for name in ('cut.jpg', 'text.png', 'empty.jpg'):
         with pytest.raises(
-            UserError, match=f'{name} is (truncated or damaged|no image that|empty)'
+            UserError, match=f'{name} (is truncated or damaged|cannot be read as|is empty)'
         ):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError, match=r'gone\.jpg'):
