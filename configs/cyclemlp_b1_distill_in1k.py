@@ -12,7 +12,6 @@ custom_imports = dict(
         'cyclemlp_mm',
         'cyclemlp_mm.safe_loading',
         'cyclemlp_mm.engine',
-        'cyclemlp_mm.datasets',
         'cyclemlp_mm.classification',
     ],
     allow_failed_imports=False,

@@ -3,8 +3,8 @@
 Importing this package registers the names of its backbones in mmengine's root registry, so that
 mmdet, mmseg and mmpretrain can all build them, and does nothing else. It imports mmengine's
 registry only; a backbone's module, and torch, are imported when the first one is built. Hooks,
-loops and data sets are registered by :mod:`cyclemlp_mm.engine` and :mod:`cyclemlp_mm.datasets`,
-which configs name in ``custom_imports``.
+loops and data sets are registered by :mod:`cyclemlp_mm.engine`, which configs name in
+``custom_imports``.
 """
 
 from .registration import register_backbones

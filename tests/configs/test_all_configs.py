@@ -150,7 +150,7 @@ def test_follows_the_rules(name):
     assert bases and all((ROOT / 'configs' / base).is_file() for base in bases)
     assert '::' not in text and '_delete_' not in text
     cfg = load_config(name)
-    modules = ['safe_loading', 'engine', 'datasets']
+    modules = ['safe_loading', 'engine']
     modules += ['classification'] if 'teacher' in cfg.model else []
     assert cfg.custom_imports.imports == ['cyclemlp_mm', *(f'cyclemlp_mm.{m}' for m in modules)]
     assert cfg.custom_imports.allow_failed_imports is False

@@ -718,7 +718,7 @@ def test_a_passing_nan_leaves_the_weights_alone(tmp_path):
     'first, keep, good',
     [
         (7, 1, r'\S*epoch_1\.pth\.'),
-        # Saved amid nans: weights may have been spoilt before the loss shows it.
+        # Saved between nans: the weights may be damaged before the loss shows it.
         (10, -1, r'\S*epoch_1\.pth \(\S*epoch_2\.pth was saved after the last finite loss'),
         (10, 1, r'none \(\S*epoch_2\.pth was saved after the last finite loss'),
     ],

@@ -1,10 +1,5 @@
 custom_imports = dict(
-    imports=[
-        'cyclemlp_mm',
-        'cyclemlp_mm.safe_loading',
-        'cyclemlp_mm.engine',
-        'cyclemlp_mm.datasets',
-    ],
+    imports=['cyclemlp_mm', 'cyclemlp_mm.safe_loading', 'cyclemlp_mm.engine'],
     allow_failed_imports=False,
 )
 default_scope = 'mmdet'
