@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -179,6 +180,23 @@ def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
             resume_toy(file, {**content, part: value})  # resumed, or an error that names the file
         except CheckpointError as error:
             assert file.name in str(error)
+
+
+def test_a_later_error_of_a_resumed_training_keeps_its_type(tmp_path):
+    runner = toy_runner(tmp_path, max_iters=5, resume=trained_toy(tmp_path))
+
+    def fail(*_):
+        if runner.iter == 3:  # the second iteration after 2
+            raise ValueError('a fault of the code')
+
+    class Failing(Hook):
+        def before_train(self, runner):
+            runner.optim_wrapper.optimizer.register_step_pre_hook(fail)
+
+    runner.register_hook(Failing())
+    with pytest.raises(ValueError, match=r'^a fault of the code') as caught:
+        runner.train()
+    assert not isinstance(caught.value, CheckpointError)
 
 
 #: Single values that mmengine takes over as they are, and that training fails of later.

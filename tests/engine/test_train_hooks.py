@@ -785,7 +785,7 @@ def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
     for part in (
         '00001.jpg: is truncated',
         'converted: .*00002.jpg: CMYK',
-        '00003.jpg: is no im',
+        '00003.jpg: cannot be read as an image',
         r'00005\.jpg: .*00005\.png is truncated',
         r'Iter\(val\) \[2/2\].*mIoU',
         r'ADE_val_00000001\.jpg: .*ADE_val_00000001\.png is truncated',

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 from torch.optim import Optimizer
 
 from cyclemlp_mm.errors import CheckpointError, UserError
@@ -61,6 +61,16 @@ def guard_resume(kind: type) -> type:
     """A subclass of a runner whose errors name the resumed file and its damaged part."""
 
     class GuardedRunner(kind):
+        resumed_at = None
+
+        def resume(self, *args, **kwargs) -> None:
+            super().resume(*args, **kwargs)
+            self.resumed_at = self._progress()
+
+        def _progress(self) -> int:
+            by_epoch = isinstance(self.train_loop, EpochBasedTrainLoop)
+            return self.epoch if by_epoch else self.iter
+
         def train(self) -> object:
             try:
                 return super().train()
@@ -68,7 +78,9 @@ def guard_resume(kind: type) -> type:
                 raise
             except Exception as error:  # the state of any library may be wrong in any way
                 part = _damaged_part(error)
-                if part is None or not is_resumed(self):
+                # After an epoch or an iteration every part was used: the error has another cause.
+                is_late = self.resumed_at is not None and self._progress() > self.resumed_at
+                if part is None or is_late or not is_resumed(self):
                     raise
                 raise CheckpointError(
                     f'checkpoint {loaded_from(self)} cannot be resumed: its part {part!r} makes no '
