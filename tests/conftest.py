@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -24,11 +25,19 @@ def _no_scope_of_a_toolbox():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_closed_log_files():
+    """mmengine's init_weights() writes to the log file of the last run, which a test may close."""
+    yield
+    logger = MMLogger.get_current_instance()
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler) and handler.stream is None:
+            logger.removeHandler(handler)
+
+
 @pytest.fixture
 def log_lines():
     """Lines that mmengine's current logger writes while a test runs."""
-    import logging
-
     lines = []
 
     class Keep(logging.Handler):
