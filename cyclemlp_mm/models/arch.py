@@ -7,41 +7,30 @@ from collections.abc import Mapping, Sequence
 
 
 def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str) -> dict:
-    """The settings of an architecture: a name of ``table`` (any case), or a mapping with exactly
-    the keys that the table's rows have. ``family`` is its name in messages.
-
-    Raises:
-        ValueError: Unknown name, or a mapping with missing or unknown keys.
-        TypeError: Neither a str nor a mapping.
-    """
+    """The settings of an architecture of a ``family``: a name of ``table`` (any case), or a mapping
+    with exactly the keys of its rows; else raises ValueError, or TypeError for other types."""
     if isinstance(arch, str):
         if arch.lower() not in table:
             raise ValueError(f'{family} has no arch {arch!r}; it has {", ".join(table)}')
         return dict(table[arch.lower()])
     if not isinstance(arch, Mapping):
-        raise TypeError(
-            f'arch of {family} must be a name ({", ".join(table)}) or a dict, but got {arch!r}'
-        )
+        names = ', '.join(table)
+        raise TypeError(f'arch of {family} must be one of {names}, or a dict, but got {arch!r}')
     expected = set(next(iter(table.values())))
-    missing, unknown = sorted(expected - set(arch)), sorted(set(arch) - expected)
-    if missing or unknown:
-        raise ValueError(
-            f'arch dict of {family} must have the keys {sorted(expected)}: {missing} are missing, '
-            f'{unknown} are unknown'
-        )
+    if expected != set(arch):
+        missing, unknown = sorted(expected - set(arch)), sorted(set(arch) - expected)
+        raise ValueError(f'arch dict of {family}: {missing} are missing, {unknown} are unknown')
     return dict(arch)
 
 
 def check_per_stage(settings: dict, keys: Sequence[str], num_stages: int = 4) -> None:
-    """Make an arch's settings of these keys tuples, in place; raises ValueError unless they are a
-    positive int per stage."""
+    """Make settings tuples, in place, or raise ValueError: of a positive int per stage each."""
     for key in keys:
         values = settings[key]
         values = tuple(values) if isinstance(values, Sequence) else ()
         if len(values) != num_stages or any(type(v) is not int or v < 1 for v in values):
             raise ValueError(
-                f'arch {key} must be {num_stages} positive ints, one per stage, but got '
-                f'{settings[key]!r}'
+                f'arch {key} must be {num_stages} positive ints, but got {settings[key]!r}'
             )
         settings[key] = values
 
@@ -61,24 +50,18 @@ def check_positive_int(name: str, value: int) -> int:
 
 
 def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Levels to return, of which negative ones count from the last, as ascending indices.
-
-    Raises:
-        TypeError: Not an int or a sequence of ints.
-        ValueError: Empty, out of range, or not ascending (necks expect fine to coarse).
-    """
+    """Levels to return, of which negative ones count from the last, as ascending indices; raises
+    TypeError if they are not ints, ValueError if none, out of range or not ascending."""
     listed = (out_indices,) if isinstance(out_indices, int) else out_indices
     is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
     if not is_list or any(type(i) is not int for i in listed):
-        raise TypeError(
-            f'out_indices must be an int or a sequence of ints, but got {out_indices!r}'
-        )
+        raise TypeError(f'out_indices must be ints, but got {out_indices!r}')
     resolved = tuple(i % num_levels for i in listed)
     in_range = all(-num_levels <= i < num_levels for i in listed)
     if not listed or not in_range or any(b <= a for a, b in itertools.pairwise(resolved)):
         raise ValueError(
-            f'out_indices must name one or more of the {num_levels} levels ({-num_levels} to '
-            f'{num_levels - 1}), each once, fine to coarse, but got {out_indices}'
+            f'out_indices must be different ints from {-num_levels} to {num_levels - 1}, fine to '
+            f'coarse, but got {out_indices}'
         )
     return resolved
 
@@ -88,10 +71,7 @@ def check_frozen_stages(frozen_stages: int, num_levels: int) -> int:
     if type(frozen_stages) is not int:
         raise TypeError(f'frozen_stages must be an int, but got {frozen_stages!r}')
     if not -1 <= frozen_stages <= num_levels:
-        raise ValueError(
-            f'frozen_stages must be -1 (none), 0 (the stem) or 1 to {num_levels} (the stem and '
-            f'that many stages), but got {frozen_stages}'
-        )
+        raise ValueError(f'frozen_stages must be -1 to {num_levels}, but got {frozen_stages}')
     return frozen_stages
 
 

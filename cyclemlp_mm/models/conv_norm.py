@@ -24,22 +24,20 @@ from .layers import seen_as_nchw
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 _NORMS = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm, GN=nn.GroupNorm)
-#: PyTorch's modules that can stand for a norm of NCHW maps; Identity for none. Third-party classes
-#: are accepted unchecked.
+#: PyTorch's modules for a norm of NCHW maps; third-party classes are accepted unchecked.
 _NCHW_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
 
 
 def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
     """A norm of NCHW maps.
 
-    ``norm_cfg`` has a ``type`` ('BN', 'SyncBN', 'SyncBNOrBN', 'GN', what mmengine's registry knows,
-    or a class) and its arguments, and ``requires_grad`` (default True), whether its parameters are
-    trained. None is BN.
+    ``norm_cfg`` has a ``type`` ('BN', 'SyncBN', 'SyncBNOrBN', 'GN', another of mmengine's registry,
+    or a class), its arguments, and ``requires_grad`` (default True). None is BN.
 
     Raises:
-        TypeError: Not a dict with a type, or ``requires_grad`` is no bool.
-        KeyError: The type is not known.
-        ValueError: The type is no norm of NCHW maps.
+        TypeError: Not a dict with a type, or ``requires_grad`` is not a bool.
+        KeyError: Unknown type.
+        ValueError: Not a norm of NCHW maps.
     """
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
@@ -59,8 +57,8 @@ def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
         norm = layer(channels, **settings)
     if not isinstance(norm, nn.Module):
         raise ValueError(
-            f'norm_cfg type {kind!r} is no norm of (B, C, H, W) maps; such are BN, SyncBN, '
-            'SyncBNOrBN, GN and IN'
+            f'norm_cfg type {kind!r} is not a norm of (B, C, H, W) maps: take BN, SyncBN, '
+            'SyncBNOrBN, GN or IN'
         )
     return norm.requires_grad_(requires_grad)
 
@@ -69,41 +67,34 @@ def _is_other_torch_layer(layer: object) -> bool:
     """Whether it is PyTorch's own, and would fail in the first forward pass or norm nothing."""
     if not isinstance(layer, type) or issubclass(layer, _NCHW_NORMS):
         return False
-    return issubclass(layer, nn.Module) and layer.__module__.startswith('torch.nn.')
+    return layer.__module__.startswith('torch.nn.')
 
 
 def is_foldable(norm: nn.Module) -> bool:
     """Whether it norms as a BatchNorm with statistics does, and nothing else happens in it."""
-    return (
-        isinstance(norm, BatchNorm)
-        and type(norm).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward)
-        and norm.running_mean is not None
-        and not has_hooks(norm)
-    )
+    if not isinstance(norm, BatchNorm) or norm.running_mean is None or has_hooks(norm):
+        return False
+    return type(norm).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None] | None:
     """Weight, (out, in / groups, k, k), and bias, (out,), of the convolution that equals
-    ``norm(conv(x))``, differentiable; None where there is no such convolution: the norm takes its
-    statistics from its input, or does more than that."""
+    ``norm(conv(x))``, differentiable; None if the norm uses its input's statistics or does more."""
     if isinstance(norm, nn.Identity):
         return conv.weight, conv.bias
     if norm.training or not is_foldable(norm):
         return None
     scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight
+    scale = scale * norm.weight if norm.affine else scale
     shift = -norm.running_mean * scale
-    if norm.affine:
-        shift = shift + norm.bias
+    shift = shift + norm.bias if norm.affine else shift
     if conv.bias is not None:
         shift = shift + conv.bias * scale
     return conv.weight * scale[:, None, None, None], shift
 
 
 def fold_for_good(conv: nn.Conv2d, norm: nn.Module) -> bool:
-    """Give a convolution the weight and bias of :func:`folded`, if there are such; returns whether
-    ``norm`` is now part of ``conv``."""
+    """Give ``conv`` the weight and bias of :func:`folded`; returns whether it has ``norm`` now."""
     found = None if isinstance(norm, nn.Identity) else folded(conv, norm)
     if found is None:
         return False
@@ -124,9 +115,8 @@ class Foldable:
 class ConvNorm(Foldable, nn.Module):
     """Convolution without bias, norm, and optionally Hardswish, on a channels-last map.
 
-    Where the norm's statistics are fixed (in eval mode, or frozen), a BatchNorm is folded into the
-    convolution's weights, in the forward pass or for good (:meth:`fold`). A 1x1 convolution is a
-    Linear. ``kernel_size`` is odd, the padding half of it; see :func:`build_norm` for ``norm_cfg``.
+    A BatchNorm in eval mode, or frozen, is folded into the weights, in the forward pass or for good
+    (:meth:`fold`). ``kernel_size`` is odd, the padding half of it; see :func:`build_norm`.
     """
 
     def __init__(
@@ -140,16 +130,13 @@ class ConvNorm(Foldable, nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        padding = kernel_size // 2
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
-        )
+        settings: dict[str, Any] = dict(padding=kernel_size // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, **settings)
         self.norm = build_norm(norm_cfg, out_channels)
-        self.act = bool(act)
+        self.act = act
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, H, W, in_channels) to (B, H', W', out_channels); ``residual``, of the output's shape,
-        is added last."""
+        """(B, H, W, in_channels) to (B, H', W', out_channels); ``residual``, likewise, is added."""
         if not self._is_plain:
             y = self._finish(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         elif (found := folded(self.conv, self.norm)) is None:
@@ -162,8 +149,7 @@ class ConvNorm(Foldable, nn.Module):
         return y if residual is None else residual + y
 
     def fold(self) -> None:
-        """Fold the norm into the convolution for good; a second call, or another norm than
-        BatchNorm, changes nothing."""
+        """Fold a BatchNorm into the convolution for good; a second call changes nothing."""
         if not self._is_plain:
             return
         self.norm.eval()
@@ -233,28 +219,22 @@ def _hardswish(y: Tensor, act: bool) -> Tensor:
 
 
 def _same_dtype(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are there and of the dtype that products are made in, autocast or not; never
-    where only standard operators may be used."""
+    """Whether all are there, of the dtype of products, and fast forms may be used."""
     dtype = compute_dtype(x)
     same = all(t is not None and t.dtype == dtype for t in (x, *others))
     return same and not standard_operators_only(x, *others)
 
 
 def to_deploy(model: nn.Module) -> nn.Module:
-    """Fold what can be folded, in place, for inference only.
+    """Fold what can be folded, in place, for inference only; outputs agree to rounding.
 
     - RepMLP: norm and local perceptron into the partition perceptron's Linear.
-    - MPViT: BatchNorms into the convolutions ahead of them.
-    - CycleMLP without reweighting (T, S, B): branches and projection of each mixer into one matrix.
-      With reweighting the matrix depends on the image, and the mixer makes it by itself.
-    - Necks and heads: mmcv's ``ConvModule``, BatchNorm into convolution.
+    - MPViT, and mmcv's ``ConvModule`` in necks and heads: BatchNorms into convolutions.
+    - CycleMLP without reweighting (T, S, B): branches and projection of each mixer into one matrix,
+      made again when its weights change other than through ``.data``.
 
-    Weights of a CycleMLP that change afterwards take effect (its matrix is made again), unless they
-    are changed through ``.data``, which PyTorch does not count: fold again then. The other families
-    have no weights left but the folded ones.
-
-    State dicts change but for CycleMLP's, so load the checkpoint first; one saved afterwards fits a
-    model that went through this itself. Outputs agree to rounding. A second call changes nothing.
+    State dicts change but for CycleMLP's: load the checkpoint first. One saved afterwards fits a
+    model that went through this itself. A second call changes nothing.
 
     Args:
         model (nn.Module): A backbone, or a detector, segmentor or classifier.
@@ -276,15 +256,14 @@ def to_deploy(model: nn.Module) -> nn.Module:
 
 
 def _is_conv_module(module: nn.Module) -> bool:
-    # By name: this package is used without mmcv, too.
-    kind = type(module)
+    kind = type(module)  # by name: this package is used without mmcv, too
     return kind.__name__ == 'ConvModule' and kind.__module__.startswith('mmcv.')
 
 
 def _fold_conv_module(module: Any) -> None:
-    conv_then_norm = tuple(module.order[:2]) == ('conv', 'norm')
+    in_order = module.with_norm and tuple(module.order[:2]) == ('conv', 'norm')
     # Other classes do more to their weight, as do hooks (pruning, spectral norm).
     plain = type(module.conv).__name__ == 'Conv2d' and not has_hooks(module.conv)
-    if module.with_norm and conv_then_norm and plain and fold_for_good(module.conv, module.norm):
+    if in_order and plain and fold_for_good(module.conv, module.norm):
         setattr(module, module.norm_name, nn.Identity())
         module.with_norm = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -69,8 +69,7 @@ class CycleMixer(Foldable, nn.Module):
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
 
         Raises:
-            RuntimeError: The backend cannot run here, or a layer in this one was put in another's
-                place, or has hooks, so that only 'auto' and 'reference' can.
+            RuntimeError: The backend cannot run here, or not with layers replaced or hooked.
         """
         weights = self._own_weights()
         if weights is None:
@@ -81,14 +80,14 @@ class CycleMixer(Foldable, nn.Module):
         return cycle_mixer(x, weights, self.backend, residual)
 
     def fold(self) -> None:
-        """Make the mixer's matrix once, if no image changes it and no backend was asked for."""
+        """Make the mixer's matrix, if no image changes it and no backend was asked for."""
         self.matrix = None
         weights = self._own_weights()
         if self.reweight is None and self.backend == 'auto' and weights is not None:
             self.matrix = self._current_matrix(weights)
 
     def train(self, mode: bool = True) -> CycleMixer:
-        """Switch the mode; in training, where weights change at every step, there is no matrix."""
+        """Switch the mode; in training there is no matrix."""
         if mode:
             self.matrix = None
         return super().train(mode)
@@ -96,12 +95,9 @@ class CycleMixer(Foldable, nn.Module):
     def _takes_matrix(self, x: Tensor, weights: MixerWeights) -> bool:
         """Whether deploy mode's matrix may stand for the weights."""
         tensors = weights[:-1]
-        return (
-            self.matrix is not None
-            and not standard_operators_only(x, *tensors)
-            and not needs_grad(*tensors)
-            and not any(t.is_inference() for t in tensors)  # their changes are not counted
-        )
+        if self.matrix is None or standard_operators_only(x, *tensors) or needs_grad(*tensors):
+            return False
+        return not any(t.is_inference() for t in tensors)  # their changes are not counted
 
     def _current_matrix(self, weights: MixerWeights) -> Tensor:
         """Deploy mode's matrix, made again if a weight was replaced, moved or changed in place."""
@@ -122,17 +118,16 @@ class CycleMixer(Foldable, nn.Module):
             and (self.reweight is None or is_plain_mlp(self.reweight))
         ):
             return None
-        w = self.mixer_weights()
+        w, shape = self.mixer_weights(), (self.channels, self.channels)
         squares = (w.weight_h, w.weight_w, w.weight_c, w.weight_proj)
-        shape = (self.channels, self.channels)
         return w if all(square.shape == shape for square in squares) else None
 
     def _by_layers(self, x: Tensor) -> Tensor:
         """The mixer in the published order of operations, by calling its layers."""
         if self.backend not in ('auto', 'reference') and not has_global_hooks():
             raise RuntimeError(
-                f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks, or is '
-                "not the one it was built with, and has to be called. mixer_backend='auto' does"
+                f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks or was '
+                "replaced; take mixer_backend='auto'"
             )
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
         if self.reweight is None:
@@ -143,30 +138,23 @@ class CycleMixer(Foldable, nn.Module):
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters, as the operator takes them."""
-        reweight = None
+
+        h, w, c, proj, reweight = self.sfc_h, self.sfc_w, self.mlp_c, self.proj, None
         if self.reweight is not None:
             fc1, fc2 = self.reweight.fc1, self.reweight.fc2
             reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        h, w, proj = self.sfc_h, self.sfc_w, self.proj
-        branches = (h.weight, h.bias, w.weight, w.bias, self.mlp_c.weight)
-        return MixerWeights(*branches, proj.weight, proj.bias, reweight)
+        shifted = (h.weight, h.bias, w.weight, w.bias)
+        return MixerWeights(*shifted, c.weight, proj.weight, proj.bias, reweight)
 
 
 class CycleBlock(nn.Module):
     """``x + mixer(LN(x))``, then ``x + mlp(LN(x))``, each dropped with probability ``drop_path`` in
-    training. The MLP is ``mlp_ratio`` C wide; see :class:`CycleMixer` for the others."""
+    training. The MLP is ``mlp_ratio`` C wide; ``mixer`` are arguments of :class:`CycleMixer`."""
 
-    def __init__(
-        self,
-        channels: int,
-        mlp_ratio: int,
-        drop_path: float,
-        reweight: bool,
-        mixer_backend: str = 'auto',
-    ) -> None:
+    def __init__(self, channels: int, mlp_ratio: int, drop_path: float, *mixer: Any) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.mixer = CycleMixer(channels, reweight, mixer_backend)
+        self.mixer = CycleMixer(channels, *mixer)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, channels * mlp_ratio)
         self.drop_path = DropPath(drop_path)
@@ -186,9 +174,8 @@ class CycleBlock(nn.Module):
 class CycleMLP(DenseBackbone):
     """CycleMLP backbone (ICLR 2022, arXiv 2107.10224).
 
-    ``t``, ``s`` and ``b`` ("Swin-style") have published weights but no published code; they are a
-    reconstruction that meets the published sizes: branches summed instead of reweighted, and
-    Swin's patch merging instead of the 3x3 convolution.
+    ``t``, ``s`` and ``b`` have published weights but no published code; they are a reconstruction
+    that meets the published sizes: branches summed instead of reweighted, and Swin's patch merging.
 
     Args:
         arch (str | dict): 'b1' to 'b5', 't', 's' or 'b', or a dict with exactly the keys
@@ -257,8 +244,16 @@ class CycleMLP(DenseBackbone):
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
     ) -> None:
-        settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'CycleMLP'))
-        depths, widths, reweight = (settings[k] for k in ('depths', 'widths', 'reweight'))
+        settings = resolve_arch(arch, self.arch_zoo, 'CycleMLP')
+        check_per_stage(settings, ('depths', 'widths', 'mlp_ratios'))
+        depths, widths = settings['depths'], settings['widths']
+        reweight = check_bool('arch reweight', settings['reweight'])
+        if reweight and any(width % 4 for width in widths):
+            raise ValueError(f'arch widths must be multiples of 4 with reweight, but got {widths}')
+        downsample = _DOWNSAMPLES.get(str(settings['downsample']))
+        if downsample is None:
+            given = settings['downsample']
+            raise ValueError(f'arch downsample must be one of {[*_DOWNSAMPLES]}, but got {given!r}')
         super().__init__(
             len(depths), in_channels, out_indices, frozen_stages, with_cp, init_cfg, pretrained
         )
@@ -269,33 +264,13 @@ class CycleMLP(DenseBackbone):
         self.stages = nn.ModuleList()
         for i in range(self.out_indices[-1] + 1):
             if i:
-                downsample = _DOWNSAMPLES[settings['downsample']]
                 self.downsamples.append(downsample(widths[i - 1], widths[i]))
-            ratio = settings['mlp_ratios'][i]
-            blocks = (
-                CycleBlock(widths[i], ratio, next(rates), reweight, mixer_backend)
-                for _ in range(depths[i])
-            )
+            block = partial(CycleBlock, widths[i], settings['mlp_ratios'][i])
+            blocks = (block(next(rates), reweight, mixer_backend) for _ in range(depths[i]))
             self.stages.append(nn.ModuleList(blocks))
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of the returned levels: the stem has a border of 2, for a 7x7 kernel."""
+        """Rows and columns of the returned levels."""
         return halved((height + 1) // 4, (width + 1) // 4, self.out_indices)
-
-
-def _check_settings(settings: dict) -> dict:
-    """Raise ValueError or TypeError for an arch dict whose values cannot be built."""
-    check_per_stage(settings, ('depths', 'widths', 'mlp_ratios'))
-    check_bool('arch reweight', settings['reweight'])
-    if settings['reweight'] and any(width % 4 for width in settings['widths']):
-        raise ValueError(
-            f'arch widths must be multiples of 4 where branches are reweighted (its MLP is C/4 '
-            f'wide), but got {settings["widths"]}'
-        )
-    if settings['downsample'] not in [*_DOWNSAMPLES]:
-        raise ValueError(
-            f"arch downsample must be 'conv' or 'patch_merging', but got {settings['downsample']!r}"
-        )
-    return settings

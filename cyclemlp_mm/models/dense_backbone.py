@@ -1,8 +1,7 @@
 """What backbones share: levels, freezing, checkpointing, loading, and what compilers record.
 
-``torch.compile`` records one operator in inference on a CPU: the fast forms work a cacheful of
-tokens at a time, and what a compiler makes of standard operators was 1.3 to 2.3 times as slow.
-Everywhere else standard operators are recorded.
+In inference on a CPU, ``torch.compile`` records a backbone as one operator: what it makes of
+standard operators was 1.3 to 2.3 times as slow. Everywhere else it records standard operators.
 """
 
 from __future__ import annotations
@@ -31,22 +30,17 @@ _MODULES: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 class BackboneBase(StrictInit):
-    """Freezing, activation checkpointing and compilation of a backbone.
+    """Freezing, activation checkpointing and compilation of a backbone, which calls
+    :meth:`set_options` and defines :meth:`frozen_modules` and :meth:`levels`."""
 
-    A subclass calls :meth:`set_options` when it is built, names in :meth:`frozen_modules` what is
-    frozen, and computes its maps in :meth:`levels`. One that has :meth:`level_sizes` can be
-    compiled to one operator.
-    """
-
-    #: From an image's height and width, those of the returned levels.
+    #: From an image's height and width, those of the returned levels; for ``torch.compile``.
     level_sizes: Callable[[int, int], list[tuple[int, int]]] | None = None
     #: Whether BatchNorm's statistics stay as they are in training.
     norm_eval: bool = False
     _number: int
 
     def __new__(cls, *args: object, **kwargs: object) -> BackboneBase:
-        """Number an instance, whether it is built, copied or unpickled: the compiled operator finds
-        the module by it."""
+        """Number an instance, by which the compiled operator finds it."""
         module = super().__new__(cls)
         module.__dict__['_number'] = number = next(_COUNTER)
         _MODULES[number] = module
@@ -85,8 +79,7 @@ class BackboneBase(StrictInit):
     def freeze(self) -> None:
         """Put what is frozen in eval mode, without gradients."""
         for module in self.frozen_modules() if self.frozen_stages >= 0 else ():
-            module.eval()
-            module.requires_grad_(False)
+            module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> BackboneBase:
         """Switch the mode; what is frozen stays so, and so do the statistics with ``norm_eval``."""
@@ -100,10 +93,8 @@ class BackboneBase(StrictInit):
     def check_image(self, image: Tensor) -> None:
         """Raise ValueError unless an image is (B, in_channels, H, W)."""
         if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f'{type(self).__name__} expects images as (B, {self.in_channels}, H, W), but got '
-                f'{tuple(image.shape)}'
-            )
+            expected, got = f'(B, {self.in_channels}, H, W)', tuple(image.shape)
+            raise ValueError(f'{type(self).__name__} expects images as {expected}, but got {got}')
 
     def run_block(self, block: nn.Module, *inputs: object) -> Tensor:
         """A block's output; with ``with_cp`` in training, by activation checkpointing."""
@@ -130,11 +121,8 @@ class BackboneBase(StrictInit):
         return nullcontext()
 
     def _is_one_operator(self, image: Tensor) -> bool:
-        """Whether ``torch.compile`` is to record the backbone as one operator.
-
-        On a CPU, and only where this shows nowhere but in time: without gradients, training,
-        autocast, hooks, tensor subclasses and transforms of ``torch.func``, and not in an export.
-        """
+        """Whether ``torch.compile`` records the backbone as one operator: on a CPU, without
+        gradients, training, autocast, hooks, tensor subclasses, transforms, and export."""
         if isinstance(image, fx.Proxy):
             raise _not_traceable(self, 'FX')
         # The public is_exporting() is True in torch.compile, too; PyTorch before 2.7 has neither.
@@ -153,25 +141,20 @@ class BackboneBase(StrictInit):
 class DenseBackbone(BackboneBase):
     """Base of the backbones: a stem and stages in, one NCHW map per asked-for level out.
 
-    A family builds ``self.stem`` and ``self.stages``, on channels-last maps, then calls
-    :meth:`finish`. A stage is a ModuleList of blocks; a family whose stages are something else says
-    in :meth:`run_stage` how they run. ``self.downsamples``, where a family has them, are the layers
-    into each stage.
+    A family builds ``self.stem``, ``self.stages`` (ModuleLists of blocks, or else a
+    :meth:`run_stage`) and maybe ``self.downsamples`` into them, then calls :meth:`finish`.
 
     Args:
         num_levels (int): Number of stages.
         in_channels (int): Image channels. The families' default is 3.
         out_indices (int | Sequence[int]): Levels to return, of strides 4, 8, 16, 32; negative ones
-            count from the last. Later stages are not built. RetinaNet takes (1, 2, 3); the
-            families' default is (0, 1, 2, 3).
+            count from the last. Later stages are not built. The families' default is (0, 1, 2, 3).
         frozen_stages (int): -1 (the families' default) freezes nothing, 0 the stem, n the stem and
             the first n stages with the downsampling into them and their output norms.
-        with_cp (bool): Activation checkpointing of every block in training: less memory, more time.
-            The families' default is False.
-        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` takes the
-            published files as they are and raises if they do not fit, see
-            :func:`cyclemlp_mm.weights.init_from_checkpoint`. The families' default is None: each
-            has an initialisation of its own.
+        with_cp (bool): Activation checkpointing in training. The families' default is False.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=…)`` loads a
+            published file and raises if it does not fit, see
+            :func:`cyclemlp_mm.weights.init_from_checkpoint`. The families' default is None.
         pretrained (str, optional): Deprecated, see ``init_cfg``; mmseg may pass it.
         norm_eval (bool): Keep BatchNorm's statistics as they are in training. Defaults to False.
 
@@ -203,10 +186,8 @@ class DenseBackbone(BackboneBase):
         self.set_options(num_levels, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
 
     def finish(self, widths: Sequence[int], strides: Sequence[int], out_norms: bool) -> None:
-        """Add one LayerNorm per returned level (if ``out_norms``), state the outputs, and freeze.
-
-        ``widths`` and ``strides`` are the channels and the pixels per cell of every level.
-        """
+        """Add one LayerNorm per returned level (if ``out_norms``), and freeze; ``widths`` and
+        ``strides`` are the channels and the pixels per cell of every level."""
         check_bool('out_norms', out_norms)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
@@ -221,8 +202,7 @@ class DenseBackbone(BackboneBase):
         for i in range(self.out_indices[-1] + 1):  # later stages were not built
             x = self.run_stage(i, x)
             if i in self.out_indices:
-                norm = getattr(self, f'norm{i}')
-                outputs.append(to_nchw(norm(x)))
+                outputs.append(to_nchw(getattr(self, f'norm{i}')(x)))
         return tuple(outputs)
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:
@@ -237,28 +217,21 @@ class DenseBackbone(BackboneBase):
     def check_image(self, image: Tensor) -> None:
         """Raise ValueError unless an image is (B, in_channels, H, W), each side at least 32 px."""
         super().check_image(image)
-        height, width = image.shape[2:]
+        (height, width), least = image.shape[2:], self.min_size
         # Not min(): it would tie a recorded graph to the longer side.
-        if height < self.min_size or width < self.min_size:
-            raise ValueError(
-                f'{type(self).__name__} needs images of at least {self.min_size}x{self.min_size} '
-                f'px (its coarsest level has stride 32), but got {height}x{width}: resize or pad'
-            )
+        if height < least or width < least:
+            needed = f'{type(self).__name__} needs images of at least {least}x{least} px'
+            raise ValueError(f'{needed}, but got {height}x{width}: resize or pad')
 
     def frozen_modules(self) -> list[nn.Module]:
         """The modules that ``frozen_stages`` freezes."""
-        frozen: list[Any] = [self.stem]
-        for i in range(min(self.frozen_stages, len(self.stages))):
-            frozen += [self.stages[i], getattr(self, f'norm{i}', None)]
-            if hasattr(self, 'downsamples'):
-                frozen.append(self.downsamples[i])
-        return [module for module in frozen if module is not None]
+        stages = range(min(self.frozen_stages, len(self.stages)))
+        frozen: list[Any] = [self.stem, *(self.stages[i] for i in stages)]
+        frozen += [getattr(self, f'norm{i}') for i in stages if i in self.out_indices]
+        return frozen + [self.downsamples[i] for i in stages if hasattr(self, 'downsamples')]
 
     def _recorded(self) -> AbstractContextManager:
-        """In ``torch.export``, a context in which no graph is tied to sizes other than 1.
-
-        Of an image of 32 px, the coarsest level has one cell; PyTorch would ask for two.
-        """
+        """In ``torch.export``, a context in which a level may have one cell."""
         exporting = getattr(torch.compiler, '_is_exporting_flag', False)
         if not exporting or torch.compiler.is_dynamo_compiling():
             return nullcontext()
@@ -269,26 +242,24 @@ class DenseBackbone(BackboneBase):
 
 
 def checkpointed(block: nn.Module, *inputs: object) -> Tensor:
-    """``block(*inputs)``, whose activations are computed again in the backward pass.
-
-    BatchNorms update their statistics in the forward pass alone. Inside transforms of
-    ``torch.func`` and forward-mode AD, which do not support recomputation, activations are kept.
-    """
-    if is_transformed():
+    """``block(*inputs)``, whose activations are computed again in the backward pass; BatchNorms
+    update their statistics in the forward pass alone."""
+    if is_transformed():  # transforms do not support recomputation
         return block(*inputs)
     norms = [m for m in block.modules() if isinstance(m, BatchNorm) and m.training]
     if not norms or is_recording():  # a compiler repeats no updates
         return checkpoint(block, *inputs, use_reentrant=False)
-
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _copied_statistics(norms)
-
-    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _copied_statistics(norms)),
+    )
 
 
 @contextmanager
 def _copied_statistics(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Let ``norms`` update copies of their statistics, which are dropped at the end."""
+    """Let ``norms`` update copies of their statistics."""
     kept = [(norm, *named) for norm in norms for named in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:
         setattr(norm, name, buffer.clone())
@@ -324,14 +295,14 @@ def _only_computes(module: nn.Module) -> bool:
 
 def _not_traceable(module: nn.Module, tracer: str) -> UserError:
     return UserError(
-        f'{type(module).__name__} cannot be recorded by {tracer}: its forward depends on its '
-        'input. For features, use out_indices or forward hooks; for a file, torch.export, '
-        'tools/export.py or torch.jit.trace of cyclemlp_mm.export.plain_form(backbone)'
+        f'{type(module).__name__} cannot be recorded by {tracer}. For features, use out_indices or '
+        'forward hooks; for a file, torch.export, tools/export.py or torch.jit.trace of '
+        'cyclemlp_mm.export.plain_form(backbone)'
     )
 
 
 class _Levels(nn.Module):
-    """What the operator runs: not ``forward``, which a subclass may have made another function."""
+    """What the operator runs: ``levels``, as a subclass may have changed ``forward``."""
 
     def __init__(self, module: BackboneBase) -> None:
         super().__init__()

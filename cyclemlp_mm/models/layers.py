@@ -11,21 +11,16 @@ from torch import Tensor, nn
 from cyclemlp_mm.ops import chunked_mlp
 from cyclemlp_mm.ops.recording import is_plain_layer, is_transformed, standard_operators_only
 
-#: Channels-last maps become NCHW by this many bytes at a time on a CPU: each channel is gathered
-#: from all of them, which are to stay in the cache meanwhile.
+#: Channels-last maps become NCHW by this many bytes at a time on a CPU, which stay in the cache.
 NCHW_PART_BYTES = 256 * 1024
 #: Maps this many times smaller than a convolution's weight are convolved in the weight's layout on
-#: a CPU: measured in float32 and bfloat16, inference and training, for the maps of 64 px to 512 px.
+#: a CPU: measured in float32 and bfloat16, for images of 64 px to 512 px.
 SMALL_MAP_TIMES = 4
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch whole.
-
-    Args:
-        drop_prob (float): Probability that a sample's branch is dropped in training, in [0, 1).
-            Kept branches are scaled by 1 / (1 - drop_prob). Defaults to 0.0.
-    """
+    """Stochastic depth (arXiv 1603.09382): in training, drops a sample's residual branch with
+    probability ``drop_prob``, in [0, 1), and scales kept ones by 1 / (1 - drop_prob)."""
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
@@ -54,8 +49,8 @@ def is_idle(drop_path: nn.Module) -> bool:
 
 
 def drop_path_rates(last: float, num_blocks: int) -> list[float]:
-    """Stochastic depth of each block: linear from 0 to ``last`` over all blocks; raises ValueError
-    unless that is a number in [0, 1)."""
+    """Stochastic depth of each block: linear from 0 to ``last``; raises ValueError unless that is
+    in [0, 1)."""
     if not isinstance(last, Real) or isinstance(last, bool) or not 0.0 <= last < 1.0:
         raise ValueError(f'drop_path_rate must be a number in [0, 1), but got {last!r}')
     return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
@@ -64,13 +59,11 @@ def drop_path_rates(last: float, num_blocks: int) -> list[float]:
 class Mlp(nn.Module):
     """Linear, GELU, Linear on the last dimension; ``out_channels`` defaults to ``channels``."""
 
-    def __init__(
-        self, channels: int, hidden_channels: int, out_channels: int | None = None
-    ) -> None:
+    def __init__(self, channels: int, hidden: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = nn.Linear(channels, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_channels, channels if out_channels is None else out_channels)
+        self.fc2 = nn.Linear(hidden, channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., out_channels)."""
@@ -98,12 +91,10 @@ def residual_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, drop_path: DropPath) -
 
 
 def seen_as_nchw(x: Tensor) -> Tensor:
-    """A channels-last map, (B, H, W, C), as (B, C, H, W) in torch.channels_last format: no data are
-    moved. Transforms of ``torch.func`` do not support the format: there, it is a copy."""
+    """A channels-last map, (B, H, W, C), as (B, C, H, W) in torch.channels_last format, without a
+    copy; transforms of ``torch.func`` do not support the format: there, it is one."""
     x = x.permute(0, 3, 1, 2)
-    if is_transformed():
-        return x.contiguous()
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous() if is_transformed() else x.contiguous(memory_format=torch.channels_last)
 
 
 def to_nchw(x: Tensor) -> Tensor:
@@ -113,8 +104,7 @@ def to_nchw(x: Tensor) -> Tensor:
         # contiguous() would tie a recorded graph to sides other than 1.
         return nchw.clone(memory_format=torch.contiguous_format)
     image_bytes = x.element_size() * x[:1].numel()
-    in_chunks = x.device.type == 'cpu' and not torch.is_grad_enabled()
-    if not in_chunks or image_bytes <= NCHW_PART_BYTES:
+    if not x.is_cpu or torch.is_grad_enabled() or image_bytes <= NCHW_PART_BYTES:
         return nchw.contiguous()
     y = torch.empty_like(nchw, memory_format=torch.contiguous_format)
     rows = max(1, NCHW_PART_BYTES * x.shape[1] // image_bytes)
@@ -125,8 +115,7 @@ def to_nchw(x: Tensor) -> Tensor:
 
 
 class ConvDownsample(nn.Module):
-    """Strided convolution on a channels-last map, with ``padding`` zeros on each side; also the
-    stem."""
+    """Strided convolution on a channels-last map; also the stem."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int
@@ -140,12 +129,11 @@ class ConvDownsample(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
     def _is_small(self, x: Tensor) -> bool:
-        """Whether to convolve in the weight's layout: the convolution copies its weight into the
-        map's format at every call, and of the two, the weight is the larger one."""
+        """Whether to convolve in the weight's layout: a convolution copies its weight into the
+        map's at every call."""
         weight = getattr(self.proj, 'weight', None)
-        if x.device.type != 'cpu' or not isinstance(weight, Tensor):
-            return False  # a quantised convolution's weight is a method
-        if standard_operators_only(x, weight):  # a recorded graph would be tied to the size
+        # A quantised convolution's weight is a method; a recorded graph would be tied to the size.
+        if not x.is_cpu or not isinstance(weight, Tensor) or standard_operators_only(x, weight):
             return False
         return SMALL_MAP_TIMES * x.numel() <= weight.numel()
 
@@ -160,7 +148,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), out_channels); odd sides are padded."""
-        # Padded alike for all sizes, so that a recorded graph holds at all of them.
+        # Padded at all sizes alike, for recorded graphs.
         x = nn.functional.pad(x, (0, 0, 0, 1, 0, 1))
         even, odd = slice(0, -1, 2), slice(1, None, 2)
         x = torch.cat([x[:, i, j] for j in (even, odd) for i in (even, odd)], dim=-1)

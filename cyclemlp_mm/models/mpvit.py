@@ -27,15 +27,10 @@ from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp, seen_
 HEADS = 8
 KERNEL_HEADS = {3: 2, 5: 3, 7: 3}
 
-RunBlock = Callable[..., Tensor]
-
 
 class EncoderLayer(nn.Module):
-    """Position encoding, attention and MLP of a path, each with a residual (paper, Sec. 3.2).
-
-    The convolutions of both position encodings belong to the path: its layers share them. The MLP
-    is ``mlp_ratio`` C wide; a branch is dropped with probability ``drop_path`` in training.
-    """
+    """Position encoding, attention and MLP of a path, each with a residual (paper, Sec. 3.2). The
+    path's layers share the convolutions of both position encodings."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
@@ -59,8 +54,7 @@ class EncoderLayer(nn.Module):
 
 
 class PathEncoder(nn.Module):
-    """Encoder layers over the tokens of one path; C is a multiple of 8, ``drop_paths`` are the
-    layers' stochastic depths."""
+    """Encoder layers over the tokens of one path, a stochastic depth of ``drop_paths`` each."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
@@ -71,7 +65,7 @@ class PathEncoder(nn.Module):
             self.relative.append(nn.Conv2d(part, part, side, padding=side // 2, groups=part))
         self.layers = nn.ModuleList(EncoderLayer(channels, mlp_ratio, d) for d in drop_paths)
 
-    def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
+    def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         """(B, H, W, C) to the same shape; each layer is run by ``run_block``."""
         for layer in self.layers:
             x = run_block(layer, x, self.position, self.relative)
@@ -106,32 +100,26 @@ class LocalBranch(nn.Module):
 
 
 class MultiPathStage(nn.Module):
-    """Multi-scale patch embedding, parallel encoders, a local branch, and their aggregation.
-
-    Path p sees (2p + 1) x (2p + 1) cells; ``stride`` is the first embedding's.
-    """
+    """Multi-scale patch embedding, parallel encoders, a local branch, and their aggregation;
+    ``stride`` is the first embedding's, ``encoder`` are arguments of :class:`PathEncoder`."""
 
     def __init__(
         self,
         channels: int,
         out_channels: int,
         paths: int,
-        mlp_ratio: int,
-        drop_paths: Sequence[float],
         stride: int,
         norm_cfg: dict | None,
+        *encoder: Any,
     ) -> None:
         super().__init__()
-        self.embeds = nn.ModuleList(
-            PatchEmbedding(channels, 1 if i else stride, norm_cfg) for i in range(paths)
-        )
-        self.paths = nn.ModuleList(
-            PathEncoder(channels, mlp_ratio, drop_paths) for _ in range(paths)
-        )
+        strides = [stride] + [1] * (paths - 1)
+        self.embeds = nn.ModuleList(PatchEmbedding(channels, s, norm_cfg) for s in strides)
+        self.paths = nn.ModuleList(PathEncoder(channels, *encoder) for _ in range(paths))
         self.local = LocalBranch(channels, norm_cfg)
         self.aggregate = Aggregate([channels] * (paths + 1), out_channels, norm_cfg)
 
-    def forward(self, x: Tensor, run_block: RunBlock) -> Tensor:
+    def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         """(B, H, W, channels) to (B, ceil(H / stride), ceil(W / stride), out_channels)."""
         maps: list[Tensor] = []
         for embed, path in zip(self.embeds, self.paths, strict=True):
@@ -151,7 +139,7 @@ class MPViT(DenseBackbone):
 
             - depths (Sequence[int]): Encoder layers of each stage's paths.
             - widths (Sequence[int]): Channels inside each stage, multiples of 8. A level has the
-              width of the stage behind it; the last one its own.
+              width of the next stage; the last one its own.
             - paths (Sequence[int]): Parallel paths of each stage.
             - mlp_ratio (int): Hidden over outer width of the MLPs.
 
@@ -162,14 +150,6 @@ class MPViT(DenseBackbone):
 
     ``in_channels``, ``out_indices``, ``norm_eval``, ``frozen_stages``, ``with_cp``, ``init_cfg``,
     ``pretrained``: see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`.
-
-    Examples:
-        >>> import torch
-        >>> from mmengine.registry import MODELS
-        >>> import cyclemlp_mm
-        >>> backbone = MODELS.build(dict(type='MPViT', arch='tiny'))
-        >>> [tuple(level.shape) for level in backbone(torch.randn(1, 3, 224, 224))]
-        [(1, 96, 56, 56), (1, 176, 28, 28), (1, 216, 14, 14), (1, 216, 7, 7)]
     """
 
     arch_zoo: ClassVar[Mapping[str, dict]] = {
@@ -208,8 +188,12 @@ class MPViT(DenseBackbone):
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
     ) -> None:
-        settings = _check_settings(resolve_arch(arch, self.arch_zoo, 'MPViT'))
+        settings = resolve_arch(arch, self.arch_zoo, 'MPViT')
+        check_per_stage(settings, ('depths', 'widths', 'paths'))
+        check_positive_int('arch mlp_ratio', settings['mlp_ratio'])
         depths, widths = settings['depths'], settings['widths']
+        if any(width % HEADS for width in widths):
+            raise ValueError(f'arch widths must be multiples of {HEADS} (heads), but got {widths}')
         options = (frozen_stages, with_cp, init_cfg, pretrained, norm_eval)
         super().__init__(len(depths), in_channels, out_indices, *options)
         self.depths = depths
@@ -221,12 +205,9 @@ class MPViT(DenseBackbone):
         )
         self.stages = nn.ModuleList()
         for i in range(self.out_indices[-1] + 1):
-            drop_paths = rates[sum(depths[:i]) : sum(depths[: i + 1])]
-            encoders = (settings['paths'][i], settings['mlp_ratio'], drop_paths)
-            stride = 2 if i else 1
-            self.stages.append(
-                MultiPathStage(widths[i], level_widths[i], *encoders, stride, norm_cfg)
-            )
+            encoder = (settings['mlp_ratio'], rates[sum(depths[:i]) : sum(depths[: i + 1])])
+            shape = (widths[i], level_widths[i], settings['paths'][i], 2 if i else 1)
+            self.stages.append(MultiPathStage(*shape, norm_cfg, *encoder))
         self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
 
@@ -254,15 +235,3 @@ def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     centre[..., 1, 1] = 1
     weight = conv.weight + centre
     return _depthwise(x, lambda x: F.conv2d(x, weight, conv.bias, padding=1, groups=x.shape[1]))
-
-
-def _check_settings(settings: dict) -> dict:
-    """Raise ValueError for an arch dict whose values cannot be built."""
-    check_per_stage(settings, ('depths', 'widths', 'paths'))
-    if any(width % HEADS for width in settings['widths']):
-        raise ValueError(
-            f'arch widths must be multiples of {HEADS}, the number of heads, but got '
-            f'{settings["widths"]}'
-        )
-    check_positive_int('arch mlp_ratio', settings['mlp_ratio'])
-    return settings

@@ -29,8 +29,8 @@ _FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrB
 
 
 class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
-    """mmpretrain's block, whose ``norm_cfg`` reaches the local perceptron too, and whose folding
-    works for non-square partitions, any dtype and device, and twice."""
+    """mmpretrain's block, with ``norm_cfg`` in the local perceptron too, and folding for non-square
+    partitions and any dtype and device."""
 
     deploy: bool
 
@@ -44,8 +44,7 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
             getattr(self, f'repconv{kernel}').bn = build_norm(norm_cfg, self.num_sharesets)
 
     def local_inject(self) -> None:
-        """Fold norm and local perceptron into the one Linear; a second call does nothing, nor does
-        the first where one of them was changed or has hooks."""
+        """Fold norm and local perceptron into one Linear, unless one was changed or has hooks."""
         if self.deploy or not self._is_plain:
             return
         with torch.no_grad():
@@ -64,23 +63,19 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
             return False
         convs = [self.fc3, *(branch.conv for branch in branches)]
         norms = [self.fc3_bn, *(branch.norm for branch in branches)]
-        return (
-            is_plain_layer(nn.Conv2d, *convs, bias=None)
-            and all(is_foldable(norm) and norm.affine for norm in norms)
-            and not any(map(has_hooks, branches))
-        )
+        foldable = all(is_foldable(norm) and norm.affine for norm in norms)
+        plain = is_plain_layer(nn.Conv2d, *convs, bias=None)
+        return foldable and plain and not any(map(has_hooks, branches))
 
     fold = local_inject
 
     def _convert_conv_to_fc(self, conv_kernel: Tensor, conv_bias: Tensor) -> tuple[Tensor, Tensor]:
         """The Linear on flattened partitions that equals a depthwise convolution in each."""
-        cells = self.path_h * self.path_w
+        cells, sets = self.path_h * self.path_w, self.num_sharesets
         units = torch.eye(cells, dtype=conv_kernel.dtype, device=conv_kernel.device)
-        units = units.repeat(1, self.num_sharesets).reshape(
-            cells, self.num_sharesets, self.path_h, self.path_w
-        )
+        units = units.repeat(1, sets).reshape(cells, sets, self.path_h, self.path_w)
         padding = (conv_kernel.shape[2] // 2, conv_kernel.shape[3] // 2)
-        answers = F.conv2d(units, conv_kernel, padding=padding, groups=self.num_sharesets)
+        answers = F.conv2d(units, conv_kernel, padding=padding, groups=sets)
         return answers.reshape(cells, -1).t(), conv_bias.repeat_interleave(cells)
 
 
@@ -88,30 +83,27 @@ class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
 class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
     """RepMLPNet (arXiv 2112.11081) for dense prediction.
 
-    An image is padded to a multiple of ``img_size`` at the bottom and the right, run, and every
-    level cropped to ceil(size / stride). At ``img_size`` it computes what mmpretrain's does, with
-    the same weights. From other toolboxes' scopes it is found as 'RepMLPNet', too; in mmpretrain's,
-    that name is mmpretrain's own class, which is 'mmpretrain.RepMLPNet' from everywhere. Of its
-    arguments this class has no ``patch_size`` (it is 4), ``conv_cfg``, ``patch_cfg`` and
-    ``final_norm`` (``out_norms`` is for all levels).
+    An image is padded to a multiple of ``img_size`` at the bottom and the right, and every level
+    cropped to ceil(size / stride). At ``img_size`` it computes what mmpretrain's does, with its
+    weights. It is also 'RepMLPNet', but in mmpretrain's scope, where that is mmpretrain's own class
+    ('mmpretrain.RepMLPNet' elsewhere), whose ``patch_size``, ``conv_cfg``, ``patch_cfg`` and
+    ``final_norm`` this one does not have.
 
     Args:
         arch (str | dict): 'base', 'b', or a dict with exactly the keys ``channels``, ``depths`` and
             ``sharesets_nums``, a list of a number per stage each. Defaults to 'base'.
-        img_size (int | tuple[int, int]): Height and width that the weights are of: a stage of
-            stride s has partitions of (height / s, width / s) cells. Multiples of 32 (for four
-            stages). Defaults to 224.
+        img_size (int | tuple[int, int]): Height and width that the weights are of, multiples of 32
+            (for four stages). Defaults to 224.
         reparam_conv_kernels (Sequence[int], optional): Odd kernel sides of the local perceptron,
             each once; None has none. The published weights have (1, 3). Defaults to (3,), as
             mmpretrain's.
         globalperceptron_ratio (int): Squeeze ratio of the global perceptron. Defaults to 4.
-        norm_cfg (dict, optional): Norm of every part; of the BatchNorm kind, with weight, bias and
-            statistics, since others cannot be folded. Defaults to None: BN.
+        norm_cfg (dict, optional): Norm of every part, a BatchNorm with weight, bias and statistics;
+            others cannot be folded. Defaults to None: BN.
         out_norms (bool): One norm per returned level; the last one is the classifier's. Defaults to
             True.
-        deploy (bool): Build the blocks folded, for weights saved after :meth:`switch_to_deploy`.
-            Those saved after ``to_deploy``, which folds more, fit a model that went through
-            ``to_deploy`` itself. Defaults to False.
+        deploy (bool): Build the blocks folded, for weights saved after :meth:`switch_to_deploy`;
+            ``to_deploy`` folds more. Defaults to False.
 
     ``in_channels``, ``out_indices``, ``norm_eval``, ``frozen_stages``, ``with_cp``, ``init_cfg``,
     ``pretrained``: see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. Levels are taken
@@ -147,9 +139,8 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
     ) -> None:
         if others:
             raise TypeError(
-                f'DenseRepMLPNet has no argument {", ".join(others)}. It is the RepMLPNet of '
-                "cyclemlp_mm, for dense prediction; mmpretrain's own, with other arguments, is "
-                "type='mmpretrain.RepMLPNet'. In the place of final_norm this one has out_norms"
+                f'DenseRepMLPNet has no argument {", ".join(others)} (final_norm is out_norms '
+                "here); mmpretrain's own class is type='mmpretrain.RepMLPNet'"
             )
         arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
@@ -180,16 +171,13 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         for i, stage in enumerate(self.stages):
             channels = self.channels[i]
             for unit in stage:
+                cells = dict(path_h=self.patch_hs[i], path_w=self.patch_ws[i])
+                shares = self.sharesets_nums[i]
                 unit.repmlp_block = RepMLPBlock(
-                    channels=channels,
-                    path_h=self.patch_hs[i],
-                    path_w=self.patch_ws[i],
-                    num_sharesets=self.sharesets_nums[i],
-                    **settings,
+                    channels=channels, num_sharesets=shares, **cells, **settings
                 )
-                unit.ffn_block = mmpretrain_repmlp.ConvFFN(
-                    channels, 4 * channels, norm_cfg=norm_cfg
-                )
+                ffn = mmpretrain_repmlp.ConvFFN(channels, 4 * channels, norm_cfg=norm_cfg)
+                unit.ffn_block = ffn
         for i in self.out_indices:
             if i < num_stages - 1:
                 norm = build_norm(norm_cfg, self.channels[i]) if out_norms else nn.Identity()
@@ -202,10 +190,7 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         """Raise ValueError unless it is at least one image of at least 1x1 px."""
         super().check_image(image)
         if image.numel() == 0:
-            raise ValueError(
-                f'RepMLPNet needs at least one image, of at least 1x1 px, but got the shape '
-                f'{tuple(image.shape)}'
-            )
+            raise ValueError(f'RepMLPNet needs an image, but got the shape {tuple(image.shape)}')
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the returned levels."""
@@ -227,15 +212,11 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
             if i in self.out_indices:
                 stride = 4 * 2**i
                 rows, columns = ((side + stride - 1) // stride for side in (height, width))
-                level = x[:, :, :rows, :columns]
-                outputs.append(self._norm_of(i)(level).contiguous())
+                outputs.append(self._norm_of(i)(x[:, :, :rows, :columns]).contiguous())
         return tuple(outputs)
 
     def switch_to_deploy(self) -> None:
-        """Fold the blocks, as mmpretrain's method of this name does; a second call is harmless.
-
-        :func:`~cyclemlp_mm.models.to_deploy` folds the norms behind other convolutions, too.
-        """
+        """Fold the blocks, as mmpretrain's method of this name does; a second call is harmless."""
         for module in self.modules():
             if isinstance(module, RepMLPBlock):
                 module.local_inject()
@@ -253,18 +234,13 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
 
     def frozen_modules(self) -> list[nn.Module]:
         """The modules that ``frozen_stages`` freezes."""
-        frozen = [self.patch_embed]
-        for i in range(min(self.frozen_stages, len(self.stages))):
-            frozen.append(self.stages[i])
-            if i:
-                frozen.append(self.downsample_layers[i - 1])
-            if i in self.out_indices:
-                frozen.append(self._norm_of(i))
-        return frozen
+        stages = range(min(self.frozen_stages, len(self.stages)))
+        frozen = [self.patch_embed, *(self.stages[i] for i in stages)]
+        frozen += [self.downsample_layers[i - 1] for i in stages if i]
+        return frozen + [self._norm_of(i) for i in stages if i in self.out_indices]
 
 
-#: An earlier name, which mmpretrain's class has, too.
-RepMLPNet = DenseRepMLPNet
+RepMLPNet = DenseRepMLPNet  # an earlier name, which mmpretrain's class has, too
 
 
 def _check_arch(settings: dict) -> dict:
@@ -274,10 +250,8 @@ def _check_arch(settings: dict) -> dict:
     check_per_stage(settings, list(settings), num_stages)
     settings = {key: list(values) for key, values in settings.items()}
     if any(c % s for c, s in zip(settings['channels'], settings['sharesets_nums'])):
-        raise ValueError(
-            f'arch channels must be multiples of sharesets_nums, but got {settings["channels"]} '
-            f'and {settings["sharesets_nums"]}'
-        )
+        given = f'{settings["channels"]} and {settings["sharesets_nums"]}'
+        raise ValueError(f'arch channels must be multiples of sharesets_nums, but got {given}')
     return settings
 
 
@@ -286,36 +260,27 @@ def _check_kernels(kernels: Sequence[int] | None) -> tuple[int, ...] | None:
     if kernels is None:
         return None
     listed = tuple(kernels) if isinstance(kernels, Sequence) else ()
-    if (
-        not listed
-        or any(type(k) is not int or k < 1 or k % 2 == 0 for k in listed)
-        or len(set(listed)) < len(listed)
-    ):
+    are_odd = all(type(k) is int and k > 0 and k % 2 for k in listed)
+    if not listed or not are_odd or len(set(listed)) < len(listed):
         raise ValueError(
-            'reparam_conv_kernels must be a sequence of different odd positive ints, or None for '
-            f'no local perceptron, but got {kernels!r}'
+            f'reparam_conv_kernels must be different odd ints from 1, or None, but got {kernels!r}'
         )
     return listed
 
 
 def _check_norm_cfg(norm_cfg: dict | None) -> dict:
-    """Raise ValueError for norms that cannot be folded; a class becomes its name, which every mmcv
-    takes."""
+    """Raise ValueError for norms that cannot be folded; a class becomes its name, for mmcv."""
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
     if isinstance(norm_cfg, dict) and 'type' in norm_cfg:
         kind = norm_cfg['type']
         if isinstance(kind, type):
             kind = _FOLDABLE_CLASSES.get(kind, kind)
         if kind not in _FOLDABLE:
-            raise ValueError(
-                f'norm_cfg of RepMLPNet must be of type {", ".join(_FOLDABLE)}, which can be '
-                f'folded, but got {kind!r}'
-            )
+            names = ', '.join(_FOLDABLE)
+            raise ValueError(f'norm_cfg of RepMLPNet must be of type {names}, but got {kind!r}')
         norm_cfg = {**norm_cfg, 'type': kind}
     norm = build_norm(norm_cfg, 1)  # names what else is wrong with it
     if not (norm.affine and norm.track_running_stats):
-        raise ValueError(
-            'norm_cfg of RepMLPNet must leave affine and track_running_stats True, since no other '
-            f'norm can be folded, but got {norm_cfg!r}'
-        )
+        needed = 'affine and track_running_stats'
+        raise ValueError(f'norm_cfg of RepMLPNet must leave {needed} True, but got {norm_cfg!r}')
     return norm_cfg

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -21,34 +21,23 @@ from cyclemlp_mm.weights.unwrap import named_like, part_of, with_prefix
 
 
 class StrictInit(BaseModule):
-    """Loads what :func:`~cyclemlp_mm.weights.split_pretrained` put into ``_pretrained_cfgs``, and
-    refuses every other file that does not fit, whoever loads it."""
+    """Loads the files of ``init_cfg``, and rejects a file that does not fit, whoever loads it."""
 
     #: How the family's published files name what we have.
     published_format: ClassVar[PublishedFormat]
     #: Blocks of each stage of the arch, those that ``out_indices`` leaves out included.
     depths: Sequence[int] = ()
     _pretrained_cfgs: list[dict]
-    #: Names of tensors that were on the meta device and not loaded since: their values are not set.
+    #: Names of tensors without values: they were on the meta device, and not loaded since.
     _unset: frozenset[str] = frozenset()
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
-        """Initialise a layer where the family does not take what PyTorch's own layers start with.
+        """Initialise a layer where the family does not keep PyTorch's values; for ``apply``."""
 
-        A family calls ``self.apply(self.init_layer)`` when it is built.
-        """
-
-    def check_fit(
-        self,
-        state_dict: Mapping[str, Tensor],
-        source: str,
-        own: Mapping[str, Tensor] | None = None,
-        complete: bool = False,
-        prefix: str = '',
-    ) -> LoadReport:
+    def check_fit(self, state_dict: Mapping[str, Tensor], source: str, *args: Any) -> LoadReport:
         """See :func:`cyclemlp_mm.weights.loading.check_fit`."""
-        return check_fit(self, self.published_format, state_dict, source, own, complete, prefix)
+        return check_fit(self, self.published_format, state_dict, source, *args)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args: object
@@ -63,7 +52,7 @@ class StrictInit(BaseModule):
             file, given, own = local_metadata.get('file', ''), part_of(state_dict, prefix), None
             if given and all('lora_' in name for name in given):
                 own = {name: t for name, t in self.state_dict().items() if 'lora_' in name}
-            self.check_fit(given, file or 'that is loaded', own, prefix=prefix)
+            self.check_fit(given, file or 'that is loaded', own, False, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if local_metadata.get('assign_to_params_buffers') or not self._on_meta():
             self._unset = frozenset(n for n in self._unset if prefix + n not in state_dict)
@@ -77,17 +66,13 @@ class StrictInit(BaseModule):
         return {name for name, tensor in tensors if tensor.is_meta}
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter and the number of depths, for learning rates that decay by layer.
+        """Depth of a parameter and the number of depths, for mmpretrain's
+        ``LearningRateDecayOptimWrapperConstructor``.
 
-        As mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it: the stem is 0, a
-        block follows the one before it, what leads into a stage counts with the block before, and
-        norms of the outputs, like all that is not the backbone's, are the last. ``prefix`` is what
-        the backbone's names begin with.
+        The stem is 0, what leads into a stage counts with the block before, and norms of the
+        outputs, like all whose name does not begin with ``prefix``, are the last.
         """
-        depths = [
-            self.depths[i] if i < len(self.depths) else len(stage)
-            for i, stage in enumerate(self.stages)
-        ]
+        depths = [*self.depths[: len(self.stages)]] or [len(stage) for stage in self.stages]
         number = sum(depths) + 2
         name = param_name[len(prefix) :]
         part, _, rest = name.partition('.')
@@ -107,17 +92,14 @@ class StrictInit(BaseModule):
     def init_weights(self) -> None:
         """Initialise according to ``init_cfg``; a checkpoint that does not fit raises.
 
-        After ``to_empty()`` of a model from the meta device, all that was not loaded is initialised
-        first, as when the model is built on another device.
+        After ``to_empty()`` of a model on the meta device, what was not loaded is initialised.
 
         Raises:
             RuntimeError: The backbone is on the meta device, or a layer cannot be initialised.
         """
         if self._on_meta():
-            raise RuntimeError(
-                f'{type(self).__name__} is on the meta device, where tensors have no values: call '
-                'to_empty(device=…) of the model first'
-            )
+            kind = type(self).__name__
+            raise RuntimeError(f'{kind} is on the meta device: call to_empty(device=…) first')
         if self._unset:
             self._set_values()
         if self.init_cfg is not None:
@@ -127,8 +109,8 @@ class StrictInit(BaseModule):
                 report = init_from_checkpoint(self, self.published_format, **cfg)
             except DownloadError as error:
                 raise DownloadError(
-                    f'{error}: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`. To train '
-                    'from scratch on purpose: `--cfg-options model.backbone.init_cfg=None`'
+                    f'{error}: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`, or train '
+                    'from scratch: `--cfg-options model.backbone.init_cfg=None`'
                 ) from error
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
@@ -144,28 +126,20 @@ class StrictInit(BaseModule):
                 module.reset_parameters()
             elif [*module.parameters(False), *module.buffers(False)]:
                 raise RuntimeError(
-                    f'{name}, a {type(module).__name__}, cannot be initialised after to_empty(): '
-                    'it has no reset_parameters()'
+                    f'{name} ({type(module).__name__}) has no reset_parameters() for to_empty()'
                 )
         self.apply(self.init_layer)
         for name, tensor in kept.items():
             own[name].copy_(tensor)
         self._unset = frozenset()
-        print_log(
-            f'{type(self).__name__}: initialised, as it was built on the meta device. Norms of '
-            'necks and heads, and mean and std of a data_preprocessor, are set by no toolbox after '
-            'to_empty(): load or set them',
-            'current',
-            logging.WARNING,
-        )
+        what = "norms of necks and heads, or a data_preprocessor's mean and std"
+        did = f'{type(self).__name__}: initialised after to_empty(), which the toolboxes do not do'
+        print_log(f'{did} for {what}: load or set them', 'current', logging.WARNING)
 
 
 def _asked_by_mmengine() -> bool:
-    """Whether mmengine's ``load_checkpoint`` is what loads, and not PyTorch's ``load_state_dict``.
-
-    The inference APIs of the toolboxes call it, and of a misfit it only warns. PyTorch raises,
-    unless its caller said ``strict=False``. Both call the same method.
-    """
+    """Whether mmengine's ``load_checkpoint`` loads, which only warns of a misfit, and not PyTorch's
+    ``load_state_dict``, which raises; both call the same method."""
     frame, ours = inspect.currentframe(), ('_asked_by_mmengine', '_load_from_state_dict')
     while frame is not None and frame.f_code.co_name in ours:  # here, and in subclasses
         frame = frame.f_back

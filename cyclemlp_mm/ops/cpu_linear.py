@@ -1,8 +1,7 @@
 """Linears of inference on a CPU, with what follows them done while the result is in registers.
 
-oneDNN, which comes with PyTorch, can add a tensor or take the GELU inside its matrix product; the
-operator that asks it to is the one ``torch.compile`` uses. Where a build has no oneDNN or the dtype
-is another one, the same is done by public operators.
+oneDNN can add a tensor or take the GELU inside its matrix product, by the operator that
+``torch.compile`` uses. Without oneDNN, or in other dtypes, public operators do the same.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from .recording import needs_grad
 
-#: Longest sums that oneDNN is given: it adds up in fewer partial sums than the BLAS does, and a
-#: whole backbone in float32 is to stay as close to float64 as the published form is.
+#: Longest sums that oneDNN is given: it is less exact than the BLAS in float32, as it adds up in
+#: fewer partial sums.
 _ONEDNN_MAX_SUM = {torch.float32: 640}
 # On an x86 without AVX-512, oneDNN has no product in bfloat16 and raises.
 _supports_bfloat16 = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
@@ -36,12 +35,9 @@ def has_onednn(x: Tensor) -> bool:
 
 
 def pack_weight(weight: Tensor, tokens: int) -> Tensor:
-    """A Linear's weight, (C_out, C_in), in oneDNN's own layout, for several products with it.
-
-    Otherwise oneDNN converts it for every product, which takes about 10% of its time. Only
-    :func:`linear_gelu` and :func:`linear_add` take the result; inputs of ``tokens`` rows are the
-    fastest. Where oneDNN is not taken, it is the weight itself.
-    """
+    """A Linear's weight, (C_out, C_in), in oneDNN's layout, which saves about 10% of the time of
+    each product; only :func:`linear_gelu` and :func:`linear_add` take it. ``tokens`` is the usual
+    number of rows. Where oneDNN is not used, it is the weight itself."""
     if not has_onednn(weight) or not hasattr(torch.ops.mkldnn, '_reorder_linear_weight'):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
@@ -57,11 +53,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def linear_add(
     x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
-    """``added + x weightᵀ + bias`` of contiguous x, (N, C_in), and ``added``, (N, C_out).
-
-    The weight may be packed. The result is written to ``out``, (N, C_out), if given, which may be
-    ``added`` itself; oneDNN cannot write there, so it costs a copy.
-    """
+    """``added + x weightᵀ + bias`` of contiguous x, (N, C_in), and ``added``, (N, C_out), written
+    to ``out`` if given, which may be ``added`` itself; the weight may be packed."""
     if has_onednn(x):
         linear = torch.ops.mkldnn._linear_pointwise
         if added is None:

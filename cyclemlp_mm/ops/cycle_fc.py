@@ -1,13 +1,9 @@
 """CycleFC, the operator of CycleMLP (arXiv 2107.10224, Sec. 3.2): a shift, then a Linear.
 
 A CycleFC is a 1x1 projection whose input channel ``i`` is read at a spatial offset that cycles with
-``i``. The published code runs it through ``deform_conv2d``; as every offset is an integer, its
-interpolation does nothing, and shifting the channels first gives the same numbers.
-
-The offsets are those of the published *code*, which the published weights were trained with; the
-paper's Fig. 4 draws the sequence differently.
-
-Maps are channels-last here, (B, H, W, C): the layout in which a Linear needs no transpose.
+``i``. The published code runs it through ``deform_conv2d``; as every offset is an integer, shifting
+the channels first gives the same numbers. The offsets are those of the published *code* and
+weights; the paper's Fig. 4 draws the sequence differently. Maps are channels-last, (B, H, W, C).
 """
 
 from __future__ import annotations
@@ -23,18 +19,11 @@ def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
     """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair of ints; raises TypeError for
     what is no pair of ints, and ValueError for another pair."""
     pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else ()
+    expected = f'kernel_size must be (1, k) or (k, 1) with an odd int k, but got {kernel_size!r}'
     if len(pair) != 2 or any(type(k) is not int for k in pair):
-        raise TypeError(
-            f'kernel_size must be a pair of ints, (1, k) or (k, 1), but got {kernel_size!r}'
-        )
-    if min(pair) < 1 or pair[0] % 2 == 0 or pair[1] % 2 == 0:
-        raise ValueError(f'kernel_size must be odd and positive, but got {pair}')
-    if 1 not in pair:
-        raise ValueError(
-            f'a CycleFC samples along one axis: kernel_size must be (1, k) or (k, 1), but got '
-            f'{pair}. For a {pair[0]}x{pair[1]} reach, use a (1, {pair[1]}) and a ({pair[0]}, 1) '
-            'branch, as CycleMLP does'
-        )
+        raise TypeError(expected)
+    if min(pair) < 1 or pair[0] % 2 == 0 or pair[1] % 2 == 0 or 1 not in pair:
+        raise ValueError(expected)
     return pair
 
 
@@ -72,11 +61,10 @@ def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def shifted_groups(x: Tensor, kernel_size: tuple[int, int]) -> list[Tensor]:
-    """The channels of :func:`cycle_shift` by offset, as k views of padded maps: channels 0, k, 2k,
-    …, then 1, k + 1, …, and so forth.
+    """The channels of :func:`cycle_shift` by offset: channels 0, k, 2k, …, then 1, k + 1, …
 
-    Nothing is written in place, and no size is read: a recorded graph holds at every map's size,
-    and the exporter of TorchScript to ONNX would lose what is written into a view.
+    Nothing is written in place, which ONNX's exporter would lose, and no size is read, so that a
+    recorded graph holds at every size.
     """
     taps, axis, offsets = _taps(kernel_size)
     groups = [x[..., 0::taps]]
@@ -90,11 +78,8 @@ def shifted_groups(x: Tensor, kernel_size: tuple[int, int]) -> list[Tensor]:
 
 
 def _by_groups(*tensors: Tensor) -> bool:
-    """Whether nothing may be written in place.
-
-    torch.compile takes care of that itself, and cannot train on padded groups at any size: with a
-    convolution in the graph, it compares strides whose order it does not know.
-    """
+    """Whether nothing may be written in place; torch.compile replaces that itself, and cannot train
+    on padded groups at dynamic sizes."""
     return standard_operators_only(*tensors) and not is_compiled()
 
 
@@ -120,10 +105,8 @@ def cycle_fc(
 
 
 class CycleFC(nn.Module):
-    """Cycle fully-connected layer: a Linear whose input channels are read at cycling offsets.
-
-    Source: CycleMLP, arXiv 2107.10224, Eq. (2); equal to the published
-    ``deform_conv2d(x, offset, weight)`` with its constant integer offsets.
+    """Cycle fully-connected layer: a Linear whose input channels are read at cycling offsets
+    (CycleMLP, arXiv 2107.10224, Eq. 2).
 
     Args:
         in_channels (int): Input channels.
@@ -132,13 +115,11 @@ class CycleFC(nn.Module):
             channels are read, not the number of weights.
         bias (bool): Adds a learnable bias. Defaults to True.
 
-    Shapes:
-        - input (B, H, W, in_channels), channels-last
-        - output (B, H, W, out_channels)
-        - weight (out_channels, in_channels), bias (out_channels,)
+    Shapes: input (B, H, W, in_channels), output (B, H, W, out_channels), weight (out_channels,
+    in_channels), bias (out_channels,).
 
     Raises:
-        TypeError, ValueError: ``kernel_size`` is no pseudo-kernel, e.g. (3, 3).
+        TypeError, ValueError: ``kernel_size`` is not such a pair, e.g. (3, 3).
     """
 
     bias: nn.Parameter
@@ -170,7 +151,5 @@ class CycleFC(nn.Module):
         return cycle_fc(x, self.weight, self.bias, self.kernel_size)
 
     def extra_repr(self) -> str:
-        return (
-            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
-            f'bias={self.bias is not None}'
-        )
+        sizes = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}'
+        return f'{sizes}, bias={self.bias is not None}'

@@ -6,21 +6,18 @@ and projected. :func:`reference_mixer` does it in that order; the other forms co
 
 The branch weights depend on the map only through its mean and those of its shifted copies. Once
 they are known, the mixer is linear: one product with a matrix, see :mod:`.shifted_product`. That
-takes 7/3 C^2 multiply-adds per token in place of 4 C^2, and two passes over memory. Which form
-'auto' takes depends on C and on the N tokens that share a matrix: H · W of one image, or of all
-images where the branches are not reweighted. Measured on a CPU (float32 and bfloat16, inference and
-training, with and without reweighting, 7x7 to 128x128 maps of 64 to 768 channels):
+takes 7/3 C^2 multiply-adds per token in place of 4 C^2. Which form 'auto' takes depends on C and on
+the N tokens that share a matrix: H · W of one image, or of all images without reweighting. Measured
+on a CPU (float32 and bfloat16, inference and training, 7x7 to 128x128 maps of 64 to 768 channels):
 
-- Making the matrix costs 7/3 C^3 with the projection in it: worth it from N = 4 C on ('folded').
-  In 16 bits, where a product costs least of all, from N = 8 C on.
-- With the projection apart it costs C^2, and shifted copies: worth it from N = 1.5 C on ('shift').
-  In 16 bits it never is, where products have hardware of their own (AMX).
-- Both cost small operations that 'reference' does without: they pay above 128 Ki numbers per
-  matrix.
+- 'folded', branches and projection in one matrix, which costs 7/3 C^3: from N = 4 C on, in 16 bits
+  from N = 8 C on.
+- 'shift', the projection apart, which costs C^2 and shifted copies: from N = 1.5 C on, in 16 bits
+  never.
+- Both only above 128 Ki numbers per matrix.
 
-A GPU takes the same rule; it was not measured there, nor was 'triton', which therefore has to be
-asked for. Devices that only count (meta) take 'reference': its operations are the published ones.
-Where only standard operators may be used, every backend is 'reference'.
+A GPU takes the same rule; it was not measured there, nor was 'triton', which has to be asked for.
+Where only standard operators may be used, and on the meta device, every backend is 'reference'.
 """
 
 from __future__ import annotations
@@ -42,16 +39,13 @@ from .shifted_product import map_means, mixer_matrix, shifted_product, sum_over_
 KERNEL_H, KERNEL_W = (1, 3), (3, 1)
 #: Every form, plain to fast; 'auto' takes one of the first three.
 BACKENDS = ('reference', 'shift', 'folded', 'triton')
-#: Tokens per channel from which on the projection is folded in, and from which on the branches
-#: are, by bits of the product.
+#: Least tokens per channel for 'folded' and for 'shift', by bits of the product.
 FOLD_PROJECTION_FROM, FOLD_BRANCHES_FROM = {32: 4.0, 16: 8.0}, {32: 1.5, 16: 8.0}
-#: Numbers per matrix above which folding pays.
-FOLD_MIN_NUMEL = 128 * 1024
+FOLD_MIN_NUMEL = 128 * 1024  # numbers per matrix above which folding pays
 
 
 class ReweightWeights(NamedTuple):
-    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C, of whose rows each
-    three adjacent ones are the branch logits of a channel."""
+    """The MLP that weighs the branches: Linear C to C/4, GELU, Linear C/4 to 3C."""
 
     weight1: Tensor
     bias1: Tensor
@@ -101,7 +95,7 @@ def cycle_mixer(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run on this tensor or machine.
     """
-    form = _resolve_backend(backend, x, weights)
+    form = _form(backend, x, weights)
     if form == 'reference':
         y = reference_mixer(x, weights)
         return y if residual is None else residual + y
@@ -125,7 +119,7 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
         if standard_operators_only(x, weights.weight_c):
             mixed = h * a_h + w * a_w + c * a_c
         else:
-            # In place where no gradient needs h: on small maps, memory costs more than multiplying.
+            # In place where no gradient needs h: memory costs more than multiplying.
             mixed = h * a_h if torch.is_grad_enabled() else h.mul_(a_h)
             mixed.addcmul_(w, a_w).addcmul_(c, a_c)
     return F.linear(mixed, weights.weight_proj, weights.bias_proj)
@@ -149,7 +143,7 @@ def softmax_branches(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def check_backend(backend: str) -> str:
     """Return ``backend``, or raise ValueError if there is none of that name."""
-    if backend != 'auto' and backend not in BACKENDS:
+    if backend not in ('auto', *BACKENDS):
         raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, but got {backend!r}")
     return backend
 
@@ -169,7 +163,7 @@ def choose_backend(
     return 'shift' if tokens >= FOLD_BRANCHES_FROM[bits] * channels else 'reference'
 
 
-def _resolve_backend(backend: str, x: Tensor, weights: MixerWeights) -> str:
+def _form(backend: str, x: Tensor, weights: MixerWeights) -> str:
     """The form to run; raises where the backend does not exist or cannot run here."""
     check_backend(backend)
     *tensors, reweight = weights
@@ -178,28 +172,25 @@ def _resolve_backend(backend: str, x: Tensor, weights: MixerWeights) -> str:
     dtype = compute_dtype(x)
     if backend == 'auto':
         return choose_backend(x.shape, x.device, dtype, reweight is not None)
-    if backend == 'triton' and (reason := _why_not_triton(x.device, dtype)):
-        raise RuntimeError(f"backend='triton' cannot run: {reason}. backend='auto' takes what can")
+    if backend == 'triton':
+        can_run = find_spec('triton') and dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if can_run and x.device.type != 'cuda':
+            from .mixer_triton import interpreted
+
+            can_run = interpreted()
+        if not can_run:
+            raise RuntimeError(
+                "backend='triton' needs Triton, a GPU, and float32, bfloat16 or float16, but the "
+                f"map is {dtype} on {x.device}: take backend='auto'"
+            )
     return backend
-
-
-def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    if find_spec('triton') is None:
-        return 'Triton is not installed'
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f'its kernels take float32, bfloat16 and float16, not {dtype}'
-    from .mixer_triton import interpreted
-
-    if device.type != 'cuda' and not interpreted():
-        return f'its kernels need a CUDA device, and the map is on {device}'
-    return None
 
 
 def _folded_mixer(x: Tensor, weights: MixerWeights, form: str, residual: Tensor | None) -> Tensor:
     """The mixer by one product per image, and a second one where the projection is left out.
 
-    Products are made in autocast's dtype if it is on, sums in float32 (float64 for float64). So are
-    matrices in training, and rounded once; in inference they are products as any other.
+    Products are made in autocast's dtype if it is on; sums, and matrices in training, in float32
+    (float64 for float64).
     """
     product_dtype, sum_dtype = compute_dtype(x), accumulate_dtype(x.dtype)
     matrix_dtype = sum_dtype if torch.is_grad_enabled() else product_dtype
@@ -230,11 +221,8 @@ def _weigh_branches(means: Tensor, weights: MixerWeights, reweight: ReweightWeig
     """Branch weights, (B, 3, C), from the means of the map and its shifted copies, (B, 3, C)."""
     dtype = means.dtype
     mean_c, mean_h, mean_w = means.unbind(1)
-    mean = (
-        F.linear(mean_h, weights.weight_h.to(dtype), weights.bias_h.to(dtype))
-        + F.linear(mean_w, weights.weight_w.to(dtype), weights.bias_w.to(dtype))
-        + F.linear(mean_c, weights.weight_c.to(dtype))
-    )
+    w_h, b_h, w_w, b_w, w_c = (p.to(dtype) for p in weights[:5])
+    mean = F.linear(mean_h, w_h, b_h) + F.linear(mean_w, w_w, b_w) + F.linear(mean_c, w_c)
     cast = ReweightWeights(*(p.to(dtype) for p in reweight))
     return torch.stack(branch_weights(mean, cast), dim=1)
 

@@ -2,12 +2,11 @@
 after CoaT, arXiv 2104.06399, Eq. 4 and 7), its LayerNorm, projection and residual.
 
 Per head of width d: ``y = (d^-0.5 q (softmax_tokens(k)ᵀ v) + q ∘ conv(v)) Pᵀ + p``. The product
-``softmax(k)ᵀ v`` is d x d, so no token ever meets another: time and memory are linear in tokens.
+``softmax(k)ᵀ v`` is d x d: time and memory are linear in tokens.
 
-What is kept whole is v and conv(v), in one channels-last map per kernel size, so that there are no
-slice or concat copies. q, k and the softmax are made for a cacheful of tokens at a time, forward
-and again backward; sums over tokens are kept in float32 (float64 for float64), since at detection
-sizes a softmax over 60 000 tokens is below what float16 can hold.
+v and conv(v) are kept whole, in one channels-last map per kernel size, which needs no slice or
+concat copies. q, k and the softmax are made for a cacheful of tokens at a time, forward and again
+backward; sums over tokens are kept in float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from .recording import (
     without_autocast,
 )
 
-#: Bytes of q, k and v made at a time on a CPU.
-CHUNK_BYTES = 2 * 2**20
+CHUNK_BYTES = 2 * 2**20  # bytes of q, k and v made at a time on a CPU
+Layer = Callable[[Tensor], Tensor]
 
 
 def factor_attention_reference(
     x: Tensor,
-    norm: Callable[[Tensor], Tensor],
-    qkv: Callable[[Tensor], Tensor],
-    proj: Callable[[Tensor], Tensor],
+    norm: Layer,
+    qkv: Layer,
+    proj: Layer,
     convs: Sequence[Any],
     heads: int,
     widths: Sequence[int] = (),
 ) -> Tensor:
-    """As :func:`factor_attention` without the residual, plainly: every step on whole maps. Of
-    functions in the place of layers, ``widths`` are those of ``convs``."""
+    """:func:`factor_attention` without the residual, every step on whole maps; ``widths`` are those
+    of ``convs`` if they are functions."""
     batch, height, width, channels = x.shape
     q, k, v = qkv(norm(x)).chunk(3, dim=-1)
     parts = v.split(widths or [conv.out_channels for conv in convs], dim=-1)
@@ -122,17 +121,14 @@ def _as_documented(
         and qkv.weight.shape == (3 * channels, channels)
         and proj.weight.shape == (channels, channels)
         and is_plain_layer(nn.Conv2d, *convs, **depthwise)
-        and all(
-            conv.in_channels == conv.out_channels == conv.groups
-            and conv.padding == tuple(side // 2 for side in conv.kernel_size)
-            for conv in convs
-        )
+        and all(conv.in_channels == conv.out_channels == conv.groups for conv in convs)
+        and all(conv.padding == tuple(k // 2 for k in conv.kernel_size) for conv in convs)
     )
 
 
 class _Params:
-    """The parameters by name (of norm, qkv and proj, then weight and bias of each convolution), and
-    how the channels are shared out."""
+    """The parameters by name (of norm, qkv and proj, then of each convolution), and how the
+    channels are shared out."""
 
     def __init__(self, params: Sequence[Tensor], heads: int, eps: float) -> None:
         self.layers, self.eps = params[:6], eps
@@ -142,7 +138,7 @@ class _Params:
         self.scale = (self.channels // heads) ** -0.5
         bounds = itertools.accumulate((len(weight) for weight, _ in self.convs), initial=0)
         self.groups = [slice(*ends) for ends in itertools.pairwise(bounds)]
-        # One product per group of heads, of which the blocks on the diagonal count.
+        # One product per group of heads; only the blocks on the diagonal count.
         head = torch.arange(self.channels, device=self.proj.device) // (self.channels // heads)
         self.same_head = [head[g, None] == head[None, g] for g in self.groups]
 
@@ -156,9 +152,8 @@ class _Params:
 
 
 class _Softmax:
-    """Softmax over tokens that come in parts: ``largest`` k and ``total`` of exp, (B, 1, C), and
-    ``context``, ``softmax(k)ᵀ v`` not yet divided by it, (B, c, c) per group; float32 or float64.
-    """
+    """Softmax over chunks of tokens: ``largest`` k and ``total`` of exp, (B, 1, C), and ``context``
+    per group, ``softmax(k)ᵀ v`` not yet divided by ``total``, (B, c, c); float32 or float64."""
 
     def __init__(self, batch: int, p: _Params) -> None:
         dtype = accumulate_dtype(p.proj.dtype)
@@ -196,13 +191,12 @@ class _Softmax:
 def _chunks(tokens: Tensor) -> list[tuple[slice, slice]]:
     """Some tokens of an image, or some images, of a batch (B, N, C); on a GPU all at once."""
     batch, length, channels = tokens.shape
-    if tokens.device.type != 'cpu':
-        return chunks(batch, length, batch * length)
-    return chunks(batch, length, max(64, CHUNK_BYTES // (3 * channels * tokens.element_size())))
+    most = max(64, CHUNK_BYTES // (3 * channels * tokens.element_size()))
+    return chunks(batch, length, most if tokens.is_cpu else batch * length)
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, c, H, W) in channels-last format, or a copy in it, to (B, N, c)."""
+    """(B, c, H, W) to (B, N, c), a view where x is channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -281,64 +275,42 @@ class _FactorAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        num_groups = (len(saved) - 6) // 4
-        v, position = saved[:num_groups], saved[num_groups : 2 * num_groups]
-        params = saved[2 * num_groups :]
+        groups = (len(saved) - 6) // 4
+        v, position, params = saved[:groups], saved[groups : 2 * groups], saved[2 * groups :]
         if differentiated_again(grad_y):
             return gradients(_plain, (x, *ctx.settings, *params), grad_y)
         eps, heads, residual = ctx.settings
-        p = _Params(params, heads, eps)
         grad_y = grad_y.contiguous()
-        grad_x, *grads = _backward(x, grad_y, p, v, position, ctx.softmax)
+        grad_x, *grads = _backward(x, grad_y, _Params(params, heads, eps), v, position, ctx.softmax)
         if residual:
             grad_x += grad_y
         return grad_x, None, None, None, *grads
 
 
 def _backward(
-    x: Tensor,
-    grad_y: Tensor,
-    p: _Params,
-    v: list[Tensor],
-    position: list[Tensor],
-    softmax: _Softmax,
+    x: Tensor, grad_y: Tensor, p: _Params, v: list, position: list, softmax: _Softmax
 ) -> list[Tensor]:
     """Gradients of x, (B, H, W, C), without the residual, and of the parameters in their order."""
-    tokens, contexts = x.flatten(1, 2), softmax.contexts(p)
-    sums = [torch.zeros_like(param, dtype=accumulate_dtype(x.dtype)) for param in p.layers]
-    grads = _through_q(tokens, grad_y.flatten(1, 2), p, position, contexts, sums)
-    grad_normed, grad_position, grad_context = grads
-    grad_v, conv_grads = _conv_grads(grad_position, v, p, x.shape[1])
-    # What the softmax takes off, sum(weights · their gradient), comes from small matrices alone.
-    taken_off = [(grad * m).sum(-1).unsqueeze(1) for grad, m in zip(grad_context, contexts)]
-    grad_x = _through_kv(tokens, grad_normed, p, v, grad_v, grad_context, taken_off, softmax, sums)
-    return [grad_x.view(x.shape), *(s.to(x.dtype) for s in sums), *conv_grads]
+    tokens, grad_y = x.flatten(1, 2), grad_y.flatten(1, 2)
+    parts, c, dtype = _chunks(tokens), p.channels, accumulate_dtype(x.dtype)
+    sums = [torch.zeros_like(param, dtype=dtype) for param in p.layers]
 
+    def add_linear(first: int, rows: slice, grad: Tensor, inputs: Tensor) -> None:
+        """Add to the gradients of some rows of a weight, ``sums[first]``, and of its bias."""
+        weight, bias = sums[first][rows], sums[first + 1][rows]
+        add_linear_grad(weight, bias, grad.flatten(0, 1), inputs.flatten(0, 1))
 
-def _add_linear(total: list[Tensor], rows: slice, grad: Tensor, inputs: Tensor) -> None:
-    """Add to the gradients of some rows of a weight and its bias."""
-    add_linear_grad(total[0][rows], total[1][rows], grad.flatten(0, 1), inputs.flatten(0, 1))
-
-
-def _through_q(
-    tokens: Tensor,
-    grad_y: Tensor,
-    p: _Params,
-    position: list[Tensor],
-    contexts: list[Tensor],
-    sums: list[Tensor],
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Back through projection and q: to the normed tokens, conv(v), and the contexts."""
-    c, dtype = p.channels, sums[0].dtype
-    scaled = [(m * p.scale).to(tokens.dtype) for m in contexts]
+    # Through projection and q: to the normed tokens, conv(v), and the contexts.
+    contexts = softmax.contexts(p)
+    scaled = [(m * p.scale).to(x.dtype) for m in contexts]
     grad_normed = torch.empty_like(tokens)
     grad_position = [torch.empty_like(m) for m in position]
     grad_context = [torch.zeros_like(m) for m in contexts]
-    for images, part in _chunks(tokens):
+    for images, part in parts:
         normed = p.normed(tokens[images, part])[0]
         q, grad = p.project(normed, 0, 1), grad_y[images, part]
         here, there = [m[images, part] for m in position], [m[images] for m in scaled]
-        _add_linear(sums[4:], slice(None), grad, _attend(q, here, there, p))
+        add_linear(4, slice(None), grad, _attend(q, here, there, p))
         grad_seen, grad_q = grad @ p.proj, torch.empty_like(q)
         for i, g in enumerate(p.groups):
             q_group, grad_group = q[..., g], grad_seen[..., g]
@@ -346,27 +318,16 @@ def _through_q(
             grad_q[..., g] = grad_group * here[i]
             grad_q[..., g] += grad_group @ there[i].mT
             grad_context[i][images] += q_group.to(dtype).mT @ grad_group.to(dtype)
-        _add_linear(sums[2:4], slice(0, c), grad_q, normed)
+        add_linear(2, slice(0, c), grad_q, normed)
         grad_normed[images, part] = grad_q @ p.qkv[:c]
     for grad, same in zip(grad_context, p.same_head):
         grad.mul_(same).mul_(p.scale)
-    return grad_normed, grad_position, grad_context
 
-
-def _through_kv(
-    tokens: Tensor,
-    grad_normed: Tensor,
-    p: _Params,
-    v: list[Tensor],
-    grad_v: list[Tensor],
-    grad_context: list[Tensor],
-    taken_off: list[Tensor],
-    softmax: _Softmax,
-    sums: list[Tensor],
-) -> Tensor:
-    """Back through softmax, k, v and norm; ``grad_normed`` is overwritten by the result."""
-    c, dtype = p.channels, sums[0].dtype
-    for images, part in _chunks(tokens):
+    # Through softmax, k, v and norm; the gradient of the tokens takes the place of grad_normed.
+    grad_v, conv_grads = _conv_grads(grad_position, v, p, x.shape[1])
+    # What the softmax takes off, sum(weights · their gradient), comes from small matrices alone.
+    taken_off = [(grad * m).sum(-1).unsqueeze(1) for grad, m in zip(grad_context, contexts)]
+    for images, part in parts:
         chunk = tokens[images, part]
         normed, *moments = p.normed(chunk)
         weights = softmax.weights(images, p.project(normed, 1, 2))
@@ -376,15 +337,15 @@ def _through_kv(
             grad_weights = v[i][images, part].to(dtype) @ grad.mT
             grad_kv[..., g] = weight * grad_weights.sub_(taken_off[i][images])
             grad_kv[..., g.start + c : g.stop + c] = grad_v[i][images, part] + weight @ grad
-        _add_linear(sums[2:4], slice(c, None), grad_kv, normed)
+        add_linear(2, slice(c, None), grad_kv, normed)
         grad_normed[images, part] += grad_kv @ p.qkv[c:]
-        grad_chunk, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_chunk, *grad_norm = torch.ops.aten.native_layer_norm_backward(
             grad_normed[images, part], chunk, (c,), *moments, *p.norm, [True, True, True]
         )
-        sums[0] += grad_weight
-        sums[1] += grad_bias
+        sums[0] += grad_norm[0]
+        sums[1] += grad_norm[1]
         grad_normed[images, part] = grad_chunk
-    return grad_normed
+    return [grad_normed.view(x.shape), *(s.to(x.dtype) for s in sums), *conv_grads]
 
 
 def _conv_grads(

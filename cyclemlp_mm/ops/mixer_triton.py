@@ -1,12 +1,9 @@
 """The folded mixer's product as Triton kernels: the shifted operand is read, never made.
 
-A tile of the map at a shifted position is the tile at the position beside it. The kernels load the
-tile and its neighbours (from the cache, after the first) and take each channel from the one it is
-read at. The products are those of :mod:`shifted_product`, with the matrix spread to three C x C
-blocks: a tensor core's time is cheaper than loads that skip channels.
-
-Importing this module needs Triton. ``TRITON_INTERPRET=1`` (Triton's own switch) runs the kernels
-on a CPU, for tests.
+The kernels load a tile of the map and its neighbours (from the cache, after the first) and take
+each channel from the one it is read at. The matrix of :mod:`shifted_product` is spread to three
+C x C blocks: a tensor core's time is cheaper than loads that skip channels. Importing this module
+needs Triton; its own switch ``TRITON_INTERPRET=1`` runs the kernels on a CPU, for tests.
 """
 
 import torch
@@ -17,8 +14,7 @@ from torch import Tensor
 from .recording import differentiated_again, gradients
 from .shifted_product import operand_shifts, plain_product
 
-#: Most parts into which the sum over tokens of the matrix's gradient is split.
-MAX_SPLITS = 16
+MAX_SPLITS = 16  # of the sum over tokens of the matrix's gradient
 
 
 def interpreted() -> bool:
@@ -88,11 +84,8 @@ def _grad_x_kernel(
     C: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, N_BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the map, for one tile of the channels of one residue modulo 3.
-
-    A channel read one column to the right gives its gradient back one column to the left. Channels
-    of one residue all do alike, so that whole tiles of ``grad_y`` are read at one position.
-    """
+    """Gradient of the map, for one tile of the channels of one residue modulo 3, which all give
+    their gradient back at the same position: one column to the left if read one to the right."""
     image = tl.program_id(2).to(tl.int64)
     residue = tl.program_id(1) // N_BLOCKS
     n_tokens = height * width
@@ -148,11 +141,8 @@ def _grad_matrix_kernel(
         # A part's last tile may reach into the next part.
         tokens = tl.where(tokens < first + tokens_per_part, tokens, n_tokens)
         here, along_w, along_h = _neighbours(x, tokens, channels, n_tokens, width, height, C)
-        grad = tl.load(
-            grad_y + tokens[None, :] * OUT + outs[:, None],
-            mask=(tokens < n_tokens)[None, :] & (outs < OUT)[:, None],
-            other=0.0,
-        )
+        mask = (tokens < n_tokens)[None, :] & (outs < OUT)[:, None]
+        grad = tl.load(grad_y + tokens[None, :] * OUT + outs[:, None], mask=mask, other=0.0)
         acc_c = _add_dot(acc_c, grad, here, PRECISION)
         acc_w = _add_dot(acc_w, grad, along_w, PRECISION)
         acc_h = _add_dot(acc_h, grad, along_h, PRECISION)

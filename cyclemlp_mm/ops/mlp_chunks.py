@@ -1,12 +1,9 @@
 """LayerNorm, Linear, GELU, Linear and the residual, a cacheful of tokens at a time (CPU).
 
-The hidden map of an MLP is r times as large as the map. Made whole, it goes through main memory
-four times; made for as many tokens as keep it in the cache, never. Training keeps what enters the
-GELU, or, where that is large and the MLP narrow, recomputes it in the backward pass, chunk by
-chunk: recomputing is as cheap as the memory traffic it saves.
-
-Which way is taken follows from the size of the hidden map; the limits were measured against plain
-modules in float32 and bfloat16, from 49 to 25088 tokens of 64 to 768 channels.
+Made whole, the hidden map of an MLP goes through main memory four times; made in chunks that stay
+in the cache, never. Training keeps what enters the GELU, or recomputes it where it is large and the
+MLP narrow: that is as cheap as the memory traffic it saves. The limits were measured against plain
+modules in float32 and bfloat16, 49 to 25088 tokens of 64 to 768 channels.
 """
 
 from __future__ import annotations
@@ -28,16 +25,13 @@ from .recording import (
     standard_operators_only,
 )
 
-#: Bytes of hidden map made at a time, and the tokens that are made at a time in any case.
-HIDDEN_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 1024
-#: The same in training where the hidden map is kept: chunks only bound what is made next to it.
-KEPT_CHUNK_BYTES = 16 * 2**20
+#: Bytes of hidden map made at a time, those where it is kept for training, and the least tokens.
+HIDDEN_CHUNK_BYTES, KEPT_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 16 * 2**20, 1024
 #: Hidden maps up to this size are made whole by the plain modules.
 PLAIN_MAX_BYTES = 2**20
 #: In training, hidden maps from this size on are recomputed by MLPs up to this width.
 RECOMPUTE_MIN_BYTES, RECOMPUTE_MAX_CHANNELS = 16 * 2**20, 128
-#: Products with one weight from which on it is packed for them.
-PACK_MIN_CHUNKS = 4
+PACK_MIN_CHUNKS = 4  # products with one weight from which on it is packed for them
 
 
 def _chunks(x: Tensor, weight1: Tensor, kept: Tensor | None) -> list[slice]:
@@ -117,10 +111,7 @@ class _ChunkedMlp(torch.autograd.Function):
             grad_tokens, *grad_norm = torch.ops.aten.native_layer_norm_backward(
                 grad_normed, tokens, shape, *moments, *norm, wanted
             )
-            if ctx.residual:
-                torch.add(grad_tokens, grad, out=grad_x[part])
-            else:
-                grad_x[part] = grad_tokens
+            grad_x[part] = grad_tokens + grad if ctx.residual else grad_tokens
             if needs_params:
                 sums[0] += grad_norm[0]
                 sums[1] += grad_norm[1]
@@ -133,9 +124,8 @@ class _ChunkedMlp(torch.autograd.Function):
 def chunked_mlp(
     x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, residual: bool = True
 ) -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))`` of x, (..., C), over chunks of tokens where the hidden map is
-    large; without ``residual``, x is not added. Under autocast, the result has the dtype that the
-    sum of x and a Linear would have."""
+    """``x + fc2(gelu(fc1(norm(x))))`` of x, (..., C), or without ``x +``; in chunks where the map
+    inside is large, and under autocast in the dtype that the sum of x and a Linear would have."""
     dtype = compute_dtype(x)
     params = [norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias]
     fits = fc2.weight.shape == fc1.weight.shape[::-1]  # else the layers raise

@@ -1,9 +1,8 @@
-"""What an operator asks before it computes: may it take its fast form, and in which dtype?
+"""Whether an operator may take its fast form, and in which dtype it computes.
 
-The fast forms call operators that only PyTorch's own compiler uses, write into parts of results,
-and have a gradient that is written by hand. That is right for plain tensors and plain layers.
-Tracers, counters of operators, transforms of ``torch.func`` and tensor subclasses need documented
-operators on whole maps; a layer that was changed has to be called.
+Fast forms call operators of PyTorch's compiler, write into parts of results, and have gradients
+written by hand. Tracers, counters of operators, transforms of ``torch.func`` and tensor subclasses
+need documented operators on whole maps; a layer that was changed has to be called.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as _modules
 from torch.utils._device import DeviceContext
 
-#: Hooks on all modules at once: ``torch.nn.modules.module.register_module_forward_hook``, ….
+#: Hooks on all modules at once, by ``register_module_forward_hook``, ….
 _GLOBAL_HOOKS = (
     _modules._global_forward_pre_hooks,
     _modules._global_forward_hooks,
@@ -30,8 +29,7 @@ _GLOBAL_HOOKS = (
 
 
 def is_recording() -> bool:
-    """True inside ``torch.compile`` (before PyTorch 2.3 there is no public way to tell) and
-    ``torch.jit.trace``, which counters of operations use, too."""
+    """True inside ``torch.compile`` (of PyTorch 2.3 or later) and ``torch.jit.trace``."""
     ask = getattr(torch.compiler, 'is_compiling', None)
     return torch.jit.is_tracing() or (ask is not None and ask())
 
@@ -51,20 +49,16 @@ def is_transformed() -> bool:
 
 def is_plain(tensor: Tensor | None) -> bool:
     """Whether it is None, or a tensor of no subclass (fake, sharded, quantised) and not sparse."""
-    plain_types = (Tensor, nn.Parameter)
-    return tensor is None or (type(tensor) in plain_types and tensor.layout is torch.strided)
+    if tensor is None:
+        return True
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
 
 
 def standard_operators_only(*tensors: Tensor | None) -> bool:
-    """Whether only standard operators on whole maps may be used on these tensors.
-
-    That is where a graph is recorded (``torch.compile``, ``torch.jit.trace``, ``torch.export``,
-    ``FakeTensorMode``), inside transforms of ``torch.func`` and forward-mode AD, while a mode sees
-    every operator (``FlopCounterMode``), and for tensors of a subclass, without numbers (meta) or
-    on devices other than CPU and GPU.
-    """
-    # Recording comes first: a compiler knows its answer, and need not look at the others.
-    if (
+    """Whether only standard operators on whole maps may be used on these tensors: in recorded
+    graphs (``torch.compile``, ``torch.export``, …), transforms of ``torch.func``, forward-mode AD
+    and modes that see every operator, and for subclasses and devices other than CPU and GPU."""
+    if (  # recording comes first, so that a compiler need not look at the others
         is_recording()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -93,10 +87,9 @@ def is_plain_layer(
 ) -> bool:
     """Whether layers of exactly this class may be computed from their parameters alone.
 
-    A layer that someone replaced (LoRA, quantised, sharded, or built with other arguments),
-    parametrised, or hangs hooks on has to be called, or the change would have no effect.
-    Where its class can have one, a layer must have a bias; with ``bias=False`` it must have none,
-    with None it may. ``settings`` are attributes and their values, e.g. ``kernel_size=(1, 3)``.
+    A layer that was replaced (LoRA, quantised, sharded), parametrised or given hooks has to be
+    called, or the change would have no effect. ``bias`` says whether it must have one (None: it
+    may); ``settings`` are attributes and their values, e.g. ``kernel_size=(1, 3)``.
     """
     for module in modules:
         if type(module) is not kind or has_hooks(module):
@@ -173,14 +166,13 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """A context without autocast on the device of ``x``; none at all where autocast is off."""
     device = x.device.type
-    if _autocast_dtype(device) is None:
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    is_on = _autocast_dtype(device) is not None
+    return torch.autocast(device, enabled=False) if is_on else nullcontext()
 
 
 def differentiated_again(*grads: Tensor) -> bool:
-    """Whether a ``backward`` that was given ``grads`` must use :func:`gradients`: its result is to
-    have derivatives of its own, or stands for several gradients."""
+    """Whether a ``backward`` that was given ``grads`` must use :func:`gradients`: for derivatives
+    of its own, or for several gradients at once."""
     if torch.is_grad_enabled() or standard_operators_only(*grads):
         return True
     # There is no way to ask for is_grads_batched=True but this.
@@ -192,11 +184,8 @@ def differentiated_again(*grads: Tensor) -> bool:
 def gradients(
     plain: Callable[..., Tensor], inputs: Sequence[object], *grads: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``plain(*inputs)``, made of differentiable operators, for each input that needs
-    one, of any order: autograd cannot look into a gradient that is written by hand.
-
-    ``inputs`` are tensors and others, ``grads`` the gradients of the outputs.
-    """
+    """Gradients of ``plain(*inputs)``, from ``grads`` of its outputs, for each input that needs
+    one; differentiable again, which a gradient that is written by hand is not."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: of two inputs one may be made from the other, which is no part of this function.
@@ -211,8 +200,8 @@ def gradients(
 
 
 def chunks(batch: int, length: int, most: int) -> list[tuple[slice, slice]]:
-    """Images, and rows of them, that are worked on at a time: of ``batch`` images of ``length``
-    rows, some rows of one image or some whole images, at most ``most`` rows."""
+    """``batch`` images of ``length`` rows in chunks of at most ``most`` rows: of whole images, or
+    of one image."""
     most = max(1, most)
     images = max(1, most // length)
     rows = -(-length // -(-length // most))  # equal parts rather than full ones and a small rest

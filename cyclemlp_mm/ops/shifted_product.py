@@ -1,8 +1,8 @@
 """The mixer as one product: a shifted operand, made from the map, times a matrix.
 
-Of each shifted copy of a map, only the channels that do move differ from the map itself: a third
-keep their place. Next to the map (C columns), the operand therefore needs the moved channels alone,
-4C/3 columns. With a last column of ones, which carries the bias, token t's row is
+A third of the channels of each shifted copy keep their place. Next to the map (C columns), the
+operand therefore needs the moved channels alone, 4C/3 columns. With a last column of ones, which
+carries the bias, token t's row is
 
     [x | right: channels 1 mod 3 | left: 2 mod 3 | below: 1 mod 3 | above: 2 mod 3 | 1]
 
@@ -12,9 +12,8 @@ weights a (D = diag(a)) and the projection P,
 
     y = S_h(x) (P D_h W_h)^T + S_w(x) (P D_w W_w)^T + x (P D_c W_c)^T + const
 
-The operand is 7/3 times as large as the map. On a CPU it is therefore made for some rows of the
-map, multiplied while it is in the cache, and its memory used again; and in training it is made
-again in the backward pass rather than kept.
+The operand is 7/3 times as large as the map. On a CPU it is made for some rows of the map,
+multiplied while it is in the cache, and its memory used again; the backward pass makes it again.
 """
 
 from __future__ import annotations
@@ -32,14 +31,12 @@ from .recording import chunks, differentiated_again, gradients, needs_grad
 if TYPE_CHECKING:
     from .cycle_mixer import MixerWeights
 
-#: Bytes of operand made at a time on a CPU.
-CPU_CHUNK_BYTES = 4 * 2**20
+CPU_CHUNK_BYTES = 4 * 2**20  # bytes of operand made at a time
 
 
 def operand_shifts(channels: int) -> list[tuple[slice, slice, int, int]]:
     """The four groups of moved channels, in the order of their columns, as (columns, moved, dy,
-    dx): ``operand[y, x, columns] = map[y + dy, x + dx, moved]``; as :func:`cycle_offsets` has it.
-    """
+    dx): ``operand[y, x, columns] = map[y + dy, x + dx, moved]``."""
     start, shifts = channels, []
     for residue, dy, dx in ((1, 0, 1), (2, 0, -1), (1, 1, 0), (2, -1, 0)):
         width = len(range(residue, channels, 3))
@@ -81,8 +78,7 @@ def fill_operand(out: Tensor, x: Tensor, first: int, last: int) -> None:
     out[..., -1] = 1
     for group, inside, source, (top, bottom, left, right) in _moved(out, x, first, last):
         inside.copy_(source)
-        # What reads outside the map is at most one row or column on either side.
-        if top > 0:
+        if top > 0:  # at most one row or column on either side reads outside
             group[:, :top] = 0
         if bottom < last - first:
             group[:, bottom:] = 0
@@ -100,15 +96,11 @@ def _add_operand_grad(grad_x: Tensor, grad_out: Tensor, first: int, last: int) -
 
 
 def _chunks(x: Tensor, shared: bool) -> tuple[list[tuple[slice, slice]], Tensor]:
-    """Images and rows of a map, (B, H, W, C), and memory for the largest chunk's operand.
-
-    Unless the matrix is ``shared`` by all images, a chunk on a CPU is within one image: small
-    batched products are slower than a loop.
-    """
+    """Images and rows of a map, (B, H, W, C), and memory for the largest chunk's operand."""
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
     rows = batch * height
-    if x.device.type == 'cpu':
+    if x.is_cpu:  # within one image, unless they share the matrix: batched products are slower
         rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
         rows = rows if shared else min(rows, height)
     return chunks(batch, height, rows), x.new_empty(min(rows, batch * height) * per_row)
@@ -168,19 +160,18 @@ class _ShiftedProduct(torch.autograd.Function):
         if differentiated_again(grad_y):
             return gradients(plain_product, (x, matrix), grad_y)
         grad_y = grad_y.contiguous()
-        shared = matrix.shape[0] == 1
-        grad_x = torch.zeros_like(x)
+        shared, grad_x = matrix.shape[0] == 1, torch.zeros_like(x)
         # Sums over chunks are kept in float32.
         grad_matrix = torch.zeros_like(matrix, dtype=torch.promote_types(x.dtype, torch.float32))
         parts, buffer = _chunks(x, shared)
         for images, rows in parts:
             operand = _operand(x[images], rows, buffer)
             grad = grad_y[images, rows].flatten(1, 2)
-            total, matrices = (m if shared else m[images] for m in (grad_matrix, matrix))
+            matrices = matrix if shared else matrix[images]
             if shared:
-                total += grad.flatten(0, 1).mT @ operand.flatten(0, 1)
+                grad_matrix += grad.flatten(0, 1).mT @ operand.flatten(0, 1)
             else:
-                total += grad.mT @ operand
+                grad_matrix[images] += grad.mT @ operand
             # The operand itself is not needed any more: its gradient takes its place.
             if matrices.shape[0] == 1:
                 torch.mm(grad.flatten(0, 1), matrices[0], out=operand.flatten(0, 1))
@@ -203,13 +194,12 @@ def shifted_product(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -
 
 
 def _stack(a: Tensor, w_h: Tensor, b_h: Tensor, w_w: Tensor, b_w: Tensor, w_c: Tensor) -> Tensor:
-    """The weighted branches side by side, (B, C, operand_width(C)), from a (B, 3, C)."""
+    """The weighted branches next to each other, (B, C, operand_width(C)), from a (B, 3, C)."""
     channels = w_h.shape[1]
     a_h, a_w, a_c = a[..., None].unbind(1)
     out = a.new_empty(a.shape[0], w_h.shape[0], operand_width(channels))
-    own = out[..., :channels]
-    own.copy_(w_c * a_c)
-    own[..., 0::3].addcmul_(w_h[:, 0::3], a_h).addcmul_(w_w[:, 0::3], a_w)
+    out[..., :channels] = w_c * a_c
+    out[..., 0:channels:3].addcmul_(w_h[:, 0::3], a_h).addcmul_(w_w[:, 0::3], a_w)
     for columns, moved, _, dx in operand_shifts(channels):
         weight, scale = (w_h, a_h) if dx else (w_w, a_w)
         out[..., columns] = weight[:, moved] * scale
@@ -218,15 +208,12 @@ def _stack(a: Tensor, w_h: Tensor, b_h: Tensor, w_w: Tensor, b_w: Tensor, w_c: T
 
 
 def _plain_matrix(a: Tensor, *params: Tensor) -> Tensor:
-    """:func:`mixer_matrix` from the parameters of the branches, and of the projection if it is to
-    be folded in."""
+    """:func:`mixer_matrix` from the parameters of the branches, and of the projection if given."""
     cast = [p.to(a.dtype) for p in params]
-    stacked = _stack(a, *cast[:5])
-    if len(cast) == 5:
-        return stacked
-    proj, bias = cast[5:]
-    matrix = torch.matmul(proj, stacked)
-    matrix[..., -1] += bias
+    matrix = _stack(a, *cast[:5])
+    if len(cast) > 5:
+        matrix = torch.matmul(cast[5], matrix)
+        matrix[..., -1] += cast[6]
     return matrix
 
 
@@ -256,50 +243,32 @@ class _MixerMatrix(torch.autograd.Function):
         grad_h[..., 0::3] = grad_w[..., 0::3] = grad_c[..., 0::3]
         for columns, moved, _, dx in operand_shifts(grad.shape[1]):
             (grad_h if dx else grad_w)[..., moved] = grad[..., columns]
-        of_a = [
-            torch.linalg.vecdot(grad_h, w_h) + const * b_h,
-            torch.linalg.vecdot(grad_w, w_w) + const * b_w,
-            torch.linalg.vecdot(grad_c, w_c),
-        ]
+        dot = torch.linalg.vecdot
+        of_a = [dot(grad_h, w_h) + const * b_h, dot(grad_w, w_w) + const * b_w, dot(grad_c, w_c)]
         a_h, a_w, a_c = a[..., None].unbind(1)
-        of_params = [
-            (grad_h * a_h).sum(0),
-            (const * a_h[..., 0]).sum(0),
-            (grad_w * a_w).sum(0),
-            (const * a_w[..., 0]).sum(0),
-            (grad_c * a_c).sum(0),
-            *of_projection,
-        ]
+        branches = ((grad_h, a_h), (grad_w, a_w))
+        of_params = [t for g, a in branches for t in ((g * a).sum(0), (const * a[..., 0]).sum(0))]
+        of_params += [(grad_c * a_c).sum(0), *of_projection]
         return torch.stack(of_a, 1), *(g.to(p.dtype) for g, p in zip(of_params, params))
 
 
 def mixer_matrix(a: Tensor, weights: MixerWeights, project: bool) -> Tensor:
     """The matrix of the mixer, (B, C, operand_width(C)), out by in, the last column the constant;
-    differentiable in everything.
-
-    ``a``, (B, 3, C), weighs the branches h, w, c, or (1, 3, C) of all images; it has the dtype
-    computed in, float32 or float64. To ``project`` takes 7/3 C^3 multiply-adds per image.
-    """
+    differentiable. ``a``, (B or 1, 3, C), weighs the branches h, w, c, in the dtype computed in."""
     return _MixerMatrix.apply(a, *weights[: 7 if project else 5])
 
 
 def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.sum((1, 2), dtype)`` of (B, H, W, C); where that is slow, by way of sums over columns.
-
-    To add up bfloat16 in another dtype, or to average it, PyTorch first makes a copy of all of it
-    on a CPU. A column's sum is made in float32 inside and rounded once; it cannot overflow.
-    """
+    """``x.sum((1, 2), dtype)`` of (B, H, W, C); bfloat16 on a CPU, which PyTorch would copy first,
+    by sums over columns, which are float32 inside and rounded once."""
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         return x.sum(dim=1).sum(dim=1, dtype=dtype)
     return x.sum(dim=(1, 2), dtype=dtype)
 
 
 def _map_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums over space of a map and of its shifted copies along W and H, (B, 3, C).
-
-    A channel read one column to the right never reads the first column, one read to the left never
-    the last: its sum is the map's less a border column (or row).
-    """
+    """Sums over space of a map and of its shifted copies along W and H, (B, 3, C): those of a moved
+    channel are the map's less the border column or row that it never reads."""
     sums = sum_over_space(x, dtype)[:, None].repeat(1, 3, 1)
     for border, copy, channels in _borders(x):
         sums[:, copy, channels] -= border.sum(dim=1, dtype=dtype)
@@ -314,10 +283,7 @@ def _borders(x: Tensor) -> Iterator[tuple[Tensor, int, slice]]:
 
 
 class _MapSums(torch.autograd.Function):
-    """Also returns the map, so that backward adds both gradients in one pass.
-
-    Its backward is made of differentiable operators.
-    """
+    """Also returns the map, so that backward adds both gradients in one pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
