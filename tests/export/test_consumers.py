@@ -17,7 +17,8 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
 
-SHAPES = dict(depths=(1, 1, 1, 1), widths=(16, 24, 28, 40), mlp_ratios=(2, 1, 1, 1))
+# Multiples of 16: on CPUs with AMX, onnxruntime 1.23's int8 product is wrong for other widths.
+SHAPES = dict(depths=(1, 1, 1, 1), widths=(16, 32, 48, 64), mlp_ratios=(2, 1, 1, 1))
 STYLES = {
     'b': dict(reweight=True, downsample='conv'),
     't': dict(reweight=False, downsample='patch_merging'),
