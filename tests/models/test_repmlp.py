@@ -95,8 +95,8 @@ def test_norm_cfg_reaches_every_part():
     [
         (dict(img_size=60), 'multiples of 32'),
         (dict(img_size=None), 'img_size must be multiples of 32, but got None'),
-        (dict(norm_cfg=dict(type='GN', num_groups=2)), 'must be of type BN.*folded'),
-        (dict(norm_cfg=dict(type=nn.GroupNorm, num_groups=2)), 'must be of type BN.*folded'),
+        (dict(norm_cfg=dict(type='GN', num_groups=2)), 'must be of type BN'),
+        (dict(norm_cfg=dict(type=nn.GroupNorm, num_groups=2)), 'must be of type BN'),
         (dict(norm_cfg=dict(type='BN', track_running_stats=False)), 'track_running_stats True'),
         (dict(norm_cfg=dict(type='BN', affine=False)), 'leave affine'),
         *(
@@ -123,7 +123,7 @@ def test_norms_by_class_are_built_and_folded(kind):
 
 @pytest.mark.parametrize('shape', [(0, 3, 64, 64), (1, 3, 0, 64)])
 def test_no_image_at_all(shape):
-    with pytest.raises(ValueError, match=r'at least one image, of at least 1x1 px, but got'):
+    with pytest.raises(ValueError, match='needs an image, but got'):
         build('repmlp')(torch.randn(shape))
 
 

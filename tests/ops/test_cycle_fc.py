@@ -76,8 +76,7 @@ def test_runs_in_half_precision(dtype):
     'error, message, kernel_sizes',
     [
         (ValueError, 'kernel_size', [(3, 3), (1, 2), (0, 1), (-1, 1), (5, 3)]),
-        (ValueError, r'\(1, 3\) and a \(3, 1\) branch', [(3, 3)]),
-        (TypeError, 'pair of ints', [3, '13', (1, 3, 1), (1.0, 3), None]),
+        (TypeError, 'kernel_size', [3, '13', (1, 3, 1), (1.0, 3), None]),
     ],
 )
 def test_refuses_other_kernels(error, message, kernel_sizes):

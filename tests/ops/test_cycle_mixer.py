@@ -141,7 +141,7 @@ def test_unknown_backend():
 @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
 def test_triton_says_why_it_cannot_run():
     weights = random_weights(8, True, torch.float32)
-    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*(Triton|CUDA)"):
+    with pytest.raises(RuntimeError, match=r"backend='triton' needs .* on cpu"):
         cycle_mixer(torch.randn(1, 4, 4, 8), weights, 'triton')
 
 
@@ -150,7 +150,7 @@ def test_auto_never_needs_triton(monkeypatch):
     monkeypatch.setattr(sys.modules[cycle_mixer.__module__], 'find_spec', lambda name: None)
     x, weights = torch.randn(1, 4, 4, 8), random_weights(8, True, torch.float32)
     cycle_mixer(x, weights)
-    with pytest.raises(RuntimeError, match='Triton is not installed'):
+    with pytest.raises(RuntimeError, match='needs Triton'):
         cycle_mixer(x, weights, 'triton')
 
 
