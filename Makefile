@@ -16,7 +16,7 @@ WEB_FLAGS ?=
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup:  ## make .venv with the tested versions (about 8 minutes once, then no time)
+setup:  ## make .venv with the tested versions (4 to 8 minutes once, then no time)
 	@$(PYTHON) tools/setup_env.py $(SETUP_FLAGS)
 
 demo: setup  ## train, evaluate and draw on generated images, into work_dirs/demo/
