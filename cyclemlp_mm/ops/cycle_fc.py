@@ -16,8 +16,8 @@ from .recording import is_compiled, standard_operators_only
 
 
 def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
-    """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair of ints; raises TypeError for
-    what is no pair of ints, and ValueError for another pair."""
+    """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair of ints; raises TypeError
+    unless it is a pair of ints, and ValueError for another pair."""
     pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else ()
     expected = f'kernel_size must be (1, k) or (k, 1) with an odd int k, but got {kernel_size!r}'
     if len(pair) != 2 or any(type(k) is not int for k in pair):

@@ -109,8 +109,8 @@ def _grad_x_kernel(
         here = tl.load(place, mask=in_map[:, None] & inside, other=0.0)
         acc = _add_dot(acc, here, tl.load(weight, mask=mask, other=0.0), PRECISION)
         if residue > 0:
-            beside = tl.load(place - step * OUT, mask=in_w[:, None] & inside, other=0.0)
-            acc = _add_dot(acc, beside, tl.load(weight + C, mask=mask, other=0.0), PRECISION)
+            near = tl.load(place - step * OUT, mask=in_w[:, None] & inside, other=0.0)
+            acc = _add_dot(acc, near, tl.load(weight + C, mask=mask, other=0.0), PRECISION)
             above = tl.load(place - step * width * OUT, mask=in_h[:, None] & inside, other=0.0)
             acc = _add_dot(acc, above, tl.load(weight + 2 * C, mask=mask, other=0.0), PRECISION)
     place = grad_x + image * n_tokens * C + tokens[:, None] * C + channels[None, :]

@@ -1,7 +1,7 @@
-# Weights, gradients and optimiser state dealt out over all GPUs, for a model that outgrows one: put
-# this file behind the others in _base_. The layers of these classes are dealt out one by one, and
-# put together one at a time; a backbone of your own adds its class. Checkpoints hold the full state,
-# so that tools/test.py and --resume read them as ever.
+# Weights, gradients and optimiser state sharded over all GPUs, for a model that is too large for one:
+# name this file last in _base_. The layers of these classes are sharded and gathered one at a time;
+# for a backbone of your own, add its class. Checkpoints hold the full state, which tools/test.py and
+# --resume read.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='ShardedStrategy',
