@@ -29,26 +29,25 @@ class KeepMeanLoss(Hook):
             Path(runner.work_dir, 'losses.json').write_text(json.dumps(self.losses))
 
 
-@HOOKS.register_module()
-class DieAt(Hook):
-    """An error in the last process, after an iteration."""
+class _At(Hook):
+    """Does something in the last process, after an iteration."""
 
     def __init__(self, iteration):
         self.iteration = iteration
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration and get_rank() == 1:
-            Path(runner.work_dir, 'died_at').write_text(str(time.time()))
-            raise ZeroDivisionError('this process dies on purpose')
+            self.act(runner)
 
 
 @HOOKS.register_module()
-class SignalAt(Hook):
-    """SIGTERM to the last process, after an iteration."""
+class DieAt(_At):
+    def act(self, runner):
+        Path(runner.work_dir, 'died_at').write_text(str(time.time()))
+        raise ZeroDivisionError('this process dies on purpose')
 
-    def __init__(self, iteration):
-        self.iteration = iteration
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration and get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+@HOOKS.register_module()
+class SignalAt(_At):
+    def act(self, runner):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -8,6 +8,7 @@ median of every minute) must stay within 5%: of the training process, and of the
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -28,11 +29,10 @@ ALLOWED = 0.05
 def resident(pid):
     """Resident memory of a process in MiB, or None where it has ended."""
     try:
-        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+        found = re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())
     except OSError:
         return None
-    sizes = [int(line.split()[1]) / 1024 for line in lines if line.startswith('VmRSS')]
-    return sizes[0] if sizes else None
+    return int(found[1]) / 1024 if found else None
 
 
 def children(pid):
@@ -69,22 +69,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write_coco(Path(folder) / 'shapes', 200, 20, (128, 128))
         log = Path(folder) / 'log'
-        command = [
-            sys.executable,
-            str(ROOT / 'tools' / 'train.py'),
-            'retinanet_cyclemlp_demo',
-            '--data',
-            'shapes',
-            '--work-dir',
-            'wd',
-            '--cfg-options',
-            'train_cfg.max_epochs=100000',
-            'train_cfg.val_interval=5',
-            'train_dataloader.num_workers=2',
-            'train_dataloader.persistent_workers=False',
-            'val_dataloader.persistent_workers=False',
-            'test_dataloader.persistent_workers=False',
-        ]
+        options = ['train_cfg.max_epochs=100000', 'train_cfg.val_interval=5']
+        options.append('train_dataloader.num_workers=2')
+        loaders = ('train', 'val', 'test')
+        options += [f'{name}_dataloader.persistent_workers=False' for name in loaders]
+        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'retinanet_cyclemlp_demo']
+        command += ['--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *options]
         started, samples = time.monotonic(), []
         with log.open('w') as file:
             process = subprocess.Popen(

@@ -11,12 +11,9 @@ from paths import ROOT
 
 #: ``--cfg-options`` with which the training process reads the images itself.
 NO_WORKERS = [
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
+    f'{name}_dataloader.{setting}'
+    for name in ('train', 'val', 'test')
+    for setting in ('num_workers=0', 'persistent_workers=False')
 ]
 
 #: ``--cfg-options`` that shrink a detector and its schedule to a few seconds.

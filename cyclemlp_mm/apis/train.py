@@ -16,8 +16,7 @@ from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
 from cyclemlp_mm.engine.hooks import TrainingStopped, progress_bar, stoppable
-from cyclemlp_mm.engine.runner.resume import checkpoint_folder
-from cyclemlp_mm.engine.runner.resumed import build_runner
+from cyclemlp_mm.engine.runner.resume import build_runner, checkpoint_folder, run_training
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.training_config import add_vis_backends
 from cyclemlp_mm.engine.work_dir import work_dir_lock
@@ -50,7 +49,7 @@ def _train(args: argparse.Namespace) -> None:
         log(runner, lines)
         try:
             with progress_bar(runner):
-                runner.train()
+                run_training(runner)
         except TrainingStopped:  # in all processes alike
             finish_launch()
             raise

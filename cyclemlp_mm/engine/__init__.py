@@ -20,16 +20,16 @@ from .hooks import (
     StopOnSignal,
 )
 from .own_data import use_own_data
-from .runner import (
+from .runner.launch import (
     CpuAmpOptimWrapper,
-    PatientValLoop,
-    ResumableEpochLoop,
-    ResumableIterLoop,
-    ShardedStrategy,
-    shard_layers,
+    finish_launch,
+    is_first_process,
+    no_teardown_under_gloo,
+    prepare_launch,
 )
-from .runner.launch import finish_launch, is_first_process, no_teardown_under_gloo, prepare_launch
+from .runner.loops import PatientValLoop, ResumableEpochLoop, ResumableIterLoop
 from .runner.resume import resume_training
+from .runner.strategy import ShardedStrategy, shard_layers
 from .training_config import check_loaded_weights, make_robust, skip_bad_images
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cyclemlp_mm.datasets.image_notes import NOTES, SKIPPED, kind_of
 from cyclemlp_mm.datasets.load_image import check_loader
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, some
 
 from .config_data import ignore_index
 
@@ -44,20 +44,13 @@ class SkipBadImages(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, max_bad_fraction: float = 0.05) -> None:
-        self._set_limit(max_bad_fraction)
+        self.max_bad_fraction = _fraction(max_bad_fraction)
         self.max_value: float | None = None
         self._files: dict[str, dict[tuple, set]] = defaultdict(lambda: defaultdict(set))
 
-    def _set_limit(self, max_bad_fraction: float) -> None:
-        if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
-            raise UserError(
-                f'max_bad_fraction is {max_bad_fraction!r}; it must be a number in [0, 1]'
-            )
-        self.max_bad_fraction = max_bad_fraction
-
     def before_run(self, runner: Runner) -> None:
         """Read the config's ``max_bad_fraction`` and ``image_max_value``."""
-        self._set_limit(runner.cfg.get('max_bad_fraction', self.max_bad_fraction))
+        self.max_bad_fraction = _fraction(runner.cfg.get('max_bad_fraction', self.max_bad_fraction))
         self.max_value = check_max_value(runner.cfg)
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
@@ -68,28 +61,21 @@ class SkipBadImages(Hook):
     def _before_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, mode: str = 'train'
     ) -> None:
-        """Take the notes out of a batch; log the first ones of each kind, and count.
-
-        Raises:
-            TooManyBadImagesError: More than ``max_bad_fraction``.
-        """
+        """Take the notes out of a batch; log the first ones of each kind, and count all."""
         notes = data_batch.pop(NOTES, ()) if isinstance(data_batch, dict) else ()
         for note in notes:
             files = self._files[mode][note.outcome, kind_of(note.reason)]
             if note.path not in files and len(files) < MOST_NAMED:
                 runner.logger.warning(str(note))
             files.add(note.path)
-        if notes:
-            self._check_limit(mode, len(_loader(runner, mode).dataset))
-
-    def _check_limit(self, mode: str, images: int) -> None:
+        images = len(_loader(runner, mode).dataset) if notes else 0
         bad = set().union(*(f for (what, _), f in self._files[mode].items() if what == SKIPPED))
-        if len(bad) > max(1, self.max_bad_fraction * images):
+        if notes and len(bad) > max(1, self.max_bad_fraction * images):
             raise TooManyBadImagesError(
                 f'{len(bad)} of {images} images of the {mode} data could not be read, more than '
-                f'max_bad_fraction={self.max_bad_fraction} allows, e.g. '
-                f'{", ".join(sorted(bad)[:MOST_NAMED])}. Fix or remove them (tools/check.py '
-                'CONFIG --full lists all), or allow more with --cfg-options max_bad_fraction=…'
+                f'max_bad_fraction={self.max_bad_fraction} allows: {some(sorted(bad))}. Fix or '
+                'remove them (tools/check.py CONFIG --full lists all), or allow more with '
+                '--cfg-options max_bad_fraction=…'
             )
 
     def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
@@ -105,12 +91,14 @@ def _loader(runner: Runner, mode: str) -> DataLoader:
     return getattr(runner, f'{mode}_loop').dataloader
 
 
-def check_max_value(cfg: Config) -> float | None:
-    """``image_max_value`` of a config: what becomes 255 in images of more than 8 bits.
+def _fraction(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UserError(f'max_bad_fraction is {value!r}; it must be a number in [0, 1]')
+    return value
 
-    Raises:
-        UserError: It is not a number above 0.
-    """
+
+def check_max_value(cfg: Config) -> float | None:
+    """``image_max_value`` of a config: what becomes 255 in images of more than 8 bits."""
     value = cfg.get('image_max_value')
     if value is not None and not (isinstance(value, (int, float)) and 0 < value < float('inf')):
         raise UserError(f'image_max_value is {value!r}; it must be a number above 0, such as 4095')

@@ -28,28 +28,22 @@ def data_sets(
     cfg: Config, phases: Sequence[str] = ('train', 'val', 'test')
 ) -> Iterator[tuple[str, ConfigDict]]:
     """Data sets of a config with their split, wrappers (repeat, concat, …) opened."""
-
-    def open_wrappers(dataset: ConfigDict) -> Iterator[ConfigDict]:
-        inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-        if not inner:
-            yield dataset
-        for one in inner:
-            yield from open_wrappers(one)
-
     for phase in phases:
-        split = 'train' if phase == 'train' else 'val'
         loader = cfg.get(f'{phase}_dataloader')
-        if loader is not None:
-            for dataset in open_wrappers(loader.dataset):
-                yield split, dataset
+        left = [loader.dataset] if loader is not None else []
+        while left:
+            dataset = left.pop(0)
+            inner = dataset.get('datasets') or [dataset.get('dataset')]
+            if inner == [None]:
+                yield 'train' if phase == 'train' else 'val', dataset
+            else:
+                left = [*inner, *left]
 
 
 def class_names(cfg: Config) -> dict | None:
-    """Class names, and colours if there are, of what a config is tested on.
+    """``classes`` and, if there is one, ``palette`` of what a config is tested on; None without.
 
-    Returns:
-        dict | None: ``classes`` and, if known, ``palette``, of the data set's ``metainfo`` or else
-        of its class (COCO's, ADE20K's, …); None where neither has any.
+    Of the data set's ``metainfo``, or else of its class (COCO's, ADE20K's, …).
     """
     for _, dataset in data_sets(cfg, ['test', 'val']):
         kind = dataset.type
@@ -109,8 +103,7 @@ def ignore_index(cfg: Config, *phases: str) -> int:
 def use_checked_coco(cfg: Config) -> None:
     """Replace mmdet's ``CocoDataset`` and ``CocoMetric`` in a config by the checked ones.
 
-    Both or neither in a phase: labels of other data sets are in the order of the file, which
-    mmdet's metric expects.
+    Both or neither in a phase: mmdet's metric expects labels in the order of the file.
     """
     if cfg.get('default_scope') != 'mmdet':
         return
@@ -132,11 +125,7 @@ def use_checked_coco(cfg: Config) -> None:
 def other_evaluated_files(
     cfg: Config, phases: Sequence[str] = ('val', 'test')
 ) -> Iterator[tuple[str, str, str]]:
-    """Evaluators that read another annotation file than the loader of their phase.
-
-    Yields:
-        tuple[str, str, str]: The evaluator's key, what is wrong and how to fix it.
-    """
+    """Key, mistake and remedy of evaluators that read another annotation file than their loader."""
     for phase in phases:
         read = [
             os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset['ann_file']))
@@ -147,12 +136,8 @@ def other_evaluated_files(
         for evaluator in evaluators(cfg, [phase]):
             file = evaluator.get('ann_file')
             if read and isinstance(file, str) and os.path.realpath(file) not in read:
-                yield (
-                    key,
-                    f'is {file}, but {phase}_dataloader reads {read[0]}: predictions would be '
-                    'compared with the objects of other images',
-                    f'Set both, e.g. --cfg-options {key}={read[0]}',
-                )
+                wrong = f'is {file}, but {phase}_dataloader reads {read[0]}, with other objects'
+                yield key, wrong, f'Set both, e.g. --cfg-options {key}={read[0]}'
 
 
 def needs_masks(cfg: Config, split: str) -> bool:
@@ -177,9 +162,8 @@ def trained_classes(checkpoint: object) -> list[str]:
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if not isinstance(meta, dict):
         return []
-    return names_of(meta.get('dataset_meta')) or names_of(
-        {'classes': meta.get('CLASSES')}
-    )  # mmdet 2
+    # The other one is mmdet 2's.
+    return names_of(meta.get('dataset_meta')) or names_of(dict(classes=meta.get('CLASSES')))
 
 
 def names_of(metainfo: object) -> list[str]:
@@ -189,13 +173,7 @@ def names_of(metainfo: object) -> list[str]:
 
 
 def take_class_order(cfg: Config, trained: Sequence[str], source: str) -> list[str]:
-    """Let data sets that go by name list their classes in the order of a checkpoint.
-
-    Args:
-        cfg (Config): Changed in place, where a data set has the checkpoint's names in another
-            order.
-        trained (Sequence[str]): Class names of the checkpoint, see :func:`trained_classes`.
-        source (str): The checkpoint, for the message.
+    """Let data sets that go by name list their classes in the order of a checkpoint, ``source``.
 
     Returns:
         list[str]: What the user should know; empty where nothing was changed.
@@ -216,23 +194,16 @@ def take_class_order(cfg: Config, trained: Sequence[str], source: str) -> list[s
 
 
 def require_same_classes(trained: Sequence[str], names: Sequence[str], source: str) -> None:
-    """Reject data whose labels mean other classes than a checkpoint's: labels are numbers.
+    """Raise UserError where labels of the data mean other classes than a checkpoint's, ``source``.
 
-    Args:
-        trained (Sequence[str]): Class names of the checkpoint; [] fits all.
-        names (Sequence[str]): Class names of the data, likewise.
-        source (str): The checkpoint, for the message.
-
-    Raises:
-        UserError: They differ, or their order does.
+    Labels are numbers: the order counts, too. Without names, on either side, all is accepted.
     """
     if not trained or not names or list(trained) == list(names):
         return
     kind = 'in another order' if sorted(trained) == sorted(names) else 'others'
     trained, names = ([name[:60] for name in listed] for listed in (trained, names))
     raise UserError(
-        f'{source} was trained with the classes {trained}, but the data has {kind}: '
-        f'{names}. Labels would not mean the same: take the names and the order of the '
-        'training data (categories in the annotation file, classes.txt and its labels, '
+        f'{source} was trained with the classes {trained}, but the data has {kind}: {names}. Take '
+        'the names and the order of the training data (in the annotation file, classes.txt or '
         'metainfo.classes)'
     )

@@ -18,34 +18,43 @@ from cyclemlp_mm.errors import CodeError, MissingFileError, MissingToolboxError,
 from cyclemlp_mm.user_path import user_path
 
 from .config_data import use_checked_coco
-from .config_sections import check_sections
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: Toolbox by ``default_scope``, with the extra of this package that installs it.
 EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
-#: Settings that a config may lack and that are read from it: arguments of the runners, then what
-#: our tools read, then what mmengine's runners and the toolboxes read.
+#: Settings that a config may lack: arguments of the runners, and what else reads a config.
 _KNOWN_KEYS = {
     *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),
-    'image_max_value',
-    'max_bad_fraction',
-    'max_non_finite',
-    'unsafe_load',
-    'runner_type',
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
+    # our tools
+    *('image_max_value', 'max_bad_fraction', 'max_non_finite', 'unsafe_load'),
+    # mmengine's runners and the toolboxes
+    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'),
+    *('tta_model', 'tta_pipeline'),
 }
 #: Where mmengine reads a config; its functions call the config's path ``filename``.
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
 _NOT_OWN = {'cyclemlp_mm', *EXTRAS}
+#: Kinds of sections: settings, lists of settings, either; '*' stands for all keys.
+_PHASES = ('train', 'val', 'test')
+_SETTINGS = (
+    *('model', 'optim_wrapper', 'optim_wrapper.optimizer', 'default_hooks', 'default_hooks.*'),
+    *('env_cfg', 'randomness', 'visualizer', 'log_processor', 'auto_scale_lr'),
+    *('data_preprocessor', 'model_wrapper_cfg', 'strategy', 'tta_model'),
+    *(f'{phase}_cfg' for phase in _PHASES),
+    *(f'{phase}_dataloader' for phase in _PHASES),
+    *(
+        f'{p}_dataloader.{part}'
+        for p in _PHASES
+        for part in ('dataset', 'sampler', 'batch_sampler')
+    ),
+)
+_LISTS = (
+    *('custom_hooks', 'vis_backends', 'visualizer.vis_backends'),
+    *(f'{phase}_dataloader.dataset.pipeline' for phase in _PHASES),
+)
+_EITHER = ('param_scheduler', 'val_evaluator', 'test_evaluator')
 
 
 def configs_dir() -> Path:
@@ -78,10 +87,7 @@ def find_config(name: str) -> Path:
         # A folder that was named may hold a changed copy: then the shipped one is not meant.
         if path.parent == Path() or (path.parent == Path('configs') and not path.parent.is_dir()):
             return shipped
-        raise MissingFileError(
-            f'there is no config {name}. To take the shipped one of that name, leave the folder '
-            f'out: {stem}'
-        )
+        raise MissingFileError(f'there is no config {name}; for the shipped one, give {stem}')
     names = sorted(p.stem for p in configs_dir().glob('*.py'))
     near = difflib.get_close_matches(stem, names, n=3)
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
@@ -129,14 +135,9 @@ def load_config(name: str, cfg_options: dict | None = None) -> Config:
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:
-    """Merge ``--cfg-options`` into a config, then check its sections.
+    """Merge ``--cfg-options``, dotted keys to values, into a config; then check its sections.
 
-    Args:
-        cfg (Config): Changed in place.
-        options (dict, optional): Dotted keys to values.
-
-    Raises:
-        UserError: An option does not fit the config, or nothing would read it.
+    Raises UserError where an option does not fit the config, or nothing would read it.
     """
     if options:
         _check_keys(cfg, options)
@@ -148,6 +149,35 @@ def merge_options(cfg: Config, options: dict | None) -> None:
             ) from error
     check_sections(cfg)
     use_checked_coco(cfg)
+
+
+def check_sections(cfg: Config) -> None:
+    """Raise UserError for what is read as settings, or lists of them, but is something else.
+
+    What the config lacks, or has as None, is not looked at.
+    """
+    for path in (*_SETTINGS, *_LISTS, *_EITHER):
+        for key, value in parts(cfg, path):
+            is_list = isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value)
+            is_right = isinstance(value, dict) if path not in _LISTS else is_list
+            if value is None or is_right or (path in _EITHER and is_list):
+                continue
+            expected = 'settings, dict(…)' if path in _SETTINGS else 'a list of settings, [dict(…)]'
+            raise UserError(f'config {cfg.filename}: {key} is {value!r}, but must be {expected}')
+
+
+def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
+    """Keys and values of a config at a dotted path, if there; ``*`` stands for all keys."""
+    nodes: list[tuple[str, object]] = [('', cfg)]
+    for name in path.split('.'):
+        nodes = [
+            (f'{key}.{k}'.lstrip('.'), node[k])
+            for key, node in nodes
+            if isinstance(node, (dict, Config))
+            for k in (node if name == '*' else [name])
+            if k in node
+        ]
+    yield from nodes
 
 
 def _config_error(path: Path, error: Exception) -> UserError:
@@ -167,17 +197,15 @@ def _config_error(path: Path, error: Exception) -> UserError:
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    failed = [  # modules that are being imported
-        (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(cause.__traceback__)
-        if frame.name == '<module>'
-    ]
+    summary = traceback.extract_tb(cause.__traceback__)
+    failed = [(f.filename, f.lineno) for f in summary if f.name == '<module>']  # being imported
     if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
         failed.append((cause.filename, cause.lineno))
     if failed and Path(failed[-1][0]).absolute() not in read:
+        module, at = failed[-1]
         return CodeError(
-            f'config {path}: a module that it imports fails in {failed[-1][0]}, line '
-            f'{failed[-1][1]}: {_first_line(cause)}'
+            f'config {path}: a module that it imports fails in {module}, line {at}: '
+            f'{_first_line(cause)}'
         )
     where = f' (line {line})' if line else ''
     shown = path if file == path.absolute() else file
@@ -195,25 +223,29 @@ def _check_keys(cfg: Config, options: dict) -> None:
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
-            raise _unread_key(key, f'neither the config nor mmengine has {first!r}', near)
+            raise _unread(key, f'neither the config nor mmengine has {first!r}', near)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
-            raise _unread_variable(cfg, key)
+            places = [p for top in cfg if top != first for p in _places(cfg[top], cfg[first], top)]
+            # Those of the same name first: a small number stands for many things.
+            places.sort(key=lambda place: first not in place)
+            keys = ['.'.join([place, *inner]) for place in places[:4]]
+            raise _unread(key, f'{first!r} is a variable of the config that was used already', keys)
         node = cfg.get(first)
         for part in inner[:-1]:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
-                continue
-            if not isinstance(node, dict):
+            elif isinstance(node, dict):
+                near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=0.8)
+                if part not in node and near:
+                    raise _unread(key, f'there, the config does not have {part!r}', near)
+                node = node.get(part)
+            else:
                 break  # merging reports it
-            near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=0.8)
-            if part not in node and near:
-                raise _unread_key(key, f'there, the config does not have {part!r}', near)
-            node = node.get(part)
 
 
-def _unread_key(key: str, lacking: str, near: list[str]) -> UserError:
-    hint = f'Did you mean {" or ".join(near)}?' if near else 'One of your own goes into the config'
-    return UserError(f'--cfg-options {key}: {lacking}, so that it would change nothing. {hint}')
+def _unread(key: str, wrong: str, keys: list[str]) -> UserError:
+    hint = f'Did you mean {" or ".join(keys)}?' if keys else 'Write it into the config file'
+    return UserError(f'--cfg-options {key}: {wrong}, so that it would change nothing. {hint}')
 
 
 def _is_variable(cfg: Config, name: str) -> bool:
@@ -230,20 +262,6 @@ def _is_variable(cfg: Config, name: str) -> bool:
     own = [module for module in own if module.split('.')[0] not in _NOT_OWN]
     used = re.search(rf'(?:\b_base_\.|(?<![\w.\'"])){re.escape(name)}\b(?!\s*=[^=])', code)
     return used is not None or not own
-
-
-def _unread_variable(cfg: Config, key: str) -> UserError:
-    name, _, rest = key.partition('.')
-    places = [place for top in cfg if top != name for place in _places(cfg[top], cfg[name], top)]
-    # Those of the same name first: a small number stands for many things.
-    places.sort(key=lambda place: name not in place)
-    keys = ', '.join(f'{place}.{rest}' if rest else place for place in places[:4])
-    hint = f'Its value is at {keys}: set what you mean there'
-    return UserError(
-        f'--cfg-options {key}: {name!r} is a variable of the config, which was used when the '
-        'config was read, so that it would change nothing now. '
-        f'{hint if keys else "Change the config file itself"}'
-    )
 
 
 def _places(node: object, value: object, key: str) -> Iterator[str]:
@@ -281,10 +299,9 @@ def require_toolbox(cfg: Config) -> str:
         importlib.import_module(f'{scope}.models')  # where imports break
     except Exception as error:  # a package that does not fit may raise anything
         raise MissingToolboxError(
-            f'the config needs {scope}, which cannot be imported '
-            f'({type(error).__name__}: {error}). tools/doctor.py finds the cause. In a checkout, '
-            f"run `make setup`; elsewhere, `pip install 'cyclemlp_mm[{EXTRAS[scope]}]'` (see the "
-            "README on mmcv's compiled ops)"
+            f'{scope}, which the config needs, cannot be imported ({type(error).__name__}: '
+            f'{error}). tools/doctor.py finds the cause. Run `make setup` in a checkout, else '
+            f"`pip install 'cyclemlp_mm[{EXTRAS[scope]}]'`"
         ) from error
     if scope == 'mmdet':
         importlib.import_module('cyclemlp_mm.datasets.checked_coco')  # classes that need mmdet

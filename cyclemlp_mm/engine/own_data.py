@@ -1,7 +1,12 @@
 """``--data DIR``: point a config at your own folder, without editing the config.
 
-A folder in COCO 2017's or ADE20K's layout, or of images sorted by class, sets the data roots of
-every loader and evaluator, the class names and the ``num_classes`` of every head.
+It sets the data roots of every loader and evaluator, the class names and the ``num_classes`` of
+every head. Layouts: COCO 2017's, ADE20K's, and for classification one of two:
+
+- Class folders: ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``.
+- Lists: ``train/`` and ``val/`` with images, however deep, and ``train_list.txt`` and
+  ``val_list.txt`` (or ``{train,val}.txt``, or those in ``meta/``) with lines ``NAME LABEL``,
+  NAME relative to the split's folder or to DIR, labels from 0. They win over class folders.
 """
 
 from __future__ import annotations
@@ -12,13 +17,19 @@ from pathlib import Path
 from mmengine.config import Config
 
 from cyclemlp_mm.datasets.coco_file import category_names
-from cyclemlp_mm.datasets.file_names import files_in, read_names, say_spelling
+from cyclemlp_mm.datasets.file_names import (
+    check_list_encoding,
+    files_in,
+    is_no_class,
+    read_lines,
+    read_names,
+    say_spelling,
+)
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
 from .config_data import class_palette, data_sets, evaluators, heads, needs_masks
-from .own_images import use_image_folders
 
 COCO_SPLITS = {
     'train': ('annotations/instances_train2017.json', 'train2017/'),
@@ -28,6 +39,8 @@ ADE20K_SPLITS = {
     'train': ('images/training', 'annotations/training'),
     'val': ('images/validation', 'annotations/validation'),
 }
+#: Where a split's list of ``NAME LABEL`` lines may lie, under the folder.
+LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
 
 
 def use_own_data(
@@ -41,8 +54,7 @@ def use_own_data(
 
     Args:
         cfg (Config): A config whose ``default_scope`` is mmdet (COCO 2017's layout), mmseg
-            (ADE20K's layout) or mmpretrain (see :mod:`cyclemlp_mm.engine.own_images`). Changed in
-            place.
+            (ADE20K's layout) or mmpretrain. Changed in place.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
             use, by default all; mmseg: names in the order of the labels, by default the lines of
@@ -70,12 +82,9 @@ def use_own_data(
     elif scope == 'mmseg':
         names = _use_ade20k_layout(cfg, root, classes, ignore_label, needed)
     elif scope == 'mmpretrain':
-        names = use_image_folders(cfg, root, classes, needed)
+        names = _use_image_folders(cfg, root, classes, needed)
     else:
-        raise UserError(
-            '--data supports detection (mmdet), segmentation (mmseg) and classification '
-            f'(mmpretrain) configs, but this config has default_scope={scope!r}'
-        )
+        raise UserError(f'--data needs a config of mmdet, mmseg or mmpretrain, not of {scope!r}')
     for _, settings in heads(cfg.model):
         if 'num_classes' in settings:
             settings['num_classes'] = len(names)
@@ -89,21 +98,20 @@ def _use_coco_layout(
 ) -> tuple[str, ...]:
     there = _splits(root, COCO_SPLITS, needed, 'COCO 2017')
     found = {
-        split: category_names(root / ann_file, needs_masks(cfg, split))
+        split: tuple(category_names(root / ann_file, needs_masks(cfg, split)).values())
         for split, (ann_file, _) in there.items()
     }
-    if len(found) > 1 and sorted(found['train'].values()) != sorted(found['val'].values()):
+    if len(found) > 1 and sorted(found['train']) != sorted(found['val']):
         raise UserError(
-            f'{root}: the category names of train and val differ, so labels would not mean the '
-            f'same. train: {found["train"]}; val: {found["val"]}. Write the same names into both '
-            'files, also those that one of them has no box of'
+            f'{root}: the category names of train and val differ: {found["train"]} and '
+            f'{found["val"]}. Write the same names into both files, used or not'
         )
-    names = tuple(found[next(iter(found))].values())  # train's, if it is there
+    names = next(iter(found.values()))  # train's, if it is there
     if classes is not None:
         unknown = [name for name in classes if name not in names]
         if unknown:
             raise UserError(f'--classes {unknown} are not in {root}; it has {list(names)}')
-        names = tuple(name for name in names if name in set(classes))  # the file's order
+        names = tuple(name for name in names if name in classes)  # the file's order
     for split, dataset in data_sets(cfg):
         dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
         if split in there:
@@ -127,9 +135,8 @@ def _use_ade20k_layout(
     names = _segmentation_classes(root, classes)
     if ignore_label is not None and not len(names) <= ignore_label <= 255:
         raise UserError(
-            f'--ignore-label {ignore_label}: labels 0 to {len(names) - 1} are the classes '
-            f'{list(names)}, so the ignored one must be {len(names)} to 255. If 0 is ignored and '
-            'classes count from 1, leave --ignore-label out'
+            f'--ignore-label {ignore_label} must be {len(names)} to 255: 0 to {len(names) - 1} are '
+            f'the classes {list(names)}. If 0 is ignored, leave --ignore-label out'
         )
     for split, dataset in data_sets(cfg):
         dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
@@ -146,10 +153,10 @@ def _use_ade20k_layout(
         )
         # The config of an earlier run has the check of that run's data.
         steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
-        at = next((i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations'), None)
-        if at is not None:
+        loads = [i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations']
+        if loads:
             check = dict(type='CheckLabels', num_classes=len(names), ignore_label=ignore_label)
-            steps.insert(at + 1, check)
+            steps.insert(loads[0] + 1, check)
         dataset.pipeline = steps
     return names
 
@@ -158,13 +165,10 @@ def _splits(
     root: Path, splits: dict[str, tuple[str, str]], needed: Sequence[str], layout: str
 ) -> dict[str, tuple[str, str]]:
     """The parts of a layout that are needed or there."""
-    lacking = {
-        split: [p for p in parts if not (root / p).exists()] for split, parts in splits.items()
-    }
-    missing = [part for split in needed for part in lacking[split]]
+    lacking = {s: [p for p in parts if not (root / p).exists()] for s, parts in splits.items()}
+    missing = ', '.join(part for split in needed for part in lacking[split])
     if missing:
-        exports = sorted(root.glob('*/_annotations.coco.json'))
-        hint = ''
+        hint, exports = '', sorted(root.glob('*/_annotations.coco.json'))
         if exports and layout == 'COCO 2017':
             hint = (
                 f'. {exports[0].relative_to(root)} is as Roboflow exports: move it to '
@@ -172,28 +176,24 @@ def _splits(
                 f'likewise "valid" to {", ".join(COCO_SPLITS["val"])}'
             )
         raise MissingFileError(
-            f'--data {root} is not in the layout of {layout}: it lacks {", ".join(missing)}{hint}'
+            f'--data {root} is not in the layout of {layout}: it lacks {missing}{hint}'
         )
     return {split: parts for split, parts in splits.items() if not lacking[split]}
 
 
 def _segmentation_classes(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    if classes is None:
-        file = root / 'classes.txt'
-        if not file.is_file():
-            raise MissingFileError(
-                f'{file} is missing: write one class name per line, in the order of the labels, or '
-                'give --classes NAME NAME …'
-            )
-        classes = read_names(file)
-    if len(set(classes)) != len(classes):
-        raise UserError(f'class names are double: {list(classes)}')
-    if len(classes) < 2:
-        raise UserError(
-            f'segmentation needs at least two classes (one may be "background"), but got '
-            f'{list(classes)}'
+    file = root / 'classes.txt'
+    if classes is None and not file.is_file():
+        raise MissingFileError(
+            f'{file} is missing: write one class name per line, in the order of the labels, or '
+            'give --classes NAME NAME …'
         )
-    return tuple(classes)
+    names = tuple(read_names(file) if classes is None else classes)
+    if len(set(names)) != len(names):
+        raise UserError(f'class names are double: {list(names)}')
+    if len(names) < 2:
+        raise UserError(f'segmentation needs at least two classes, but got {list(names)}')
+    return names
 
 
 def _image_suffix(images: Path, labels: Path) -> str:
@@ -203,21 +203,135 @@ def _image_suffix(images: Path, labels: Path) -> str:
         raise MissingFileError(f'{images} holds no image ({", ".join(IMAGE_SUFFIXES)})')
     suffixes = sorted({f.suffix for f in files})
     if len(suffixes) > 1:
-        raise UserError(
-            f'{images} mixes {", ".join(suffixes)}, and mmseg reads one kind: convert or rename'
-        )
-    unlabelled = [
-        f for f in files if not (labels / f.relative_to(images)).with_suffix('.png').exists()
-    ]
-    if unlabelled:
-        expected = [str(f.relative_to(images).with_suffix('.png')) for f in unlabelled]
-        spelling = say_spelling(expected, files_in(labels))
+        raise UserError(f'{images} mixes {", ".join(suffixes)}: convert or rename to one of them')
+    expected = [f.relative_to(images).with_suffix('.png') for f in files]
+    missing = [str(name) for name in expected if not (labels / name).exists()]
+    if missing:
+        spelling = say_spelling(missing, files_in(labels))
         raise MissingFileError(
-            f'{len(unlabelled)} of {len(files)} images in {images} have no label in {labels}, e.g. '
-            f'{unlabelled[0].name} (expected {unlabelled[0].stem}.png)'
-            + (f'; {spelling}: rename the files' if spelling else '')
+            f'{len(missing)} of {len(files)} images in {images} have no label in {labels}, e.g. '
+            f'{missing[0]}' + (f'; {spelling}: rename the files' if spelling else '')
         )
     return suffixes[0]
+
+
+def _use_image_folders(
+    cfg: Config, root: Path, classes: Sequence[str] | None, needed: Sequence[str]
+) -> tuple[str, ...]:
+    """Point the loaders of a classification config at ``root``; returns the class names.
+
+    Of lists, ``classes`` are the names in the order of the labels; by default the lines of
+    ``classes.txt``, or the labels' numbers.
+    """
+    splits = [split for split in ('train', 'val') if (root / split).is_dir()]
+    missing = ', '.join(f'{split}/' for split in needed if split not in splits)
+    if missing:
+        raise MissingFileError(
+            f'--data {root} lacks {missing}: expected train/CLASS/IMAGE and val/CLASS/IMAGE, or '
+            'train/, val/ and lists train_list.txt, val_list.txt of lines "NAME LABEL"'
+        )
+    lists = {}  # '' where there is none
+    for split in splits:
+        names = [name.format(split) for name in LIST_NAMES]
+        lists[split] = next((name for name in names if (root / name).is_file()), '')
+    if any(lists.values()):
+        names = _classes_of_lists(root, lists, classes)
+    elif classes is None:
+        names = _classes_of_folders(root, splits)
+    else:
+        raise UserError(f'--classes: {root} has class folders with the names; leave it out')
+    for phase in ('train', 'val', 'test'):
+        split = 'train' if phase == 'train' else 'val'
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader is None or split not in splits:
+            continue
+        for key in ('split', 'classes'):
+            loader.dataset.pop(key, None)
+        loader.dataset.update(
+            type='CustomDataset',
+            data_root=str(root),
+            data_prefix=_prefix_of(root, split, lists[split]) if lists[split] else split,
+            ann_file=lists[split],
+            with_label=True,
+            extensions=IMAGE_SUFFIXES,
+            metainfo=dict(classes=names),
+        )
+    return names
+
+
+def _classes_of_folders(root: Path, splits: Sequence[str]) -> tuple[str, ...]:
+    found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
+    hidden = [f'{s}/{name}' for s in splits for name in found[s] if is_no_class(name)]
+    if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
+        raise UserError(
+            f'{root}: mmpretrain takes every folder for a class, {", ".join(hidden[:5])} as well: '
+            'take it out'
+        )
+    for split, names in found.items():
+        if not names:
+            raise MissingFileError(
+                f'{root / split} has no class folder, and there is no {split}_list.txt: sort the '
+                'images into one folder per class, or write a list of lines "NAME LABEL"'
+            )
+    only = {
+        s: [n for n in found[s] if any(n not in other for other in found.values())] for s in splits
+    }
+    if any(only.values()):
+        spelling = say_spelling(*only.values())
+        raise UserError(
+            f'{root}: the class folders of train and val differ; only in train: '
+            f'{only["train"][:5]}, only in val: {only["val"][:5]}'
+            + (f'; {spelling}: rename them' if spelling else '')
+        )
+    return tuple(found[splits[0]])
+
+
+def _classes_of_lists(
+    root: Path, lists: dict[str, str], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    for split, name in lists.items():
+        if not name:
+            raise MissingFileError(f'{root} has no list for {split}, e.g. {split}_list.txt')
+    highest = max(_highest_label(root / name) for name in lists.values())
+    file = root / 'classes.txt'
+    if classes is None and file.is_file():
+        classes = read_names(file)
+    if classes is None:
+        return tuple(map(str, range(highest + 1)))
+    if highest >= len(classes):
+        raise UserError(
+            f'{root}: the lists have labels up to {highest}, counted from 0, but there are '
+            f'{len(classes)} class names'
+        )
+    return tuple(classes)
+
+
+def _highest_label(file: Path) -> int:
+    labels = []
+    check_list_encoding(file)
+    for number, line in enumerate(read_lines(file), start=1):
+        name, _, label = line.strip().rpartition(' ')
+        if not name or not label.isdigit():
+            raise UserError(
+                f'{file}, line {number}: expected "NAME LABEL" with a label from 0, got {line!r}'
+            )
+        labels.append(int(label))
+    if not labels:
+        raise UserError(f'{file} is empty')
+    return max(labels)
+
+
+def _prefix_of(root: Path, split: str, list_name: str) -> str:
+    """What the list's names are relative to: the split's folder, or ``root``."""
+    name = read_lines(root / list_name)[0].strip().rpartition(' ')[0]
+    for prefix in (split, ''):
+        if (root / prefix / name).is_file():
+            return prefix
+    spelling = say_spelling([name], files_in(root / split)) or say_spelling([name], files_in(root))
+    raise MissingFileError(
+        f'{root / list_name} begins with {name}, which is neither in {root / split} nor in {root}'
+        + (f'; {spelling}: write the names of the files' if spelling else '')
+    )
 
 
 def _limit_topk(node: object, num_classes: int) -> None:

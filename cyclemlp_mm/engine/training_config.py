@@ -19,16 +19,15 @@ _OURS = {
     'SingleDeviceStrategy': 'AtomicSingleDeviceStrategy',
     'DDPStrategy': 'AtomicDDPStrategy',
 }
-#: mmengine's backends that log elsewhere than to the work dir, by the package that each needs, with
-#: how to install it. tensorboard is among the tested versions.
+#: mmengine's backends that log elsewhere than to the work dir, by the package that each needs.
 VIS_BACKENDS = {
-    'tensorboard': ('TensorboardVisBackend', "pip install 'cyclemlp_mm[vis]'"),
-    'wandb': ('WandbVisBackend', 'pip install wandb'),
-    'mlflow': ('MLflowVisBackend', 'pip install mlflow'),
-    'clearml': ('ClearMLVisBackend', 'pip install clearml'),
-    'neptune': ('NeptuneVisBackend', 'pip install neptune'),
-    'dvclive': ('DVCLiveVisBackend', 'pip install dvclive'),
-    'aim': ('AimVisBackend', 'pip install aim'),
+    'tensorboard': 'TensorboardVisBackend',
+    'wandb': 'WandbVisBackend',
+    'mlflow': 'MLflowVisBackend',
+    'clearml': 'ClearMLVisBackend',
+    'neptune': 'NeptuneVisBackend',
+    'dvclive': 'DVCLiveVisBackend',
+    'aim': 'AimVisBackend',
 }
 
 
@@ -74,11 +73,8 @@ def check_loaded_weights(cfg: Config) -> None:
 def add_hook(cfg: Config, hook: dict, replace: bool = True) -> None:
     """Add a hook to a config's ``custom_hooks``.
 
-    Args:
-        cfg (Config): Changed in place.
-        hook (dict): With its ``type``, a name.
-        replace (bool): Whether it replaces a custom hook of its type; else it is left out where the
-            config, in its default hooks too, has one. Defaults to True.
+    It replaces a custom hook of its type; without ``replace``, it is left out where the config, in
+    its default hooks too, has one.
     """
     custom = list(cfg.get('custom_hooks') or [])
     kinds = [h and h.get('type') for h in (*cfg.setdefault('default_hooks', {}).values(), *custom)]
@@ -87,28 +83,22 @@ def add_hook(cfg: Config, hook: dict, replace: bool = True) -> None:
 
 
 def add_vis_backends(cfg: Config, names: list[str]) -> None:
-    """Let a run also log to TensorBoard, Weights & Biases or another of mmengine's backends.
+    """Let a run also log to TensorBoard, Weights & Biases or others; keys of :data:`VIS_BACKENDS`.
 
     W&B files stay in the work dir; where there is no network, set ``WANDB_MODE=offline``.
-
-    Args:
-        cfg (Config): ``visualizer.vis_backends`` is extended in place; ``work_dir`` must be set.
-        names (list[str]): Keys of :data:`VIS_BACKENDS`.
-
-    Raises:
-        UserError: The package is not installed, or the config has no visualizer.
     """
     if cfg.get('visualizer') is None:
         raise UserError('--vis needs a visualizer in the config')
     # A copy: the config's own list is shared with cfg.vis_backends.
     backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
     for name in names:
-        kind, install = VIS_BACKENDS[name]
+        kind = VIS_BACKENDS[name]
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except ImportError as error:  # tensorboard is among the tested versions
+            package = "'cyclemlp_mm[vis]'" if name == 'tensorboard' else name
             raise UserError(
-                f'--vis {name} needs the package {name} ({error}): {install}'
+                f'--vis {name} needs the package {name} ({error}): pip install {package}'
             ) from error
         settings = ConfigDict(type=kind)
         if name == 'wandb':

@@ -27,14 +27,8 @@ def write_atomically(content: bytes, path: str | Path) -> None:
     """Write a file whose name always means the complete old content or the complete new one.
 
     The bytes are written and synced to a file next to it, which is then renamed. On file systems
-    with atomic renames (all local ones on Linux, NFS) this holds through a power cut too.
-
-    Args:
-        content (bytes): All of the file.
-        path (str | Path): Where to; the folder is made if needed.
-
-    Raises:
-        OSError: No space, no permission, …; ``path`` is unchanged, and no other file is left.
+    with atomic renames (all local ones on Linux, NFS) this holds through a power cut too. After an
+    OSError, ``path`` is unchanged, and no other file is left.
     """
     with atomic_file(path) as partial:
         partial.write_bytes(content)
@@ -42,11 +36,7 @@ def write_atomically(content: bytes, path: str | Path) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield the name of a file to write, which replaces ``path`` at the end of the block.
-
-    Args:
-        path (str | Path): As for :func:`write_atomically`, which may raise the same.
-    """
+    """Yield the name of a file to write, which replaces ``path`` at the end of the block."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name}')
@@ -101,11 +91,9 @@ class AtomicLocalBackend(LocalBackend):
     """
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write bytes to a file."""
         write_atomically(obj, filepath)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text to a file."""
         write_atomically(obj.encode(encoding), filepath)
 
 
@@ -114,17 +102,11 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 
 @contextmanager
 def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
-    """Keep other trainings out of a work dir while the block runs.
+    """Keep other trainings out of a work dir, which is made if needed, while the block runs.
 
     The operating system releases the lock when the process ends, killed or not. Where the file
-    system has no locks, nothing is kept out.
-
-    Args:
-        work_dir (str | Path): Made if needed.
-
-    Raises:
-        UserError: Another training has it; the message names its process, machine and start. Or
-            the lock file is a link or no regular file.
+    system has no locks, nothing is kept out. Raises UserError where another training has it, or
+    where the lock file is a link or no regular file.
     """
     path = Path(work_dir) / LOCK
     # No fallback to a lock that would stay after a kill. A second: the other one may just end.
@@ -135,8 +117,7 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
             found = path.lstat()  # the lock empties the file: it must not be another file's name
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
                 raise UserError(
-                    f'{path} is a link, a folder or a pipe, and must be a file of the training '
-                    'itself: remove it, or take another --work-dir'
+                    f'{path} is a link, a folder or a pipe: remove it, or take another --work-dir'
                 )
         lock.acquire()
     except Timeout as error:
@@ -145,8 +126,7 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
             owner = path.read_bytes()[:500].decode(errors='replace').strip()
         raise UserError(
             f'another training writes into the work dir {path.parent} '
-            f"({owner or 'its process is not known'}), and two would overwrite each other's "
-            'checkpoints. Wait for it, end it, or take another --work-dir'
+            f'({owner or "its process is not known"}). Wait for it, or take another --work-dir'
         ) from error
     except OSError:
         pass  # the training itself reports a folder that cannot be written

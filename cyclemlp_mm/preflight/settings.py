@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.checks import is_number
-from cyclemlp_mm.engine.config_sections import parts
+from cyclemlp_mm.engine.config_files import parts
 
 from .findings import Report
 

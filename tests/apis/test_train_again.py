@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from cyclemlp_mm.apis.train import _move_earlier_run, train
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.hooks.stop import NonFiniteLossError
-from cyclemlp_mm.engine.runner.resumed import guard_resume
+from cyclemlp_mm.engine.runner.resume import run_training
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.weights import install_safe_loading
@@ -98,7 +98,7 @@ def toy_runner(folder, losses=(1, 1), max_iters=None, resume=None, optimizer=Non
     cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses))))
     make_robust(cfg)
     name = f'toy_{next(NUMBERS)}'
-    return guard_resume(Runner)(
+    return Runner(
         model=Toy(),
         work_dir=str(folder),
         experiment_name=name,
@@ -134,7 +134,7 @@ def resume_toy(file, content, **settings):
     """Train on from changed content; the error names the file."""
     torch.save(content, file)
     runner = toy_runner(file.parent, max_iters=3, resume=file, **settings)
-    runner.train()
+    run_training(runner)
     assert runner.iter == 3
 
 
@@ -195,7 +195,7 @@ def test_a_later_error_of_a_resumed_training_keeps_its_type(tmp_path):
 
     runner.register_hook(Failing())
     with pytest.raises(ValueError, match=r'^a fault of the code') as caught:
-        runner.train()
+        run_training(runner)
     assert not isinstance(caught.value, CheckpointError)
 
 

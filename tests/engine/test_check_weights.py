@@ -1,4 +1,4 @@
-"""What is said, and what is refused, when a whole model's checkpoint is loaded."""
+"""What is logged, and what is rejected, when a whole model's checkpoint is loaded."""
 
 import logging
 from types import SimpleNamespace
@@ -14,13 +14,8 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
-TINY = dict(
-    depths=(1, 1, 1, 1),
-    widths=(8, 12, 16, 20),
-    mlp_ratios=(1, 1, 1, 1),
-    reweight=True,
-    downsample='conv',
-)
+TINY = dict(depths=(1, 1, 1, 1), widths=(8, 12, 16, 20), mlp_ratios=(1, 1, 1, 1))
+TINY.update(reweight=True, downsample='conv')
 META = {'epoch': 1, 'iter': 4}
 HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
@@ -99,12 +94,11 @@ def test_tested_or_resumed_a_part_may_not_be_missing(part):
     for mode in ({}, {'training': True, 'resume': True}):
         with pytest.raises(CheckpointError, match=rf'file\.pth does not fit.*missing.*{part}'):
             load(model, {**checkpoint, 'state_dict': state}, **mode)
-    with_training = dict(training=True)
     if part.startswith('backbone'):
         with pytest.raises(CheckpointError, match="backbone's tensors"):
-            load(model, {**checkpoint, 'state_dict': state}, **with_training)
+            load(model, {**checkpoint, 'state_dict': state}, training=True)
     else:
-        said = load(model, {**checkpoint, 'state_dict': state}, **with_training)
+        said = load(model, {**checkpoint, 'state_dict': state}, training=True)
         assert 'bbox_head: 4 of 6, the others are new' in said
 
 
@@ -115,22 +109,17 @@ def test_another_number_of_classes():
         load(Detector(), checkpoint)
 
 
-def test_missing_counters_of_batch_norm_do_not_matter():
+def test_counters_of_batch_norm_may_be_missing_and_what_is_not_used_is_logged():
     model = Detector()
     state = {n: t for n, t in model.state_dict().items() if 'num_batches' not in n}
-    assert load(model, {'state_dict': state}).startswith('loaded')
+    said = load(model, {'state_dict': {**state, 'teacher.w': torch.ones(1)}})
+    assert said.startswith('loaded') and 'not used: 1 (teacher)' in said
 
 
 def test_nothing_fits():
     for mode in ({}, {'training': True}):
         with pytest.raises(CheckpointError, match=r'none of its 1 tensors does.*conv1.*backbone'):
             load(Detector(), {'state_dict': {'conv1.weight': torch.ones(1)}}, **mode)
-
-
-def test_what_is_not_used_is_said():
-    model = Detector()
-    state = {**model.state_dict(), 'teacher.w': torch.ones(1)}
-    assert 'not used: 1 (teacher)' in load(model, {'state_dict': state})
 
 
 @pytest.mark.parametrize('wrapped', [True, False])
@@ -151,23 +140,22 @@ def test_a_published_classifier_in_training():
     assert 'backbone:' in said  # the dense output norms are new
 
 
-def test_weights_alone_cannot_be_resumed():
+@pytest.mark.parametrize(
+    'part, value, said',
+    [
+        ('meta', {}, ''),
+        ('meta', None, ''),
+        ('meta', {'epoch': 'x', 'iter': 1}, ''),
+        ('message_hub', None, ''),
+        ('message_hub', {}, ''),
+        # Of best_*.pth: the optimiser and the schedule would begin again.
+        ('optimizer', None, 'lacks the state of the optimiser'),
+    ],
+)
+def test_a_best_checkpoint_or_weights_alone_cannot_be_resumed(part, value, said):
     model = Detector()
-    for wrong in (
-        {'meta': {}},
-        {'meta': None},
-        {'meta': {'epoch': 'x', 'iter': 1}},
-        {'message_hub': None},
-        {'message_hub': {}},
-    ):
-        with pytest.raises(CheckpointError, match=r'cannot be resumed.*load_from=FILE'):
-            load(model, whole(model, **wrong), training=True, resume=True)
-
-
-def test_a_best_checkpoint_cannot_be_resumed():
-    """It says how far the training was, but the optimiser and the schedule would begin again."""
-    model = Detector()
-    checkpoint = whole(model)
-    del checkpoint['optimizer']
-    with pytest.raises(CheckpointError, match=r'without the state of the optimiser.*load_from=FIL'):
+    checkpoint = whole(model, **{part: value})
+    if part == 'optimizer':
+        del checkpoint['optimizer']
+    with pytest.raises(CheckpointError, match=rf'cannot be resumed.*{said}.*load_from=FILE'):
         load(model, checkpoint, training=True, resume=True)

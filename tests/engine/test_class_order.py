@@ -23,42 +23,68 @@ from cyclemlp_mm.engine.config_data import (
 from cyclemlp_mm.errors import UserError
 
 DET, SEG, CLS = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo'
-OPTIONS = ['--cfg-options', *NO_WORKERS, *TINY_BACKBONE]
+TOOLBOXES = {
+    DET: ('mmdet', write_coco),
+    SEG: ('mmseg', write_ade20k),
+    CLS: ('mmpretrain', write_image_folders),
+}
+OPTIONS = {name: NO_WORKERS + (TINY_BACKBONE if name != SEG else []) for name in TOOLBOXES}
 
 
 @pytest.fixture
-def coco(tmp_path, monkeypatch):
-    pytest.importorskip('mmdet')
+def config(tmp_path, monkeypatch):
+    """Reads a config for generated data in the folder 'data'."""
     monkeypatch.chdir(tmp_path)
-    return write_coco(tmp_path / 'coco', 4, 2, (64, 64))
+
+    def load(name):
+        toolbox, write = TOOLBOXES[name]
+        pytest.importorskip(toolbox)
+        if not (tmp_path / 'data').exists():
+            write(tmp_path / 'data', 4, 4, (64, 64))
+        options = dict(option.split('=', 1) for option in OPTIONS[name])
+        cfg = load_config(name, {key: eval(value) for key, value in options.items()})
+        return use_own_data(cfg, 'data')
+
+    return load
 
 
-def edit(coco, change):
-    for file in (coco / 'annotations').glob('*.json'):
+@pytest.fixture
+def checkpoint(config):
+    """Saves a config's model before training as c.pth; returns the names of its data."""
+
+    def save(name, **meta):
+        cfg = config(name)
+        init_default_scope(cfg.default_scope)
+        meta['dataset_meta'] = dict(classes=cfg.train_dataloader.dataset.metainfo.classes)
+        hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+        state = MODELS.build(cfg.model).state_dict()
+        torch.save(dict(state_dict=state, meta=meta, optimizer={}, message_hub=hub), 'c.pth')
+        return tuple(cfg.train_dataloader.dataset.metainfo.classes)
+
+    return save
+
+
+def edit(tmp_path, change):
+    for file in tmp_path.glob('data/annotations/*.json'):
         content = json.loads(file.read_text())
-        change(content)
+        change(content['categories'])
         file.write_text(json.dumps(content))
 
 
-def checkpoint(name, data, path, **more):
-    """Weights of a config's model before training, with the names of its data."""
-    tiny = TINY_BACKBONE if name != SEG else []
-    options = dict(option.split('=', 1) for option in tiny)
-    cfg = load_config(name, {key: eval(value) for key, value in options.items()})
-    use_own_data(cfg, data)
-    init_default_scope(cfg.default_scope)
-    classes = cfg.train_dataloader.dataset.metainfo.classes
-    content = dict(
-        state_dict=MODELS.build(cfg.model).state_dict(),
-        meta=dict(dataset_meta=dict(classes=classes)),
-        **more,
-    )
-    torch.save(content, path)
-    return tuple(classes)
+def exchange(cfg, phases=('train', 'val', 'test')):
+    """Dump a config whose data have their names in the other order."""
+    for phase in phases:
+        metainfo = cfg[f'{phase}_dataloader'].dataset.metainfo
+        metainfo.classes = metainfo.classes[::-1]
+    cfg.dump('c.py')
 
 
-def test_detection_takes_the_order_of_the_checkpoint(coco):
-    cfg = use_own_data(load_config(DET), coco)
+def argv(name, *arguments):
+    return [name, *arguments, '--data', 'data', '--work-dir', 'wd', '--cfg-options', *OPTIONS[name]]
+
+
+def test_detection_takes_the_order_of_the_checkpoint(config):
+    cfg = config(DET)
     names = cfg.test_dataloader.dataset.metainfo.classes
     colours = dict(zip(names, cfg.test_dataloader.dataset.metainfo.palette))
     order = [names[i] for i in (2, 0, 3, 1)]
@@ -68,28 +94,21 @@ def test_detection_takes_the_order_of_the_checkpoint(coco):
         metainfo = cfg[f'{phase}_dataloader'].dataset.metainfo
         assert list(metainfo.classes) == order
         assert dict(zip(metainfo.classes, metainfo.palette)) == colours
-    assert take_class_order(cfg, order, 'a.pth') == []
-    assert take_class_order(cfg, ['zebra'], 'a.pth') == []
+    for others in (order, ['zebra']):
+        assert take_class_order(cfg, others, 'a.pth') == []
 
 
 @pytest.mark.parametrize(
     'trained, names, fits',
-    [
-        (['a', 'b'], ['a', 'b'], True),
-        ([], ['a'], True),
-        (['a'], [], True),
-        (['a', 'b'], ['b', 'a'], False),
-        (['a', 'b'], ['a', 'c'], False),
-        (['a', 'b'], ['a'], False),
-        (['a'], ['a', 'b'], False),
-    ],
+    [('ab', 'ab', True), ('', 'a', True), ('a', '', True), ('ab', 'ba', False), ('ab', 'ac', False)]
+    + [('ab', 'a', False), ('a', 'ab', False)],
 )
 def test_labels_mean_the_same_or_it_is_an_error(trained, names, fits):
     if fits:
-        require_same_classes(trained, names, 'f.pth')
+        require_same_classes(list(trained), list(names), 'f.pth')
     else:
         with pytest.raises(UserError, match=r'f\.pth was trained with the classes'):
-            require_same_classes(trained, names, 'f.pth')
+            require_same_classes(list(trained), list(names), 'f.pth')
 
 
 @pytest.mark.parametrize(
@@ -106,81 +125,56 @@ def test_names_of_a_checkpoint(meta, names):
     assert trained_classes(dict(meta=meta)) == names
 
 
-def test_a_test_goes_by_name_and_refuses_other_names(coco, capsys):
-    names = checkpoint(DET, coco, 'c.pth')
-    edit(coco, lambda c: c['categories'].reverse())
-    argv = [DET, 'c.pth', '--data', str(coco), '--work-dir', 'wd', *OPTIONS]
-    run_test(argv)
-    assert f'classes are in the order of c.pth: {", ".join(names)}' in capsys.readouterr().out
-    edit(coco, lambda c: c['categories'][0].update(name='zebra'))
-    with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
-        run_test(argv)
-
-
-def test_a_resumed_training_goes_by_name_and_refuses_other_names(coco, capsys):
-    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-    names = checkpoint(DET, coco, 'c.pth', optimizer={}, message_hub=hub)
-    content = torch.load('c.pth')
-    content['meta'].update(epoch=0, iter=0)
-    torch.save(content, 'c.pth')
-    edit(coco, lambda c: c['categories'].reverse())
-    cfg = use_own_data(load_config(DET), coco)
+def test_test_and_resuming_go_by_name_and_refuse_other_names(config, checkpoint, tmp_path, capsys):
+    names = checkpoint(DET, epoch=0, iter=0)
+    edit(tmp_path, lambda categories: categories.reverse())
+    cfg = config(DET)
     assert list(cfg.val_dataloader.dataset.metainfo.classes) == list(names[::-1])
     assert 'classes are in the order of c.pth' in ' '.join(resume_training(cfg, 'c.pth'))
     assert cfg.val_dataloader.dataset.metainfo.classes == names
-    edit(coco, lambda c: c['categories'][0].update(name='zebra'))
-    with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
-        train([DET, '--data', str(coco), '--work-dir', 'wd', '--resume', 'c.pth', *OPTIONS])
+    run_test(argv(DET, 'c.pth'))
+    assert f'classes are in the order of c.pth: {", ".join(names)}' in capsys.readouterr().out
+    edit(tmp_path, lambda categories: categories[0].update(name='zebra'))
+    for tool, arguments in ((run_test, ['c.pth']), (train, ['--resume', 'c.pth'])):
+        with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
+            tool(argv(DET, *arguments))
     assert 'Epoch(train)' not in capsys.readouterr().out
 
 
-def test_segmentation_in_another_order_is_refused(tmp_path, monkeypatch):
-    pytest.importorskip('mmseg')
-    monkeypatch.chdir(tmp_path)
-    data = write_ade20k(tmp_path / 'ade', 2, 2, (64, 64))
-    names = checkpoint(SEG, data, 'c.pth')
-    argv = [SEG, 'c.pth', '--data', str(data), '--work-dir', 'wd', '--classes', *names[::-1]]
+def test_segmentation_in_another_order_is_refused(checkpoint, tmp_path):
+    names = checkpoint(SEG)
+    exchanged = [*argv(SEG, 'c.pth', '--classes', *names[::-1])]
     with pytest.raises(UserError, match=r'classes\.txt: names the labels as .* exchanged'):
-        run_test([*argv, '--cfg-options', *NO_WORKERS])
-    (data / 'classes.txt').unlink()
+        run_test(exchanged)
+    (tmp_path / 'data' / 'classes.txt').unlink()
     with pytest.raises(UserError, match=r'c\.pth was trained with .* in another order'):
-        run_test([*argv, '--cfg-options', *NO_WORKERS])
+        run_test(exchanged)
 
 
-def test_classification_with_other_folders_is_refused(tmp_path, monkeypatch):
-    pytest.importorskip('mmpretrain')
-    monkeypatch.chdir(tmp_path)
-    data = write_image_folders(tmp_path / 'folders', 4, 4, (64, 64))
-    checkpoint(CLS, data, 'c.pth')
+def test_classification_with_other_folders_is_refused(checkpoint, tmp_path):
+    checkpoint(CLS)
     for split in ('train', 'val'):
-        first = sorted((data / split).iterdir())[0]
+        first = sorted((tmp_path / 'data' / split).iterdir())[0]
         shutil.move(first, first.with_name('zebra'))
     with pytest.raises(UserError, match=r"c\.pth was trained with .*others: .*'zebra'"):
-        run_test([CLS, 'c.pth', '--data', str(data), '--work-dir', 'wd', *OPTIONS])
+        run_test(argv(CLS, 'c.pth'))
 
 
-@pytest.mark.parametrize(
-    'name, write', [(DET, write_coco), (SEG, write_ade20k), (CLS, write_image_folders)]
-)
-def test_a_plain_runner_refuses_another_order(name, write, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', TOOLBOXES)
+def test_a_plain_runner_refuses_another_order(name, config, checkpoint):
     """As the toolboxes' own tools run a shipped config."""
-    pytest.importorskip({DET: 'mmdet', SEG: 'mmseg', CLS: 'mmpretrain'}[name])
-    monkeypatch.chdir(tmp_path)
-    data = write(tmp_path / 'data', 4, 4, (64, 64))
-    names = checkpoint(name, data, 'c.pth')
-    options = NO_WORKERS + (TINY_BACKBONE if name != SEG else [])
-    cfg = load_config(name, {k: eval(v) for k, v in (o.split('=', 1) for o in options)})
-    use_own_data(cfg, data)
+    names = checkpoint(name)
+    cfg = config(name)
     cfg.work_dir, cfg.load_from = 'wd', 'c.pth'
     cfg.test_dataloader.dataset.metainfo = dict(classes=names[::-1])
     with pytest.raises(UserError, match=r'c\.pth was trained with .* in another order'):
         Runner.from_cfg(cfg).test()
 
 
-def test_another_file_for_the_loader_than_for_the_evaluator(coco):
-    checkpoint(DET, coco, 'c.pth')
+def test_another_file_for_the_loader_than_for_the_evaluator(config, checkpoint):
+    checkpoint(DET)
     file = 'annotations/instances_train2017.json'
-    cfg = use_own_data(load_config(DET), coco)
+    cfg = config(DET)
     cfg.test_dataloader.dataset.update(ann_file=file, data_prefix=dict(img='train2017/'))
     cfg.dump('c.py')
     with pytest.raises(UserError, match=rf'test_evaluator\.ann_file=\S*{file}'):
@@ -189,40 +183,50 @@ def test_another_file_for_the_loader_than_for_the_evaluator(coco):
         train(['c.py', '--work-dir', 'wd'])
 
 
+def test_validation_in_another_order_goes_by_name_in_detection(config):
+    exchange(config(DET), ['val'])
+    assert not check(['c.py']).of('error')
+
+
 @pytest.mark.parametrize(
-    'name, classes, found',
+    'name, phases, found',
     [
-        (DET, lambda names: names[::-1], None),  # goes by name
-        (DET, lambda names: ('zebra', *names[1:]), 'labels would not mean the same'),
-        (SEG, lambda names: names[::-1], 'labels would not mean the same'),
+        (SEG, ['val'], 'labels would not mean the same'),
+        (SEG, ['train', 'val', 'test'], 'names would be exchanged'),
+        (CLS, ['train', 'val', 'test'], 'names would be exchanged'),
     ],
 )
-def test_validation_with_other_classes_than_training(
-    name, classes, found, tmp_path, monkeypatch, capsys
-):
-    pytest.importorskip('mmdet' if name == DET else 'mmseg')
-    monkeypatch.chdir(tmp_path)
-    data = (write_coco if name == DET else write_ade20k)(tmp_path / 'data', 4, 2, (64, 64))
-    cfg = use_own_data(load_config(name), data)
-    metainfo = cfg.val_dataloader.dataset.metainfo
-    metainfo.classes = classes(metainfo.classes)
+def test_names_in_another_order_are_found(name, phases, found, config, capsys):
+    exchange(config(name), phases)
+    with pytest.raises(UserError):
+        check(['c.py'])
+    assert found in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', [DET, SEG])
+def test_one_class_without_a_comma(name, config, tmp_path, capsys):
+    cfg = config(name)
+    metainfo = cfg.train_dataloader.dataset.metainfo
+    (tmp_path / 'names.txt').write_text('\n'.join(metainfo.classes))
+    metainfo.classes = 'circle'
     cfg.dump('c.py')
-    if found is None:
-        assert not check(['c.py']).of('error')
-    else:
-        with pytest.raises(UserError):
-            check(['c.py'])
-        assert found in capsys.readouterr().out
+    with pytest.raises(UserError):
+        check(['c.py'])
+    assert "metainfo.classes: is the text 'circle'" in capsys.readouterr().out
+    metainfo.classes = 'names.txt'
+    cfg.dump('c.py')
+    check(['c.py'])
 
 
-def test_classes_of_heads_only(coco):
+def test_classes_of_heads_only(config):
     """A teacher, a backbone and a head of proposals keep theirs."""
+    config(DET)
     cfg = load_config('mask_rcnn_cyclemlp_b1_fpn_1x_coco')
     cfg.model.rpn_head.num_classes = 1
     cfg.model.teacher = dict(bbox_head=dict(num_classes=80))
     cfg.model.backbone.num_classes = 1000
     cfg.model.roi_head.bbox_head = [cfg.model.roi_head.bbox_head] * 2  # as of a cascade
-    model = use_own_data(cfg, coco).model
+    model = use_own_data(cfg, 'data').model
     assert [head.num_classes for head in model.roi_head.bbox_head] == [4, 4]
     assert model.roi_head.mask_head.num_classes == 4
     assert model.rpn_head.num_classes == 1 and model.teacher.bbox_head.num_classes == 80
@@ -230,47 +234,14 @@ def test_classes_of_heads_only(coco):
 
 
 @pytest.mark.parametrize('prefix', ['', 'mmdet.'])
-def test_configs_of_before_read_the_checked_way(coco, prefix):
-    cfg = use_own_data(load_config(DET), coco)
-    text = cfg.pretty_text.replace('CheckedCoco', f'{prefix}Coco')
+def test_configs_of_before_read_the_checked_way(config, tmp_path, prefix):
+    text = config(DET).pretty_text.replace('CheckedCoco', f'{prefix}Coco')
     assert f"'{prefix}CocoDataset'" in text and f"'{prefix}CocoMetric'" in text
-    (coco / 'c.py').write_text(text)
-    cfg = load_config(str(coco / 'c.py'))
+    (tmp_path / 'c.py').write_text(text)
+    cfg = load_config('c.py')
     assert cfg.train_dataloader.dataset.type == 'CheckedCocoDataset'
     assert cfg.test_evaluator.type == 'CheckedCocoMetric'
     cfg.val_dataloader.dataset.type = 'CityscapesDataset'  # by the order of the file
     cfg.val_evaluator.type = 'CocoMetric'
     use_checked_coco(cfg)
     assert cfg.val_evaluator.type == 'CocoMetric'
-
-
-@pytest.mark.parametrize('name, write', [(SEG, write_ade20k), (CLS, write_image_folders)])
-def test_a_config_that_exchanges_the_names_of_the_data(name, write, tmp_path, monkeypatch, capsys):
-    pytest.importorskip('mmseg' if name == SEG else 'mmpretrain')
-    monkeypatch.chdir(tmp_path)
-    cfg = use_own_data(load_config(name), write(tmp_path / 'data', 4, 4, (64, 64)))
-    for phase in ('train', 'val', 'test'):
-        metainfo = cfg[f'{phase}_dataloader'].dataset.metainfo
-        metainfo.classes = metainfo.classes[::-1]
-    cfg.dump('c.py')
-    with pytest.raises(UserError):
-        check(['c.py'])
-    assert 'names would be exchanged' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('name', [DET, SEG])
-def test_one_class_without_a_comma(name, tmp_path, monkeypatch, capsys):
-    pytest.importorskip('mmdet' if name == DET else 'mmseg')
-    monkeypatch.chdir(tmp_path)
-    data = (write_coco if name == DET else write_ade20k)(tmp_path / 'data', 4, 2, (64, 64))
-    cfg = use_own_data(load_config(name), data)
-    names = cfg.train_dataloader.dataset.metainfo.classes
-    cfg.train_dataloader.dataset.metainfo.classes = 'circle'
-    cfg.dump('c.py')
-    with pytest.raises(UserError):
-        check(['c.py'])
-    assert "metainfo.classes: is the text 'circle'" in capsys.readouterr().out
-    cfg.train_dataloader.dataset.metainfo.classes = 'names.txt'
-    (tmp_path / 'names.txt').write_text('\n'.join(names))
-    cfg.dump('c.py')
-    check(['c.py'])

@@ -12,36 +12,32 @@ from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_fo
 
 pytestmark = pytest.mark.timeout(600)
 #: (width, height); of the last one, the small scales of these tests leave nothing.
-SEGMENTOR = 'fpn_cyclemlp_b1_256x256_600i_small'
 SIZES = [(1, 1), (40, 1), (3, 300), (20000, 4)]
 
 
-def odd_images(folder):
-    """Writes them; returns their names."""
+def odd_images(folder, suffix='.png'):
+    """Writes them; returns their paths."""
     random = np.random.default_rng(0)
-    names = []
-    for width, height in SIZES:
-        names.append(f'zz_{width}x{height}.png')
+    paths = [folder / f'zz_{width}x{height}{suffix}' for width, height in SIZES]
+    for path, (width, height) in zip(paths, SIZES):
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / names[-1])
-    return names
+        Image.fromarray(pixels).save(path, 'PNG')
+    return paths
 
 
 def test_detector(tmp_path):
     pytest.importorskip('mmdet')
     data = write_coco(tmp_path / 'shapes', 8, 4, (64, 64))
     for split in ('train2017', 'val2017'):
-        path = data / 'annotations' / f'instances_{split}.json'
-        content = json.loads(path.read_text())
+        file = data / 'annotations' / f'instances_{split}.json'
+        content = json.loads(file.read_text())
         category = content['categories'][0]['id']
-        for i, name in enumerate(odd_images(data / split), 9000):
-            w, h = SIZES[i - 9000]
-            content['images'].append(dict(id=i, file_name=name, width=w, height=h))
+        for i, (path, (w, h)) in enumerate(zip(odd_images(data / split), SIZES), 9000):
+            content['images'].append(dict(id=i, file_name=path.name, width=w, height=h))
             box = dict(bbox=[0, 0, w, h], area=w * h, segmentation=[[0, 0, w, 0, w, h, 0, h]])
-            content['annotations'].append(
-                dict(box, id=i, image_id=i, category_id=category, iscrowd=0)
-            )
-        path.write_text(json.dumps(content))
+            box.update(id=i, image_id=i, category_id=category, iscrowd=0)
+            content['annotations'].append(box)
+        file.write_text(json.dumps(content))
     options = [*TINY_DETECTOR, *TINY_BACKBONE, 'train_cfg.val_interval=1']
     printed = train_toy('retinanet_cyclemlp_demo', data, options=options, cwd=tmp_path)
     # Four of them are left out of training: filter_cfg of the config has min_size=32.
@@ -54,14 +50,12 @@ def test_segmentor(tmp_path):
     pytest.importorskip('mmseg')
     data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
     for split in ('training', 'validation'):
-        for name, (width, height) in zip(odd_images(data / 'images' / split), SIZES):
-            labels = np.ones((height, width), np.uint8)
-            Image.fromarray(labels).save(data / 'annotations' / split / name)
-    for path in (data / 'images').glob('*/*.png'):
-        path.rename(path.with_suffix('.jpg'))
+        for path, (width, height) in zip(odd_images(data / 'images' / split, '.jpg'), SIZES):
+            labels = Image.fromarray(np.ones((height, width), np.uint8))
+            labels.save(data / 'annotations' / split / f'{path.stem}.png')
     length = ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'max_bad_fraction=0.5']
-    options = [*TINY_SEGMENTOR, *length]
-    printed = train_toy(SEGMENTOR, data, options=options, cwd=tmp_path)
+    name, options = 'fpn_cyclemlp_b1_256x256_600i_small', [*TINY_SEGMENTOR, *length]
+    printed = train_toy(name, data, options=options, cwd=tmp_path)
     assert re.search(r'Iter\(train\) \[6/6\]', printed)
     assert re.search(r'Iter\(val\) \[6/6\].*mIoU', printed)
     assert re.search(r'image skipped: .*training/zz_20000x4\.jpg: is too long', printed)
@@ -72,13 +66,8 @@ def test_classifier(tmp_path):
     data = write_image_folders(tmp_path / 'folders', 8, 4, (64, 64))
     for split in ('train', 'val'):
         odd_images(data / split / 'circle')
-    options = [
-        *NO_WORKERS,
-        'train_cfg.max_epochs=1',
-        'train_cfg.val_interval=1',
-        'train_dataloader.batch_size=6',
-        'default_hooks.logger.interval=1',
-    ]
+    options = [*NO_WORKERS, *(f'train_cfg.{key}=1' for key in ('max_epochs', 'val_interval'))]
+    options += ['train_dataloader.batch_size=6', 'default_hooks.logger.interval=1']
     printed = train_toy('cyclemlp_demo', data, options=options, cwd=tmp_path)
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)

@@ -1,39 +1,57 @@
+"""--data: folders in COCO's and ADE20K's layouts, and of images with a class each."""
+
 import json
 import shutil
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
-from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco, write_image_folders
+from cyclemlp_mm.datasets.shapes import (
+    CLASSES,
+    write_ade20k,
+    write_coco,
+    write_image_folders,
+    write_image_lists,
+)
 from cyclemlp_mm.engine import class_palette, load_config, use_own_data
 from cyclemlp_mm.engine.config_data import heads_classes
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 RETINANET, MASK_RCNN = 'retinanet_cyclemlp_b1_fpn_1x_coco', 'mask_rcnn_cyclemlp_b1_fpn_1x_coco'
-UPERNET = 'upernet_cyclemlp_b1_512x512_160k_ade20k'
-
-
-@pytest.fixture(scope='module')
-def coco_original(tmp_path_factory):
-    return write_coco(tmp_path_factory.mktemp('coco') / 'shapes', 3, 2, (64, 48))
-
-
-@pytest.fixture(scope='module')
-def ade_original(tmp_path_factory):
-    return write_ade20k(tmp_path_factory.mktemp('ade') / 'shapes', 3, 2, (64, 48))
+UPERNET, CLASSIFIER = 'upernet_cyclemlp_b1_512x512_160k_ade20k', 'cyclemlp_b1_in1k'
+TRAIN, VAL = (f'annotations/instances_{split}2017.json' for split in ('train', 'val'))
 
 
 @pytest.fixture
-def coco(coco_original, tmp_path):
-    return shutil.copytree(coco_original, tmp_path / 'coco')
+def coco(tmp_path):
+    return write_coco(tmp_path / 'coco', 3, 2, (64, 48))
 
 
 @pytest.fixture
-def ade(ade_original, tmp_path):
-    return shutil.copytree(ade_original, tmp_path / 'ade')
+def ade(tmp_path):
+    return write_ade20k(tmp_path / 'ade', 3, 2, (64, 48))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_image_folders(tmp_path / 'folders', 6, 3, (32, 32))
+
+
+@pytest.fixture
+def lists(tmp_path):
+    return write_image_lists(tmp_path / 'lists', 6, 3, (32, 32))
+
+
+def use(name, folder, *args, **kwargs):
+    return use_own_data(load_config(name), folder, *args, **kwargs)
+
+
+def data_of(cfg, phases=('train', 'val', 'test')):
+    return [cfg[f'{phase}_dataloader'].dataset for phase in phases]
 
 
 def rewrite(file, **changes):
@@ -41,28 +59,49 @@ def rewrite(file, **changes):
     file.write_text(json.dumps(content | changes))
 
 
+def rename_lists(lists, place):
+    (lists / 'meta').mkdir(exist_ok=True)
+    for split in ('train', 'val'):
+        (lists / f'{split}_list.txt').rename(lists / place.format(split))
+
+
+def change_lists(lists, change):
+    for split in ('train', 'val'):
+        file = lists / f'{split}_list.txt'
+        file.write_text(''.join(change(split, line) for line in file.read_text().splitlines(True)))
+
+
+def built(dataset):
+    init_default_scope('mmpretrain')
+    return DATASETS.build({**dataset, 'pipeline': []})
+
+
+def labels(cfg, phase):
+    """Names by file stem, as mmpretrain's own data set reads them."""
+    dataset = built(cfg[f'{phase}_dataloader'].dataset)
+    found = dataset.load_data_list()
+    names = dataset.metainfo['classes']
+    return {info['img_path'].rsplit('/', 1)[1]: names[info['gt_label']] for info in found}
+
+
 @pytest.mark.parametrize('name', [RETINANET, MASK_RCNN])
 def test_coco_layout(coco, name):
-    cfg = use_own_data(load_config(name), coco)
-    content = json.loads((coco / 'annotations/instances_train2017.json').read_text())
+    cfg = use(name, coco)
+    content = json.loads((coco / TRAIN).read_text())
     names = tuple(category['name'] for category in content['categories'])
-    for phase in ('train', 'val', 'test'):
-        dataset = cfg[f'{phase}_dataloader'].dataset
-        assert dataset.data_root == str(coco)
-        assert dataset.metainfo.classes == names
+    for dataset in data_of(cfg):
+        assert (dataset.data_root, dataset.metainfo.classes) == (str(coco), names)
     assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     for phase in ('val', 'test'):
-        assert cfg[f'{phase}_evaluator'].ann_file == f'{coco}/annotations/instances_val2017.json'
+        assert cfg[f'{phase}_evaluator'].ann_file == f'{coco}/{VAL}'
     found = list(dict(heads_classes(cfg.model)).values())
     assert found == [len(names)] * (1 if name == RETINANET else 2)
 
 
 def test_coco_subset_of_classes_keeps_the_files_order(coco):
-    cfg = use_own_data(load_config(RETINANET), coco, classes=['star', 'circle'])
+    cfg = use(RETINANET, coco, classes=['star', 'circle'])
     assert cfg.train_dataloader.dataset.metainfo.classes == ('circle', 'star')
     assert cfg.model.bbox_head.num_classes == 2
-    with pytest.raises(UserError, match=r"\['dog'\] are not in"):
-        use_own_data(load_config(RETINANET), coco, classes=['dog'])
 
 
 def test_wrapped_data_sets_and_several_evaluators(coco):
@@ -78,25 +117,20 @@ def test_wrapped_data_sets_and_several_evaluators(coco):
 
 
 def test_categories_go_by_name_and_names_must_agree(coco):
-    file = coco / 'annotations/instances_val2017.json'
-    categories = json.loads(file.read_text())['categories']
-    rewrite(file, categories=categories[::-1])
-    cfg = use_own_data(load_config(RETINANET), coco)
+    categories = json.loads((coco / VAL).read_text())['categories']
+    rewrite(coco / VAL, categories=categories[::-1])
     names = tuple(category['name'] for category in categories)  # of the training's file
-    assert all(cfg[f'{p}_dataloader'].dataset.metainfo.classes == names for p in ('val', 'test'))
-    rewrite(file, categories=categories[1:])
+    assert all(data.metainfo.classes == names for data in data_of(use(RETINANET, coco)))
+    rewrite(coco / VAL, categories=categories[1:])
     with pytest.raises(UserError, match='category names of train and val differ'):
-        use_own_data(load_config(RETINANET), coco)
-
-
-TRAIN, VAL = (f'annotations/instances_{split}2017.json' for split in ('train', 'val'))
+        use(RETINANET, coco)
 
 
 def without_masks(coco):
     annotations = json.loads((coco / TRAIN).read_text())['annotations']
     boxes = [{k: v for k, v in a.items() if k != 'segmentation'} for a in annotations]
     rewrite(coco / TRAIN, annotations=boxes)
-    use_own_data(load_config(RETINANET), coco)
+    use(RETINANET, coco)
 
 
 def as_roboflow_exports(coco):
@@ -112,103 +146,121 @@ A, B = dict(id=1, name='a'), dict(id=1, name='b')
 
 
 @pytest.mark.parametrize(
-    'spoil, message',
+    'spoil, options, message',
     [
-        (categories(), 'has no categories'),
-        (categories(A, dict(A, id=2)), 'double'),
-        (categories(A, B), 'double'),
-        (categories(dict(name='a')), 'needs an "id"'),
-        (without_masks, 'mask head needs masks'),
-        (lambda coco: (coco / VAL).write_text('{'), 'is no JSON'),
-        (lambda coco: (coco / VAL).write_text('[]'), 'is no COCO'),
-        (shutil.rmtree, 'no such folder'),
-        (lambda coco: shutil.rmtree(coco / 'val2017'), 'COCO 2017: it lacks val2017/'),
-        (lambda coco: (coco / TRAIN).unlink(), 'COCO 2017: it lacks annotations/instances_train'),
-        (as_roboflow_exports, r'train/_annotations\.coco\.json is as Roboflow'),
+        (categories(), {}, 'has no categories'),
+        (categories(A, dict(A, id=2)), {}, 'double'),
+        (categories(A, B), {}, 'double'),
+        (categories(dict(name='a')), {}, 'needs an "id"'),
+        (without_masks, {}, 'mask head needs masks'),
+        (lambda coco: (coco / VAL).write_text('{'), {}, 'is no JSON'),
+        (lambda coco: (coco / VAL).write_text('[]'), {}, 'is no COCO'),
+        (shutil.rmtree, {}, 'no such folder'),
+        (lambda coco: shutil.rmtree(coco / 'val2017'), {}, 'COCO 2017: it lacks val2017/'),
+        (lambda coco: shutil.rmtree(coco / 'val2017'), dict(needed=('val',)), 'lacks val2017'),
+        (as_roboflow_exports, {}, r'train/_annotations\.coco\.json is as Roboflow exports: move'),
+        (str, dict(classes=['dog']), r"\['dog'\] are not in"),
+        (str, dict(ignore_label=3), '--ignore-label is for segmentation'),
     ],
 )
-def test_what_is_wrong_with_a_coco_folder(coco, spoil, message):
+def test_mistakes_in_coco_folders(coco, spoil, options, message):
     spoil(coco)
     with pytest.raises(UserError, match=message):
-        use_own_data(load_config(MASK_RCNN), coco)
+        use(MASK_RCNN, coco, **options)
 
 
 def test_ade20k_layout(ade):
-    cfg = use_own_data(load_config(UPERNET), ade)
+    cfg = use(UPERNET, ade)
     names = tuple((ade / 'classes.txt').read_text().split())
-    for phase, part in (('train', 'training'), ('val', 'validation'), ('test', 'validation')):
-        dataset = cfg[f'{phase}_dataloader'].dataset
+    for dataset, part in zip(data_of(cfg), ('training', 'validation', 'validation')):
         assert (dataset.type, dataset.data_root) == ('BaseSegDataset', str(ade))
         assert dataset.data_prefix.img_path == f'images/{part}'
-        assert dataset.reduce_zero_label is True
-        assert dataset.metainfo.classes == names
+        assert dataset.reduce_zero_label is True and dataset.metainfo.classes == names
         steps = [step.type for step in dataset.pipeline]
         assert steps[steps.index('LoadAnnotations') + 1] == 'CheckLabels'
     assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == len(names)
 
 
-def test_labels_counted_from_zero(ade):
-    (ade / 'classes.txt').unlink()
-    with pytest.raises(MissingFileError, match=r'classes\.txt is missing.*--classes'):
-        use_own_data(load_config(UPERNET), ade)
-    cfg = use_own_data(load_config(UPERNET), ade, ['sky', 'road', 'car'], ignore_label=11)
-    dataset = cfg.val_dataloader.dataset
-    assert dataset.reduce_zero_label is False
-    [check] = [step for step in dataset.pipeline if step.type == 'CheckLabels']
-    assert (check.num_classes, check.ignore_label) == (3, 11)
-
-
-def test_other_data_for_the_config_of_an_earlier_run(ade):
+def test_labels_counted_from_zero_and_other_data_for_that_config(ade):
     """One label check, of the new data: the old one would ignore what is a class now."""
-    cfg = use_own_data(load_config(UPERNET), ade, ['sky', 'road', 'car'], ignore_label=3)
-    use_own_data(cfg, ade, ['sky', 'road', 'car', 'tree'], ignore_label=255)
-    for phase in ('train', 'val', 'test'):
-        steps = cfg[f'{phase}_dataloader'].dataset.pipeline
-        checks = [(s.num_classes, s.ignore_label) for s in steps if s.type == 'CheckLabels']
-        assert checks == [(4, 255)]
+    cfg = use(UPERNET, ade, ['sky', 'road', 'car'], ignore_label=3)
+    for classes, ignored in ((None, None), (['sky', 'road', 'car', 'tree'], 255)):
+        if classes:
+            use_own_data(cfg, ade, classes, ignored)
+        for dataset in data_of(cfg):
+            assert dataset.reduce_zero_label is False
+            steps = [step for step in dataset.pipeline if step.type == 'CheckLabels']
+            expected = (4, 255) if classes else (3, 3)
+            assert [(step.num_classes, step.ignore_label) for step in steps] == [expected]
+
+
+def an_unlabelled_image(ade):
+    sorted((ade / 'annotations/training').iterdir())[0].unlink()
+
+
+def in_another_normal_form(ade):
+    image = next(ade.glob('images/training/*.jpg'))
+    label = ade / 'annotations' / 'training' / f'{image.stem}.png'
+    image.rename(image.with_name('é.jpg'))
+    label.rename(label.with_name('e\u0301.png'))
+
+
+def a_png(ade):
+    image = next(ade.glob('images/training/*.jpg'))
+    image.rename(image.with_suffix('.png'))
 
 
 @pytest.mark.parametrize(
-    'classes, ignore_label, message',
+    'spoil, classes, ignore_label, message',
     [
-        (['a', 'b', 'c'], 2, 'must be 3 to 255'),
-        (['a', 'b', 'c'], 0, 'leave --ignore-label out'),
-        (['a', 'b', 'c'], 256, 'must be 3 to 255'),
-        (['a', 'a'], None, 'double'),
-        (['a'], None, 'at least two'),
+        (str, ['a', 'b', 'c'], 2, 'must be 3 to 255'),
+        (str, ['a', 'b', 'c'], 0, 'leave --ignore-label out'),
+        (str, ['a', 'b', 'c'], 256, 'must be 3 to 255'),
+        (str, ['a', 'a'], None, 'double'),
+        (str, ['a'], None, 'at least two'),
+        (
+            lambda ade: (ade / 'classes.txt').unlink(),
+            None,
+            None,
+            r'classes\.txt is miss.*--classes',
+        ),
+        (an_unlabelled_image, None, None, r'1 of 3 images.*00001\.png'),
+        (in_another_normal_form, None, None, 'have no label.*another spelling .*NFC'),
+        (a_png, None, None, r'mixes \.jpg, \.png'),
+        (lambda ade: shutil.rmtree(ade / 'images/training'), None, None, 'lacks images/training'),
     ],
 )
-def test_wrong_segmentation_classes(ade, classes, ignore_label, message):
+def test_mistakes_in_ade20k_folders(ade, spoil, classes, ignore_label, message):
+    spoil(ade)
     with pytest.raises(UserError, match=message):
-        use_own_data(load_config(UPERNET), ade, classes, ignore_label)
+        use(UPERNET, ade, classes, ignore_label)
 
 
-def test_images_and_labels_must_pair_up(ade):
-    first = sorted((ade / 'annotations/training').iterdir())[0]
-    first.unlink()
-    with pytest.raises(MissingFileError, match=f'1 of 3 images.*{first.stem}'):
-        use_own_data(load_config(UPERNET), ade)
-    shutil.rmtree(ade / 'images/training')
-    with pytest.raises(MissingFileError, match='ADE20K: it lacks images/training'):
-        use_own_data(load_config(UPERNET), ade)
-
-
-def test_png_images_work_and_mixtures_are_refused(ade):
-    folder = ade / 'images/training'
-    for i, path in enumerate(sorted(folder.iterdir())):
+def test_png_images_and_hidden_files_of_a_mac(ade):
+    for path in list(ade.glob('images/*/*.jpg')):
+        path.with_name(f'._{path.name}').write_bytes(bytes(99))
+    for path in list(ade.glob('images/training/[!.]*.jpg')):
         Image.open(path).save(path.with_suffix('.png'))
         path.unlink()
-        if i == 0:
-            with pytest.raises(UserError, match=r'mixes \.jpg, \.png'):
-                use_own_data(load_config(UPERNET), ade)
-    cfg = use_own_data(load_config(UPERNET), ade)
-    assert cfg.train_dataloader.dataset.img_suffix == '.png'
-    assert cfg.val_dataloader.dataset.img_suffix == '.jpg'
+    found = data_of(use(UPERNET, ade), ('train', 'val'))
+    assert [dataset.img_suffix for dataset in found] == ['.png', '.jpg']
 
 
-def test_ignore_label_is_for_segmentation(coco):
-    with pytest.raises(UserError, match='--ignore-label is for segmentation'):
-        use_own_data(load_config(RETINANET), coco, ignore_label=3)
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-8'])
+def test_encodings_of_class_names(ade, encoding):
+    names = ['背景', 'Straße', 'c', 'd', 'e']
+    (ade / 'classes.txt').write_bytes('\r\n'.join(names).encode(encoding))
+    assert list(use(UPERNET, ade).train_dataloader.dataset.metainfo.classes) == names
+
+
+@pytest.mark.parametrize(
+    'encoding', ['gbk', 'utf-16-le', 'utf-16-be', 'utf-32', 'utf-32-le', 'cp1252']
+)
+def test_encodings_that_are_refused(ade, encoding):
+    text = {'gbk': '背景\n', 'cp1252': 'straße\n'}.get(encoding, 'sky\nroad\n')
+    (ade / 'classes.txt').write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8 .*save it as UTF-8'):
+        use(UPERNET, ade)
 
 
 def test_palette_has_distinct_colours():
@@ -217,58 +269,125 @@ def test_palette_has_distinct_colours():
     assert np.array(colours).min() >= 0 and np.array(colours).max() <= 255
 
 
-def test_a_folder_of_validation_alone_can_be_tested(coco, ade, tmp_path):
-    birds = write_image_folders(tmp_path / 'birds', 3, 2, (48, 48))
-    for folder, train, name in (
-        (coco, ['train2017', 'annotations/instances_train2017.json'], RETINANET),
-        (ade, ['images/training', 'annotations/training'], UPERNET),
-        (birds, ['train'], 'cyclemlp_b1_in1k'),
-    ):
-        whole = use_own_data(load_config(name), folder)
-        for part in train:
-            path = folder / part
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for command in ([], ['--cfg-options', 'randomness.seed=1']):
-            args = parse('test', [name, 'x.pth', '--data', str(folder), *command])
-            cfg = prepare_config(args, needed=('val',))
-            assert cfg.test_dataloader.dataset.data_root == str(folder)
-            assert cfg.test_dataloader.dataset.metainfo == whole.test_dataloader.dataset.metainfo
-            assert dict(heads_classes(cfg.model)) == dict(heads_classes(whole.model))
-        with pytest.raises(MissingFileError, match=train[0]):
-            use_own_data(load_config(name), folder)
+@pytest.mark.parametrize(
+    'kind, train, name',
+    [
+        ('coco', ['train2017', TRAIN], RETINANET),
+        ('ade', ['images/training', 'annotations/training'], UPERNET),
+        ('folders', ['train'], CLASSIFIER),
+    ],
+)
+def test_a_folder_of_validation_alone_can_be_tested(kind, train, name, request):
+    folder = request.getfixturevalue(kind)
+    whole = use(name, folder)
+    for path in (folder / part for part in train):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for command in ([], ['--cfg-options', 'randomness.seed=1']):
+        args = parse('test', [name, 'x.pth', '--data', str(folder), *command])
+        cfg = prepare_config(args, needed=('val',))
+        assert cfg.test_dataloader.dataset.data_root == str(folder)
+        assert cfg.test_dataloader.dataset.metainfo == whole.test_dataloader.dataset.metainfo
+        assert dict(heads_classes(cfg.model)) == dict(heads_classes(whole.model))
+    with pytest.raises(MissingFileError, match=train[0]):
+        use(name, folder)
 
 
-def test_a_test_needs_the_validation_part(coco):
-    shutil.rmtree(coco / 'val2017')
-    with pytest.raises(MissingFileError, match='lacks val2017'):
-        use_own_data(load_config(RETINANET), coco, needed=('val',))
+def test_both_layouts_of_classification_give_the_same_labels(folders, lists):
+    """Class folders count in alphabetical order, lists as classes.txt says."""
+    cfg = use(CLASSIFIER, folders)
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.metainfo.classes == tuple(sorted(CLASSES)) and 'split' not in dataset
+    assert (dataset.type, dataset.data_prefix, dataset.ann_file) == ('CustomDataset', 'train', '')
+    # No top-5 of four classes.
+    topk = cfg.val_evaluator.topk, cfg.test_evaluator.topk, cfg.model.head.topk
+    assert [tuple(k) for k in topk] == [(1,)] * 3
+    cfg = use(CLASSIFIER, lists)
+    assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes == 4
+    assert built(cfg.train_dataloader.dataset).metainfo['classes'] == CLASSES
+    for phase, count in (('train', 6), ('val', 3), ('test', 3)):
+        files = (folders / ('train' if phase == 'train' else 'val')).rglob('*.jpg')
+        by_folder = {path.name: path.parent.name for path in files}
+        assert labels(cfg, phase) == by_folder and len(by_folder) == count
 
 
-@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-8'])
-def test_encodings_of_class_names(ade, encoding):
-    names = ['背景', 'Straße', 'c', 'd', 'e']
-    (ade / 'classes.txt').write_bytes('\r\n'.join(names).encode(encoding))
-    cfg = use_own_data(load_config(UPERNET), ade)
-    assert list(cfg.train_dataloader.dataset.metainfo.classes) == names
-    (ade / 'classes.txt').write_bytes('背景\n'.encode('gbk'))
-    with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8'):
-        use_own_data(load_config(UPERNET), ade)
-    for other in ('utf-16-le', 'utf-16-be', 'utf-32', 'utf-32-le'):
-        (ade / 'classes.txt').write_bytes('sky\nroad\n'.encode(other))
-        with pytest.raises(UserError, match=r'classes\.txt is not in UTF-8 \(it holds NULs'):
-            use_own_data(load_config(UPERNET), ade)
+@pytest.mark.parametrize('place', ['{}.txt', 'meta/{}.txt'])
+def test_names_of_lists_and_names_relative_to_the_root(lists, place):
+    change_lists(lists, lambda split, line: f'{split}/{line}')
+    rename_lists(lists, place)
+    cfg = use(CLASSIFIER, lists)
+    dataset = cfg.val_dataloader.dataset
+    assert (dataset.ann_file, dataset.data_prefix) == (place.format('val'), '')
+    assert len(labels(cfg, 'val')) == 3
 
 
-def test_hidden_files_of_a_mac_are_left_out(ade):
-    for image in list(ade.glob('images/*/*.jpg')):
-        image.with_name(f'._{image.name}').write_bytes(bytes(99))
-    use_own_data(load_config(UPERNET), ade)
+def test_classes_without_a_file_of_names(lists):
+    (lists / 'classes.txt').unlink()
+    change_lists(lists, lambda split, line: line[:-2] + '6\n' if split == 'val' else line)
+    cfg = use(CLASSIFIER, lists)
+    assert cfg.train_dataloader.dataset.metainfo.classes == tuple('0123456')
+    assert cfg.model.head.num_classes == 7
 
 
-def test_labels_in_another_normal_form(ade):
-    image = next(ade.glob('images/training/*.jpg'))
-    label = ade / 'annotations' / 'training' / f'{image.stem}.png'
-    image.rename(image.with_name('é.jpg'))
-    label.rename(label.with_name('e\u0301.png'))
-    with pytest.raises(MissingFileError, match=r'have no label.*another spelling .*NFC'):
-        use_own_data(load_config(UPERNET), ade)
+def test_mistakes_in_folders_and_lists(folders, lists, tmp_path):
+    def refuse(root, message, error=UserError, **arguments):
+        with pytest.raises(error, match=message):
+            use(CLASSIFIER, root, **arguments)
+
+    refuse(folders, '--classes: .* has class folders', classes=['a'])
+    refuse(folders, '--ignore-label is for segmentation', ignore_label=3)
+    (folders / 'val' / 'star').rename(folders / 'val' / 'sun')
+    refuse(folders, r"only in train: \['star'\], only in val: \['sun'\]")
+    for split, name in (('train', 'é'), ('val', 'e\u0301')):
+        (folders / split / 'circle').rename(folders / split / name)
+    refuse(folders, r'folders of train and val differ.*NFC')
+    refuse(lists, 'labels up to ., .* 2 class names', classes=['a', 'b'])
+    train = lists / 'train_list.txt'
+    content = train.read_text()
+    train.write_bytes(content.encode('utf-8-sig'))
+    refuse(lists, r'train_list\.txt begins with a byte-order mark')
+    train.write_text(content + '\n')  # which mmpretrain cannot split
+    refuse(lists, r'train_list\.txt, line 7: expected "NAME LABEL"')
+    train.write_text('gone.jpg 0\n')
+    refuse(lists, 'gone.jpg, which is neither in', MissingFileError)
+    train.unlink()
+    refuse(lists, 'no list for train', MissingFileError)
+    (tmp_path / 'empty').mkdir()
+    refuse(tmp_path / 'empty', r'lacks train/, val/: expected train/CLASS/IMAGE', MissingFileError)
+    for split in ('train', 'val'):
+        (tmp_path / 'empty' / split).mkdir()
+    refuse(tmp_path / 'empty', 'has no class folder', MissingFileError)
+
+
+@pytest.mark.parametrize(
+    'change, cause',
+    [
+        (lambda split, line: line.replace('.jpg', '.JPG'), 'capital letters'),
+        (lambda split, line: line.replace('.', '%2E'), 'URL encoding'),
+        (lambda split, line: f'{split}\\{line}', 'backslashes'),
+    ],
+)
+def test_the_cause_of_a_name_that_is_not_there(lists, change, cause):
+    change_lists(lists, change)
+    with pytest.raises(MissingFileError, match=f'another spelling .*{cause}'):
+        use(CLASSIFIER, lists)
+
+
+def test_imagenet_itself_is_read_in_both_layouts(folders, lists):
+    """Without --data: mmpretrain's ImageNet finds meta/{train,val}.txt by itself."""
+    rename_lists(lists, 'meta/{}.txt')
+    for root in (folders, lists):
+        for dataset, count in zip(data_of(load_config(CLASSIFIER)), (6, 3)):
+            assert dataset.type == 'ImageNet'
+            dataset.update(data_root=str(root))
+            if root == folders:  # four class folders, where ImageNet has a thousand
+                dataset.metainfo = dict(classes=CLASSES)
+            assert len(built(dataset)) == count
+
+
+def test_images_of_every_suffix_are_read(folders):
+    """mmpretrain's own list of suffixes lacks .webp, .tiff, .jfif, .gif and .avif."""
+    files = sorted(folders.glob('train/*/*.jpg'))
+    for file, suffix in zip(files, ('.webp', '.TIFF', '.jfif', '.gif', '.jp2')):
+        Image.open(file).save(file.with_suffix(suffix), 'JPEG' if suffix == '.jfif' else None)
+        file.unlink()
+    assert len(built(use(CLASSIFIER, folders).train_dataloader.dataset)) == len(files)

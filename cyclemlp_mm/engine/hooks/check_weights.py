@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -9,7 +11,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from cyclemlp_mm.engine.config_data import names_of, require_same_classes, trained_classes
-from cyclemlp_mm.engine.runner.resumed import check_resumable, is_resumed, loaded_from
+from cyclemlp_mm.engine.runner.resume import check_resumable, is_resumed, loaded_from
 from cyclemlp_mm.engine.runner.strategy import is_sharded, whole_state_dict
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models.strict_init import StrictInit
@@ -94,18 +96,14 @@ def compare(
     complete: bool,
     own: dict[str, Tensor] | None = None,
 ) -> str:
-    """Report what of a model a file holds.
+    """Report what of a model a file holds: counts, in all and of each part of the model.
 
     Args:
         model (nn.Module): Detector, segmentor or classifier, wrapped or not.
         in_file (dict[str, Tensor]): The file's.
         source (str): The file.
         complete (bool): Whether all of the model must be there, or the backbone only.
-        own (dict[str, Tensor], optional): The model's state dict, if it is at hand. Defaults to
-            None: it is made.
-
-    Returns:
-        str: Counts, in all and of each part of the model.
+        own (dict[str, Tensor], optional): The model's state dict, if it is at hand.
 
     Raises:
         CheckpointError: What must be there is not, or a backbone of ours has no place for some of
@@ -141,14 +139,13 @@ def compare(
             f'checkpoint {source} does not fit the model; nothing was loaded. {"; ".join(wrong)}. '
             'Is it the config that the file was trained with?'
         )
-    for part in dict.fromkeys(name.split('.')[0] for name in needed):
-        names = [name for name in needed if name.split('.')[0] == part]
-        found = sum(name in fitting for name in names)
-        if found < len(names):
-            lines.append(f'  {part}: {found} of {len(names)}, the others are new')
+    found = Counter(name.split('.')[0] for name in fitting)
+    for part, total in Counter(name.split('.')[0] for name in needed).items():
+        if found[part] < total:
+            lines.append(f'  {part}: {found[part]} of {total}, the others are new')
     left = [name for name in in_file if name not in own and name not in judged]
     if left:
-        lines.append(f'  in the file, not used: {len(left)} ({first_parts(dict.fromkeys(left))})')
+        lines.append(f'  in the file, not used: {len(left)} ({first_parts(left)})')
     return '\n'.join(lines)
 
 

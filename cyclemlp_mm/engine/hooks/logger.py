@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from mmengine.dist import is_main_process
@@ -22,6 +23,19 @@ from rich.progress import (
 from torch import Tensor
 
 
+def _patient(method: Callable) -> Callable:
+    """A method of LoggerHook after which the run goes on where a disk is full."""
+
+    @functools.wraps(method)
+    def patient(self: PatientLoggerHook, runner: Runner, *args, **kwargs) -> None:
+        try:
+            method(self, runner, *args, **kwargs)
+        except OSError as error:
+            self.lose(f'figures of the log could not be written: {error}', runner.logger.error)
+
+    return patient
+
+
 @HOOKS.register_module()
 class PatientLoggerHook(LoggerHook):
     """``LoggerHook``, with its arguments, that a full disk does not stop.
@@ -34,6 +48,10 @@ class PatientLoggerHook(LoggerHook):
         super().__init__(**kwargs)
         self.lost = 0
 
+    after_train_iter = _patient(LoggerHook.after_train_iter)
+    after_val_epoch = _patient(LoggerHook.after_val_epoch)
+    after_test_epoch = _patient(LoggerHook.after_test_epoch)
+
     def before_run(self, runner: Runner) -> None:
         """Also let the log file fail without a traceback for each line."""
         super().before_run(runner)
@@ -41,45 +59,22 @@ class PatientLoggerHook(LoggerHook):
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = self._lose_line  # the attribute that logging has for it
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        """As mmengine's."""
-        with self._surviving(runner):
-            super().after_train_iter(runner, batch_idx, data_batch, outputs)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """As mmengine's."""
-        with self._surviving(runner):
-            super().after_val_epoch(runner, metrics)
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """As mmengine's."""
-        with self._surviving(runner):
-            super().after_test_epoch(runner, metrics)
-
     def after_run(self, runner: Runner) -> None:
-        """Also report how much is missing."""
-        with self._surviving(runner):
-            super().after_run(runner)
+        _patient(LoggerHook.after_run)(self, runner)
         if self.lost:
             runner.logger.warning(
                 f'{self.lost} entries of the log or its figures in {runner.log_dir} are missing: '
                 'they could not be written'
             )
 
-    @contextmanager
-    def _surviving(self, runner: Runner) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._lose(f'figures of the log could not be written: {error}', runner.logger.error)
-
     def _lose_line(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             raise error
-        self._lose(f'a line of the log file could not be written: {error}', _to_stderr)
+        self.lose(f'a line of the log file could not be written: {error}', _to_stderr)
 
-    def _lose(self, message: str, report: object) -> None:
+    def lose(self, message: str, report: Callable[[str], object]) -> None:
+        """Count an entry that could not be written, and report the first."""
         self.lost += 1
         if self.lost == 1:
             report(f'{message}. Training goes on; make room, or the log stays incomplete')
@@ -101,7 +96,7 @@ def progress_bar(runner: Runner) -> Iterator[None]:
     try:
         yield
     finally:
-        bar.close()
+        bar.after_run(runner)
 
 
 class ProgressBar(Hook):
@@ -117,7 +112,7 @@ class ProgressBar(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
+        console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
         self.bar = Progress(
             '{task.description}',
             BarColumn(),
@@ -126,9 +121,9 @@ class ProgressBar(Hook):
             'left',
             TimeRemainingColumn(),
             '{task.fields[loss]}',
-            console=self.console,
+            console=console,
             transient=True,
-            disable=not (self.console.is_terminal and is_main_process()),
+            disable=not (console.is_terminal and is_main_process()),
         )
         self._tasks: dict[str, int] = {}
         self._streams: list[tuple[logging.StreamHandler, object]] = []
@@ -136,53 +131,40 @@ class ProgressBar(Hook):
     def before_run(self, runner: Runner) -> None:
         """Begin to draw, with the log above the bar."""
         self.bar.start()
-        if self.bar.disable:
-            return
         # The logger holds the stream from before; rich's own writes above the bar.
-        for handler in runner.logger.handlers:
+        for handler in () if self.bar.disable else runner.logger.handlers:
             if type(handler) is logging.StreamHandler and handler.stream is not sys.stdout:
                 self._streams.append((handler, handler.setStream(sys.stdout)))
 
     def after_run(self, runner: Runner) -> None:
-        """Remove the bar."""
-        self.close()
-
-    def close(self) -> None:
-        """Remove the bar and give the log its stream back; also where a run was broken off."""
-        for handler, stream in self._streams:
+        """Remove the bar and give the log its stream back."""
+        while self._streams:
+            handler, stream = self._streams.pop()
             handler.setStream(stream)
-        self._streams.clear()
         self.bar.stop()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        """Move on by an iteration."""
         loss = (outputs or {}).get('loss')
         if isinstance(loss, Tensor):
             loss = loss.item()  # float() of one with a gradient warns
-        unit = f'epoch {runner.epoch + 1}/{runner.max_epochs}'
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
-            unit = 'iterations'
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        unit = 'iterations' if by_iter else f'epoch {runner.epoch + 1}/{runner.max_epochs}'
         text = '' if loss is None else f'loss {loss:.3f}'
-        self._show(f'train, {unit}', runner.iter + 1, runner.max_iters, text, kind='train')
+        self._show('train', runner.iter + 1, runner.max_iters, f'train, {unit}', text)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        """Move on by a batch of the validation."""
         self._show('evaluate', batch_idx + 1, len(runner.val_dataloader))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Remove the validation's line."""
         if 'evaluate' in self._tasks:
             self.bar.remove_task(self._tasks.pop('evaluate'))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        """Move on by a batch of the test."""
         self._show('test', batch_idx + 1, len(runner.test_dataloader))
 
-    def _show(self, title: str, done: int, total: int, loss: str = '', kind: str = '') -> None:
-        kind = kind or title
+    def _show(self, kind: str, done: int, total: int, title: str = '', loss: str = '') -> None:
+        shown = dict(description=title or kind, total=total, completed=done, loss=loss)
         if kind not in self._tasks:
             # What was done before a resumed run must not count as done at once.
-            self._tasks[kind] = self.bar.add_task(title, total=total, completed=done - 1, loss=loss)
-        self.bar.update(
-            self._tasks[kind], description=title, completed=done, total=total, loss=loss
-        )
+            self._tasks[kind] = self.bar.add_task(**{**shown, 'completed': done - 1})
+        self.bar.update(self._tasks[kind], **shown)

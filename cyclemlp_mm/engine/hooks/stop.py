@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -14,14 +15,13 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cyclemlp_mm.engine.runner.launch import any_process
-from cyclemlp_mm.engine.runner.loops import ResumableEpochLoop, validation_follows
-from cyclemlp_mm.engine.runner.resumed import is_resumed
 from cyclemlp_mm.engine.runner.strategy import is_sharded
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, some
 
 from .checkpoint import VALIDATION_DUE, AtomicCheckpointHook
 
@@ -29,8 +29,8 @@ from .checkpoint import VALIDATION_DUE, AtomicCheckpointHook
 #: sysexits.h, 'try again later'. For a cluster: put the job into the queue again.
 EXIT_STOPPED = 75
 _HELP = (
-    'A lower learning rate, a longer warm-up or optim_wrapper.clip_grad=dict(max_norm=10) may '
-    'help; tools/check.py CONFIG --full looks for broken images and labels'
+    'Try a lower learning rate or optim_wrapper.clip_grad=dict(max_norm=10); tools/check.py CONFIG '
+    '--full looks for broken images and labels'
 )
 
 
@@ -48,13 +48,7 @@ class NonFiniteLossError(UserError):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Around all of a training: SIGTERM ends it with the same exit code while no iteration runs.
-
-    :class:`StopOnSignal` handles the signal from the first iteration to the last.
-
-    Raises:
-        TrainingStopped: The signal came.
-    """
+    """Around all of a training: SIGTERM ends it with the same exit code while no iteration runs."""
 
     def stop(number: int, frame: object) -> None:
         message = 'stopped by SIGTERM while no iteration ran: there was nothing to save'
@@ -91,7 +85,7 @@ class StopOnSignal(Hook):
         if not self._handlers and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._note)
-        if runner.val_loop is not None and _is_validation_due(runner):
+        if runner.val_loop is not None and runner.message_hub.get_info(VALIDATION_DUE):
             runner.logger.info('the validation of the saved step was not completed: it comes first')
             runner.val_loop.run()
 
@@ -100,20 +94,20 @@ class StopOnSignal(Hook):
         runner.message_hub.update_info(VALIDATION_DUE, False)
 
     def after_run(self, runner: Runner) -> None:
-        """Restore the signal handlers."""
         self.give_back()
 
     def give_back(self) -> None:
         """Restore the signal handlers from before the training."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         """Save and raise :class:`TrainingStopped`, if a signal has come."""
         # Not between two halves of an accumulated gradient, which no checkpoint holds.
-        every = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        if (runner.iter + 1) % every == 0 and self._any_received():
+        if (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
+            return
+        received = self.received is not None
+        if received if get_world_size() == 1 else any_process(torch.tensor(received)):
             self._save_and_leave(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
@@ -133,34 +127,16 @@ class StopOnSignal(Hook):
         if self.received is None:  # launchers send it to the group and to each process
             self.received, self._at = signal.Signals(number).name, now
 
-    def _any_received(self) -> bool:
-        received = self.received is not None
-        return received if get_world_size() == 1 else bool(any_process(torch.tensor(received)))
-
     def _save_and_leave(self, runner: Runner, iteration: int) -> None:
-        name = self.received or 'a signal to another process'
-        hook = _checkpoint_hook(runner)
-        if hook is None:
-            message = 'nothing was saved: the config has no AtomicCheckpointHook'
-        else:
+        hook, saved = _checkpoint_hook(runner), 'nothing: the config has no AtomicCheckpointHook'
+        if hook is not None:
             path = hook.save_here(runner, runner.epoch, iteration)
-            message = f'saved {path}; go on with the same command and --resume'
-        message = f'stopped by {name} after iteration {iteration}: {message}'
+            saved = f'{path}; go on with the same command and --resume'
+        name = self.received or 'a signal to another process'
+        message = f'stopped by {name} after iteration {iteration}: saved {saved}'
         runner.logger.warning(f'{message} (exit code {EXIT_STOPPED})')
         self.give_back()
         raise TrainingStopped(message)
-
-
-def _is_validation_due(runner: Runner) -> bool:
-    """Whether the resumed checkpoint lacks the validation of its step."""
-    due = runner.message_hub.get_info(VALIDATION_DUE)
-    if due is not None or not is_resumed(runner):
-        return bool(due)
-    # Written by mmengine or an older version. Nothing else would come after a complete training.
-    is_epochs = isinstance(runner.train_loop, ResumableEpochLoop)
-    done = runner.epoch if is_epochs else runner.iter
-    end = runner.max_epochs if is_epochs else runner.max_iters
-    return done >= end and validation_follows(runner, done)
 
 
 def _checkpoint_hook(runner: Runner) -> AtomicCheckpointHook | None:
@@ -193,9 +169,8 @@ class StopOnNonFiniteLoss(Hook):
         self._good: str | None = None  # the newest checkpoint that a finite loss came after
 
     def before_train(self, runner: Runner) -> None:
-        """Watch the optimiser's steps."""
-        optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', None)
-        wrappers = optimizers.values() if optimizers else [runner.optim_wrapper]
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         # If not sharded, gradients are the same in all processes.
         drop = partial(_drop_non_finite, sharded=is_sharded(runner.model))
         for wrapper in wrappers:
@@ -208,8 +183,7 @@ class StopOnNonFiniteLoss(Hook):
         saved = hook.last_good if hook else None
         bad = [name for name, value in (outputs or {}).items() if not _is_finite(value)]
         if not bad:
-            self.in_a_row, self._images = 0, []
-            self._good = saved
+            self.in_a_row, self._images, self._good = 0, [], saved
             return
         self.in_a_row += 1
         self.num_bad += 1
@@ -225,21 +199,16 @@ class StopOnNonFiniteLoss(Hook):
         if saved != self._good:
             good = f'{good} ({saved} was saved after the last finite loss, and may be as bad)'
         raise NonFiniteLossError(
-            f'{here}. Images of these iterations: {_some(self._images)}. Last good checkpoint: '
-            f'{good}. {_HELP}'
+            f'{here}. Images: {_some(self._images)}. Last good checkpoint: {good}. {_HELP}'
         )
 
     def after_train(self, runner: Runner) -> None:
         """Report how many iterations changed nothing; an error if all of them."""
-        if not self.num_bad:
-            return
         count = f'{self.num_bad} of {self.num_iters} iterations had a loss that is not finite'
-        if self.num_bad < self.num_iters:
+        if 0 < self.num_bad == self.num_iters:
+            raise NonFiniteLossError(f'{count}. Images: {_some(self._images)}. {_HELP}')
+        if self.num_bad:
             runner.logger.warning(f'{count}: they did not change the weights')
-            return
-        raise NonFiniteLossError(
-            f'{count}: the weights are those of the start. Images: {_some(self._images)}. {_HELP}'
-        )
 
 
 def _drop_non_finite(
@@ -258,7 +227,7 @@ def _drop_non_finite(
 def _is_finite(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return bool(torch.isfinite(value).all())
-    return not isinstance(value, float) or value - value == 0
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _image_paths(data_batch: object) -> list[str]:
@@ -266,7 +235,5 @@ def _image_paths(data_batch: object) -> list[str]:
     return [str(s.img_path) for s in samples or () if hasattr(s, 'img_path')]
 
 
-def _some(paths: list[str], most: int = 8) -> str:
-    paths = list(dict.fromkeys(paths))
-    more = f' and {len(paths) - most} more' if len(paths) > most else ''
-    return f'{", ".join(paths[:most]) or "unknown"}{more}'
+def _some(paths: list[str]) -> str:
+    return some(list(dict.fromkeys(paths)), 8) or 'unknown'

@@ -31,13 +31,11 @@ class DeployModel(Hook):
     priority = 'VERY_LOW'  # after EMAHook, which puts the averaged weights in
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Replace the model by the copy."""
         self._model = model = runner.model
         runner.model = to_deploy(copy.deepcopy(model.module if is_model_wrapper(model) else model))
         runner.logger.info('deploy mode: what can be folded was folded')
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Put the model back."""
         runner.model = self._model
 
 
@@ -62,15 +60,13 @@ class DrawResults(Hook):
         self._is_detector = False
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Give every image of the data set the name of its picture."""
         data = runner.test_loop.dataloader.dataset
         self._loader = image_loader(data)
         self._is_detector = runner.cfg.get('default_scope') == 'mmdet'
         paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
-        self._names = picture_names(paths, self._is_detector)
+        self._names = _picture_names(paths, self._is_detector)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        """Draw the images of a batch."""
         for sample in outputs:
             path = str(sample.img_path)
             name = self._names.get(path) or f'{Path(path).name}.png'
@@ -94,17 +90,18 @@ class DrawResults(Hook):
         return np.ascontiguousarray(as_picture(image))
 
 
-def picture_names(paths: list[str], keep_suffix: bool = True) -> dict[str, str]:
+def _picture_names(paths: list[str], keep_suffix: bool) -> dict[str, str]:
     """For each image the name of its picture, relative to the folder that all images share.
 
     A PNG, or with ``keep_suffix`` the image's own kind where that can be written.
     """
     full = {path: os.path.abspath(path) for path in sorted(set(paths))}
     root = os.path.commonpath(map(os.path.dirname, full.values())) if full else ''
-    names = {path: os.path.relpath(file, root) for path, file in full.items()}
-    stems = Counter(os.path.splitext(name)[0] for name in names.values())
-    for path, name in names.items():
-        stem, suffix = os.path.splitext(name)
-        if not (keep_suffix and suffix.lower() in _WRITTEN):
-            names[path] = f'{stem if stems[stem] == 1 else name}.png'
-    return names
+    names = {path: Path(os.path.relpath(file, root)) for path, file in full.items()}
+    stems = Counter(name.with_suffix('') for name in names.values())
+    return {
+        path: str(name)
+        if keep_suffix and name.suffix.lower() in _WRITTEN
+        else f'{name if stems[name.with_suffix("")] > 1 else name.with_suffix("")}.png'
+        for path, name in names.items()
+    }

@@ -36,7 +36,6 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass, inside mmengine's own context."""
         with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
             yield
 
@@ -58,15 +57,11 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher != 'pytorch':
-        raise UserError(
-            f'--launcher {launcher} needs GPUs; without, start the processes with torchrun and '
-            '--launcher pytorch (tools/dist_train.sh does)'
-        )
+        raise UserError(f'--launcher {launcher} needs GPUs; without, use tools/dist_train.sh')
     missing = [v for v in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if v not in os.environ]
     if missing:
         raise UserError(
-            f'--launcher pytorch: {", ".join(missing)} are not set; start with torchrun or '
-            'tools/dist_train.sh CONFIG NUM_PROCESSES'
+            f'--launcher pytorch: {", ".join(missing)} are not set; start with tools/dist_train.sh'
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
@@ -83,9 +78,10 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
 def is_first_process(launcher: str) -> bool:
     """Whether this process checks, locks and reports for all; also before the process group exists.
 
+    Without a launcher, every process is a run of its own, whatever variables its job has set.
+
     Args:
-        launcher (str): As for :func:`prepare_launch`. Without one, every process is a run of its
-            own, whatever variables the job that started it has set.
+        launcher (str): As for :func:`prepare_launch`.
     """
     return launcher == 'none' or os.environ.get(_RANKS[launcher], '0') == '0'
 
@@ -109,10 +105,8 @@ def no_teardown_under_gloo() -> Iterator[None]:
     """End the process after the block if gloo's threads run; otherwise do nothing.
 
     A thread of gloo that needs the interpreter's lock while the interpreter is finalised aborts the
-    process, after all its work was done (https://github.com/pytorch/pytorch/issues/190489). So the
-    interpreter is not finalised: threads are joined, exit handlers run, streams are flushed, as
-    multiprocessing does at the end of a forked process; then the process exits with the status
-    that the interpreter would have given it.
+    process (https://github.com/pytorch/pytorch/issues/190489). So the interpreter is not finalised:
+    threads are joined, exit handlers run, streams are flushed, and the exit status is the same.
     """
     status: object = 0
     try:
@@ -124,7 +118,7 @@ def no_teardown_under_gloo() -> Iterator[None]:
         if isinstance(error, SystemExit):
             status = error.code or 0
         else:
-            traceback.print_exception(type(error), error, error.__traceback__)
+            traceback.print_exception(error)
     if not _has_gloo_threads:
         return
     try:

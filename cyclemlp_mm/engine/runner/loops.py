@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import tempfile
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmengine.dist import get_rank, get_world_size
-from mmengine.evaluator import Evaluator
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, ValLoop
 from torch.utils.data import DataLoader
@@ -36,20 +35,14 @@ class _ResumableLoop:
     """What both loops share: their data, its length, and the random state of an iteration."""
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
-        self.rank_seeds = runner._randomness_cfg.get('diff_rank_seed', False)
         if isinstance(dataloader, dict):
-            dataloader = runner.build_dataloader(
-                dataloader, seed=runner.seed, diff_rank_seed=self.rank_seeds
-            )
-        super().__init__(runner, training_loader(dataloader, self._seed(runner)), **kwargs)
-
-    def _seed(self, runner: Runner) -> int:
-        """The seed that all processes share; with ``diff_rank_seed``, mmengine adds the rank."""
-        return runner.seed - get_rank() if self.rank_seeds else runner.seed
+            differ = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = runner.build_dataloader(dataloader, runner.seed, differ)
+        super().__init__(runner, training_loader(dataloader, runner.seed), **kwargs)
+        self.seed = runner.seed
 
     def run_iter(self, *args) -> None:
-        """One iteration, with its own random state."""
-        seed_all(self._seed(self.runner), _ITERATION, self._iter, get_rank())
+        seed_all(self.seed, _ITERATION, self._iter, get_rank())
         super().run_iter(*args)
 
     def _note_length(self) -> None:
@@ -63,9 +56,7 @@ class _ResumableLoop:
         if before not in (None, batches):
             self.runner.logger.warning(
                 f'the resumed training had {before} batches in an epoch, and now there are '
-                f'{batches}: the number of images, train_dataloader.batch_size or the number of '
-                'processes has changed. Training continues with other data in another order; '
-                'iterations and learning rates are counted on from the checkpoint'
+                f'{batches}: it goes on with other data, in another order'
             )
         hub.update_info(_EPOCH_LENGTH, batches)
 
@@ -75,13 +66,12 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
     """``EpochBasedTrainLoop``, with its arguments, that is resumed in the middle of an epoch."""
 
     def run_epoch(self) -> None:
-        """Run one epoch, or what is left of it."""
         hub = self.runner.message_hub
         start = hub.get_info(BATCHES_DONE) or 0
         if type(start) is not int or start < 0:
             raise CheckpointError(
-                f'the resumed checkpoint says that {start!r:.50} batches of the epoch are done: it '
-                'is damaged. Resume an earlier one'
+                f'the resumed checkpoint has {start!r:.50} batches of the epoch done: it is '
+                'damaged. Resume an earlier one'
             )
         self._note_length()
         self.runner.call_hook('before_train_epoch')
@@ -108,7 +98,6 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
             self.dataloader_iterator = _Stream(self.dataloader)
 
     def run(self) -> object:
-        """Train until ``max_iters``."""
         self._note_length()
         stream = self.dataloader_iterator
         if isinstance(stream, _Stream) and not getattr(self, 'fast_forward_on_resume', False):
@@ -117,16 +106,14 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
 
 
 class _Stream:
-    """Batches without end; a finite sampler begins again, as its next epoch."""
+    """Batches without end, from any iteration on."""
 
     def __init__(self, loader: TrainingLoader) -> None:
         self.loader = loader
-        self.epoch = 0
         self.idle = 0
-        self.iterator: Iterator | None = None
+        self.batches = self._endless()
 
     def start_at(self, iteration: int) -> None:
-        """Leave out the batches before an iteration."""
         self.loader.start_at(0, iteration)
         self.idle = iteration  # mmengine before 0.10.8 takes the batches to skip one by one
 
@@ -134,29 +121,26 @@ class _Stream:
         """As later versions of mmengine skip them; :meth:`start_at` has done so."""
         self.idle = 0
 
-    def __iter__(self) -> _Stream:
-        return self
-
     def __next__(self) -> object:
         if self.idle:
             self.idle -= 1
             return None
-        if self.iterator is None:
-            self.iterator = iter(self.loader)
-        left = None
+        return next(self.batches)
+
+    def _endless(self) -> Iterator:
+        """A finite sampler begins again, as its next epoch."""
+        places, epoch = self.loader.batch_sampler, 0
         while True:
-            try:
-                return next(self.iterator)
-            except StopIteration:
-                if left == self.loader.batch_sampler.skip:
-                    raise UserError('the training data has no batch to give') from None
-            left = self.loader.batch_sampler.skip
-            self.epoch += 1
-            sampler = self.loader.batch_sampler.sampler
-            if hasattr(sampler, 'set_epoch'):
-                sampler.set_epoch(self.epoch)
-            self.loader.start_at(self.epoch, left)
-            self.iterator = iter(self.loader)
+            left, is_empty = places.skip, True
+            for batch in self.loader:
+                is_empty = False
+                yield batch
+            if is_empty and places.skip == left:
+                raise UserError('train_dataloader has no batch: its data set is empty')
+            epoch += 1
+            if hasattr(places.sampler, 'set_epoch'):
+                places.sampler.set_epoch(epoch)
+            self.loader.start_at(epoch, places.skip)
 
 
 @LOOPS.register_module()
@@ -170,19 +154,12 @@ class PatientValLoop(ValLoop):
     def __init__(self, runner: Runner, *args, **kwargs) -> None:
         super().__init__(runner, *args, **kwargs)
         self.dataloader.worker_init_fn = IgnoreSignals(self.dataloader.worker_init_fn)
-        self.evaluator = _PatientEvaluator(self.evaluator, runner)
+        evaluate = self.evaluator.evaluate
+        self.evaluator.evaluate = lambda size: self._figures(evaluate, size)
 
-
-class _PatientEvaluator:
-    """An evaluator that gives no figures where there is no space for them."""
-
-    def __init__(self, evaluator: Evaluator, runner: Runner) -> None:
-        self.evaluator = evaluator
-        self.runner = runner
-
-    def evaluate(self, size: int) -> dict:
+    def _figures(self, evaluate: Callable[[int], dict], size: int) -> dict:
         try:
-            return self.evaluator.evaluate(size)
+            return evaluate(size)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or get_world_size() > 1:
                 raise
@@ -193,9 +170,6 @@ class _PatientEvaluator:
                 f'{tempfile.gettempdir()} and {self.runner.work_dir}'
             )
             return {}
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.evaluator, name)
 
 
 def validation_follows(runner: Runner, done: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from mmengine._strategy import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
@@ -21,7 +20,6 @@ class _AtomicCheckpoints:
     """A strategy opens a checkpoint by its name, whatever ``backend_args`` say."""
 
     def save_checkpoint(self, filename: str, **kwargs: object) -> None:
-        """Write a file that is complete or absent."""
         if not is_main_process():  # takes part, and writes nothing
             super().save_checkpoint(filename, **kwargs)
             return
@@ -72,21 +70,18 @@ class ShardedStrategy(_AtomicCheckpoints, FSDPStrategy):
         """As mmengine's; a norm that gradients are clipped by is that of the whole model."""
         built = super().build_optim_wrapper(optim_wrapper, model)
         if getattr(built, 'clip_func', None) is torch.nn.utils.clip_grad_norm_:
-            built.clip_func = partial(_clip_whole_norm, self.model)
+            built.clip_func = lambda parameters, **clip_grad: self.model.clip_grad_norm_(
+                **clip_grad
+            )
         return built
 
     def load_model_state_dict(
         self, state_dict: dict[str, Tensor], *, strict: bool = False, **kwargs: object
     ) -> None:
         """Load weights; unless ``strict``, those of another shape are left out."""
-        if not strict:
-            own = whole_state_dict(self.model)
-            state_dict = {
-                name: tensor
-                for name, tensor in state_dict.items()
-                if name not in own or own[name].shape == tensor.shape
-            }
-        super().load_model_state_dict(state_dict, strict=strict, **kwargs)
+        own = {} if strict else whole_state_dict(self.model)
+        fitting = {n: t for n, t in state_dict.items() if n not in own or own[n].shape == t.shape}
+        super().load_model_state_dict(fitting, strict=strict, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load a checkpoint's full optimiser state, also that of a model that was not sharded."""
@@ -104,27 +99,16 @@ def _by_name(state_dict: dict, model: nn.Module, optimizer: torch.optim.Optimize
     """An optimiser's state dict with names for parameters, as FSDP has it, not their numbers."""
     if not all(isinstance(key, int) for key in state_dict['state']):
         return state_dict
-    names = {
-        id(parameter): name.replace('_fsdp_wrapped_module.', '')
-        for name, parameter in model.named_parameters()
-    }
+    parameters = model.named_parameters()
+    names = {id(p): name.replace('_fsdp_wrapped_module.', '') for name, p in parameters}
     # Numbers count the parameters of all groups, one group after another.
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group['params']]
-    return dict(
-        state_dict,
-        state={ordered[number]: state for number, state in state_dict['state'].items()},
-        param_groups=[
-            dict(group, params=[ordered[number] for number in group['params']])
-            for group in state_dict['param_groups']
-        ],
-    )
-
-
-def _clip_whole_norm(
-    model: FullyShardedDataParallel, parameters: object, max_norm: float, norm_type: float = 2.0
-) -> Tensor:
-    """Replaces ``torch.nn.utils.clip_grad_norm_``, for all parameters of the model."""
-    return model.clip_grad_norm_(max_norm, norm_type)
+    groups = [
+        dict(group, params=[ordered[number] for number in group['params']])
+        for group in state_dict['param_groups']
+    ]
+    state = {ordered[number]: state for number, state in state_dict['state'].items()}
+    return dict(state_dict, state=state, param_groups=groups)
 
 
 @FUNCTIONS.register_module()
