@@ -11,10 +11,10 @@ every head. Layouts: COCO 2017's, ADE20K's, and for classification one of two:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from cyclemlp_mm.datasets.coco_file import category_names
 from cyclemlp_mm.datasets.file_names import (
@@ -31,16 +31,21 @@ from cyclemlp_mm.user_path import user_path
 
 from .config_data import class_palette, data_sets, evaluators, heads, needs_masks
 
-COCO_SPLITS = {
+COCO = {
     'train': ('annotations/instances_train2017.json', 'train2017/'),
     'val': ('annotations/instances_val2017.json', 'val2017/'),
 }
-ADE20K_SPLITS = {
+ADE20K = {
     'train': ('images/training', 'annotations/training'),
     'val': ('images/validation', 'annotations/validation'),
 }
+FOLDERS = {'train': ('train/',), 'val': ('val/',)}
 #: Where a split's list of ``NAME LABEL`` lines may lie, under the folder.
 LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
+_ROBOFLOW = (
+    f'. {{}} is as Roboflow exports: move it to {COCO["train"][0]}, rename its folder to '
+    f'{COCO["train"][1]}, and likewise "valid" to {", ".join(COCO["val"])}'
+)
 
 
 def use_own_data(
@@ -57,8 +62,8 @@ def use_own_data(
             (ADE20K's layout) or mmpretrain. Changed in place.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
-            use, by default all; mmseg: names in the order of the labels, by default the lines of
-            ``classes.txt`` in the folder.
+            use, by default all; else names in the order of the labels, by default the lines of
+            ``classes.txt`` in the folder. Not for class folders.
         ignore_label (int, optional): mmseg only. Labels count from 0 and this one is ignored. By
             default, as in ADE20K, labels count from 1 and 0 is ignored.
         needed (Sequence[str]): Parts that the folder must have, 'train' or 'val'; one that is not
@@ -78,28 +83,83 @@ def use_own_data(
     if ignore_label is not None and scope != 'mmseg':
         raise UserError('--ignore-label is for segmentation: labels of other tasks have none')
     if scope == 'mmdet':
-        names = _use_coco_layout(cfg, root, classes, needed)
+        there = _splits(root, COCO, needed, 'COCO 2017')
+        names = _coco_classes(cfg, root, there, classes)
+        settings = {
+            split: dict(type='CheckedCocoDataset', ann_file=file, data_prefix=dict(img=images))
+            for split, (file, images) in there.items()
+        }
+        for evaluator in evaluators(cfg):
+            if 'ann_file' in evaluator:
+                evaluator.ann_file = str(root / COCO['val'][0])
     elif scope == 'mmseg':
-        names = _use_ade20k_layout(cfg, root, classes, ignore_label, needed)
+        there = _splits(root, ADE20K, needed, 'ADE20K')
+        names = _segmentation_classes(root, classes, ignore_label)
+        settings = {
+            split: dict(
+                type='BaseSegDataset',  # ADE20KDataset would map the class names to its own
+                data_prefix=dict(img_path=images, seg_map_path=labels),
+                img_suffix=_image_suffix(root / images, root / labels),
+                seg_map_suffix='.png',
+                reduce_zero_label=ignore_label is None,
+            )
+            for split, (images, labels) in there.items()
+        }
     elif scope == 'mmpretrain':
-        names = _use_image_folders(cfg, root, classes, needed)
+        there = _splits(root, FOLDERS, needed, 'train/CLASS/IMAGE or of lists')
+        lists = {split: _find_list(root, split) for split in there}
+        in_lists = any(lists.values())
+        classes_of = _classes_of_lists if in_lists else _classes_of_folders
+        names = classes_of(root, lists, classes)
+        settings = {
+            split: dict(
+                type='CustomDataset',
+                data_prefix=_prefix_of(root, split, name) if in_lists else split,
+                ann_file=name,
+                with_label=True,
+                extensions=IMAGE_SUFFIXES,
+            )
+            for split, name in lists.items()
+        }
     else:
         raise UserError(f'--data needs a config of mmdet, mmseg or mmpretrain, not of {scope!r}')
-    for _, settings in heads(cfg.model):
-        if 'num_classes' in settings:
-            settings['num_classes'] = len(names)
+    for split, dataset in data_sets(cfg):
+        dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
+        if split in settings:
+            for key in ('split', 'classes'):  # of mmpretrain's ImageNet
+                dataset.pop(key, None)
+            dataset.update(settings[split], data_root=str(root))
+            if scope == 'mmseg':
+                _check_labels(dataset, len(names), ignore_label)
+    for _, head in heads(cfg.model):
+        if 'num_classes' in head:
+            head['num_classes'] = len(names)
     for node in (cfg.model, *evaluators(cfg)):
         _limit_topk(node, len(names))
     return cfg
 
 
-def _use_coco_layout(
-    cfg: Config, root: Path, classes: Sequence[str] | None, needed: Sequence[str]
+def _splits(
+    root: Path, splits: dict[str, tuple[str, ...]], needed: Sequence[str], layout: str
+) -> dict[str, tuple[str, ...]]:
+    """The parts of a layout that are needed or there."""
+    lacking = {s: [p for p in parts if not (root / p).exists()] for s, parts in splits.items()}
+    missing = ', '.join(part for split in needed for part in lacking[split])
+    if missing:
+        exports = sorted(root.glob('*/_annotations.coco.json')) if splits is COCO else []
+        hint = _ROBOFLOW.format(exports[0].relative_to(root)) if exports else ''
+        raise MissingFileError(
+            f'--data {root} is not in the layout of {layout}: it lacks {missing}{hint}'
+        )
+    return {split: parts for split, parts in splits.items() if not lacking[split]}
+
+
+def _coco_classes(
+    cfg: Config, root: Path, splits: dict[str, tuple[str, ...]], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    there = _splits(root, COCO_SPLITS, needed, 'COCO 2017')
     found = {
-        split: tuple(category_names(root / ann_file, needs_masks(cfg, split)).values())
-        for split, (ann_file, _) in there.items()
+        split: list(category_names(root / file, needs_masks(cfg, split)).values())
+        for split, (file, _) in splits.items()
     }
     if len(found) > 1 and sorted(found['train']) != sorted(found['val']):
         raise UserError(
@@ -107,81 +167,15 @@ def _use_coco_layout(
             f'{found["val"]}. Write the same names into both files, used or not'
         )
     names = next(iter(found.values()))  # train's, if it is there
-    if classes is not None:
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            raise UserError(f'--classes {unknown} are not in {root}; it has {list(names)}')
-        names = tuple(name for name in names if name in classes)  # the file's order
-    for split, dataset in data_sets(cfg):
-        dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
-        if split in there:
-            ann_file, images = there[split]
-            dataset.update(type='CheckedCocoDataset', data_root=str(root))
-            dataset.update(ann_file=ann_file, data_prefix=dict(img=images))
-    for evaluator in evaluators(cfg):
-        if 'ann_file' in evaluator:
-            evaluator.ann_file = str(root / COCO_SPLITS['val'][0])
-    return names
+    unknown = [name for name in classes or () if name not in names]
+    if unknown:
+        raise UserError(f'--classes {unknown} are not in {root}; it has {names}')
+    return tuple(name for name in names if classes is None or name in classes)  # the file's order
 
 
-def _use_ade20k_layout(
-    cfg: Config,
-    root: Path,
-    classes: Sequence[str] | None,
-    ignore_label: int | None,
-    needed: Sequence[str],
+def _segmentation_classes(
+    root: Path, classes: Sequence[str] | None, ignore_label: int | None
 ) -> tuple[str, ...]:
-    there = _splits(root, ADE20K_SPLITS, needed, 'ADE20K')
-    names = _segmentation_classes(root, classes)
-    if ignore_label is not None and not len(names) <= ignore_label <= 255:
-        raise UserError(
-            f'--ignore-label {ignore_label} must be {len(names)} to 255: 0 to {len(names) - 1} are '
-            f'the classes {list(names)}. If 0 is ignored, leave --ignore-label out'
-        )
-    for split, dataset in data_sets(cfg):
-        dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
-        if split not in there:
-            continue
-        images, labels = there[split]
-        dataset.update(
-            type='BaseSegDataset',  # ADE20KDataset would map the class names to its own
-            data_root=str(root),
-            data_prefix=dict(img_path=images, seg_map_path=labels),
-            img_suffix=_image_suffix(root / images, root / labels),
-            seg_map_suffix='.png',
-            reduce_zero_label=ignore_label is None,
-        )
-        # The config of an earlier run has the check of that run's data.
-        steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
-        loads = [i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations']
-        if loads:
-            check = dict(type='CheckLabels', num_classes=len(names), ignore_label=ignore_label)
-            steps.insert(loads[0] + 1, check)
-        dataset.pipeline = steps
-    return names
-
-
-def _splits(
-    root: Path, splits: dict[str, tuple[str, str]], needed: Sequence[str], layout: str
-) -> dict[str, tuple[str, str]]:
-    """The parts of a layout that are needed or there."""
-    lacking = {s: [p for p in parts if not (root / p).exists()] for s, parts in splits.items()}
-    missing = ', '.join(part for split in needed for part in lacking[split])
-    if missing:
-        hint, exports = '', sorted(root.glob('*/_annotations.coco.json'))
-        if exports and layout == 'COCO 2017':
-            hint = (
-                f'. {exports[0].relative_to(root)} is as Roboflow exports: move it to '
-                f'{COCO_SPLITS["train"][0]}, rename its folder to {COCO_SPLITS["train"][1]}, and '
-                f'likewise "valid" to {", ".join(COCO_SPLITS["val"])}'
-            )
-        raise MissingFileError(
-            f'--data {root} is not in the layout of {layout}: it lacks {missing}{hint}'
-        )
-    return {split: parts for split, parts in splits.items() if not lacking[split]}
-
-
-def _segmentation_classes(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
     file = root / 'classes.txt'
     if classes is None and not file.is_file():
         raise MissingFileError(
@@ -193,6 +187,11 @@ def _segmentation_classes(root: Path, classes: Sequence[str] | None) -> tuple[st
         raise UserError(f'class names are double: {list(names)}')
     if len(names) < 2:
         raise UserError(f'segmentation needs at least two classes, but got {list(names)}')
+    if ignore_label is not None and not len(names) <= ignore_label <= 255:
+        raise UserError(
+            f'--ignore-label {ignore_label} must be {len(names)} to 255: 0 to {len(names) - 1} are '
+            f'the classes {list(names)}. If 0 is ignored, leave --ignore-label out'
+        )
     return names
 
 
@@ -207,83 +206,59 @@ def _image_suffix(images: Path, labels: Path) -> str:
     expected = [f.relative_to(images).with_suffix('.png') for f in files]
     missing = [str(name) for name in expected if not (labels / name).exists()]
     if missing:
-        spelling = say_spelling(missing, files_in(labels))
         raise MissingFileError(
             f'{len(missing)} of {len(files)} images in {images} have no label in {labels}, e.g. '
-            f'{missing[0]}' + (f'; {spelling}: rename the files' if spelling else '')
+            f'{missing[0]}{_spelling(missing, labels)}'
         )
     return suffixes[0]
 
 
-def _use_image_folders(
-    cfg: Config, root: Path, classes: Sequence[str] | None, needed: Sequence[str]
+def _spelling(names: list[str], *folders: Path) -> str:
+    """What to do about missing names that a folder has in another spelling; '' if none has."""
+    found = filter(None, (say_spelling(names, files_in(folder)) for folder in folders))
+    return next((f'; {spelling}: use the names of the files' for spelling in found), '')
+
+
+def _check_labels(dataset: ConfigDict, num_classes: int, ignore_label: int | None) -> None:
+    """Let a pipeline check its labels; an earlier run's config has the check of that run's data."""
+    steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
+    loads = [i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations']
+    if loads:
+        check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
+        steps.insert(loads[0] + 1, check)
+    dataset.pipeline = steps
+
+
+def _find_list(root: Path, split: str) -> str:
+    """The split's list, relative to ``root``; '' where there is none."""
+    names = [name.format(split) for name in LIST_NAMES]
+    return next((name for name in names if (root / name).is_file()), '')
+
+
+def _classes_of_folders(
+    root: Path, splits: Collection[str], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Point the loaders of a classification config at ``root``; returns the class names.
-
-    Of lists, ``classes`` are the names in the order of the labels; by default the lines of
-    ``classes.txt``, or the labels' numbers.
-    """
-    splits = [split for split in ('train', 'val') if (root / split).is_dir()]
-    missing = ', '.join(f'{split}/' for split in needed if split not in splits)
-    if missing:
-        raise MissingFileError(
-            f'--data {root} lacks {missing}: expected train/CLASS/IMAGE and val/CLASS/IMAGE, or '
-            'train/, val/ and lists train_list.txt, val_list.txt of lines "NAME LABEL"'
-        )
-    lists = {}  # '' where there is none
-    for split in splits:
-        names = [name.format(split) for name in LIST_NAMES]
-        lists[split] = next((name for name in names if (root / name).is_file()), '')
-    if any(lists.values()):
-        names = _classes_of_lists(root, lists, classes)
-    elif classes is None:
-        names = _classes_of_folders(root, splits)
-    else:
+    if classes is not None:
         raise UserError(f'--classes: {root} has class folders with the names; leave it out')
-    for phase in ('train', 'val', 'test'):
-        split = 'train' if phase == 'train' else 'val'
-        loader = cfg.get(f'{phase}_dataloader')
-        if loader is None or split not in splits:
-            continue
-        for key in ('split', 'classes'):
-            loader.dataset.pop(key, None)
-        loader.dataset.update(
-            type='CustomDataset',
-            data_root=str(root),
-            data_prefix=_prefix_of(root, split, lists[split]) if lists[split] else split,
-            ann_file=lists[split],
-            with_label=True,
-            extensions=IMAGE_SUFFIXES,
-            metainfo=dict(classes=names),
-        )
-    return names
-
-
-def _classes_of_folders(root: Path, splits: Sequence[str]) -> tuple[str, ...]:
     found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
-    hidden = [f'{s}/{name}' for s in splits for name in found[s] if is_no_class(name)]
-    if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
-        raise UserError(
-            f'{root}: mmpretrain takes every folder for a class, {", ".join(hidden[:5])} as well: '
-            'take it out'
-        )
     for split, names in found.items():
+        hidden = [name for name in names if is_no_class(name)]
+        if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
+            raise UserError(f'{root / split}: {hidden[0]} would be a class: take this folder out')
         if not names:
             raise MissingFileError(
                 f'{root / split} has no class folder, and there is no {split}_list.txt: sort the '
                 'images into one folder per class, or write a list of lines "NAME LABEL"'
             )
-    only = {
-        s: [n for n in found[s] if any(n not in other for other in found.values())] for s in splits
-    }
-    if any(only.values()):
-        spelling = say_spelling(*only.values())
+    if len(found) > 1 and found['train'] != found['val']:
+        train, val = map(set, found.values())
+        only = sorted(train - val), sorted(val - train)
+        spelling = say_spelling(*only)
         raise UserError(
-            f'{root}: the class folders of train and val differ; only in train: '
-            f'{only["train"][:5]}, only in val: {only["val"][:5]}'
-            + (f'; {spelling}: rename them' if spelling else '')
+            f'{root}: the class folders of train and val differ; only in train: {only[0][:5]}, '
+            f'only in val: {only[1][:5]}' + (f'; {spelling}: rename them' if spelling else '')
         )
-    return tuple(found[splits[0]])
+    return tuple(names)
 
 
 def _classes_of_lists(
@@ -294,16 +269,15 @@ def _classes_of_lists(
             raise MissingFileError(f'{root} has no list for {split}, e.g. {split}_list.txt')
     highest = max(_highest_label(root / name) for name in lists.values())
     file = root / 'classes.txt'
-    if classes is None and file.is_file():
-        classes = read_names(file)
     if classes is None:
-        return tuple(map(str, range(highest + 1)))
-    if highest >= len(classes):
+        classes = read_names(file) if file.is_file() else map(str, range(highest + 1))
+    names = tuple(classes)
+    if highest >= len(names):
         raise UserError(
             f'{root}: the lists have labels up to {highest}, counted from 0, but there are '
-            f'{len(classes)} class names'
+            f'{len(names)} class names'
         )
-    return tuple(classes)
+    return names
 
 
 def _highest_label(file: Path) -> int:
@@ -327,10 +301,9 @@ def _prefix_of(root: Path, split: str, list_name: str) -> str:
     for prefix in (split, ''):
         if (root / prefix / name).is_file():
             return prefix
-    spelling = say_spelling([name], files_in(root / split)) or say_spelling([name], files_in(root))
     raise MissingFileError(
-        f'{root / list_name} begins with {name}, which is neither in {root / split} nor in {root}'
-        + (f'; {spelling}: write the names of the files' if spelling else '')
+        f'{root / list_name} begins with {name}, which is neither in {root / split} nor in '
+        f'{root}{_spelling([name], root / split, root)}'
     )
 
 

@@ -123,13 +123,11 @@ def test_sigterm_to_the_launcher_saves_and_stops_all(tmp_path):
         text=True,
         env=ENV,
     )
-    printed = ''
     for line in process.stdout:
-        printed += line
         if 'Epoch(train)' in line:
             process.send_signal(signal.SIGTERM)
             break
-    printed += process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=120)[0]
     path = re.search(r'after iteration \d+: saved (\S+);', printed)[1]
     read_checkpoint(tmp_path / path)
 

@@ -352,7 +352,11 @@ def test_mistakes_in_folders_and_lists(folders, lists, tmp_path):
     train.unlink()
     refuse(lists, 'no list for train', MissingFileError)
     (tmp_path / 'empty').mkdir()
-    refuse(tmp_path / 'empty', r'lacks train/, val/: expected train/CLASS/IMAGE', MissingFileError)
+    refuse(
+        tmp_path / 'empty',
+        r'train/CLASS/IMAGE or of lists: it lacks train/, val/',
+        MissingFileError,
+    )
     for split in ('train', 'val'):
         (tmp_path / 'empty' / split).mkdir()
     refuse(tmp_path / 'empty', 'has no class folder', MissingFileError)
