@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -58,34 +58,25 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=36, by_epoch=False, begin=6, end=36)]
 randomness = dict(seed={seed}, deterministic=True)
 """
-LOOPS = {
-    'epoch': dict(
-        loop=f"type='EpochBasedTrainLoop', max_epochs={EPOCHS}",
-        sampler='DefaultSampler',
-        by_epoch=True,
-        interval=1,
-        keep=2,
-        val_interval=2,
-    ),
-    'iter': dict(
-        loop=f"type='IterBasedTrainLoop', max_iters={EPOCHS * NUM_TRAIN // BATCH}",
-        sampler='InfiniteSampler',
-        by_epoch=False,
-        interval=3,
-        keep=1,
-        val_interval=24,
-    ),
-}
+EPOCH = dict(
+    loop=f"type='EpochBasedTrainLoop', max_epochs={EPOCHS}",
+    sampler='DefaultSampler',
+    **dict(by_epoch=True, interval=1, keep=2, val_interval=2),
+)
+ITER = dict(
+    loop=f"type='IterBasedTrainLoop', max_iters={EPOCHS * NUM_TRAIN // BATCH}",
+    sampler='InfiniteSampler',
+    **dict(by_epoch=False, interval=3, keep=1, val_interval=24),
+)
+LOOPS = dict(epoch=EPOCH, iter=ITER)
 
 
 class Run:
     """One training in processes of its own: started, watched, ended."""
 
     def __init__(self, folder, work_dir, processes):
-        self.work_dir = folder / work_dir
-        self.log = folder / f'{work_dir}.log'
-        self.started = time.monotonic()
-        port = free_port()
+        self.work_dir, self.log = folder / work_dir, folder / f'{work_dir}.log'
+        self.started, self.codes, port = time.monotonic(), {}, free_port()
         self.pids = [self._fork(folder, rank, processes, port) for rank in range(processes)]
 
     def _fork(self, folder, rank, processes, port):
@@ -101,13 +92,8 @@ class Run:
             os.dup2(descriptor, 2)
             argv = ['config.py', '--data', 'shapes', '--work-dir', str(self.work_dir), '--resume']
             if processes > 1:
-                os.environ.update(
-                    RANK=str(rank),
-                    LOCAL_RANK=str(rank),
-                    WORLD_SIZE=str(processes),
-                    MASTER_ADDR='127.0.0.1',
-                    MASTER_PORT=str(port),
-                )
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+                os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
                 argv += ['--launcher', 'pytorch']
             train(argv)
             code = 0
@@ -125,7 +111,6 @@ class Run:
 
     def ended(self):
         """Exit codes of the processes once all have ended, else None."""
-        self.codes = getattr(self, 'codes', {})
         for pid in set(self.pids) - set(self.codes):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -215,27 +200,24 @@ def interrupt(run, how, while_saving, longest):
     """
     moment = run.started + random.uniform(0, longest)
     saves_to_let_pass = random.choice((0, 0, 1))
-    while True:
+    while while_saving or time.monotonic() < moment:
         if run.ended() is not None:
             return 'over'
-        if while_saving:
-            if run.is_saving():
-                if not saves_to_let_pass:
-                    break
-                saves_to_let_pass -= 1
-                while run.is_saving() and run.ended() is None:
-                    pass
-        elif time.monotonic() >= moment:
-            break
+        if while_saving and run.is_saving():
+            if not saves_to_let_pass:
+                break
+            saves_to_let_pass -= 1
+            while run.is_saving() and run.ended() is None:
+                pass
         time.sleep(0.0005)
-    if how == 'TERM':
-        codes = run.terminate()
-        # Before the handlers are in place, SIGTERM ends a process as ever.
-        allowed = ({EXIT_STOPPED}, {-signal.SIGTERM}, {0})
-        assert set(codes) in allowed, f'{codes}\n{run.tail()}'
-        return 'over' if codes == [0] else 'elsewhere'
-    run.kill()
-    return 'saving' if run.is_saving() else 'elsewhere'
+    if how == 'KILL':
+        run.kill()
+        return 'saving' if run.is_saving() else 'elsewhere'
+    codes = run.terminate()
+    # Before the handlers are in place, SIGTERM ends a process as ever.
+    allowed = ({EXIT_STOPPED}, {-signal.SIGTERM}, {0})
+    assert set(codes) in allowed, f'{codes}\n{run.tail()}'
+    return 'over' if codes == [0] else 'elsewhere'
 
 
 def prove(folder, kills, how, loop, processes, seed):
@@ -291,12 +273,9 @@ def main():
     parser.add_argument('--folder', help='keep everything here (default: a temporary folder)')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    arguments = (args.kills, args.how, args.loop, args.processes, args.seed)
-    if args.folder:
-        print(prove(Path(args.folder).resolve(), *arguments))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        print(prove(Path(folder), *arguments))
+    with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory() as folder:
+        arguments = (args.kills, args.how, args.loop, args.processes, args.seed)
+        print(prove(Path(folder).resolve(), *arguments))
 
 
 if __name__ == '__main__':

@@ -126,6 +126,24 @@ def test_categories_go_by_name_and_names_must_agree(coco):
         use(RETINANET, coco)
 
 
+def without(part):
+    """Removes a part of a folder."""
+
+    def remove(folder):
+        path = folder / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+def holding(file, text):
+    return lambda folder: (folder / file).write_text(text)
+
+
+def categories(*found):
+    return lambda coco: rewrite(coco / TRAIN, categories=list(found))
+
+
 def without_masks(coco):
     annotations = json.loads((coco / TRAIN).read_text())['annotations']
     boxes = [{k: v for k, v in a.items() if k != 'segmentation'} for a in annotations]
@@ -136,10 +154,6 @@ def without_masks(coco):
 def as_roboflow_exports(coco):
     (coco / 'train2017').rename(coco / 'train')
     (coco / TRAIN).rename(coco / 'train/_annotations.coco.json')
-
-
-def categories(*found):
-    return lambda coco: rewrite(coco / TRAIN, categories=list(found))
 
 
 A, B = dict(id=1, name='a'), dict(id=1, name='b')
@@ -153,11 +167,11 @@ A, B = dict(id=1, name='a'), dict(id=1, name='b')
         (categories(A, B), {}, 'double'),
         (categories(dict(name='a')), {}, 'needs an "id"'),
         (without_masks, {}, 'mask head needs masks'),
-        (lambda coco: (coco / VAL).write_text('{'), {}, 'is no JSON'),
-        (lambda coco: (coco / VAL).write_text('[]'), {}, 'is no COCO'),
+        (holding(VAL, '{'), {}, 'is no JSON'),
+        (holding(VAL, '[]'), {}, 'is no COCO'),
         (shutil.rmtree, {}, 'no such folder'),
-        (lambda coco: shutil.rmtree(coco / 'val2017'), {}, 'COCO 2017: it lacks val2017/'),
-        (lambda coco: shutil.rmtree(coco / 'val2017'), dict(needed=('val',)), 'lacks val2017'),
+        (without('val2017'), {}, 'COCO 2017: it lacks val2017/'),
+        (without('val2017'), dict(needed=('val',)), 'lacks val2017'),
         (as_roboflow_exports, {}, r'train/_annotations\.coco\.json is as Roboflow exports: move'),
         (str, dict(classes=['dog']), r"\['dog'\] are not in"),
         (str, dict(ignore_label=3), '--ignore-label is for segmentation'),
@@ -194,10 +208,6 @@ def test_labels_counted_from_zero_and_other_data_for_that_config(ade):
             assert [(step.num_classes, step.ignore_label) for step in steps] == [expected]
 
 
-def an_unlabelled_image(ade):
-    sorted((ade / 'annotations/training').iterdir())[0].unlink()
-
-
 def in_another_normal_form(ade):
     image = next(ade.glob('images/training/*.jpg'))
     label = ade / 'annotations' / 'training' / f'{image.stem}.png'
@@ -211,29 +221,24 @@ def a_png(ade):
 
 
 @pytest.mark.parametrize(
-    'spoil, classes, ignore_label, message',
+    'spoil, arguments, message',
     [
-        (str, ['a', 'b', 'c'], 2, 'must be 3 to 255'),
-        (str, ['a', 'b', 'c'], 0, 'leave --ignore-label out'),
-        (str, ['a', 'b', 'c'], 256, 'must be 3 to 255'),
-        (str, ['a', 'a'], None, 'double'),
-        (str, ['a'], None, 'at least two'),
-        (
-            lambda ade: (ade / 'classes.txt').unlink(),
-            None,
-            None,
-            r'classes\.txt is miss.*--classes',
-        ),
-        (an_unlabelled_image, None, None, r'1 of 3 images.*00001\.png'),
-        (in_another_normal_form, None, None, 'have no label.*another spelling .*NFC'),
-        (a_png, None, None, r'mixes \.jpg, \.png'),
-        (lambda ade: shutil.rmtree(ade / 'images/training'), None, None, 'lacks images/training'),
+        (str, ['abc', 2], 'must be 3 to 255'),
+        (str, ['abc', 0], 'leave --ignore-label out'),
+        (str, ['abc', 256], 'must be 3 to 255'),
+        (str, ['aa'], 'double'),
+        (str, ['a'], 'at least two'),
+        (without('classes.txt'), [], r'classes\.txt is missing.*--classes'),
+        (without('annotations/training/ADE_train_00000001.png'), [], r'1 of 3 images.*00001\.png'),
+        (in_another_normal_form, [], 'have no label.*another spelling .*NFC'),
+        (a_png, [], r'mixes \.jpg, \.png'),
+        (without('images/training'), [], 'ADE20K: it lacks images/training'),
     ],
 )
-def test_mistakes_in_ade20k_folders(ade, spoil, classes, ignore_label, message):
+def test_mistakes_in_ade20k_folders(ade, spoil, arguments, message):
     spoil(ade)
     with pytest.raises(UserError, match=message):
-        use(UPERNET, ade, classes, ignore_label)
+        use(UPERNET, ade, *arguments)
 
 
 def test_png_images_and_hidden_files_of_a_mac(ade):
@@ -280,8 +285,8 @@ def test_palette_has_distinct_colours():
 def test_a_folder_of_validation_alone_can_be_tested(kind, train, name, request):
     folder = request.getfixturevalue(kind)
     whole = use(name, folder)
-    for path in (folder / part for part in train):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for part in train:
+        without(part)(folder)
     for command in ([], ['--cfg-options', 'randomness.seed=1']):
         args = parse('test', [name, 'x.pth', '--data', str(folder), *command])
         cfg = prepare_config(args, needed=('val',))

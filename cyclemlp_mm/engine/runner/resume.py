@@ -33,6 +33,7 @@ from cyclemlp_mm.weights import (
 
 _COUNTS = ('iter', 'epoch')
 _NEW = 'start a new training from its weights: --cfg-options load_from=FILE, without --resume'
+_OTHER = f'Resume another one, or {_NEW}'
 #: Parts of a checkpoint by a word of mmengine's line that reads them back.
 _READ_BY = dict(param_schedulers='sched', optimizer='optim', message_hub='message_hub')
 #: Parts by the code that uses them first. A scheduler wraps the step of its optimiser.
@@ -206,25 +207,24 @@ def build_runner(cfg: Config, start_from: str | None) -> Runner:
 
 def run_training(runner: Runner) -> None:
     """Train; an error of a resumed checkpoint names the file and its damaged part."""
+    start = {}
+    if is_resumed(runner) and runner._load_from:
+        start = _meta(read_before_loading(loaded_from(runner)))
     try:
         runner.train()
     except (UserError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # the state of any library may be wrong in any way
-        part = _damaged_part(error) if is_resumed(runner) else None
-        if part is None or _is_further(runner):
+        unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iter'
+        # After an epoch or an iteration every part was used: the error has another cause.
+        is_late = type(start.get(unit)) is int and getattr(runner, unit) > start[unit]
+        part = _damaged_part(error)
+        if part is None or is_late or not is_resumed(runner):
             raise
         raise CheckpointError(
             f'checkpoint {loaded_from(runner)} cannot be resumed: its part {part!r} makes no sense '
-            f'({type(error).__name__}: {error}). Resume another one, or {_NEW}'
+            f'({type(error).__name__}: {error}). {_OTHER}'
         ) from error
-
-
-def _is_further(runner: Runner) -> bool:
-    """Whether an epoch or an iteration was trained since, which uses every part of a checkpoint."""
-    unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iter'
-    start = _meta(read_checkpoint(loaded_from(runner), tensors=False)).get(unit)
-    return type(start) is int and getattr(runner, unit) > start
 
 
 def _damaged_part(error: Exception) -> str | None:
@@ -237,10 +237,8 @@ def _damaged_part(error: Exception) -> str | None:
         lines = [frame.line or '' for frame in frames]
         return next((p for line in lines for p, word in _READ_BY.items() if word in line), 'meta')
     files = ' '.join(Path(frame.filename).as_posix() for frame in frames)
-    parts = [
-        part for place, part in _USED_IN.items() if place in files and 'CUDA' not in str(error)
-    ]
-    return parts[0] if parts else None
+    used = (part for place, part in _USED_IN.items() if place in files)
+    return None if 'CUDA' in str(error) else next(used, None)
 
 
 def check_resumable(checkpoint: dict, source: str) -> None:
@@ -253,16 +251,14 @@ def check_resumable(checkpoint: dict, source: str) -> None:
     ):
         wrong = 'it does not say how far its training was'
     elif 'optimizer' not in checkpoint:  # its steps, momenta and learning rate would begin again
-        wrong = (
-            'it lacks the state of the optimiser, as best_*.pth do. Resume epoch_* or iter_*.pth'
-        )
+        wrong = 'it lacks the state of the optimiser, as best_*.pth do'
     else:
         for part, kind in values.items():
             for key, value in hub[part].items():
                 if not isinstance(value, kind):
                     wrong = f'message_hub.{part}.{key} is a {type(value).__name__}'
     if wrong:
-        raise CheckpointError(f'checkpoint {source} cannot be resumed: {wrong}; or {_NEW}')
+        raise CheckpointError(f'checkpoint {source} cannot be resumed: {wrong}. {_OTHER}')
 
 
 def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
