@@ -242,9 +242,11 @@ def _classes_of_folders(
         raise UserError(f'--classes: {root} has class folders with the names; leave it out')
     found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
     for split, names in found.items():
-        hidden = [name for name in names if is_no_class(name)]
-        if hidden:  # mmpretrain lists the folders itself, and cannot be told to leave one out
-            raise UserError(f'{root / split}: {hidden[0]} would be a class: take this folder out')
+        hidden = ', '.join(f'{split}/{name}' for name in names if is_no_class(name))
+        if hidden:  # mmpretrain lists the folders itself
+            raise UserError(
+                f'{root}: mmpretrain takes every folder for a class, {hidden} as well: take it out'
+            )
         if not names:
             raise MissingFileError(
                 f'{root / split} has no class folder, and there is no {split}_list.txt: sort the '

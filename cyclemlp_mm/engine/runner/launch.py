@@ -61,7 +61,8 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
     missing = [v for v in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if v not in os.environ]
     if missing:
         raise UserError(
-            f'--launcher pytorch: {", ".join(missing)} are not set; start with tools/dist_train.sh'
+            f'--launcher pytorch: {", ".join(missing)} are not set; start with torchrun or '
+            'tools/dist_train.sh'
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
