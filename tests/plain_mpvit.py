@@ -31,28 +31,11 @@ class DepthwiseSeparable(nn.Module):
         return self.act(self.bn(self.pwconv(self.dwconv(x))))
 
 
-class PatchEmbed(nn.Module):
-    def __init__(self, c, stride):
-        super().__init__()
-        self.patch_conv = DepthwiseSeparable(c, stride)
-
-    def forward(self, x):
-        return self.patch_conv(x)
-
-
-class PatchEmbedStage(nn.Module):
-    def __init__(self, c, paths, downsample):
-        super().__init__()
-        self.patch_embeds = nn.ModuleList(
-            PatchEmbed(c, 2 if downsample and i == 0 else 1) for i in range(paths)
-        )
-
-    def forward(self, x):
-        outputs = []
-        for embed in self.patch_embeds:
-            x = embed(x)
-            outputs.append(x)
-        return outputs
+def patch_embeds(c, paths, downsample):
+    """One embedding after another, each the input of a path."""
+    strides = [2 if downsample and i == 0 else 1 for i in range(paths)]
+    embeds = [nn.ModuleDict({'patch_conv': DepthwiseSeparable(c, stride)}) for stride in strides]
+    return nn.ModuleDict({'patch_embeds': nn.ModuleList(embeds)})
 
 
 class PositionEncoding(nn.Module):
@@ -164,12 +147,6 @@ class Stage(nn.Module):
         return self.aggregate(torch.cat(outputs, dim=1))
 
 
-class ClassifierHead(nn.Module):
-    def __init__(self, c, classes):
-        super().__init__()
-        self.cls = nn.Linear(c, classes)
-
-
 class PlainMPViT(nn.Module):
     """Four NCHW levels from an image.
 
@@ -185,20 +162,24 @@ class PlainMPViT(nn.Module):
             ConvBN(3, widths[0] // 2, 3, 2), ConvBN(widths[0] // 2, widths[0], 3, 2)
         )
         self.patch_embed_stages = nn.ModuleList(
-            PatchEmbedStage(widths[i], paths[i], i > 0) for i in range(4)
+            patch_embeds(widths[i], paths[i], i > 0) for i in range(4)
         )
         self.mhca_stages = nn.ModuleList(
             Stage(widths[i], widths[min(i + 1, 3)], paths[i], depths[i], arch['mlp_ratio'])
             for i in range(4)
         )
         if classes is not None:
-            self.cls_head = ClassifierHead(widths[-1], classes)
+            self.cls_head = nn.ModuleDict({'cls': nn.Linear(widths[-1], classes)})
 
     def forward(self, image):
         x = self.stem(image)
         levels = []
-        for embed, stage in zip(self.patch_embed_stages, self.mhca_stages):
-            x = stage(embed(x))
+        for stage, encoders in zip(self.patch_embed_stages, self.mhca_stages):
+            inputs = []
+            for embed in stage['patch_embeds']:
+                x = embed['patch_conv'](x)
+                inputs.append(x)
+            x = encoders(inputs)
             levels.append(x)
         return tuple(levels)
 

@@ -67,22 +67,18 @@ def convert(
             'ours'. A ``.safetensors`` suffix is kept for published names, too.
         force (bool): Overwrite ``target``. Defaults to False.
 
-    Returns:
-        Conversion: What was recognised and written.
-
     Raises:
         UserError: ``target`` is there and ``force`` is not set, or cannot be written.
         CheckpointError: ``source`` cannot be read, or is no complete CycleMLP.
     """
-    target = user_path(target)
-    if to is None:
-        to = 'safetensors' if target.suffix == '.safetensors' else 'ours'
+    target, source = user_path(target), str(source)
+    to = to or ('safetensors' if target.suffix == '.safetensors' else 'ours')
     _check_target(target, to, force)
     content = read_checkpoint(source)
-    state_dict = find_state_dict(content, str(source))
+    state_dict = find_state_dict(content, source)
     paddle = isinstance(content, PaddleStateDict)
-    backbone, classifier, rest = split_whole(state_dict, paddle, str(source))
-    arch = _verify(backbone, classifier, str(source))
+    backbone, classifier, rest = split_whole(state_dict, paddle, source)
+    arch = _verify(backbone, classifier, source)
     dropped = 0
     if to == 'published':
         named = {f'head.{name}': tensor for name, tensor in classifier.items()}
@@ -94,11 +90,12 @@ def convert(
         new = backbone
     new = {name: tensor.detach().contiguous() for name, tensor in new.items()}
     # What a training wrote about itself (class names, config) stays.
-    meta = with_sensible_meta(content, str(source)).get('meta', {})
-    sha256 = _write(new, target, to, {**meta, 'arch': arch}, force)
+    meta = {**with_sensible_meta(content, source).get('meta', {}), 'arch': arch}
+    _write(new, target, to, meta, force)
     bare, _ = split_names(state_dict, CYCLEMLP_FORMAT.anchors)
     kind = 'Paddle' if paddle else 'published' if is_certainly_published(bare) else 'ours'
-    return Conversion(kind, arch, len(backbone), len(classifier), len(rest), dropped, sha256)
+    counts = len(backbone), len(classifier), len(rest), dropped
+    return Conversion(kind, arch, *counts, sha256_of(target))
 
 
 def _check_target(target: Path, to: str, force: bool) -> None:
@@ -124,28 +121,30 @@ def _verify(backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], so
             f'checkpoint {source} holds no complete CycleMLP backbone: its names begin with '
             f'{first_parts(backbone)}'
         )
-    known = [n for n, row in CycleMLP.arch_zoo.items() if _built(row, len(arch['depths'])) == arch]
+    stages = len(arch['depths'])
     # The first stages alone may be those of several.
-    name = ' or '.join(known) if known else f'custom ({_say(arch)})'
+    known = [n for n, row in CycleMLP.arch_zoo.items() if _built(row, stages) == arch]
+    name = ' or '.join(known) or f'custom ({_settings(arch)})'
     stem = backbone.get('stem.proj.weight')
     in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
+    # Stages that the file does not have are not built.
+    whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
+    whole['downsample'] = arch['downsample'] or 'conv'
     try:
         with torch.device('meta'):
-            model = CycleMLP(_four_stages(arch), in_channels, range(len(arch['depths'])))
+            model = CycleMLP(whole, in_channels, range(stages))
     except ValueError as error:
         raise CheckpointError(f'checkpoint {source} is of no CycleMLP: {error}') from error
-    report = model.check_fit(backbone, source)
-    if report.left:
-        raise CheckpointError(
-            f'checkpoint {source} does not fit CycleMLP {name}: it also holds '
-            f'{", ".join(report.left)}'
-        )
+    left = model.check_fit(backbone, source).left
+    if left:
+        also = ', '.join(left)
+        raise CheckpointError(f'checkpoint {source} does not fit CycleMLP {name}: it has {also}')
     shapes = {n: tuple(t.shape) for n, t in classifier.items()}
     width, bias = arch['widths'][-1], shapes.get('bias', (0,))
     if classifier and shapes != {'weight': (*bias, width), 'bias': bias}:
         raise CheckpointError(
-            f'checkpoint {source}: the classifier of a CycleMLP {name} has a weight (classes, '
-            f'{width}) and a bias (classes,), but the file has {shapes}'
+            f'checkpoint {source}: the classifier must have a weight (classes, {width}) and a bias '
+            f'(classes,), but has {shapes}'
         )
     return name
 
@@ -156,18 +155,9 @@ def _built(row: Mapping[str, Any], stages: int) -> dict:
     return built if stages > 1 else {**built, 'downsample': None}
 
 
-def _four_stages(arch: Mapping[str, Any]) -> dict:
-    """An arch dict whose first stages are those of ``arch``; the others will not be built."""
-    whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
-    return {**whole, 'downsample': arch['downsample'] or 'conv'}
-
-
-def _say(arch: Mapping[str, Any]) -> str:
-    return ', '.join(
-        f'{key} {"-".join(map(str, value)) if isinstance(value, tuple) else value}'
-        for key, value in arch.items()
-        if value is not None
-    )
+def _settings(arch: Mapping[str, Any]) -> str:
+    texts = {k: '-'.join(map(str, v)) if isinstance(v, tuple) else v for k, v in arch.items()}
+    return ', '.join(f'{key} {text}' for key, text in texts.items() if text is not None)
 
 
 def _as_text(meta: dict) -> dict[str, str]:
@@ -182,19 +172,18 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
-def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, force: bool) -> str:
-    """Write, read back, then give the file its name; returns its SHA-256."""
+def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, force: bool) -> None:
+    """Write, read back, then give the file its name."""
     from cyclemlp_mm.engine.work_dir import atomic_file  # engine imports this package
 
     try:
         with atomic_file(target) as part:
-            with part.open('wb') as file:
-                if to == 'safetensors' or target.suffix == '.safetensors':
-                    file.write(to_safetensors(state_dict, _as_text(meta)))
-                elif to == 'published':
-                    torch.save(state_dict, file)  # bare, as the authors' files are
-                else:
-                    torch.save({'state_dict': state_dict, 'meta': meta}, file)
+            if to == 'safetensors' or target.suffix == '.safetensors':
+                part.write_bytes(to_safetensors(state_dict, _as_text(meta)))
+            else:  # published files are bare, as the authors' are
+                with part.open('wb') as file:
+                    content = dict(state_dict=state_dict, meta=meta)
+                    torch.save(state_dict if to == 'published' else content, file)
             written = find_state_dict(read_checkpoint(part), str(target))
             if set(written) != set(state_dict) or any(
                 not _same(written[n], tensor) for n, tensor in state_dict.items()
@@ -204,7 +193,6 @@ def _write(state_dict: dict[str, Tensor], target: Path, to: str, meta: dict, for
                 raise UserError(f'{target} has appeared meanwhile: nothing was overwritten')
     except DamagedFile as error:
         raise CheckpointError(f'{target} cannot be written: {error}') from error
-    return sha256_of(target)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

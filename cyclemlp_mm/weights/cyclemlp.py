@@ -1,15 +1,7 @@
-"""Published CycleMLP names to ours and back: pure renamings.
+"""Published CycleMLP names to ours and back: pure renamings, by ``_BEGINNINGS``.
 
-| published | ours |
-|---|---|
-| ``patch_embed.proj`` | ``stem.proj`` |
-| ``network.{2i}.{j}.attn`` | ``stages.{i}.{j}.mixer`` |
-| ``network.{2i-1}`` | ``downsamples.{i}`` |
-| ``norm`` (classifier) | ``norm3``: it norms the same map |
-| ``norm{2i}`` (dense) | ``norm{i}`` |
-| ``….sfc_h.weight`` (C, C, 1, 1) | (C, C) |
-| ``….offset`` | a constant: compared, then dropped |
-
+In blocks, ``attn`` is our ``mixer``; a CycleFC's weight (C, C, 1, 1) is (C, C), and its ``offset``,
+a constant, is compared and dropped. A classifier's ``norm`` norms the same map as our ``norm3``.
 Paddle ports use the published names, with each Linear weight transposed, (in, out).
 
 Source of the names: github.com/ShoufaChen/CycleMLP (MIT).
@@ -40,8 +32,6 @@ for _i in (1, 2, 3):
 _BEGINNINGS |= {f'norm{2 * _i}.': f'norm{_i}.' for _i in range(4)} | {'norm.': 'norm3.'}
 _BEGINNINGS |= {name: name for name in ('head.weight', 'head.bias')}
 
-#: Whether a state dict uses the published names.
-is_published = has_name(r'(network|patch_embed)\..*')
 #: Whether it is a published CycleMLP and no relative: PVT and others share the first names.
 is_certainly_published = has_name(r'network\.\d+\.\d+\.attn\.sfc_h\.weight')
 #: Whether a state dict is that of our backbone, without a prefix.
@@ -49,11 +39,7 @@ is_ours = has_name(r'stages\.\d+\.\d+\.mixer\.sfc_h\.weight')
 
 
 def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published state dict; names that neither side has stay.
-
-    Raises:
-        CheckpointError: An ``offset`` buffer differs from the architecture's constant.
-    """
+    """Rename a published state dict; names that neither side has stay."""
     ours = {}
     for name, tensor in published.items():
         kernel_size, leaf = _shifted(name)
@@ -63,7 +49,7 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if not torch.equal(tensor.flatten().to(expected.dtype), expected):
                 raise CheckpointError(
                     f'{name} differs from the offsets of a {kernel_size} CycleFC: the file was '
-                    'trained with another sampling pattern and would give wrong features'
+                    'trained with another sampling pattern'
                 )
             continue
         if kernel_size and leaf == 'weight' and tensor.dim() == 4:
@@ -78,14 +64,7 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`to_ours`, with the constant ``offset`` buffers, in published order.
 
-    The last norm gets the classifier's name where there is a classifier, else the dense one.
-
-    Args:
-        ours (Mapping[str, Tensor]): A backbone under our names, and ``head.weight``, ``head.bias``
-            where it has a classifier.
-
-    Raises:
-        CheckpointError: A name that is not ours.
+    A classifier is ``head.weight`` and ``head.bias``; with one, the last norm is ``norm``.
     """
     last_norm = 'norm.' if 'head.weight' in ours else 'norm6.'
     beginnings = {new: old for old, new in _BEGINNINGS.items()} | {'norm3.': last_norm}
@@ -94,13 +73,13 @@ def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         begin = next((begin for begin in beginnings if name.startswith(begin)), None)
         if begin is None:
             raise CheckpointError(f'{shorten(name)} is no name of a CycleMLP of ours')
-        old = beginnings[begin]
-        new = old + name.removeprefix(begin).replace('.mixer.', '.attn.')
+        group = groups[beginnings[begin]]
+        new = beginnings[begin] + name.removeprefix(begin).replace('.mixer.', '.attn.')
         kernel_size, leaf = _shifted(new)
-        groups[old][new] = tensor[:, :, None, None] if kernel_size and leaf == 'weight' else tensor
+        group[new] = tensor[:, :, None, None] if kernel_size and leaf == 'weight' else tensor
         if kernel_size and leaf == 'bias':
             offset = cycle_offsets(len(tensor), kernel_size).float()
-            groups[old][new.removesuffix('bias') + 'offset'] = offset.reshape(1, -1, 1, 1)
+            group[new.removesuffix('bias') + 'offset'] = offset.reshape(1, -1, 1, 1)
     return {name: tensor for group in groups.values() for name, tensor in group.items()}
 
 
@@ -123,10 +102,7 @@ def is_linear(name: str) -> bool:
 
 
 def from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published state dict of a Paddle port's: each Linear weight (in, out) to (out, in).
-
-    A weight that should be Linear and is no matrix stays, for the shape check to name.
-    """
+    """The published state dict of a Paddle port's: each Linear weight (in, out) to (out, in)."""
     return {
         name: tensor.t() if is_linear(name) and tensor.dim() == 2 else tensor
         for name, tensor in state_dict.items()
@@ -134,13 +110,9 @@ def from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The ``arch`` dict of a state dict under our names, with the stages that it has.
+    """The ``arch`` dict of a state dict under our names, with the first stages, which it has.
 
-    Stages after the last returned level are not built, so these may be the first one to four.
-
-    Returns:
-        dict | None: A value per stage there is; ``downsample`` is None for a single one. None where
-        there is no stage, one is missing in between, or a tensor of one.
+    ``downsample`` is None for a single one. None where a stage or a tensor of one is missing.
     """
     depths, widths, ratios = [0] * 4, [0] * 4, [0] * 4
     for name, tensor in state_dict.items():
@@ -177,7 +149,7 @@ CYCLEMLP_FORMAT = PublishedFormat(
     family='CycleMLP',
     example='patch_embed.proj.weight',
     our_example='stem.proj.weight',
-    is_published=is_published,
+    is_published=has_name(r'(network|patch_embed)\..*'),
     to_ours=to_ours,
     describe=describe,
     from_paddle=from_paddle,

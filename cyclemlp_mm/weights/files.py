@@ -40,19 +40,15 @@ _unsafe = False
 def allow_unsafe_loading(allow: bool = True) -> None:
     """Let this process unpickle files that safe loading refuses: they may then run any code.
 
-    Only for files whose origin you trust as you trust a program. Warns, here and for each file.
-    ``--unsafe-load`` of the tools and ``unsafe_load = True`` in a config call it.
-
-    Args:
-        allow (bool): False ends it. Defaults to True.
+    Warns, here and for each such file. ``--unsafe-load`` of the tools and ``unsafe_load = True`` in
+    a config call it. ``allow=False`` ends it.
     """
     global _unsafe
     if allow and not _unsafe:
-        warnings.warn(
-            'unsafe loading is on: a checkpoint that safe loading refuses is unpickled, and can '
-            'run any code',
-            stacklevel=2,
+        text = (
+            'unsafe loading is on: files that safe loading refuses are unpickled, and run any code'
         )
+        warnings.warn(text, stacklevel=2)
     _unsafe = allow
 
 
@@ -110,14 +106,13 @@ def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool
         raise
     except RefusedContent as error:
         raise CheckpointError(
-            f'checkpoint {path} is refused: {error}. If you trust its origin as you trust a '
-            'program, --unsafe-load lets the tools read it (in Python, '
-            'cyclemlp_mm.weights.unsafe_loading())'
+            f'checkpoint {path} is refused: {error}. If you trust its origin to run code, give the '
+            'tools --unsafe-load (in Python: cyclemlp_mm.weights.unsafe_loading())'
         ) from error
     except PermissionError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
     except (*DAMAGE, OSError, zipfile.BadZipFile, struct.error) as error:
-        # Others' text may spell out a container that never ends.
+        # The text of other errors may spell out a container that never ends.
         has_text = isinstance(error, (DamagedFile, OSError, zipfile.BadZipFile))
         why = _first_line(error) if has_text else f'invalid content: {type(error).__name__}'
         raise CheckpointError(
@@ -134,25 +129,18 @@ def fetch(source: str) -> Path:
     """Local path of ``source``; the file of an http(s) URL is downloaded once.
 
     It is kept in the folder ``checkpoints`` of PyTorch's hub (``$TORCH_HOME/hub``), under the last
-    part of the URL and a hash of the whole: two runs both have an ``epoch_12.pth``. The file has
-    that name only when it is complete.
-
-    Raises:
-        DownloadError: The URL cannot be reached; the message says how to download the file by hand
-            and where to put it.
-        CheckpointError: Unknown scheme.
+    part of the URL and a hash of the whole: two runs both have an ``epoch_12.pth``.
     """
-    scheme, has_scheme, rest = source.partition('://')
+    scheme, has_scheme, _ = source.partition('://')
     if not has_scheme:
         return user_path(source)
     if scheme not in ('http', 'https'):
         raise CheckpointError(
-            f'checkpoint {source}: {scheme}:// is not supported; give a local path or an '
-            'http(s) URL'
+            f'checkpoint {source}: {scheme}:// is not supported; give a path or an http(s) URL'
         )
-    name, digest = Path(re.split('[?#]', rest)[0]), hashlib.sha256(source.encode()).hexdigest()[:16]
+    name, digest = Path(re.split('[?#]', source)[0]), hashlib.sha256(source.encode()).hexdigest()
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / f'{name.stem[:150]}-url{digest}{name.suffix[:20]}'
+    path = folder / f'{name.stem[:150]}-url{digest[:16]}{name.suffix[:20]}'
     if not path.exists() and _is_as_named(folder / name.name, name.name):  # of another tool
         path = folder / name.name
     try:
@@ -160,7 +148,7 @@ def fetch(source: str) -> Path:
             print_log(f'{source}: using {path}, downloaded before', 'current')
         elif get_local_rank() == 0:
             print_log(f'downloading {source} to {path}', 'current')
-            _download(source, path)
+            _download(source, path, name.name)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: it is not a URL
         raise DownloadError(
             f'cannot download {source} ({_first_line(error)}). Download it on a machine with '
@@ -172,7 +160,7 @@ def fetch(source: str) -> Path:
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'}), timeout=60) as answer,
@@ -181,10 +169,10 @@ def _download(url: str, path: Path) -> None:
         part = Path(folder) / path.name
         with part.open('wb') as file:
             shutil.copyfileobj(answer, file, 1 << 20)
-        length = answer.headers.get('Content-Length')
-        if length is not None and part.stat().st_size != int(length):
-            raise OSError(f'it broke off after {part.stat().st_size} of {length} bytes')
-        if _is_as_named(part, re.split('[?#]', url)[0]) is False:
+        size, length = part.stat().st_size, answer.headers.get('Content-Length')
+        if length is not None and size != int(length):
+            raise OSError(f'it broke off after {size} of {length} bytes')
+        if _is_as_named(part, name) is False:
             raise OSError('its SHA-256 does not begin with the digits at the end of its name')
         part.replace(path)
 
@@ -213,11 +201,8 @@ def _read_or_unpickle(path: Path, tensors: bool) -> Any:
     except RefusedContent as refusal:
         if not _unsafe:
             raise
-        warnings.warn(
-            f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}. It can '
-            'run any code',
-            stacklevel=3,
-        )
+        text = f'checkpoint {path} is unpickled although safe loading refuses it: {refusal}'
+        warnings.warn(f'{text}. It can run any code', stacklevel=3)
     with path.open('rb') as file:
         head = file.read(len(_LEGACY_HEAD))
         if head.startswith(_ZIP_HEAD) or head == _LEGACY_HEAD:
@@ -271,8 +256,7 @@ def move_tensors(content: Any, map_location: Any) -> Any:
 
 def _to(tensor: torch.Tensor, map_location: Any) -> torch.Tensor:
     if callable(map_location):  # torch.load's third form: from a storage to where it belongs
-        placed = map_location(tensor.untyped_storage(), 'cpu')
-        map_location = 'cpu' if placed is None else placed.device
+        map_location = getattr(map_location(tensor.untyped_storage(), 'cpu'), 'device', 'cpu')
     elif isinstance(map_location, dict):
         map_location = map_location.get('cpu', 'cpu')
     data = tensor.detach().to(map_location)

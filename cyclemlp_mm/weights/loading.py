@@ -88,15 +88,23 @@ def split_pretrained(
             f'init_cfg must be a dict or a list of dicts, but got {init_cfg!r}. For a checkpoint: '
             "dict(type='Pretrained', checkpoint=…)"
         )
-    rest = [cfg for cfg in listed if not _is_pretrained(cfg)]
-    ours = [_check_pretrained_cfg(cfg) for cfg in listed if _is_pretrained(cfg)]
+    rest, ours = [], []
+    allowed = {'type', 'checkpoint', 'prefix', 'map_location'}
+    for cfg in listed:
+        if not _is_pretrained(cfg.get('type')):
+            rest.append(cfg)
+        elif allowed.issuperset(cfg) and cfg.get('checkpoint'):
+            ours.append({key: value for key, value in cfg.items() if key != 'type'})
+        else:
+            raise ValueError(
+                f"init_cfg of type 'Pretrained' takes {sorted(allowed)} and needs 'checkpoint', "
+                f'but got {dict(cfg)}'
+            )
     return rest or None, ours
 
 
-def _is_pretrained(cfg: dict) -> bool:
-    """Whether mmengine would take ``PretrainedInit``: by name, with or without a scope, or as the
-    class itself, as configs in Python write it."""
-    kind = cfg.get('type')
+def _is_pretrained(kind: object) -> bool:
+    """Whether mmengine would take ``PretrainedInit``: by name, or as the class itself."""
     if isinstance(kind, str):
         return kind.rpartition('.')[2] in ('Pretrained', PretrainedInit.__name__)
     return isinstance(kind, type) and issubclass(kind, PretrainedInit)
@@ -190,38 +198,31 @@ def check_fit(
         CheckpointError: Anything else differs.
     """
     own = model.state_dict() if own is None else own
-    report = LoadReport(source, total=len(own))
+    report = LoadReport(source, sum(name in own for name in state_dict), len(own))
     missing, unexpected = [], []
     norms = {name.split('.')[0] for name in state_dict if _OUTPUT_NORM.fullmatch(name)}
     for name in [name for name in own if name not in state_dict]:
-        if is_counter(name):
-            report.new.setdefault('counters of batches', []).append(name)
-        elif _OUTPUT_NORM.fullmatch(name) and not complete and name.split('.')[0] not in norms:
-            report.new.setdefault('output norms', []).append(name)
-        else:
-            missing.append(name)
+        is_new_norm = _OUTPUT_NORM.fullmatch(name) and name.split('.')[0] not in norms
+        kind = 'output norms' if is_new_norm and not complete else None
+        kind = 'counters of batches' if is_counter(name) else kind
+        (report.new.setdefault(kind, []) if kind else missing).append(name)
     left_out = _stages_left_out(model, state_dict)
     for name in [name for name in state_dict if name not in own]:
-        kind = _kind_of_extra(name, published, left_out)
-        if kind is None:
-            unexpected.append(name)
-        else:
+        if kind := _kind_of_extra(name, published, left_out):
             report.left[kind] = report.left.get(kind, 0) + 1
+        else:
+            unexpected.append(name)
     misfit = misfits(own, state_dict, missing, prefix)
     if unexpected:
         listed = shorten([prefix + name for name in unexpected[:3]], 240)
-        misfit.append(
-            f'{len(unexpected)} are unknown, e.g. {listed}: the model has no place for them'
-        )
-    report.loaded = sum(name in own for name in state_dict)
+        misfit.append(f'{len(unexpected)} are unknown to the model, e.g. {listed}')
     if not misfit:
         return report
     head = f'checkpoint {source} does not fit the model; nothing was loaded.'
     if not state_dict:
         raise CheckpointError(
             f'{head} It has no tensor whose name begins with {prefix!r}. (Published files, and '
-            'those of a backbone alone, need cyclemlp_mm.safe_loading in custom_imports, where '
-            'our configs name it.)'
+            'those of a backbone alone, need cyclemlp_mm.safe_loading in custom_imports.)'
         )
     if not report.loaded:
         raise CheckpointError(
@@ -242,25 +243,18 @@ def misfits(
     missing: Collection[str],
     prefix: str = '',
 ) -> list[str]:
-    """Sentences on what a state dict lacks of a model's tensors, and has in another shape or type.
-
-    ``prefix`` is what the names begin with in the file.
-    """
+    """Sentences on tensors that a state dict lacks, or has in another shape or type."""
     found = []
     if missing:
         which = "of the backbone's tensors" if prefix else 'tensors'
         listed = [prefix + name for name in [*missing][:3]]
         found.append(f'{len(missing)} of {len(own)} {which} are missing, e.g. {listed}')
     misshapen = [n for n in state_dict if n in own and not fits(n, state_dict[n], own[n])]
-    if misshapen:
-        name = misshapen[0]
-        in_file, in_model = (
-            f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}'
-            for t in (state_dict[name], own[name])
-        )
+    for name in misshapen[:1]:
+        in_file, in_model = (f'{tuple(t.shape)} {t.dtype}' for t in (state_dict[name], own[name]))
         found.append(
             f'{len(misshapen)} have another shape or type, e.g. {prefix}{name}: {in_file} in the '
-            f'file, {in_model} in the model'
+            f'file, {in_model} in the model'.replace('torch.', '')
         )
     return found
 
@@ -268,27 +262,13 @@ def misfits(
 def to_our_names(
     published: PublishedFormat, state_dict: Mapping[str, Tensor], paddle: bool, source: str
 ) -> Mapping[str, Tensor]:
-    """A backbone's state dict, published, Paddle's (``paddle``) or ours, under our names.
-
-    Raises:
-        CheckpointError: A constant of the architecture differs, or the family has no Paddle port.
-    """
+    """A backbone's state dict, published, Paddle's (``paddle``) or ours, under our names."""
     try:
         if paddle:
             state_dict = published.from_paddle(state_dict)
         return published.to_ours(state_dict) if published.is_published(state_dict) else state_dict
     except CheckpointError as error:
         raise CheckpointError(f'checkpoint {source}: {error}') from error
-
-
-def _check_pretrained_cfg(cfg: dict) -> dict:
-    allowed = {'type', 'checkpoint', 'prefix', 'map_location'}
-    if not allowed.issuperset(cfg) or not cfg.get('checkpoint'):
-        raise ValueError(
-            f"init_cfg of type 'Pretrained' takes {sorted(allowed)} and needs 'checkpoint', but "
-            f'got {dict(cfg)}'
-        )
-    return {key: value for key, value in cfg.items() if key != 'type'}
 
 
 def _kind_of_extra(name: str, published: PublishedFormat, left_out: Collection[int]) -> str | None:

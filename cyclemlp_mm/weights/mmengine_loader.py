@@ -26,11 +26,10 @@ _read: dict[tuple[object, ...], object] = {}
 def install_safe_loading() -> None:
     """Let mmengine read local files and http(s) URLs by :func:`.read_checkpoint`, in this process.
 
-    Checkpoints of every model are read so: those that are not data are refused with the reason.
-    Published files of our families come under the names that mmengine expects, but for models
-    without a backbone of ours. Our tools call it, and configs do by naming
-    :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``. Names of other schemes
-    (``torchvision://``, ``s3://``, …) stay mmengine's.
+    Checkpoints of every model are read so. Published files of our families come under the names
+    that mmengine expects, but for models without a backbone of ours. Names of other schemes
+    (``torchvision://``, ``s3://``, …) stay mmengine's. Our tools call it, and configs do by naming
+    :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``.
     """
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_path, force=True)
 
@@ -73,9 +72,8 @@ def _stamp(filename: str) -> tuple[object, ...]:
 
 
 def _is_for_another_model() -> bool:
-    """Whether mmengine's ``load_checkpoint`` loads into a model without a backbone of ours.
+    """Whether ``load_checkpoint`` loads into a model without a backbone of ours.
 
-    Such as mmpretrain's RepMLPNet or the published CycleMLP, whose own names are those of the file.
     The loaders of ``CheckpointLoader`` do not get the model: it is read from their caller.
     """
     frame = inspect.currentframe()

@@ -1,20 +1,7 @@
-"""Published MPViT names to ours: pure renamings, and copies of shared tensors left out.
+"""Published MPViT names to ours: pure renamings, by ``_RENAMED``.
 
-| published, ``patch_embed_stages.{s}.patch_embeds.{p}.patch_conv.…`` | ours, ``stages.{s}.…`` |
-|---|---|
-| ``dwconv``, ``pwconv``, ``bn`` | ``embeds.{p}.{depthwise, pointwise.conv, pointwise.norm}`` |
-
-| published, after ``mhca_stages.{s}.`` | ours, after ``stages.{s}.`` |
-|---|---|
-| ``mhca_blks.{p}.cpe.proj`` | ``paths.{p}.position`` |
-| ``mhca_blks.{p}.crpe.conv_list.{k}`` | ``paths.{p}.relative.{k}`` |
-| ``mhca_blks.{p}.MHCA_layers.{l}.factoratt_crpe.qkv``, proj | ``paths.{p}.layers.{l}.qkv`` |
-| ``….MHCA_layers.{l}.{cpe,crpe,factoratt_crpe.crpe}`` | the path's again: compared, dropped |
-| ``InvRes.{conv1,conv2}`` | ``local.{conv1,conv2}`` |
-| ``InvRes.dwconv``, ``InvRes.norm`` | ``local.depthwise.{conv,norm}`` |
-| ``aggregate.{conv,bn}`` | ``aggregate.{conv,norm}`` |
-
-And ``stem.{i}.bn`` is ``stem.{i}.norm``, ``cls_head.cls``, the classifier, ``head``.
+A position encoding that all layers of a path share is in the file under each of them, too: these
+copies are compared and dropped.
 
 Source of the names: lists of the published state dicts, not the published code (GPL 3.0).
 """
@@ -55,29 +42,19 @@ _RENAMED = (
 )
 
 
-def rename(name: str) -> str:
-    """Our name for a published one; other names come back unchanged."""
-    for pattern, new in _RENAMED:
-        name = re.sub(pattern, new, name)
-    return name
-
-
 def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published state dict.
-
-    Raises:
-        CheckpointError: A tensor that all layers of a path share differs between them.
-    """
+    """Rename a published state dict; copies of a shared tensor must be equal."""
     ours = {}
     for name, tensor in published.items():
         match = _SHARED.fullmatch(name)
         first = match[1] + match[4] if match else ''
         if first not in published:
-            ours[rename(name)] = tensor
+            for pattern, new in _RENAMED:
+                name = re.sub(pattern, new, name)
+            ours[name] = tensor
         elif not torch.equal(tensor, published[first]):
             raise CheckpointError(
-                f'{name} differs from {first}, but the layers of a path share this tensor: the '
-                'file is of another architecture or was damaged'
+                f'{name} differs from {first}, but the layers of a path share this tensor'
             )
     return ours
 

@@ -42,11 +42,10 @@ def to_tensors(content: Any) -> Any:
     Raises:
         DamagedFile: An array of a type that torch does not have, or one whose parts do not fit.
     """
+    if not has_arrays(content):
+        return content
     if not _is_paddle(content):
-        is_detectron2 = has_arrays(content)
-        return (
-            {**content, 'model': dict(to_tensors(content['model']))} if is_detectron2 else content
-        )
+        return {**content, 'model': dict(to_tensors(content['model']))}
     content = {name: value for name, value in content.items() if name != INNER_NAMES}
     for name, cut in (content.pop(_CUT_ARRAYS, None) or {}).items():
         parts = [content.pop(part) for part in cut['slices']]
@@ -74,6 +73,5 @@ def _tensor(name: object, array: np.ndarray) -> Tensor:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
     except TypeError as error:
-        raise DamagedFile(
-            f'its entry {shorten(name)} is an array of {array.dtype}, which no weight is'
-        ) from error
+        text = f'its entry {shorten(name)} is an array of {array.dtype}, which no weight is'
+        raise DamagedFile(text) from error

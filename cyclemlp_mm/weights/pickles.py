@@ -2,10 +2,8 @@
 
 Python's own unpickler makes a :class:`Call` of everything that a pickle names or calls, which only
 stores what the file holds. Then :meth:`PickleReader.build` makes the real objects, of the types
-of :mod:`.allowed_types`, or raises.
-
-``torch.load(weights_only=True)`` is not used: it had remote code execution and memory corruption
-before torch 2.10, and reads only protocol 2.
+of :mod:`.allowed_types`, or raises. (``torch.load(weights_only=True)`` had remote code execution
+before torch 2.6, memory corruption before 2.10, and reads only protocol 2.)
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,35 +33,20 @@ _MOST_ODD_KEYS = 10_000
 _MOST_BITS = 10_000  # Python writes no number of over 4300 digits
 _STORAGE_TEXT = re.compile(r"\('storage', <class '([\w.]+)'>, '(\w+)', '[^']*', (\d{1,18})\)")
 _OLD_MODULES = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # Python 2's, and protocol 2's
-#: The size of each operation's argument; below 0 are pickletools' names for those that contain it.
-_SIZES = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
-_COUNT_SIZES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
-_TWO_LINES = pickle.GLOBAL + pickle.INST
-_EXTENSIONS = pickle.EXT1 + pickle.EXT2 + pickle.EXT4
-
-
-def _reference(values: bytes, kind: bytes) -> bytes:
-    """Operations that call ``persistent_load((values, kind))``."""
-    name = pickle.SHORT_BINUNICODE + bytes([len(kind)]) + kind
-    return values + name + pickle.TUPLE2 + pickle.BINPERSID
-
-
-#: Operations that hash what the file puts into a dict or set, and what takes their place.
-_REPLACED = {
-    pickle.EMPTY_DICT[0]: _reference(pickle.EMPTY_TUPLE, b'dict'),
-    pickle.DICT[0]: _reference(pickle.TUPLE, b'dict'),
-    pickle.EMPTY_SET[0]: _reference(pickle.EMPTY_TUPLE, b'set'),
-    pickle.FROZENSET[0]: _reference(pickle.TUPLE, b'frozenset'),
-    pickle.FRAME[0]: b'',  # frames have other lengths then
-}
-_CHECKED = {*_REPLACED, *_EXTENSIONS, *(pickle.PUT + pickle.BINPUT + pickle.LONG_BINPUT)}
-_PLAIN = {float, bool, type(None)}
 _TEXTS = {str, bytes, bytearray}
+_PLAIN = {int, float, bool, type(None), torch.Tensor, *_TEXTS}
+
+#: Operations that hash what the file puts into a dict or set, and what takes their place: calls of
+#: ``persistent_load((values, kind))``. Frames have other lengths then.
+_REPLACED = {'FRAME': b''}
+for _name, _values, _kind in (
+    ('EMPTY_DICT', pickle.EMPTY_TUPLE, b'dict'),
+    ('DICT', pickle.TUPLE, b'dict'),
+    ('EMPTY_SET', pickle.EMPTY_TUPLE, b'set'),
+    ('FROZENSET', pickle.TUPLE, b'frozenset'),
+):
+    _REPLACED[_name] = _values + pickle.SHORT_BINUNICODE + bytes([len(_kind)]) + _kind
+    _REPLACED[_name] += pickle.TUPLE2 + pickle.BINPERSID
 
 
 class Call:
@@ -72,11 +55,7 @@ class Call:
     There is a subclass for each name in the file; the subclass itself stands for the name.
     """
 
-    __slots__ = ('arguments', 'items', 'state')
-    name: ClassVar[str]
-    arguments: tuple[Any, ...]
-    items: list[Any]
-    state: object
+    name: str
 
     def __new__(cls, *arguments: object) -> Call:
         call = super().__new__(cls)
@@ -96,9 +75,6 @@ class Call:
 
     add = append
 
-    def extend(self, items: Iterable) -> None:
-        self.items.extend(items)
-
 
 class Storage(NamedTuple):
     """A reference to the numbers of tensors, which a torch file keeps outside of the pickle."""
@@ -109,34 +85,25 @@ class Storage(NamedTuple):
 
 
 class PickleReader(pickle.Unpickler):
-    """Reads the next pickle of a file, which is at its end afterwards.
-
-    Attributes:
-        storages (dict[str, Storage]): Those that tensors of the pickle refer to.
-
-    Raises:
-        One of ``DAMAGE``: It is invalid, or truncated.
-        RefusedContent: It uses operations or names that no checkpoint needs.
-    """
+    """Reads the next pickle of a file, or raises RefusedContent or one of ``DAMAGE``."""
 
     def __init__(self, file: io.BytesIO) -> None:
         self.names: dict[str, type[Call]] = {}
-        self.storages: dict[str, Storage] = {}
-        #: The object made of each part, by the part's id, and how many objects it stands for.
+        self.storages: dict[str, Storage] = {}  # that its tensors refer to, by key
+        #: What was made of each part, by the part's id, and how many objects it stands for.
         self._made: dict[int, tuple[object, int] | None] = {}
         self._odd_keys = _MOST_ODD_KEYS
-        content, end = _without_hashing(file.getvalue(), file.tell())
+        content = _without_hashing(file)
         # Python 2's strings are bytes or text; with these, either can be had back.
         super().__init__(io.BytesIO(content), encoding='utf-8', errors='surrogateescape')
         self._content = self.load()
         self._left = _MOST_OBJECTS + len(content)
-        file.seek(end)
 
     def find_class(self, module: str, name: str) -> type[Call]:
         """A class that stands for a name."""
         full = f'{_OLD_MODULES.get(module, module)}.{name}'
         if full not in self.names:
-            self.names[full] = type('Call', (Call,), {'__slots__': (), 'name': full})
+            self.names[full] = type('Call', (Call,), {'name': full})
         return self.names[full]
 
     def persistent_load(self, pid: Any) -> Call | Storage:
@@ -144,9 +111,8 @@ class PickleReader(pickle.Unpickler):
         if type(pid) is tuple and len(pid) == 2 and pid[1] in ('dict', 'set', 'frozenset'):
             values, name = pid
             made = self.find_class('builtins', name)()
-            if values:
-                is_dict = name == 'dict'
-                made.extend(zip(values[::2], values[1::2], strict=True) if is_dict else values)
+            is_dict = name == 'dict'
+            made.items.extend(zip(values[::2], values[1::2], strict=True) if is_dict else values)
             return made
         if isinstance(pid, str) and (text := _STORAGE_TEXT.fullmatch(pid)):  # of protocol 0
             kind = self.find_class(*text[1].rsplit('.', 1))
@@ -164,33 +130,21 @@ class PickleReader(pickle.Unpickler):
         return storage
 
     def build(self, data_of: Callable[[Storage], torch.UntypedStorage] | None = None) -> Any:
-        """The objects of the pickle; ``data_of`` gives the data of tensors, where it has any.
-
-        Raises:
-            One of ``DAMAGE``: It is invalid.
-            RefusedContent: It names or calls what is not allowed, nests containers too deep or in
-                themselves, or unfolds to far more objects than its size.
-        """
+        """The objects of the pickle; ``data_of`` gives the data of tensors, where it has any."""
         self._data_of = data_of
         return self._build(self._content, 0)
 
     def _build(self, part: Any, depth: int) -> Any:
         kind = type(part)
+        self._left -= 1 + (len(part) // 16 if kind in _TEXTS else 0)
+        if kind is int and part.bit_length() > _MOST_BITS:
+            raise RefusedContent('it holds a whole number of thousands of digits')
         if kind in _PLAIN:
-            self._left -= 1
-            return part
-        if kind is int:
-            self._left -= 1
-            if part.bit_length() > _MOST_BITS:
-                raise RefusedContent('it holds a whole number of thousands of digits')
-            return part
-        if kind in _TEXTS:
-            self._left -= 1 + len(part) // 16
             return part
         if kind is Storage:
             raise refuse('the data of a tensor without the tensor')
         if isinstance(part, type):
-            return _value(getattr(part, 'name', ''))
+            return _value(part.name)
         if id(part) in self._made:  # a part that is there twice is one object
             found = self._made[id(part)]
             if found is None:
@@ -201,11 +155,10 @@ class PickleReader(pickle.Unpickler):
             raise RefusedContent(f'it nests containers over {_DEEPEST} deep')
         self._made[id(part)] = None
         before = self._left
-        if kind is list or kind is tuple:
+        if kind in (list, tuple):
             made = kind(self._each(part, depth + 1))
         else:
             made = self._build_call(part, depth + 1)
-        self._left -= 1
         if self._left < 0:
             raise RefusedContent('it repeats the same data far too often for its size')
         is_array = isinstance(made, (torch.Tensor, np.ndarray))
@@ -213,8 +166,7 @@ class PickleReader(pickle.Unpickler):
         return made
 
     def _each(self, parts: list | tuple, depth: int) -> list:
-        self._left -= len(parts)
-        return [part if type(part) in _PLAIN else self._build(part, depth) for part in parts]
+        return [self._build(part, depth) for part in parts]
 
     def _build_call(self, call: Call, depth: int) -> object:
         if call.name == 'builtins.getattr':  # how protocol 2 names a method
@@ -227,24 +179,24 @@ class PickleReader(pickle.Unpickler):
             made = kind()
             made.items, made.state = call.items, call.state
             call = made
-        elif call.name == 'torch._tensor._rebuild_from_type_v2':
-            call = _plain_tensor(*call.arguments)
-        name = call.name
-        function = allowed_types.FUNCTIONS.get(name)
-        if function is None:
+        elif call.name == 'torch._tensor._rebuild_from_type_v2':  # of another class, or attributes
+            function, _, arguments, _ = call.arguments
+            if getattr(function, 'name', '') not in allowed_types.PLAIN_TENSORS:
+                raise refuse(getattr(function, 'name', shorten(function)))
+            call = function(*arguments)
+        name, arguments = call.name, call.arguments
+        if name not in allowed_types.FUNCTIONS:
             raise refuse(name)
         if name in allowed_types.TENSORS:
-            storage, *rest = call.arguments
-            arguments = [self._data(storage), storage.dtype, *self._each(rest, depth)]
-        else:
-            arguments = self._each(call.arguments, depth)
+            arguments = self._numbers(arguments[0]), *arguments[1:]
+        arguments = self._each(arguments, depth)
         if name in allowed_types.CONTAINERS:
             arguments.insert(0, self._items(call, arguments, depth))
         elif call.items:
             raise DamagedFile(f'it puts items into a {shorten(name)}')
         state = {} if call.state is None else {'state': self._build(call.state, depth)}
         try:
-            return function(*arguments, **state)
+            return allowed_types.FUNCTIONS[name](*arguments, **state)
         except (DamagedFile, RefusedContent):
             raise
         except DAMAGE:
@@ -253,7 +205,6 @@ class PickleReader(pickle.Unpickler):
     def _items(self, call: Call, arguments: list, depth: int) -> list:
         """What a container is made of; its keys, if it has them, can be hashed in little time."""
         is_dict = call.name in allowed_types.DICTS
-        is_set = call.name in allowed_types.SETS
         if is_dict:
             items = [(self._build(k, depth), self._build(v, depth)) for k, v in call.items]
         else:
@@ -261,69 +212,62 @@ class PickleReader(pickle.Unpickler):
         if arguments and isinstance(arguments[0], (dict, list, tuple)):
             old = arguments.pop(0)
             items = [*(dict.items(old) if isinstance(old, dict) else old), *items]
-        if is_dict or is_set:
-            for key in items if is_set else [key for key, _ in items]:
-                if type(key) is not str:
-                    self._odd_keys -= allowed_types.is_odd_key(key)
+        if is_dict or call.name in allowed_types.SETS:
+            keys = [key for key, _ in items] if is_dict else items
+            self._odd_keys -= sum(map(_is_odd_key, keys))
             if self._odd_keys < 0:  # a file can give them all one hash
                 raise RefusedContent('too many of its keys are tuples or huge numbers')
         return items
 
-    def _data(self, storage: Any) -> torch.UntypedStorage:
+    def _numbers(self, storage: Any) -> torch.Tensor:
+        """All numbers of a storage, in a row."""
         if not isinstance(storage, Storage) or self._data_of is None:
             raise refuse(getattr(storage, 'name', 'a tensor without data'))
         data = self._data_of(storage)
         if storage.length * storage.dtype.itemsize != data.nbytes():
             raise DamagedFile(
-                f'a tensor declares {shorten(storage.length)} numbers of {storage.dtype}, but has '
-                f'{data.nbytes()} bytes of data'
+                f'a tensor has {data.nbytes()} bytes for {shorten(storage.length)} {storage.dtype}'
             )
-        return data
+        return torch.empty(0, dtype=storage.dtype).set_(data)
 
 
-def _without_hashing(data: bytes, at: int) -> tuple[bytes, int]:
-    """The pickle at a place in data, with references in place of what makes dicts and sets; and
-    where it ends.
+def _without_hashing(file: io.BytesIO) -> bytes:
+    """The next pickle of a file, with references in place of what makes dicts and sets.
 
     Hashing a tuple that nests itself, or keys that all have one hash, never ends. Also raises
     where the unpickler would take gigabytes for an index of its memo.
     """
-    replaced: list[bytes] = []
-    copied, count, code = at, 0, 0
-    while code != pickle.STOP[0]:
-        code, start, count = data[at], at, count + 1
-        size = _SIZES[code]
-        at += 1
-        if size >= 0:
-            at += size
-        elif size == pickletools.UP_TO_NEWLINE:
-            for _ in range(2 if code in _TWO_LINES else 1):
-                at = data.index(b'\n', at) + 1
-        else:
-            width = _COUNT_SIZES[size]
-            at += width + int.from_bytes(data[at : at + width], 'little')
-        if code not in _CHECKED:
-            continue
-        if code in _REPLACED:
-            replaced += data[copied:start], _REPLACED[code]
-            copied = at
-        elif code in _EXTENSIONS:
+    data, parts, copied = file.getbuffer(), [], file.tell()
+    for count, (operation, argument, at) in enumerate(pickletools.genops(file)):
+        name = operation.name
+        if name in _REPLACED:
+            parts += data[copied:at], _REPLACED[name]
+            copied = at + (9 if name == 'FRAME' else 1)
+        elif name in ('EXT1', 'EXT2', 'EXT4'):
             raise RefusedContent('its pickle uses an operation that no checkpoint needs')
-        else:
-            index = data[start + 1 : at]
-            if (int(index) if code == pickle.PUT[0] else int.from_bytes(index, 'little')) >= count:
-                raise DamagedFile('an index in its pickle is too large')
-    return b''.join([*replaced, data[copied:at]]), at
+        elif name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
+            raise DamagedFile('an index in its pickle is too large')
+    return b''.join([*parts, data[copied : file.tell()]])
 
 
-def _plain_tensor(function: type[Call], kind: type[Call], arguments: tuple, _: object) -> Call:
-    """The plain tensor of one of another class, or with attributes."""
-    name = getattr(function, 'name', shorten(function))
-    if name not in allowed_types.TENSORS and name not in allowed_types.PARAMETERS:
-        raise refuse(name)
-    if not isinstance(kind, type) or type(arguments) is not tuple:
-        raise DamagedFile('a tensor of another class has no class or no data')
-    return function(*arguments)
+def _is_odd_key(key: object) -> bool:
+    """Whether a key of a dict or set can have a hash of the file's choice.
+
+    Raises for other types, and for large tuples: one nested in itself takes forever to hash.
+    """
+    if isinstance(key, (str, float, bytes, type(None))):
+        return False
+    if isinstance(key, int):
+        return abs(key) >= 2**61 - 1  # Python's hash modulus
+    left, waiting = 100, [key]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, (tuple, frozenset)) and len(part) < left:
+            left -= len(part) + 1
+            waiting.extend(part)
+        elif not isinstance(part, allowed_types.KEYS):
+            raise RefusedContent(f'it uses a {type(key).__name__} as a key')
+    return True
 
 
 def _value(name: str) -> object:
@@ -337,10 +281,7 @@ def refuse(name: str) -> RefusedContent:
     """The error of a file that holds or calls what is not allowed."""
     known = 'is not among the types that a checkpoint may hold'
     if re.fullmatch(r'torch\.[a-z]+\d\w*', name):
-        known = (
-            f'PyTorch {torch.__version__} does not have: read it with the version that wrote it, '
-            f'and convert the tensor. It {known}'
-        )
+        known = f'PyTorch {torch.__version__} does not have: convert it where it was written'
     return RefusedContent(
         f'it holds {shorten(name)}, which {known} (tensors, numbers, strings, containers, numpy '
         'arrays, mmengine logs, arguments of a training). Nothing of it was run'

@@ -28,10 +28,8 @@ def count_per_stage(names: StateDict, pattern: str) -> str:
 
 def widths_per_stage(state_dict: StateDict, pattern: str) -> str:
     """Such as '64-128-320-512': lengths of the tensors that match. The group is the stage."""
-    widths = {}
-    for name, tensor in state_dict.items():
-        if match := re.fullmatch(pattern, name):
-            widths[int(match[1])] = tensor.shape[0]
+    matches = {name: re.fullmatch(pattern, name) for name in state_dict}
+    widths = {int(match[1]): state_dict[name].shape[0] for name, match in matches.items() if match}
     return '-'.join(str(widths[stage]) for stage in sorted(widths))
 
 
@@ -44,7 +42,7 @@ def _count(state_dict: StateDict) -> str:
 
 def _no_paddle(state_dict: StateDict) -> dict[str, Tensor]:
     raise CheckpointError(
-        'it is a Paddle file, of a family without a known Paddle port: which of its weights are '
+        'it is a Paddle file of a family without a known Paddle port: which of its weights are '
         'transposed is not known'
     )
 

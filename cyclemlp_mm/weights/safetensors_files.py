@@ -32,9 +32,7 @@ def _library() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError(
-            f'safetensors files need the library safetensors ({error}): `pip install safetensors`'
-        ) from error
+        raise UserError(f'safetensors files need it ({error}): pip install safetensors') from error
     return safetensors
 
 

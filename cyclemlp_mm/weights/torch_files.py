@@ -17,6 +17,7 @@ from .pickles import PickleReader, Storage
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _ENCRYPTED = 1
+_BIG_ENDIAN = 'it was written on a big-endian machine'
 
 
 def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
@@ -31,25 +32,22 @@ def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
             raise DamagedFile('it is a zip file, but not of torch.save: it holds no data.pkl')
         root = pickles[0].removesuffix('data.pkl')
 
-        def read(name: str) -> bytes:
+        def read(name: str, really: bool = True) -> bytearray:
             record = records.get(root + name)
             if record is None:
                 raise DamagedFile(f'it has no record {shorten(root + name)}')
             # zipfile verifies the checksum; 0 is a file written without.
             record.CRC = record.CRC or None  # type: ignore[assignment]
-            return archive.read(record)
+            # Pages of zeros are taken from memory only when they are written to.
+            return bytearray(archive.read(record) if really else record.file_size)
 
         if f'{root}byteorder' in records and read('byteorder') != b'little':
-            raise RefusedContent('it was written on a big-endian machine')
+            raise RefusedContent(_BIG_ENDIAN)
         made: dict[str, torch.UntypedStorage] = {}
 
         def data_of(storage: Storage) -> torch.UntypedStorage:
             if storage.key not in made:
-                name = f'data/{storage.key}'
-                skipped = not tensors and root + name in records
-                # Its pages are taken from memory only when they are written to.
-                content = bytearray(records[root + name].file_size if skipped else read(name))
-                made[storage.key] = _untyped(content)
+                made[storage.key] = _untyped(read(f'data/{storage.key}', tensors))
             return made[storage.key]
 
         return PickleReader(io.BytesIO(read('data.pkl'))).build(data_of)
@@ -61,7 +59,7 @@ def read_legacy(file: io.BytesIO) -> Any:
         raise DamagedFile('it was written by an unknown version of torch')
     system = PickleReader(file).build()
     if isinstance(system, dict) and system.get('little_endian') is False:
-        raise RefusedContent('it was written on a big-endian machine')
+        raise RefusedContent(_BIG_ENDIAN)
     content = PickleReader(file)
     keys = PickleReader(file).build()
     is_list = isinstance(keys, list) and all(type(key) is str for key in keys)
@@ -88,9 +86,7 @@ def _check_records(listed: list[zipfile.ZipInfo], size: int) -> dict[str, zipfil
     records = {record.filename: record for record in listed}
     # First, since a program's code is compressed.
     if any(name.endswith('/constants.pkl') and name.count('/') == 1 for name in records):
-        raise RefusedContent(
-            'it is a TorchScript program, not weights: save the state_dict() of the module'
-        )
+        raise RefusedContent('it is a TorchScript program: save the state_dict() of the module')
     for record in listed:
         if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & _ENCRYPTED:
             raise RefusedContent(

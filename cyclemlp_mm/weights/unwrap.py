@@ -19,17 +19,8 @@ _TORCH_PARTS = re.compile(
 )
 #: Names that others give to what they wrap a model in: Lightning, timm, DeiT, EMA, plain loops.
 _OUTER_PARTS = {
-    'module',
-    'model',
-    'net',
-    'network',
-    'backbone',
-    'ema',
-    'ema_model',
-    'model_ema',
-    'state_dict_ema',
-    'ema_state_dict',
-    'model_state_dict',
+    *('module', 'model', 'net', 'network', 'backbone', 'ema', 'ema_model', 'model_ema'),
+    *('state_dict_ema', 'ema_state_dict', 'model_state_dict'),
 }
 #: Counts of updates in the state of an averaged model, PyTorch's and mmengine's.
 _AVERAGES = ('n_averaged', 'steps')
@@ -38,15 +29,8 @@ _AVERAGES = ('n_averaged', 'steps')
 def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint: bare, or under ``state_dict``, ``model`` or one other key.
 
-    Numbers, texts and None among the tensors are left out, and so are the counts of updates of
-    averaged models: they are no weights.
-
-    Names are without what PyTorch's wrappers put into them, see :func:`plain_name`. Where a file
-    has several parts under other keys than ``WRAPPERS``, such as a teacher and a student, names
-    begin with their keys.
-
-    Raises:
-        CheckpointError: No dict of tensors is found, or two tensors have one name.
+    Numbers, texts, None and counts of updates among the tensors are left out. Names are without
+    what PyTorch's wrappers put into them; of a teacher and a student, they begin with their keys.
     """
     found = mapping_in(content)
     if not found:
@@ -55,7 +39,7 @@ def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
             f'checkpoint {source} holds no state dict: expected names and tensors, bare or under '
             f'{" or ".join(map(repr, WRAPPERS))}, but got {kind}'
         )
-    wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    wrong = [name for name, value in found.items() if not _is_named(name, value)]
     if len(wrong) == len(found) or not all(_is_metadata(name, found[name]) for name in wrong):
         raise CheckpointError(
             f'checkpoint {source} is no state dict: {len(wrong)} of {len(found)} entries are '
@@ -84,14 +68,11 @@ def mapping_in(content: object) -> Mapping:
             return content[key]
     if any(isinstance(value, Tensor) for value in content.values()):
         return content
-    parts = {
-        key: part
-        for key, part in content.items()
-        if isinstance(key, str)
-        and isinstance(part, Mapping)
-        and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in part.items())
-    }
-    named = {f'{key}.{name}': t for key, part in parts.items() for name, t in part.items()}
+    named = {}
+    for key, part in content.items():
+        is_part = isinstance(key, str) and isinstance(part, Mapping)
+        if is_part and all(_is_named(n, t) for n, t in part.items()):
+            named |= with_prefix(part, f'{key}.')
     return named or content
 
 
@@ -99,21 +80,21 @@ def plain_name(name: str) -> str:
     """A tensor's name without what torch.compile, FSDP and DistributedDataParallel add to it."""
     name = _TORCH_PARTS.sub('', name)
     while name.startswith('module.'):
-        name = name[len('module.') :]
+        name = name.removeprefix('module.')
     return name
 
 
+def _is_named(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
 def _is_metadata(name: object, value: object) -> bool:
-    """Whether an entry of a state dict is there legitimately without being a tensor."""
-    is_simple = value is None or isinstance(value, (bool, int, float, str))
+    is_simple = isinstance(value, (int, float, str, type(None)))
     return isinstance(name, str) and (is_simple or name.endswith('_extra_state'))
 
 
-def find_prefix(names: Collection[str], anchors: Iterable[str]) -> tuple[str | None, list[str]]:
-    """What a backbone's names begin with, by names that it always has; and all that is possible.
-
-    None, unless it is ``''``, ``'backbone.'`` or the only one of names in use for wrappers.
-    """
+def _find_prefix(names: Collection[str], anchors: Iterable[str]) -> tuple[str | None, list[str]]:
+    """What a backbone's names begin with, by names that it always has, or None; and all options."""
     possible = []
     for anchor in anchors:
         possible += [n.removesuffix(anchor) for n in names if f'.{n}'.endswith(f'.{anchor}')]
@@ -121,24 +102,26 @@ def find_prefix(names: Collection[str], anchors: Iterable[str]) -> tuple[str | N
     for prefix in (BACKBONE, ''):
         if prefix in possible:
             return prefix, possible
+    if not possible:
+        return _likely_prefix(names), possible
     known = [prefix for prefix in possible if _OUTER_PARTS.issuperset(prefix.split('.')[:-1])]
     return (known[0] if len(known) == 1 else None), possible
+
+
+def _likely_prefix(names: Iterable[str]) -> str:
+    return BACKBONE if any(name.startswith(BACKBONE) for name in names) else ''
 
 
 def select_backbone(
     state_dict: Mapping[str, Tensor], prefix: str | None, anchors: Iterable[str], source: str
 ) -> tuple[dict[str, Tensor], int]:
-    """The tensors of the backbone, prefix removed, and how many others the file has.
+    """The tensors of the backbone, ``prefix`` removed, and how many others the file has.
 
-    ``prefix`` is as it is in the file, or without what PyTorch's wrappers add. None finds it by
-    ``anchors``, see :func:`find_prefix`.
-
-    Raises:
-        CheckpointError: Nothing begins with ``prefix``, or it is None and cannot be known.
+    None finds the prefix by ``anchors``, names that a backbone always has, or raises.
     """
     if prefix is None:
-        prefix, possible = find_prefix(state_dict, anchors)
-        if prefix is None and possible:
+        prefix, possible = _find_prefix(state_dict, anchors)
+        if prefix is None:
             options = ' or '.join(f'prefix={p!r}' for p in possible[:4])
             raise CheckpointError(
                 f'checkpoint {source} does not fit the model. None of its {len(state_dict)} names '
@@ -146,8 +129,6 @@ def select_backbone(
                 f"backbone is there, set init_cfg=dict(type='Pretrained', checkpoint=…, …) with "
                 f'{options}'
             )
-        if prefix is None:
-            prefix = _likely_prefix(state_dict)
     else:
         prefix = plain_name(prefix if not prefix or prefix.endswith('.') else f'{prefix}.')
     chosen = part_of(state_dict, prefix)
@@ -162,21 +143,14 @@ def select_backbone(
 def split_names(
     state_dict: Mapping[str, Tensor], anchors: Iterable[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A whole model's tensors: the backbone's, without a prefix, and the rest (neck, heads).
-
-    Where no backbone is found and no name begins with ``backbone.``, all are taken for one.
-    """
-    prefix = find_prefix(state_dict, anchors)[0]
+    """A whole model's tensors: the backbone's, without a prefix, and the rest (neck, heads)."""
+    prefix = _find_prefix(state_dict, anchors)[0]
     if prefix is None:
         prefix = _likely_prefix(state_dict)
-    others = {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
     outer, found, _ = f'.{prefix}'.partition(f'.{BACKBONE}')
     outer = f'{outer}.'.lstrip('.') if found else ''
-    return part_of(state_dict, prefix), {n.removeprefix(outer): t for n, t in others.items()}
-
-
-def _likely_prefix(names: Iterable[str]) -> str:
-    return BACKBONE if any(name.startswith(BACKBONE) for name in names) else ''
+    rest = {n.removeprefix(outer): t for n, t in state_dict.items() if not n.startswith(prefix)}
+    return part_of(state_dict, prefix), rest
 
 
 def part_of(state_dict: Mapping[str, Tensor], prefix: str = BACKBONE) -> dict[str, Tensor]:
@@ -190,10 +164,7 @@ def with_prefix(state_dict: Mapping[str, Tensor], prefix: str = BACKBONE) -> dic
 
 
 def named_like(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A file's tensors under the names that a model has: with ``backbone.``, or without.
-
-    As they are where they fit so, or neither way.
-    """
+    """A file's tensors under the names that a model has: with ``backbone.``, or without."""
     for named in (state_dict, with_prefix(state_dict), part_of(state_dict)):
         if any(name in own for name in named):
             return named

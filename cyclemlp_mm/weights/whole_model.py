@@ -23,72 +23,67 @@ from .unwrap import find_state_dict, mapping_in, plain_name, split_names, with_p
 _CLASSIFIER = re.compile(r'head\.(?:fc\.)?(weight|bias)')
 
 
-def all_anchors() -> list[str]:
-    """Names by which a backbone of any family is found in a file, whatever its prefix."""
-    return [name for family in FAMILIES.values() for name in family.anchors]
-
-
 def for_mmengine(content: Any, source: str, renamed: bool = True) -> Any:
     """What a file holds, in the form and under the names that mmengine's loading expects.
 
-    Published and Paddle files become ``{'state_dict': {'backbone.…': …, 'head.fc.…': …}}``, so that
-    ``load_from``, ``tools/test.py`` and the inference APIs take them as they are; so does the file
-    of a backbone alone, under our names, and one with prefixes of usual wrappers. Content that is
-    not of our families is unchanged, and all names are where ``renamed`` is False.
-
-    Raises:
-        CheckpointError: It holds no state dict, or a Paddle file of an unknown family.
+    A file of our families becomes ``{'state_dict': {'backbone.…': …, 'head.fc.…': …}}``, whether
+    published, Paddle's, wrapped, or of a backbone alone; unless ``renamed`` is False. Others are
+    unchanged.
     """
     if isinstance(content, Tensor):  # e.g. embeddings, which some models read by the same way
         return content
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f'checkpoint {source} holds no state dict, but a {type(content).__name__}'
-        )
+        kind = type(content).__name__
+        raise CheckpointError(f'checkpoint {source} holds no state dict, but a {kind}')
     paddle = isinstance(content, PaddleStateDict)
     content = _without_configs(with_sensible_meta(content, source))
-    named = {plain_name(n): t for n, t in mapping_in(content).items() if isinstance(n, str)}
-    bare, _ = split_names(named, all_anchors())
+    found = mapping_in(content)
+    named = {plain_name(n): t for n, t in found.items() if isinstance(n, str)}
+    anchors = [name for family in FAMILIES.values() for name in family.anchors]
+    bare, _ = split_names(named, anchors)
     for family in FAMILIES.values() if renamed else ():
         if family.is_certain(bare) or (family.is_ours(bare) and not paddle):
             parts = split_whole(find_state_dict(content, source), paddle, source, family)
-            whole = _with_file(join_whole(*parts), mapping_in(content), source)
             kept = content if 'state_dict' in content else {}
             meta = content.get('meta')  # mmseg's init_model looks for it
-            return {**kept, 'state_dict': whole, 'meta': meta if isinstance(meta, dict) else {}}
+            return {
+                **kept,
+                'state_dict': _with_file(join_whole(*parts), found, source),
+                'meta': meta if isinstance(meta, dict) else {},
+            }
     if paddle:
         raise CheckpointError(
             f'checkpoint {source} is a Paddle file, but not of a CycleMLP: which of its weights '
             'are transposed is not known'
         )
-    if 'state_dict' in content:
-        state_dict = content['state_dict']  # other models may keep what they like in theirs
-        if not isinstance(state_dict, dict):
-            raise CheckpointError(
-                f'checkpoint {source} has a {type(state_dict).__name__} for a state dict'
-            )
-        return {**content, 'state_dict': _with_file(state_dict, state_dict, source)}
-    return _with_file(content, content, source)
+    if 'state_dict' not in content:
+        return _with_file(content, content, source)
+    state_dict = content['state_dict']  # other models may keep what they like in theirs
+    if not isinstance(state_dict, dict):
+        kind = type(state_dict).__name__
+        raise CheckpointError(f'checkpoint {source} has a {kind} for a state dict')
+    return {**content, 'state_dict': _with_file(state_dict, state_dict, source)}
 
 
 def _without_configs(content: dict) -> dict:
     """A checkpoint without config texts: mmengine runs them as Python when it resumes, and in
     inferencers that are given weights and no config."""
-    hub = content.get('message_hub')
+    content, hub = dict(content), content.get('message_hub')
     if 'meta' in content:
-        meta = {k: v for k, v in content['meta'].items() if k not in ('cfg', 'config')}
-        content = {**content, 'meta': meta}
+        content['meta'] = _but(content['meta'], 'cfg', 'config')
     if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
-        info = {k: v for k, v in hub['runtime_info'].items() if k != 'cfg'}
-        content = {**content, 'message_hub': {**hub, 'runtime_info': info}}
+        content['message_hub'] = {**hub, 'runtime_info': _but(hub['runtime_info'], 'cfg')}
     return content
+
+
+def _but(part: dict, *keys: str) -> dict:
+    return {key: value for key, value in part.items() if key not in keys}
 
 
 def with_sensible_meta(content: dict, source: str) -> dict:
     """A checkpoint whose ``meta`` is a dict, with class names and colours that can be used.
 
-    The APIs of the toolboxes take over whatever is there, and end in a traceback later. What is
-    invalid is None in what is returned, and logged.
+    The toolboxes' APIs take over whatever is there. What is invalid becomes None, and is logged.
     """
     if 'meta' not in content:
         return content
@@ -141,11 +136,7 @@ def split_whole(
     source: str,
     family: PublishedFormat = CYCLEMLP_FORMAT,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """A model's tensors under our names, in three parts, from published names or ours.
-
-    The backbone without prefix; the classifier as 'weight' and 'bias', empty where there is none;
-    and the rest (neck, heads) as it was. See :func:`to_our_names` for ``paddle``, and errors.
-    """
+    """A model's backbone under our names, classifier ('weight', 'bias') and rest (neck, heads)."""
     inner, rest = split_names(state_dict, family.anchors)
     backbone = dict(to_our_names(family, inner, paddle, source))
     classifier = {}
@@ -159,8 +150,7 @@ def join_whole(
     backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], rest: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The inverse of :func:`split_whole`: the names of our models' checkpoints."""
-    named = with_prefix(classifier, 'head.fc.')
-    return with_prefix(backbone) | named | dict(rest)
+    return with_prefix(backbone) | with_prefix(classifier, 'head.fc.') | dict(rest)
 
 
 def _with_file(names: Mapping, old: Mapping, source: str) -> OrderedDict:

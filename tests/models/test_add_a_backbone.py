@@ -68,27 +68,20 @@ def test_its_weights_load_strictly(family, tmp_path, log_lines):
 def test_its_config_trains_and_predicts(family):
     pytest.importorskip('mmdet')
     from mmengine.registry import MODELS, init_default_scope
-    from mmengine.structures import InstanceData
 
     from cyclemlp_mm.engine import load_config, require_toolbox
 
     cfg = load_config(str(family[1]))
     init_default_scope(require_toolbox(cfg))
-    model = MODELS.build(cfg.model).train()
-    from mmdet.structures import DetDataSample
+    from mmdet.testing import demo_mm_inputs
 
-    meta = dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0), img_id=0)
-    sample = DetDataSample(metainfo=meta)
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([0])
-    )
-    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    inputs = dict(inputs=[image], data_samples=[sample])
-    losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')
+    model = MODELS.build(cfg.model).train()
+    batch = demo_mm_inputs(1, [[3, 64, 64]], num_classes=2)
+    losses = model(**model.data_preprocessor(batch, True), mode='loss')
     loss, _ = model.parse_losses(losses)
     assert torch.isfinite(loss)
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     with torch.no_grad():
-        [result] = model.eval().test_step(dict(inputs=[image], data_samples=[sample]))
+        [result] = model.eval().test_step(batch)
     assert result.pred_instances.bboxes.shape[1] == 4

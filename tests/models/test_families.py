@@ -8,7 +8,7 @@ from torch import nn
 
 from cyclemlp_mm.models import CycleMLP, MPViT
 
-SIZES = [(32, 32), (33, 47), (63, 32), (64, 100), (75, 101)]
+SIZES = [(32, 32), (33, 47), (75, 101)]
 every_family = pytest.mark.parametrize('family', FAMILIES)
 
 
@@ -16,7 +16,10 @@ every_family = pytest.mark.parametrize('family', FAMILIES)
 @every_family
 def test_any_size_from_32(family, size):
     model = build(family).eval()
-    levels = model(torch.randn(2, 3, *size))
+    image = torch.randn(2, 3, *size)
+    levels = model(image)
+    for a, b in zip(levels, model(image.to(memory_format=torch.channels_last)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
     assert model.out_strides == (4, 8, 16, 32)
     assert [level.shape[1] for level in levels] == list(model.out_channels)
     arch = CFGS[family]['arch']
@@ -30,25 +33,20 @@ def test_any_size_from_32(family, size):
             assert -(-side // stride) - less <= cells <= -(-side // stride)
 
 
-@pytest.mark.parametrize('size', [(31, 64), (64, 8), (1, 1)])
-@pytest.mark.parametrize('family', ['reweighted', 'mpvit'])
-def test_smaller_images_are_refused(family, size):
-    with pytest.raises(ValueError, match='at least 32x32'):
-        build(family)(torch.randn(1, 3, *size))
-
-
-@pytest.mark.parametrize('shape', [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
 @every_family
-def test_wrong_shapes_are_refused(family, shape):
-    with pytest.raises(ValueError, match=r'\(B, 3, H, W\)'):
-        build(family)(torch.randn(*shape))
+def test_wrong_images_are_refused(family):
+    model = build(family)
+    for shape in ((3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)):
+        with pytest.raises(ValueError, match=r'\(B, 3, H, W\)'):
+            model(torch.randn(*shape))
+    for size in ((31, 64), (64, 8), (1, 1)) if family != 'repmlp' else ():
+        with pytest.raises(ValueError, match='at least 32x32'):
+            model(torch.randn(1, 3, *size))
 
 
-@pytest.mark.parametrize('in_channels', [1, 4])
 @every_family
-def test_other_image_channels(family, in_channels):
-    model = build(family, in_channels=in_channels)
-    assert len(model(torch.randn(2, in_channels, 40, 40))) == 4
+def test_other_image_channels(family):
+    assert len(build(family, in_channels=4)(torch.randn(2, 4, 40, 40))) == 4
 
 
 @pytest.mark.parametrize(
@@ -71,12 +69,10 @@ def test_only_what_is_returned_is_built(family, out_indices, levels):
     'out_indices, error, message',
     [
         ((0, 4), ValueError, '-4 to 3'),
-        (-5, ValueError, '-4 to 3'),
         ((), ValueError, 'different ints'),
         ((2, 1), ValueError, 'fine to coarse'),
         ((3, -1), ValueError, 'different ints'),
         ('0123', TypeError, 'must be ints'),
-        ((0.0, 1), TypeError, 'must be ints'),
         (True, TypeError, 'int'),
     ],
 )
@@ -96,21 +92,15 @@ def without(arch, key):
         ('mpvit', 'b1', ValueError, "MPViT has no arch 'b1'; it has tiny, xsmall"),
         ('repmlp', 'tiny', ValueError, "no arch 'tiny'"),
         ('reweighted', 3, TypeError, 'must be one of'),
-        ('mpvit', 3, TypeError, 'must be one of'),
         ('reweighted', without(CYCLE, 'widths'), ValueError, r"\['widths'\] are missing"),
-        ('mpvit', without(MPVIT, 'paths'), ValueError, r"\['paths'\] are missing"),
         ('reweighted', dict(CYCLE, heads=4), ValueError, r"\['heads'\] are unknown"),
-        ('reweighted', dict(CYCLE, depths=(1, 1, 1)), ValueError, '4 positive ints'),
         ('reweighted', dict(CYCLE, depths=2), ValueError, 'arch depths must be 4 .* but got 2'),
-        ('reweighted', dict(CYCLE, widths={8, 12, 16, 20}), ValueError, 'arch widths must be 4'),
         ('reweighted', dict(CYCLE, widths=(8, 12, 18, 20)), ValueError, 'multiples of 4'),
         ('reweighted', dict(CYCLE, downsample='pool'), ValueError, 'downsample'),
         ('reweighted', dict(CYCLE, reweight='no'), TypeError, "reweight .* but got 'no'"),
         ('mpvit', dict(MPVIT, paths=(1, 0, 1, 1)), ValueError, '4 positive ints'),
         ('mpvit', dict(MPVIT, widths=(8, 16, 20, 24)), ValueError, 'multiples of 8'),
         ('mpvit', dict(MPVIT, mlp_ratio=0), ValueError, 'mlp_ratio'),
-        ('mpvit', dict(MPVIT, mlp_ratio='2'), ValueError, 'mlp_ratio must be a positive int'),
-        ('repmlp', dict(REPMLP, depths=2), ValueError, 'arch depths must be 4 positive ints'),
         ('repmlp', dict(REPMLP, depths=[1, 1]), ValueError, '4 positive ints'),
         ('repmlp', dict(REPMLP, channels=[8, 16, 32, 0]), ValueError, 'arch channels must be'),
         ('repmlp', dict(REPMLP, sharesets_nums=[1, 3, 8, 16]), ValueError, 'of sharesets_nums'),
@@ -242,15 +232,6 @@ def test_out_norms_off_returns_raw_maps(family):
         else:
             again = getattr(with_norms, f'norm{i}')(raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         assert torch.allclose(again, normed, atol=1e-6)
-
-
-@every_family
-def test_does_not_depend_on_the_memory_format(family):
-    model = build(family).eval()
-    image = torch.randn(2, 3, 48, 80)
-    plain, channels_last = model(image), model(image.to(memory_format=torch.channels_last))
-    for a, b in zip(plain, channels_last, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -26,16 +26,6 @@ def test_conv_downsample_in_either_layout(batch, height, width):
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('side, layout', [(14, torch.contiguous_format), (40, torch.channels_last)])
-def test_conv_downsample_copies_the_smaller_one(side, layout):
-    """Map or weight: whichever is smaller goes into the other one's layout."""
-    layer = ConvDownsample(320, 512, kernel_size=3, stride=2, padding=1)
-    seen = []
-    layer.proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    layer(torch.randn(1, side, side, 320))
-    assert seen[0].is_contiguous(memory_format=layout)
-
-
 @pytest.mark.parametrize(
     'processes, gpu, kind, warned',
     [
@@ -45,6 +35,7 @@ def test_conv_downsample_copies_the_smaller_one(side, layout):
     ],
 )
 def test_sync_bn_where_it_can_run(processes, gpu, kind, warned, monkeypatch, log_lines):
+    assert MODELS.get('SyncBNOrBN') is registration.SyncBNOrBN
     conv_module = pytest.importorskip('mmcv.cnn').ConvModule
     registration._warn_of_bn.cache_clear()
     monkeypatch.setattr('mmengine.dist.get_world_size', lambda: processes)
@@ -54,14 +45,9 @@ def test_sync_bn_where_it_can_run(processes, gpu, kind, warned, monkeypatch, log
         for trained in (True, False)
     ]
     assert [type(module.norm) for module in modules] == [kind] * 2
-    assert [p.requires_grad for m in modules for p in m.norm.parameters()] == [True] * 2 + [
-        False
-    ] * 2
+    trained = [parameter.requires_grad for m in modules for parameter in m.norm.parameters()]
+    assert trained == [True, True, False, False]
     sync = conv_module(3, 4, 3, norm_cfg=dict(type='SyncBN'))
     assert set(modules[0].state_dict()) == set(sync.state_dict())
     lines = [line for line in log_lines if 'in place of SyncBN' in line]
     assert len(lines) == (warned is not None) and all(warned in line for line in lines)
-
-
-def test_sync_bn_or_bn_is_in_the_root_registry():
-    assert MODELS.get('SyncBNOrBN') is registration.SyncBNOrBN

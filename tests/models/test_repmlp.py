@@ -59,12 +59,15 @@ def test_deploy_is_equal_and_idempotent(img_size, kernels):
 
 
 @pytest.mark.parametrize('img_size', SIZES)
-@pytest.mark.parametrize('size', [(1, 1), (32, 32), (64, 64), (75, 101), (130, 65)])
+@pytest.mark.parametrize('size', [(1, 1), (64, 64), (75, 101)])
 def test_any_size(img_size, size):
     model = build('repmlp', img_size=img_size).eval()
     levels = model(torch.randn(1, 3, *size))
     for level, channels, stride in zip(levels, model.out_channels, model.out_strides):
         assert level.shape == (1, channels, *(-(-side // stride) for side in size))
+    for shape in ((0, 3, 64, 64), (1, 3, 0, 64)):
+        with pytest.raises(ValueError, match='needs an image, but got'):
+            model(torch.randn(shape))
 
 
 def test_the_zoos_layout_loads(tmp_path, log_lines):
@@ -111,20 +114,12 @@ def test_wrong_arguments(kwargs, message):
 
 
 @pytest.mark.parametrize('kind', [nn.BatchNorm2d, SyncBNOrBN, 'BN2d'])
+@torch.no_grad()
 def test_norms_by_class_are_built_and_folded(kind):
-    model = build('repmlp', norm_cfg=dict(type=kind, eps=1e-3)).double()
-    randomise_norms(model).eval()
+    model = randomise_norms(build('repmlp', norm_cfg=dict(type=kind, eps=1e-3))).double().eval()
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        before = model(image)
-        after = to_deploy(model)(image)
+    before, after = model(image), to_deploy(model)(image)
     assert all(worst(a, b) < 1e-12 for a, b in zip(after, before, strict=True))
-
-
-@pytest.mark.parametrize('shape', [(0, 3, 64, 64), (1, 3, 0, 64)])
-def test_no_image_at_all(shape):
-    with pytest.raises(ValueError, match='needs an image, but got'):
-        build('repmlp')(torch.randn(shape))
 
 
 def test_arguments_of_mmpretrains_class_name_it():

@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 from families import CYCLE
-from parity_rule import golden, published_keys
-from paths import PARITY, needs_parity
+from parity_rule import published_keys
+from paths import needs_parity
 from published_names import published_state_dict
 from safetensors.torch import load_file, save_file
 
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.models import CycleMLP
-from cyclemlp_mm.weights import cyclemlp, read_checkpoint
+from cyclemlp_mm.weights import read_checkpoint
 from cyclemlp_mm.weights.convert import convert
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
@@ -40,22 +40,21 @@ def assert_equal(one, other):
     assert all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
 
 
-@pytest.mark.parametrize('arch', [TINY, SWIN_STYLE], ids=['conv', 'patch_merging'])
 @pytest.mark.parametrize(
-    'kwargs',
+    'arch, kwargs',
     [
-        *(dict(out_indices=levels) for levels in [(0, 1, 2, 3), (1, 2, 3), (3,), (0, 1, 2), (1,)]),
-        *(dict(out_indices=(0,)), dict(in_channels=1), dict(in_channels=4)),
+        (SWIN_STYLE, dict(out_indices=(0, 1, 2, 3))),
+        (SWIN_STYLE, dict(out_indices=(1,))),
+        *((TINY, dict(out_indices=levels)) for levels in [(1, 2, 3), (3,), (0, 1, 2), (0,)]),
+        *((TINY, dict(in_channels=channels)) for channels in (1, 3, 4)),
     ],
-    ids=str,
 )
 def test_a_backbone_goes_to_published_and_back_bit_for_bit(tmp_path, arch, kwargs):
     ours = random_state(arch, **kwargs)
     torch.save(ours, tmp_path / 'ours.pth')
     done = convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
     assert (done.source, done.backbone, done.classifier) == ('ours', len(ours), 0)
-    back = convert(tmp_path / 'published.pth', tmp_path / 'back.pth')
-    assert back.source == 'published'
+    assert convert(tmp_path / 'published.pth', tmp_path / 'back.pth').source == 'published'
     assert_equal(state(tmp_path / 'back.pth'), ours)
     convert(tmp_path / 'back.pth', tmp_path / 'again.pth', 'published')
     assert (tmp_path / 'again.pth').read_bytes() == (tmp_path / 'published.pth').read_bytes()
@@ -91,47 +90,18 @@ def test_a_classifier_goes_to_published_and_back(tmp_path, suffix):
     assert_equal(state(tmp_path / 'back.safetensors'), ours)
 
 
-def test_names_are_those_of_the_tests_own_renaming():
-    model = CycleMLP(TINY)
-    assert_equal(cyclemlp.to_published(model.state_dict()), published_state_dict(model))
-
-
 @needs_parity
 @pytest.mark.parametrize('name', ['b1_cls', 'b1_dense', 'b2_cls', 'b2_dense'])
 def test_published_names_and_shapes_are_exactly_those_of_the_authors_files(tmp_path, name):
     arch, use = name.split('_')
-    dense = use == 'dense'
-    ours = CycleMLP(arch, out_indices=(0, 1, 2, 3) if dense else (3,)).state_dict()
-    if not dense:
-        ours = {f'backbone.{n}': t for n, t in ours.items()}
-        ours |= {'head.fc.weight': torch.randn(1000, 512), 'head.fc.bias': torch.zeros(1000)}
+    ours = CycleMLP(arch, out_indices=(0, 1, 2, 3) if use == 'dense' else (3,)).state_dict()
+    if use == 'cls':
+        ours |= {'head.weight': torch.randn(1000, 512), 'head.bias': torch.zeros(1000)}
     torch.save(ours, tmp_path / 'ours.pth')
-    done = convert(tmp_path / 'ours.pth', tmp_path / 'published.pth', 'published')
-    assert done.arch == arch
-    shapes = {n: tuple(t.shape) for n, t in state(tmp_path / 'published.pth').items()}
+    assert convert(tmp_path / 'ours.pth', tmp_path / 'new.pth', 'published').arch == arch
+    shapes = {n: tuple(t.shape) for n, t in state(tmp_path / 'new.pth').items()}
     assert shapes == published_keys(f'cyclemlp_{name}')
     assert next(iter(shapes)) == 'patch_embed.proj.weight'
-
-
-@needs_parity
-@pytest.mark.parametrize('to', ['published', 'ours', 'safetensors'])
-def test_a_paddle_file_converted_gives_its_golden_logits(tmp_path, to):
-    path = tmp_path / f'tiny.{to}'
-    done = convert(PARITY / 'paddle_tiny.pdparams', path, to)
-    assert done.source == 'Paddle' and done.arch.startswith('custom (depths 1-2-2-1')
-    convert(path, tmp_path / 'whole.pth', 'ours')
-    whole = state(tmp_path / 'whole.pth')
-    arch = dict(depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2))
-    arch.update(reweight=True, downsample='conv')
-    init_cfg = dict(type='Pretrained', checkpoint=str(path))
-    model = CycleMLP(arch, out_indices=(3,), init_cfg=init_cfg)
-    model.init_weights()
-    expected, image = golden('paddle_tiny')
-    with torch.no_grad():
-        pooled = model.eval()(torch.from_numpy(image))[-1].mean(dim=(2, 3))
-    got = pooled @ whole['head.fc.weight'].T + whole['head.fc.bias']
-    expected = torch.from_numpy(expected['logits'])
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_path):
@@ -151,27 +121,19 @@ def test_a_detector_keeps_its_heads_and_class_names_and_loses_its_optimiser(tmp_
 
 
 def test_safetensors_are_what_the_library_and_the_format_say(tmp_path):
-    ours = random_state()
-    ours['stem.proj.weight'] = ours['stem.proj.weight'].half()
-    ours['tied'] = ours['stem.proj.bias']
-    whole = {f'backbone.{n}': t for n, t in ours.items() if n != 'tied'}
-    content = {'state_dict': {**whole, 'neck.a': ours['tied'], 'neck.b': ours['tied']}}
-    content['meta'] = {'dataset_meta': {'classes': ('a', 'b')}}
-    torch.save(content, tmp_path / 'ours.pth')
+    whole = {f'backbone.{n}': t for n, t in random_state().items()}
+    whole['backbone.stem.proj.weight'] = whole['backbone.stem.proj.weight'].half()
+    whole['neck.a'] = whole['neck.b'] = torch.ones(3)
+    meta = {'dataset_meta': {'classes': ('a', 'b')}}
+    torch.save({'state_dict': whole, 'meta': meta}, tmp_path / 'ours.pth')
     done = convert(tmp_path / 'ours.pth', tmp_path / 'ours.safetensors')
     assert convert(tmp_path / 'ours.pth', tmp_path / 'again.safetensors').sha256 == done.sha256
-    assert_equal(load_file(tmp_path / 'ours.safetensors'), content['state_dict'])
-    save_file(ours | {'tied': ours['tied'].clone()}, tmp_path / 'theirs.safetensors')
-    assert_equal(read_checkpoint(tmp_path / 'theirs.safetensors'), ours)
+    assert_equal(load_file(tmp_path / 'ours.safetensors'), whole)
+    save_file({n: t.clone() for n, t in whole.items()}, tmp_path / 'theirs.safetensors')
+    assert_equal(read_checkpoint(tmp_path / 'theirs.safetensors'), whole)
     data = (tmp_path / 'ours.safetensors').read_bytes()
     size = int.from_bytes(data[:8], 'little')
-    header = json.loads(data[8 : 8 + size])
-    assert header.pop('__metadata__')['format'] == 'pt' and size % 8 == 0
-    for name, entry in header.items():
-        start, end = entry['data_offsets']
-        dtype = {'F32': torch.float32, 'F16': torch.float16}[entry['dtype']]
-        numbers = torch.frombuffer(bytearray(data[8 + size + start : 8 + size + end]), dtype=dtype)
-        assert torch.equal(numbers.reshape(entry['shape']), content['state_dict'][name])
+    assert json.loads(data[8 : 8 + size])['__metadata__']['format'] == 'pt' and size % 8 == 0
 
 
 def test_the_command_prints_counts_and_hash_and_does_not_overwrite(tmp_path, capsys):
@@ -207,14 +169,6 @@ def test_nothing_is_left_where_it_fails(tmp_path, monkeypatch):
         assert (tmp_path / 'new.pth').read_text() == 'precious'
 
 
-def test_it_can_overwrite_its_own_source(tmp_path):
-    ours = random_state()
-    torch.save(ours, tmp_path / 'ours.pth')
-    convert(tmp_path / 'ours.pth', tmp_path / 'ours.pth', 'published', force=True)
-    convert(tmp_path / 'ours.pth', tmp_path / 'ours.pth', 'ours', force=True)
-    assert_equal(state(tmp_path / 'ours.pth'), ours)
-
-
 def test_what_it_refuses(tmp_path):
     ours, cls = random_state(), classifier()
     source = tmp_path / 'x.pth'
@@ -226,6 +180,8 @@ def test_what_it_refuses(tmp_path):
         ({**ours, 'stem.proj.weight': torch.ones(8)}, '1 have another shape'),
         ({**ours, 'stem.proj.weight': torch.ones(8, 0, 7, 7)}, 'in_channels must be'),
         ({**ours, 'stem.extra': torch.ones(1)}, '1 are unknown.*extra'),
+        ({**ours, 'stages.1.5.norm1.weight': torch.ones(16)}, 'does not fit'),
+        ({**ours, 'stages.4.0.norm1.weight': torch.ones(16)}, 'does not fit'),
         ({**ours, 'norm9.weight': torch.ones(1)}, 'norms'),
         ({**ours, 'stem.proj.bias': torch.ones(9)}, '1 have another shape'),
         ({**ours, 'stem.proj.bias': torch.ones(8).int()}, '1 have another shape or type'),

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_files import Hostile
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from published_names import published_state_dict
-from test_paddle import write_pdparams
 from torch import nn
 from toy_models import save_detector
 from toy_runs import TINY_BACKBONE, TINY_DETECTOR
@@ -32,39 +32,32 @@ from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.inference import Predictor
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.web import ModelChoice, Workbench
-from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading, read_checkpoint
+from cyclemlp_mm.weights import (
+    allow_unsafe_loading,
+    init_from_checkpoint,
+    install_safe_loading,
+    read_checkpoint,
+)
 
 FAMILIES = {'CycleMLP': CycleMLP, 'MPViT': MPViT}
-PAIRS = [
-    (family, small, large)
-    for family, kind in FAMILIES.items()
-    for small, large in itertools.permutations(kind.arch_zoo, 2)
-]
 ROW = dict(widths=(8, 16, 24, 32), mlp_ratios=(1, 1, 1, 1), reweight=True, downsample='conv')
 SMALL, LARGE = dict(ROW, depths=(1, 1, 1, 1)), dict(ROW, depths=(1, 2, 2, 1))
 EXPECTED = r'does not fit.*depths 1-2-2-1.*depths 1-1-1-1.*unknown'
 
 
-@pytest.fixture(scope='module')
-def archs():
-    """Every arch of both families, without memory, as names and shapes are all that matters."""
-    with torch.device('meta'):
-        return {
-            (name, arch): kind(arch) for name, kind in FAMILIES.items() for arch in kind.arch_zoo
-        }
-
-
-@pytest.mark.parametrize('family, arch, other', PAIRS)
-def test_every_ordered_pair(family, arch, other, archs):
-    state_dict = archs[family, other].state_dict()
-    model = nn.Sequential()
-    model.backbone = archs[family, arch]
-    whole = {f'backbone.{name}': tensor for name, tensor in state_dict.items()}
-    with pytest.raises(CheckpointError, match=r'x\.pth does not fit.*right arch'):
-        archs[family, arch].check_fit(state_dict, 'x.pth')
-    for complete in (True, False):
-        with pytest.raises(CheckpointError, match=r'x\.pth does not fit'):
-            compare(model, whole, 'x.pth', complete)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_ordered_pair(family):
+    kind = FAMILIES[family]
+    with torch.device('meta'):  # names and shapes are all that matters
+        archs = {arch: kind(arch) for arch in kind.arch_zoo}
+    for arch, other in itertools.permutations(archs, 2):
+        model, state_dict = nn.ModuleDict({'backbone': archs[arch]}), archs[other].state_dict()
+        whole = {f'backbone.{name}': tensor for name, tensor in state_dict.items()}
+        with pytest.raises(CheckpointError, match=r'x\.pth does not fit.*right arch'):
+            archs[arch].check_fit(state_dict, 'x.pth')
+        for complete in (True, False):
+            with pytest.raises(CheckpointError, match=r'x\.pth does not fit'):
+                compare(model, whole, 'x.pth', complete)
 
 
 @pytest.mark.parametrize('levels', [(0,), (0, 1), (1, 2)])
@@ -78,21 +71,17 @@ def test_stages_left_out_must_be_of_the_same_arch(levels):
         b1.check_fit(b2, 'x')
 
 
-def test_a_stage_that_the_arch_does_not_have():
-    model = CycleMLP(SMALL)
-    state_dict = {**model.state_dict(), 'stages.4.0.norm1.weight': torch.ones(8)}
-    with pytest.raises(CheckpointError, match=r'1 are unknown.*stages\.4'):
-        model.check_fit(state_dict, 'x')
-
-
 def test_other_surplus_is_an_error_too():
-    row = dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), paths=(2, 2, 2, 2), mlp_ratio=1)
-    model = MPViT(row)
-    state_dict = model.state_dict()
-    model.check_fit({**state_dict, 'head.weight': torch.ones(2, 32)}, 'x')
-    for name in ('stages.0.paths.2.position.weight', 'relative_position', 'norm.weight'):
+    mpvit = MPViT(dict(depths=(1, 1, 1, 1), widths=ROW['widths'], paths=(2, 2, 2, 2), mlp_ratio=1))
+    mpvit.check_fit({**mpvit.state_dict(), 'head.weight': torch.ones(2, 32)}, 'x')
+    for model, name in (
+        (mpvit, 'stages.0.paths.2.position.weight'),
+        (mpvit, 'relative_position'),
+        (mpvit, 'norm.weight'),
+        (CycleMLP(SMALL), 'stages.4.0.norm1.weight'),
+    ):
         with pytest.raises(CheckpointError, match=f'1 are unknown.*{name}'):
-            model.check_fit({**state_dict, name: torch.ones(1)}, 'x')
+            model.check_fit({**model.state_dict(), name: torch.ones(1)}, 'x')
 
 
 class Detector(nn.Module):
@@ -102,11 +91,9 @@ class Detector(nn.Module):
 
 
 @pytest.fixture
-def safe_loading():
-    schemes = dict(CheckpointLoader._schemes)
+def safe_loading(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     install_safe_loading()
-    yield
-    CheckpointLoader._schemes = schemes
 
 
 def test_mmengines_loader_without_ours(tmp_path, monkeypatch):
@@ -128,8 +115,7 @@ def test_mmengines_loader_without_ours(tmp_path, monkeypatch):
 def test_mmengines_loader_and_init_cfg(published, wrapped, tmp_path, monkeypatch):
     """What get_model, init_detector, init_model and all inferencers call."""
     monkeypatch.chdir(tmp_path)
-    source = Detector(LARGE)
-    backbone = source.backbone
+    backbone = CycleMLP(LARGE)
     names = published_state_dict(backbone, classifier=7) if published else backbone.state_dict()
     torch.save({'state_dict': names} if wrapped else names, 'large.pth')
     model = Detector(SMALL)
@@ -162,16 +148,18 @@ def test_a_file_of_lora_alone(tmp_path, log_lines):
 
 @pytest.fixture(scope='module')
 def detectors(tmp_path_factory):
-    """Two RetinaNets that differ in the depths of their backbones."""
+    """A RetinaNet's config, the file of one with a deeper backbone, and one that runs code."""
     folder = tmp_path_factory.mktemp('detectors')
     config, checkpoint = save_detector(folder)
     cfg = load_config(str(config))
     init_default_scope('mmdet')
     cfg.model.backbone.arch = LARGE
     state_dict = MODELS.build(cfg.model).state_dict()
-    meta = torch.load(checkpoint, weights_only=False)['meta']
-    torch.save(dict(state_dict=state_dict, meta=meta), folder / 'large.pth')
-    return str(config), str(folder / 'large.pth')
+    content = torch.load(checkpoint, weights_only=False)
+    torch.save(dict(content, state_dict=state_dict), folder / 'large.pth')
+    content['meta']['seed'] = Hostile(folder / 'was_run')
+    torch.save(content, folder / 'hostile.pth')
+    return folder, str(config)
 
 
 def init_by_mmdet(config, file, data, out):
@@ -191,39 +179,36 @@ def predict_in_the_page(config, file, data, out):
     page.predict('toy', Path(file).name, np.zeros((64, 64, 3), np.uint8))
 
 
-def train_with(*options):
-    def run(config, file, data, out):
-        given = [option.replace('FILE', file) for option in options]
-        train([config, '--data', str(data), '--work-dir', f'{out}wd', '--skip-check', *given])
+def by(tool, *arguments):
+    """A call of a tool in which CONFIG, FILE, DATA, IMAGE and OUT are replaced."""
 
-    return run
-
-
-def draw(command, *arguments):
     def run(config, file, data, out):
         image = next((data / 'val2017').iterdir())
-        paths = dict(CONFIG=config, FILE=file, DATA=data, IMAGE=image)
-        given = [str(paths.get(argument, argument)) for argument in arguments]
-        visualize([command, *given, '--out', f'{out}.png'])
+        words = dict(CONFIG=config, FILE=file, DATA=data, IMAGE=image, OUT=out)
+        given = arguments
+        for word, path in words.items():
+            given = [argument.replace(word, str(path)) for argument in given]
+        tool(given)
 
     return run
 
 
+TRAIN = ['CONFIG', '--data', 'DATA', '--work-dir', 'OUTwd', '--skip-check']
 DOORS = {
     'predictor': lambda config, file, data, out: Predictor(config, file, device='cpu'),
     'page': predict_in_the_page,
-    'export': lambda config, file, data, out: export([config, file, f'{out}.onnx']),
-    'export of the backbone': lambda config, file, data, out: export(
-        [config, file, f'{out}.onnx', '--part', 'backbone']
+    'export': by(export, 'CONFIG', 'FILE', 'OUT.onnx'),
+    'export of the backbone': by(export, 'CONFIG', 'FILE', 'OUT.onnx', '--part', 'backbone'),
+    'features': by(visualize, 'features', 'CONFIG', 'FILE', 'IMAGE', '--out', 'OUT.png'),
+    'gallery': by(visualize, 'gallery', 'CONFIG', 'FILE', '--data', 'DATA', '--out', 'OUT.png'),
+    'field': by(
+        visualize,
+        *('field', 'CONFIG', '--weights', 'FILE', '--size', '64', '--number', '1'),
+        *('--out', 'OUT.png'),
     ),
-    'features': draw('features', 'CONFIG', 'FILE', 'IMAGE'),
-    'gallery': draw('gallery', 'CONFIG', 'FILE', '--data', 'DATA'),
-    'field': draw('field', 'CONFIG', '--weights', 'FILE', '--size', '64', '--number', '1'),
-    'test': lambda config, file, data, out: run_test(
-        [config, file, '--data', str(data), '--work-dir', f'{out}wd']
-    ),
-    'load_from': train_with('--cfg-options', 'load_from=FILE'),
-    'resume': train_with('--resume', 'FILE'),
+    'test': by(run_test, 'CONFIG', 'FILE', '--data', 'DATA', '--work-dir', 'OUTwd'),
+    'load_from': by(train, *TRAIN, '--cfg-options', 'load_from=FILE'),
+    'resume': by(train, *TRAIN, '--resume', 'FILE'),
     'init_detector': init_by_mmdet,
     'DetInferencer': infer_by_mmdet,
 }
@@ -231,52 +216,32 @@ DOORS = {
 
 @pytest.mark.parametrize('door', DOORS)
 def test_every_way_to_load_it_refuses(door, detectors, tmp_path):
+    data, (folder, config) = write_coco(tmp_path / 'data', 2, 2, (64, 64)), detectors
+    for name, expected in (('hostile', 'is refused: it holds .*mkdir'), ('large', EXPECTED)):
+        if door == 'resume' and name == 'large':
+            expected = 'does not fit|cannot be resumed'
+        with pytest.raises(CheckpointError, match=rf'{name}\.pth.* {expected}'):
+            DOORS[door](config, str(folder / f'{name}.pth'), data, str(tmp_path / 'out'))
+    assert not list(tmp_path.glob('out*.*')) and not (folder / 'was_run').exists()
+
+
+@pytest.mark.parametrize('option', [['--unsafe-load'], ['--cfg-options', 'unsafe_load=True']])
+def test_both_options_of_unsafe_loading_warn(option, detectors, tmp_path, monkeypatch):
+    folder, config = detectors
+    monkeypatch.chdir(tmp_path)
     data = write_coco(tmp_path / 'data', 2, 2, (64, 64))
-    expected = 'does not fit|cannot be resumed' if door == 'resume' else EXPECTED
-    with pytest.raises(CheckpointError, match=expected):
-        DOORS[door](*detectors, data, str(tmp_path / 'out'))
-    assert not list(tmp_path.glob('out*.*'))
-
-
-def test_conversion_takes_the_arch_from_the_file(detectors, tmp_path, capsys):
-    """It has no config to fit: all is converted, or, with a tensor of another arch, nothing."""
-    convert_weights([detectors[1], str(tmp_path / 'y.pth')])
-    assert 'depths 1-2-2-1' in capsys.readouterr().out
-    state_dict = torch.load(detectors[1])['state_dict']
-    assert torch.load(tmp_path / 'y.pth')['state_dict'].keys() == state_dict.keys()
-    for name in ('stages.1.5.norm1.weight', 'stages.4.0.norm1.weight'):
-        torch.save({**state_dict, f'backbone.{name}': torch.ones(16)}, tmp_path / 'odd.pth')
-        with pytest.raises(CheckpointError, match=r'odd\.pth (does not fit|is of no)'):
-            convert_weights([str(tmp_path / 'odd.pth'), str(tmp_path / 'z.pth')])
-
-
-def test_mmpretrains_get_model(tmp_path):
-    mmpretrain = pytest.importorskip('mmpretrain')
-    cfg = load_config('cyclemlp_demo')
-    cfg.model.backbone.arch = SMALL
-    cfg.model.head.in_channels = 32
-    state_dict = published_state_dict(CycleMLP(LARGE, out_indices=(3,)), classifier=4)
-    torch.save({'model': state_dict}, tmp_path / 'large.pth')
-    with pytest.raises(CheckpointError, match=rf'large\.pth {EXPECTED}'):
-        mmpretrain.get_model(cfg, pretrained=str(tmp_path / 'large.pth'))
+    try:
+        with pytest.warns(UserWarning, match=r'hostile\.pth is unpickled although safe loading'):
+            run_test([config, str(folder / 'hostile.pth'), '--data', str(data), *option])
+    finally:
+        allow_unsafe_loading(False)
+    (folder / 'was_run').rmdir()
 
 
 # A run that is resumed: what it saves is the same wherever it is loaded
 
 DEMO = 'retinanet_cyclemlp_demo'
 TINY = [*TINY_DETECTOR, *TINY_BACKBONE, 'randomness.seed=0', 'val_evaluator.classwise=False']
-CHAIN_ARCH = dict(ROW, depths=(1, 1, 1, 1), widths=(8, 64, 128, 192))
-
-
-@pytest.fixture(scope='module')
-def chain(tmp_path_factory):
-    """A run of one epoch that was resumed for a second one."""
-    folder = tmp_path_factory.mktemp('chain')
-    data = str(write_coco(folder / 'shapes', 4, 2, (64, 64)))
-    common = [DEMO, '--data', data, '--work-dir', str(folder / 'wd')]
-    train([*common, '--cfg-options', *TINY])
-    train([*common, '--resume', '--cfg-options', *TINY, 'train_cfg.max_epochs=2'])
-    return folder
 
 
 def log_of(folder):
@@ -285,23 +250,24 @@ def log_of(folder):
 
 
 @pytest.mark.slow
-def test_resume_loads_safely_and_all(chain):
-    assert 'resumed epoch: 1, iter: 2' in log_of(chain / 'wd')
-    assert re.search(r'loaded (\d+) of \1 tensors from', log_of(chain / 'wd'))
-    content = read_checkpoint(chain / 'wd' / 'epoch_2.pth')
+def test_resumed_tested_converted_and_tested_again_it_is_the_same(tmp_path):
+    work_dir, found = tmp_path / 'wd', []
+    common = [DEMO, '--data', str(write_coco(tmp_path / 'shapes', 4, 2, (64, 64)))]
+    common += ['--work-dir', str(work_dir)]
+    train([*common, '--cfg-options', *TINY])
+    train([*common, '--resume', '--cfg-options', *TINY, 'train_cfg.max_epochs=2'])
+    assert 'resumed epoch: 1, iter: 2' in log_of(work_dir)
+    assert re.search(r'loaded (\d+) of \1 tensors from', log_of(work_dir))
+    trained = str(work_dir / 'epoch_2.pth')
+    content = read_checkpoint(trained)
     assert content['meta']['epoch'] == 2 and content['optimizer']['state']
     assert content['message_hub']['log_scalars']['train/loss'].data[0].size == 4
-
-
-@pytest.mark.slow
-def test_tested_converted_and_tested_again_it_is_the_same(chain, tmp_path):
-    trained, found = str(chain / 'wd' / 'epoch_2.pth'), []
     for file in (trained, str(tmp_path / 'new.pth'), str(tmp_path / 'new.safetensors')):
         if file != trained:
             convert_weights([trained, file])
         out = ['--out', f'{file}.pkl', '--work-dir', str(tmp_path / 'test')]
         options = ['--cfg-options', 'model.test_cfg.score_thr=0.0']
-        run_test([str(chain / 'wd' / f'{DEMO}.py'), file, *out, *options])
+        run_test([str(work_dir / f'{DEMO}.py'), file, *out, *options])
         assert re.search(rf'loaded (\d+) of \1 tensors from {file}', log_of(tmp_path / 'test'))
         with open(f'{file}.pkl', 'rb') as opened:
             found.append([sample['pred_instances'] for sample in pickle.load(opened)])
@@ -309,37 +275,3 @@ def test_tested_converted_and_tested_again_it_is_the_same(chain, tmp_path):
     for others in found[1:]:
         for expected, instances in zip(found[0], others, strict=True):
             assert all(torch.equal(expected[key], instances[key]) for key in expected)
-
-
-@pytest.mark.slow
-def test_loaded_elsewhere(chain, tmp_path):
-    """As a backbone, and in mmdet's inference API, from a published-format file, too."""
-    from mmdet.apis import init_detector
-
-    trained = str(chain / 'wd' / 'epoch_2.pth')
-    expected = torch.load(trained, weights_only=False)['state_dict']
-    convert_weights([trained, str(tmp_path / 'published.pth'), '--to', 'published'])
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pth'))
-    backbone = CycleMLP(CHAIN_ARCH, out_indices=(1, 2, 3), init_cfg=init_cfg)
-    backbone.init_weights()
-    for name, tensor in backbone.state_dict().items():
-        assert torch.equal(tensor, expected[f'backbone.{name}']), name
-    convert_weights([trained, str(tmp_path / 'd.safetensors')])
-    config = chain / 'wd' / f'{DEMO}.py'
-    detector = init_detector(str(config), str(tmp_path / 'd.safetensors'), device='cpu')
-    assert all(torch.equal(tensor, expected[n]) for n, tensor in detector.state_dict().items())
-    classes = load_config(config).train_dataloader.dataset.metainfo.classes
-    assert list(detector.dataset_meta['classes']) == list(classes)
-
-
-@pytest.mark.slow
-def test_load_from_takes_a_paddle_classifier(chain, tmp_path):
-    """Loaded where it belongs, the heads logged as new."""
-    file = tmp_path / 'paddle.pdparams'
-    write_pdparams(file, published_state_dict(CycleMLP(CHAIN_ARCH), classifier=10))
-    common = [DEMO, '--data', str(chain / 'shapes'), '--work-dir', str(tmp_path / 'wd')]
-    train([*common, '--cfg-options', *TINY, f'load_from={file}'])
-    log = log_of(tmp_path / 'wd')
-    assert re.search(rf'loaded \d+ of \d+ tensors from {file}', log)
-    assert re.search(r'bbox_head: 0 of \d+, the others are new', log)
-    assert 'Epoch(train)' in log

@@ -18,11 +18,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.optim import OPTIMIZERS, OptimWrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 import cyclemlp_mm.safe_loading  # noqa: F401
@@ -131,16 +129,18 @@ def tensors():
 
 
 @pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
-@pytest.mark.parametrize('kind', [*python_objects(), *tensors()], ids=lambda kind: kind[0])
-def test_values_are_torch_loads(kind, protocol, tmp_path):
+def test_values_are_torch_loads(protocol, tmp_path):
     path = tmp_path / 'a.pth'
-    modern = kind[0] in ('sparse', 'rare types')  # later than the legacy format
-    for zipped in (True,) if modern else (True, False):
-        torch.save(
-            {'x': kind[1]}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
-        )
-        expected = torch.load(path, weights_only=False)
-        assert_equal(read_checkpoint(path), expected)
+    for name, value in [*python_objects(), *tensors()]:
+        modern = name in ('sparse', 'rare types')  # later than the legacy format
+        for zipped in (True,) if modern else (True, False):
+            torch.save(
+                {'x': value, 'name': name},
+                path,
+                pickle_protocol=protocol,
+                _use_new_zipfile_serialization=zipped,
+            )
+            assert_equal(read_checkpoint(path), torch.load(path, weights_only=False))
 
 
 @pytest.mark.skipif(not hasattr(torch, 'uint16'), reason='PyTorch 2.1 has no such type to save')
@@ -171,25 +171,17 @@ def test_tensors_of_other_classes_become_tensors(tmp_path):
         read_checkpoint(tmp_path / 'b.pth')
 
 
-NOT_DATA = {
-    'module': torch.nn.Linear(2, 2),
-    'class': {'args': torch.nn.GELU},
-    'function': {'f': pathlib.os.path.join},
-    'masked array': [np.ma.masked_array([1.0], [0])],
-    'array of objects': {'a': np.array([{}], object)},
-    'generator': {'t': torch.Generator()},
-}
-
-
-@pytest.mark.parametrize('content', NOT_DATA.values(), ids=NOT_DATA)
-def test_what_is_not_data_is_refused_by_name(content, tmp_path):
-    try:
+def test_what_is_not_data_is_refused_by_name(tmp_path):
+    for content in (
+        torch.nn.Linear(2, 2),
+        {'args': torch.nn.GELU},
+        {'f': pathlib.os.path.join},
+        [np.ma.masked_array([1.0], [0])],
+        {'a': np.array([{}], object)},
+    ):
         torch.save(content, tmp_path / 'a.pth')
-    except TypeError:
-        pytest.skip('this version of torch cannot save it')
-    with pytest.raises(CheckpointError, match=r'a\.pth is refused: it holds [\w ]+') as caught:
-        read_checkpoint(tmp_path / 'a.pth')
-    assert '--unsafe-load' in str(caught.value)
+        with pytest.raises(CheckpointError, match=r'a\.pth is refused: it holds .*--unsafe-load'):
+            read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_files_without_checksums(tmp_path):
@@ -290,27 +282,18 @@ def advance(made, steps):
     return group['lr'], group['momentum'], made.last_step
 
 
-def test_every_scheduler_and_hook_of_mmengine_is_in_these_tests():
-    kinds = mmengine.optim.scheduler.__all__
-    assert {kind for kind in kinds if not kind.startswith('_')} == set(SCHEDULERS)
-    theirs = {n for n, kind in HOOKS.module_dict.items() if kind.__module__[:9] == 'mmengine.'}
-    assert theirs == {'EMAHook', *(hook['type'] for hook in MORE_HOOKS), *OTHER_HOOKS}
-
-
-@pytest.mark.parametrize('name', SCHEDULERS)
-def test_schedulers_go_on_where_they_were(name, tmp_path):
-    made = scheduler(name)
-    advance(made, 3)
-    state = dict(scheduler=made.state_dict(), optimizer=made.optimizer.state_dict())
-    torch.save(state, tmp_path / 'a.pth')
-    read = read_checkpoint(tmp_path / 'a.pth')
-    other = scheduler(name)
-    other.optimizer.load_state_dict(read['optimizer'])
-    other.load_state_dict(read['scheduler'])
-    assert advance(other, 4) == advance(made, 4)
-
-
-def test_both_forms_of_one_cycle(tmp_path):
+def test_schedulers_go_on_where_they_were(tmp_path):
+    kinds = {kind for kind in mmengine.optim.scheduler.__all__ if not kind.startswith('_')}
+    assert kinds == set(SCHEDULERS)
+    for name in SCHEDULERS:
+        made, other = scheduler(name), scheduler(name)
+        advance(made, 3)
+        state = dict(scheduler=made.state_dict(), optimizer=made.optimizer.state_dict())
+        torch.save(state, tmp_path / 'a.pth')
+        read = read_checkpoint(tmp_path / 'a.pth')
+        other.optimizer.load_state_dict(read['optimizer'])
+        other.load_state_dict(read['scheduler'])
+        assert advance(other, 4) == advance(made, 4), name
     made = scheduler('OneCycleLR', anneal_strategy='linear')
     torch.save(made.state_dict(), tmp_path / 'a.pth', pickle_protocol=4)
     assert read_checkpoint(tmp_path / 'a.pth')['anneal_func'] is made.anneal_func
@@ -339,62 +322,35 @@ class Model(BaseModel):
         self.layer = torch.nn.Linear(2, 2)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        out = self.layer(torch.stack(inputs))
-        return dict(loss=out.square().mean()) if mode == 'loss' else [dict(out=out)]
+        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
 
 
-class Loss(BaseMetric):
-    def process(self, data_batch, data_samples):
-        self.results.append(1.0)
-
-    def compute_metrics(self, results):
-        return dict(loss=1.0)
-
-
-MORE_HOOKS = [
-    dict(type='EarlyStoppingHook', monitor='loss', patience=5),
-    dict(type='SyncBuffersHook'),
-    dict(type='EmptyCacheHook'),
-]
-#: Without a state, or a runner's default.
-OTHER_HOOKS = {
-    *('NaiveVisualizationHook', 'ProfilerHook', 'NPUProfilerHook', 'PrepareTTAHook'),
-    *('RuntimeInfoHook', 'IterTimerHook', 'DistSamplerSeedHook', 'LoggerHook'),
-    *('CheckpointHook', 'ParamSchedulerHook'),
-}
-EMA = ['ExponentialMovingAverage', 'MomentumAnnealingEMA', 'StochasticWeightAverage']
-
-
-def runner(work_dir, hooks, epochs, resume=False):
+def runner(work_dir, average, epochs, resume=False):
     data = [dict(inputs=torch.rand(2)) for _ in range(2)]
-    loader = dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=True))
     return Runner(
         Model(),
         str(work_dir),
-        train_dataloader=loader,
-        val_dataloader=loader,
+        train_dataloader=dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler')),
         resume=resume,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        val_cfg={},
-        val_evaluator=[Loss()],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=hooks,
+        custom_hooks=[dict(type='EMAHook', ema_type=average)],
         param_scheduler=dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='loss', rule='less')),
         experiment_name=f'{work_dir.name}_{epochs}',
     )
 
 
-@pytest.mark.parametrize('average', EMA)
+@pytest.mark.parametrize(
+    'average', ['ExponentialMovingAverage', 'MomentumAnnealingEMA', 'StochasticWeightAverage']
+)
 def test_a_run_of_300k_iterations_resumes(average, tmp_path):
-    hooks = [dict(type='EMAHook', ema_type=average), *MORE_HOOKS]
-    first = runner(tmp_path, hooks, 2)
+    first = runner(tmp_path, average, 2)
     for key in ('train/loss', 'train/lr', 'train/time'):
         first.message_hub.log_scalars[key] = history(300_000)
     first.train()
     path = tmp_path / 'epoch_2.pth'
     assert_equal(read_checkpoint(path), torch.load(path, weights_only=False))
-    second = runner(tmp_path, hooks, 3, resume=True)
+    second = runner(tmp_path, average, 3, resume=True)
     second.train()
     assert second.epoch == 3
     kept = second.message_hub.log_scalars['train/lr']._log_history

@@ -8,11 +8,13 @@ from families import FAMILIES
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from published_names import published_state_dict
+from test_loading import source
 from torch import nn
 
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, install_safe_loading
 from cyclemlp_mm.weights.convert import convert
+from cyclemlp_mm.weights.paddle_files import PaddleStateDict
 from cyclemlp_mm.weights.published import FAMILIES as FORMATS
 from cyclemlp_mm.weights.published import has_name
 from cyclemlp_mm.weights.whole_model import for_mmengine
@@ -29,14 +31,6 @@ class Detector(BaseModule):
     def __init__(self, backbone):
         super().__init__()
         self.backbone, self.head = backbone, nn.Linear(2, 2)
-
-
-def source(family='reweighted'):
-    model = FAMILIES[family]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    return model
 
 
 @pytest.fixture
@@ -67,23 +61,22 @@ def test_known_wrappers(prefix, family, file):
     model = source(family)
     names = {f'{prefix}{name}': tensor for name, tensor in model.state_dict().items()}
     outer = prefix.partition('backbone.')[0] if 'backbone' in prefix else ''
-    names[f'{outer}head.weight'], names[f'{outer}head.bias'] = torch.ones(2, 2), torch.ones(2)
-    path = file({'state_dict': names, 'epoch': 3})
+    head = {f'{outer}head.weight': torch.ones(2, 2), f'{outer}head.bias': torch.ones(2)}
+    path = file({'state_dict': names | head, 'epoch': 3})
     assert same(load(path, family), model)
     assert same(load(path, family, prefix=prefix), model)
     install_safe_loading()
     whole = Detector(FAMILIES[family]())  # as load_from, tools/test.py and the inference APIs do
     load_checkpoint(whole, path)
     assert same(whole.backbone, model)
-    for wrapper in (None, 'model', 'state_dict'):  # the backbone alone
-        state = {n: t for n, t in names.items() if 'head.' not in n}
-        path = file({wrapper: state} if wrapper else state)
+    for content in (names, {'model': names}, {'state_dict': names}):  # the backbone alone
+        path = file(content)
         whole, backbone = Detector(FAMILIES[family]()), FAMILIES[family]()
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            content = load_checkpoint(whole, path, map_location='cpu')
+            loaded = load_checkpoint(whole, path, map_location='cpu')
             load_checkpoint(backbone, path, map_location='cpu', strict=True)
-        assert content['meta'] == {}  # mmseg's init_model looks for it
+        assert loaded['meta'] == {}  # mmseg's init_model looks for it
         assert same(whole.backbone, model) and same(backbone, model)
 
 
@@ -94,8 +87,9 @@ def test_names_that_for_mmengine_changes():
     names['model.neck.convs.0.weight'] = torch.ones(1)
     assert 'neck.convs.0.weight' in for_mmengine({'state_dict': names}, 'x')['state_dict']
     names = published_state_dict(source(), classifier=3)
-    whole = for_mmengine({'model': names}, 'x')['state_dict']
-    assert {'backbone.norm3.weight', 'head.fc.weight', 'head.fc.bias'} <= set(whole)
+    for content in ({'model': names}, PaddleStateDict(names)):
+        whole = for_mmengine(content, 'x')['state_dict']
+        assert {'backbone.norm3.weight', 'head.fc.weight', 'head.fc.bias'} <= set(whole)
 
 
 def test_a_new_family_is_known_by_its_format(monkeypatch):
@@ -134,11 +128,15 @@ def test_an_averaged_model(file):
 
 def test_unknown_ones_are_named_with_what_to_set(file):
     model = source()
-    for prefix in ('encoder.', 'student.0.'):
+    for prefix in ('encoder.', 'student.0.', 'module.encoder.'):
         path = file({f'{prefix}{n}': t for n, t in model.state_dict().items()})
-        with pytest.raises(CheckpointError, match=rf"x\.pth.*prefix='{prefix}'"):
+        shown = prefix.removeprefix('module.')
+        with pytest.raises(CheckpointError, match=rf"x\.pth.*None of its.*prefix='{shown}'"):
             load(path)
-        assert same(load(path, prefix=prefix), model)
+        with pytest.raises(CheckpointError, match=r"no name that begins with prefix='net\.'"):
+            load(path, prefix='net.')
+        for named in {prefix, shown, shown[:-1]}:
+            assert same(load(path, prefix=named), model)
     path = file({'teacher': model.state_dict(), 'student': source().state_dict()})
     with pytest.raises(CheckpointError, match=r"prefix='teacher\.' or prefix='student\.'"):
         load(path)

@@ -6,12 +6,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from families import MPVIT, REPMLP
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
-from published_names import published_state_dict
+from plain_mpvit import PlainMPViT
 from toy_models import ARCH
 
-from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.convert_weights import convert_weights
 from cyclemlp_mm.apis.prepare import take_classes_of
 from cyclemlp_mm.engine import configs_dir
@@ -42,48 +42,31 @@ def installed(monkeypatch):
     install_safe_loading()
 
 
-@pytest.mark.parametrize('entry', [3, 1.5, 'text', None, [1], {'a': 1}, torch.Size([1])])
 @pytest.mark.parametrize('wrapper', ['state_dict', None])
-def test_other_models_may_hold_what_they_like(installed, entry, wrapper, tmp_path):
-    model = torch.nn.Linear(2, 2)
-    state = OrderedDict(model.state_dict(), num_updates=entry)
-    args = argparse.Namespace(lr=0.1)
-    torch.save({wrapper: state, 'args': args} if wrapper else state, tmp_path / 'other.pth')
-    content = CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth'))
-    read = content[wrapper] if wrapper else content
-    assert read['num_updates'] == entry and torch.equal(read['weight'], model.weight)
-    if wrapper:
-        assert content['args'] == args
-        load_checkpoint(torch.nn.Linear(2, 2), str(tmp_path / 'other.pth'))
+def test_other_models_may_hold_what_they_like(installed, wrapper, tmp_path):
+    model, args, path = torch.nn.Linear(2, 2), argparse.Namespace(lr=0.1), tmp_path / 'other.pth'
+    for entry in (3, 'text', None, [1], {'a': 1}, torch.Size([1])):
+        state = OrderedDict(model.state_dict(), num_updates=entry)
+        torch.save({wrapper: state, 'args': args} if wrapper else state, path)
+        content = CheckpointLoader.load_checkpoint(str(path))
+        read = content[wrapper] if wrapper else content
+        assert read['num_updates'] == entry and torch.equal(read['weight'], model.weight)
+        if wrapper:
+            assert content['args'] == args
+            load_checkpoint(torch.nn.Linear(2, 2), str(path))
 
 
 def repmlp_of_mmpretrain():
     module = pytest.importorskip('mmpretrain.models.backbones.repmlp')
-    arch = dict(channels=[8, 16, 32, 64], depths=[1, 1, 1, 1], sharesets_nums=[1, 4, 8, 16])
-    return module.RepMLPNet(arch, img_size=64)
-
-
-def published_cyclemlp(classes=None):
-    """A class of somebody else, with the names of the published file."""
-    model = torch.nn.Module()
-    state = published_state_dict(CycleMLP(ARCH, out_indices=(3,)), classes)
-    for name, tensor in state.items():
-        *parts, last = name.split('.')
-        module = model
-        for part in parts:
-            if part not in module._modules:
-                module.add_module(part, torch.nn.Module())
-            module = module.get_submodule(part)
-        module.register_buffer(last, tensor)
-    return model
+    return module.RepMLPNet(REPMLP, img_size=64)
 
 
 @pytest.mark.parametrize('inside', [None, 'backbone'])
 @pytest.mark.parametrize('wrapper', ['state_dict', None])
 @pytest.mark.parametrize(
     'build',
-    [repmlp_of_mmpretrain, published_cyclemlp, lambda: published_cyclemlp(5)],
-    ids=['repmlp', 'cyclemlp', 'classifier'],
+    [repmlp_of_mmpretrain, lambda: PlainMPViT(MPVIT), lambda: PlainMPViT(MPVIT, 5)],
+    ids=['repmlp', 'mpvit', 'classifier'],
 )
 def test_another_class_with_our_names_loads_its_own_file(
     installed, build, wrapper, inside, tmp_path
@@ -179,12 +162,3 @@ def test_convert_weights_has_the_option_that_its_message_names(tmp_path, safe_ag
     with pytest.warns(UserWarning, match='although safe loading refuses it'):
         convert_weights([source, target, '--unsafe-load'])
     assert convert_weights([target, str(tmp_path / 'c.safetensors')]).backbone
-
-
-def test_so_does_export(tmp_path, safe_again):
-    source = str(tmp_path / 'a.pth')
-    torch.save({'model': {}, 'args': Unknown()}, source)
-    with pytest.warns(UserWarning, match='unsafe loading is on'):
-        parse('export', ['retinanet_cyclemlp_demo', source, 'x.onnx', '--unsafe-load'])
-    with pytest.warns(UserWarning, match='although safe loading refuses it'):
-        load_from_path(source)
