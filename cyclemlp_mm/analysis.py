@@ -1,16 +1,12 @@
 """Parameters and multiply-adds of models, operator by operator, without computing anything.
 
-PyTorch's own ``FlopCounterMode`` leaves out, silently, every operator that it has no formula for,
-``deform_conv2d`` among them. Here each operator either has a formula, or is on the list of those
-that do no multiply-adds worth counting, or stops the count.
+PyTorch's own ``FlopCounterMode`` leaves out, silently, operators without a formula, such as
+``deform_conv2d``. Here an operator that has none and is not listed as free stops the count.
 """
-
-from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,8 +24,8 @@ from cyclemlp_mm.errors import UserError
 _FORMULAS = getattr(flop_counter, 'flop_registry', None) or vars(flop_counter)['flop_mapping']
 _DEFORM_CONV = 'torchvision.deform_conv2d'
 
-#: Operators that count as nothing, like views and pointwise ones: they move or make numbers, or
-#: cost a few operations per number (norms, softmax, pooling, resizing), as is usual in papers.
+#: Operators that count as nothing, as in papers: they move numbers, or cost a few operations per
+#: number (norms, softmax, pooling, resizing).
 FREE = frozenset(
     """
     _adaptive_avg_pool2d _native_batch_norm_legit_no_training _softmax _to_copy _unsafe_view
@@ -50,18 +46,11 @@ _HEADS = ('rpn_head', 'bbox_head', 'roi_head', 'decode_head', 'auxiliary_head', 
 
 
 class UncountedOperatorError(UserError):
-    """The count met an operator without a formula."""
+    """An operator is neither known to count nor known not to."""
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Adds up the multiply-adds of all that runs inside the ``with`` block.
-
-    Attributes:
-        total (int): Multiply-adds so far.
-
-    Raises:
-        UncountedOperatorError: An operator is neither known to count nor known not to.
-    """
+    """Adds up the multiply-adds of all that runs inside the ``with`` block, in ``total``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,13 +60,13 @@ class MultiplyAdds(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs, packet = kwargs or {}, func._overloadpacket
-        takes_a_tensor = any(isinstance(leaf, Tensor) for leaf in tree_flatten((args, kwargs))[0])
-        if not _is_known(func) and takes_a_tensor:
-            raise UncountedOperatorError(
-                f'cannot count the operator {packet}: it has no formula, and counting it as '
-                'nothing would be wrong. Give it one in cyclemlp_mm/analysis.py, or, if it does '
-                'no multiply-adds, add it to FREE there'
-            )
+        namespace, _, name = str(packet).partition('.')
+        is_free = func.is_view or torch.Tag.pointwise in func.tags
+        is_free = is_free or (namespace in ('aten', 'prims') and name in FREE)
+        is_known = is_free or packet in _FORMULAS or str(packet) == _DEFORM_CONV
+        if not is_known and any(isinstance(x, Tensor) for x in tree_flatten((args, kwargs))[0]):
+            fix = 'give it a formula in cyclemlp_mm/analysis.py, or add it to FREE there'
+            raise UncountedOperatorError(f'cannot count the operator {packet}: {fix}')
         result = func(*args, **kwargs)
         if packet in _FORMULAS:
             self.total += _flops(_FORMULAS[packet], args, kwargs, result) // 2
@@ -93,81 +82,44 @@ def _flops(formula: Callable, args: tuple, kwargs: dict, result: object) -> int:
     return formula(*args, **kwargs, out_shape=out_shape)
 
 
-def _is_known(func: Any) -> bool:
-    packet = func._overloadpacket
-    if packet in _FORMULAS or func.is_view or torch.Tag.pointwise in func.tags:
-        return True
-    namespace, name = str(packet).split('.')
-    return (namespace in ('aten', 'prims') and name in FREE) or str(packet) == _DEFORM_CONV
-
-
 def multiply_adds(call: Callable[[], object]) -> int:
-    """Multiply-adds of a call.
-
-    Args:
-        call (Callable): Takes no argument. On tensors of the meta device nothing is computed.
-
-    Raises:
-        UncountedOperatorError: See :class:`MultiplyAdds`.
-    """
+    """Multiply-adds of a call; on tensors of the meta device nothing is computed."""
     with MultiplyAdds() as counter, torch.no_grad():
         call()
     return counter.total
 
 
 def check_visible(model: nn.Module) -> None:
-    """Reject modules whose operators do not go through PyTorch's dispatcher, where none is seen.
-
-    Raises:
-        UncountedOperatorError: mmcv's compiled ops are among the modules.
-    """
+    """Raise UncountedOperatorError for mmcv's compiled ops, which PyTorch's dispatcher misses."""
     for name, module in model.named_modules():
         kind = type(module)
         if kind.__module__.startswith('mmcv.ops'):
-            raise UncountedOperatorError(
-                f'cannot count {kind.__module__}.{kind.__name__} ({name}): the operators that mmcv '
-                'compiles are invisible to PyTorch, and would count as nothing'
-            )
+            what = f'cannot count {kind.__module__}.{kind.__name__} ({name})'
+            raise UncountedOperatorError(f"{what}: mmcv's operators are invisible to PyTorch")
 
 
 def backbone_multiply_adds(backbone: nn.Module, shape: tuple[int, int, int, int]) -> int:
-    """Multiply-adds of one forward pass of a backbone, without computing it.
-
-    Args:
-        backbone (nn.Module): On any device; left as it is, if it is on the meta device already.
-        shape (tuple[int]): Of the images, (B, 3, H, W).
-    """
+    """Multiply-adds of a backbone on the meta device, for images (B, 3, H, W)."""
     check_visible(backbone)
     image = torch.empty(shape, device='meta')
     return multiply_adds(lambda: backbone(image))
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """The config's model on the meta device, in eval mode: shapes, no numbers, no weights loaded.
-
-    Args:
-        cfg (Config): Of any of the toolboxes.
-    """
+    """The config's model on the meta device, in eval mode: shapes, no numbers."""
     from cyclemlp_mm.engine import require_toolbox
 
-    scope = require_toolbox(cfg)
+    scope, logger = require_toolbox(cfg), MMLogger.get_current_instance()
     settings = Config(cfg.model.to_dict())
     settings.backbone.init_cfg = None
     settings.pop('pretrained', None)
-    with torch.device('meta'), DefaultScope.overwrite_default_scope(scope), _quiet():
-        return MODELS.build(settings).eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what models log about losses and training when they are built."""
-    logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    in_scope = DefaultScope.overwrite_default_scope(scope)
+    with torch.device('meta'), in_scope, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # models log and warn about training when they are built
+        logger.setLevel(logging.ERROR)
         try:
-            yield
+            return MODELS.build(settings).eval()
         finally:
             logger.setLevel(level)
 
@@ -178,32 +130,20 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_parts(model: Any, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds of one image's inference, part by part.
+    """Multiply-adds of one image (height and width) by name of the part.
 
     Two-stage detectors count ``test_cfg.rpn.max_per_img`` proposals in the box head and
     ``test_cfg.rcnn.max_per_img`` detections in the mask head, as many as inference may meet. What
     picks boxes, and a segmentor's auxiliary head, which inference does not run, count nothing.
-
-    Args:
-        model (nn.Module): From :func:`build_on_meta`.
-        size (tuple[int, int]): Height and width.
-
-    Returns:
-        dict[str, int]: Multiply-adds by name of the part.
-
-    Raises:
-        UserError: The model is made of parts that are not known here.
-        UncountedOperatorError: An operator cannot be counted.
+    Raises a UserError for an unknown part, or an operator that cannot be counted.
     """
     from cyclemlp_mm.export.parts import image_channels
 
     known = {'data_preprocessor', 'backbone', 'neck', 'teacher', 'distillation_loss', *_HEADS}
     strange = [name for name, _ in model.named_children() if name not in known]
     if strange or not hasattr(model, 'backbone'):
-        raise UserError(
-            f'{type(model).__name__} cannot be counted: it has '
-            f'{", ".join(strange) or "no backbone"}, and only {", ".join(sorted(known))} are known'
-        )
+        what = f'{type(model).__name__} cannot be counted: it has {strange or "no backbone"}'
+        raise UserError(f'{what}, and only {", ".join(sorted(known))} are known')
     counts: dict[str, int] = {}
 
     def run(name: str, module: nn.Module, given: Any) -> Any:
@@ -219,17 +159,14 @@ def count_parts(model: Any, size: tuple[int, int]) -> dict[str, int]:
     for name in _HEADS:
         head = getattr(model, name, None)
         if name == 'roi_head' and head is not None:
-            for kind, number in _roi_heads(model).items():
+            numbers = dict(bbox=model.test_cfg.rpn.max_per_img)
+            if head.with_mask:
+                numbers['mask'] = model.test_cfg.rcnn.max_per_img
+            for kind, number in numbers.items():
                 extractor = getattr(head, f'{kind}_roi_extractor')
                 shape = number, extractor.out_channels, *extractor.roi_layers[0].output_size
-                given = torch.empty(shape, device='meta')
-                run(f'roi_head.{kind}_head', getattr(head, f'{kind}_head'), given)
+                regions = torch.empty(shape, device='meta')
+                run(f'roi_head.{kind}_head', getattr(head, f'{kind}_head'), regions)
         elif name != 'auxiliary_head' and head is not None:
             run(name, head, features)
     return counts
-
-
-def _roi_heads(detector: Any) -> dict[str, int]:
-    """The heads on regions, with how many they get."""
-    masks = {'mask': detector.test_cfg.rcnn.max_per_img} if detector.roi_head.with_mask else {}
-    return {'bbox': detector.test_cfg.rpn.max_per_img, **masks}

@@ -19,23 +19,11 @@ from pathlib import Path
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # what the imports print
 
-for module in (
-    'cv2',
-    'pandas',
-    'scipy.stats',
-    'mmengine.runner',
-    'mmcv.ops',
-    'mmdet.apis',
-    'mmseg.apis',
-    'mmpretrain.apis',
-    'mmdet.models',
-    'mmseg.models',
-    'mmpretrain.models',
-    'cyclemlp_mm.apis.train',
-    'cyclemlp_mm.apis.test',
-    'cyclemlp_mm.apis.infer',
-    'cyclemlp_mm.datasets.shapes',
-):
+MODULES = """
+    cv2 pandas scipy.stats mmengine.runner mmcv.ops mmdet.apis mmseg.apis mmpretrain.apis
+    mmdet.models mmseg.models mmpretrain.models cyclemlp_mm.apis.train cyclemlp_mm.apis.test
+    cyclemlp_mm.apis.infer cyclemlp_mm.datasets.shapes"""
+for module in MODULES.split():
     with contextlib.suppress(ImportError):
         importlib.import_module(module)
 

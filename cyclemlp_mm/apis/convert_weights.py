@@ -12,10 +12,8 @@ def convert_weights(argv: Sequence[str] | None = None) -> Conversion:
     args = parse('convert_weights', argv)
     done = convert(args.source, args.target, args.to, args.force)
     print(f'read     {args.source}: {done.source} weights, CycleMLP {done.arch}')
-    print(
-        f'written  {args.target}: {done.backbone} tensors of the backbone, {done.classifier} of '
-        f'the classifier, {done.rest} of the rest of the model'
-    )
+    counts = f'{done.backbone} tensors of the backbone, {done.classifier} of the classifier'
+    print(f'written  {args.target}: {counts}, {done.rest} of the rest of the model')
     if done.dropped:
         print(f'dropped  {done.dropped} tensors of the neck and heads: published files have none')
     print(f'sha256   {done.sha256}')

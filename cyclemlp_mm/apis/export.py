@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -32,30 +31,33 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     cfg.model.pop('pretrained', None)
     with model_errors(cfg.filename):
         model = MODELS.build(cfg.model)
-    if args.time is not None:
-        part = ExportedPart(model, args.part)
-        if min(args.time) < part.min_side:
-            raise UserError(
-                f'--time {args.time[0]} {args.time[1]}: --part {part.part} is exported for sides '
-                f'of at least {part.min_side} px'
-            )
+    part = ExportedPart(model, args.part)
+    if args.time is not None and min(args.time) < part.min_side:
+        size = f'--time {args.time[0]} {args.time[1]}'
+        raise UserError(f'{size}: --part {part.part} needs sides of at least {part.min_side} px')
     if args.part == 'backbone':
         init_from_checkpoint(model.backbone, model.backbone.published_format, args.checkpoint)
     else:
         _load_whole(model, args.checkpoint)
     if args.deploy:
         to_deploy(model)
-    metadata = _metadata(cfg, args.config)
+    norm = cfg.model.get('data_preprocessor') or {}
+    metadata = dict(  # what a user of the file needs to feed it
+        config=Path(args.config).stem,
+        input='float32 (batch, channels, height, width), (pixel - mean) / std',
+        channels='RGB' if norm.get('bgr_to_rgb') or norm.get('to_rgb') else 'as loaded',
+        mean=json.dumps(list(norm.get('mean') or ())),
+        std=json.dumps(list(norm.get('std') or ())),
+    )
     report = export_model(model, args.dst, args.part, metadata, args.force, args.opset)
     print(report)
     if args.time is not None:
         part = ExportedPart(model, report.part)
         ours, exported = latencies(part, runner(report.path), (1, *args.time))
-        print(
-            f'{report.part} at 1x{report.channels}x{args.time[0]}x{args.time[1]}, '
-            f'{torch.get_num_threads()} threads, median of 10: PyTorch {1000 * ours:.1f} ms, '
-            f'exported {1000 * exported:.1f} ms'
-        )
+        size = f'1x{report.channels}x{args.time[0]}x{args.time[1]}'
+        times = f'PyTorch {1000 * ours:.1f} ms, exported {1000 * exported:.1f} ms'
+        threads = f'{torch.get_num_threads()} threads'
+        print(f'{report.part} at {size}, {threads}, median of 10: {times}')
     return report
 
 
@@ -66,21 +68,6 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
     try:
         print(compare(model, state_dict, checkpoint, complete=True))
     except CheckpointError as error:
-        raise CheckpointError(
-            f'{checkpoint} does not fit the config: give the one that it was trained with, or '
-            f'--part backbone ({error})'
-        ) from error
+        fix = 'give the one that it was trained with, or --part backbone'
+        raise CheckpointError(f'{checkpoint} does not fit the config: {fix} ({error})') from error
     model.load_state_dict(state_dict, strict=False)
-
-
-def _metadata(cfg: Config, config: str) -> dict[str, str]:
-    """What a user of the file needs to feed it."""
-    norm = cfg.model.get('data_preprocessor') or {}
-    is_rgb = norm.get('bgr_to_rgb') or norm.get('to_rgb')
-    return dict(
-        config=Path(config).stem,
-        input='float32 (batch, channels, height, width), (pixel - mean) / std',
-        channels='RGB' if is_rgb else 'as loaded',
-        mean=json.dumps(list(norm.get('mean') or ())),
-        std=json.dumps(list(norm.get('std') or ())),
-    )

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import MODELS
 
-from cyclemlp_mm.analysis import (
-    SIZES,
-    backbone_multiply_adds,
-    build_on_meta,
-    count_parameters,
-    count_parts,
-)
+from cyclemlp_mm import analysis
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
@@ -22,13 +16,10 @@ from .arguments import parse
 
 
 def get_flops(argv: Sequence[str] | None = None) -> dict:
-    """Count parameters and multiply-adds, and print them.
+    """Count parameters and multiply-adds, and print them; raises a UserError where it cannot.
 
     Returns:
         dict: What was printed: 'model', 'size', 'parameters', 'multiply_adds' and their 'parts'.
-
-    Raises:
-        UserError: With what is wrong; also where an operator cannot be counted.
     """
     args = parse('get_flops', argv)
     if (args.config is None) == (args.arch is None):
@@ -38,13 +29,13 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
     if args.config is not None:
         name = args.config
         cfg = load_config(name, args.cfg_options)
-        size = tuple(args.size or SIZES[require_toolbox(cfg)])
+        size = tuple(args.size or analysis.SIZES[require_toolbox(cfg)])
         with model_errors(name):
-            model = build_on_meta(cfg)
-        parts = count_parts(model, size)
+            model = analysis.build_on_meta(cfg)
+        parts = analysis.count_parts(model, size)
     else:
         name = f'{args.backbone} {args.arch}'
-        size = tuple(args.size or SIZES['mmpretrain'])
+        size = tuple(args.size or analysis.SIZES['mmpretrain'])
         if args.backbone not in BACKBONES:
             raise UserError(f'--backbone {args.backbone}: it must be one of {", ".join(BACKBONES)}')
         try:
@@ -52,20 +43,14 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
                 model = MODELS.build(dict(type=args.backbone, arch=args.arch)).eval()
         except ValueError as error:  # lists the archs of the family
             raise UserError(f'--arch {args.arch}: {error}') from error
-        parts = dict(backbone=backbone_multiply_adds(model, (1, 3, *size)))
-    found = dict(
-        model=name,
-        size=list(size),
-        parameters=count_parameters(model),
-        multiply_adds=sum(parts.values()),
-        parts=parts,
-    )
+        parts = dict(backbone=analysis.backbone_multiply_adds(model, (1, 3, *size)))
+    found = dict(model=name, size=list(size), parameters=analysis.count_parameters(model))
+    found |= dict(multiply_adds=sum(parts.values()), parts=parts)
     if args.json:
         print(json.dumps(found, indent=1))
         return found
     print(f'{name} at {size[0]} x {size[1]}')
     print(f'  parameters           {found["parameters"] / 1e6:8.2f} M')
-    print(f'  multiply-adds        {found["multiply_adds"] / 1e9:8.2f} G')
-    for part, count in parts.items():
-        print(f'    {part:<18} {count / 1e9:8.2f} G')
+    for part, count in {'multiply-adds': found['multiply_adds'], **parts}.items():
+        print(f'  {"  " * (part in parts)}{part:<20} {count / 1e9:8.2f} G')
     return found

@@ -1,18 +1,14 @@
 """CLI entry point of tools/infer.py."""
 
-from __future__ import annotations
-
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from cyclemlp_mm.checks import check_score_thr, check_writable
 from cyclemlp_mm.datasets.image_notes import kind_of
@@ -23,6 +19,7 @@ from cyclemlp_mm.inference.inputs import Video, own_suffixes
 from cyclemlp_mm.inference.writer import PredictionWriter
 
 from .arguments import parse
+from .run_tool import track
 
 
 @dataclass
@@ -34,7 +31,7 @@ class InferReport:
         num_images (int): Images and frames that were predicted.
         written (list[Path]): The files.
         failed (dict[Path, str]): For each file that could not be read or predicted, why.
-        converted (dict[str, list]): For each kind of conversion the files, with what was done.
+        converted (dict[str, list]): By kind of conversion, the files with what was done.
     """
 
     out_dir: Path
@@ -52,14 +49,10 @@ class _Picture(NamedTuple):
 
 
 def infer(argv: Sequence[str] | None = None) -> InferReport:
-    """Predict images and videos.
+    """Predict images and videos; returns what was written.
 
-    Returns:
-        InferReport: What was written.
-
-    Raises:
-        UserError: With what is wrong and how to fix it. Files that cannot be read, or that the
-            model cannot take, are named at the end, when all others are done.
+    Files that cannot be read, or that the model cannot take, are named in a UserError at the end,
+    when all others are done.
     """
     args = parse('infer', argv)
     check_score_thr(args.score_thr)
@@ -74,40 +67,32 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     passed_over = []
     suffixes = own_suffixes(load_config(args.config, args.cfg_options))
     inputs = find_inputs(args.inputs, passed_over, suffixes)
-    predictor = Predictor(
-        args.config, args.checkpoint, args.device, args.cfg_options, args.deploy, args.as_stored
-    )
-    writer = PredictionWriter(
-        args.out, predictor.classes, predictor.palette, args.score_thr, args.json, not args.no_vis
-    )
+    options = args.device, args.cfg_options, args.deploy, args.as_stored
+    predictor = Predictor(args.config, args.checkpoint, *options)
+    options = args.score_thr, args.json, not args.no_vis
+    writer = PredictionWriter(args.out, predictor.classes, predictor.palette, *options)
     report = InferReport(Path(args.out), written=writer.written)
+
+    def predict(images: list[np.ndarray]) -> list:
+        if tiling is None:
+            return predictor.predict(images, args.batch_size)
+        return [predict_tiled(predictor, image, tiling, args.batch_size) for image in images]
+
     start = time.perf_counter()
-    pictures = _pictures(inputs, predictor, report)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    # The stream below the guarded one: the bar moves the cursor.
-    console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task('Inference', total=_count(inputs))
-        while chunk := list(islice(pictures, args.batch_size)):
-            done = _predict(predictor, chunk, tiling, args.batch_size, report)
-            for picture, prediction in done:
-                writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
-            report.num_images += len(done)
-            progress.advance(task, len(chunk))
-        progress.update(task, total=report.num_images, completed=report.num_images)
+    pictures = iter(track(_pictures(inputs, predictor, report), 'Inference', _count(inputs)))
+    while chunk := list(islice(pictures, args.batch_size)):
+        for picture, prediction in _predicted(predict, chunk, report):
+            writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
+            report.num_images += 1
     writer.finish()
     _print(report, passed_over, predictor.device, time.perf_counter() - start)
     if report.failed:
-        raise UserError(
-            f'{len(report.failed)} of {len(inputs)} files could not be read or predicted, the '
-            'others are done:\n' + '\n'.join(report.failed.values())
-        )
+        number = f'{len(report.failed)} of {len(inputs)} files could not be read or predicted'
+        raise UserError('\n'.join([f'{number}, the others are done:', *report.failed.values()]))
     return report
 
 
-def _pictures(
-    inputs: Sequence[Input], predictor: Predictor, report: InferReport
-) -> Iterator[_Picture]:
+def _pictures(inputs: list[Input], predictor: Predictor, report: InferReport) -> Iterator[_Picture]:
     """Images and frames of all files; files that cannot be read are noted."""
     for source in inputs:
         try:
@@ -126,24 +111,13 @@ def _pictures(
             report.failed[source.path] = str(error)
 
 
-def _predict(
-    predictor: Predictor,
-    chunk: list[_Picture],
-    tiling: Tiling | None,
-    batch_size: int,
-    report: InferReport,
-) -> list:
+def _predicted(predict: Callable, chunk: list[_Picture], report: InferReport) -> list[tuple]:
     """(picture, prediction) of all that the model takes; the others are noted."""
-    images = [picture.image for picture in chunk]
     try:
-        if tiling is None:
-            return list(zip(chunk, predictor.predict(images, batch_size), strict=True))
-        predictions = [predict_tiled(predictor, image, tiling, batch_size) for image in images]
-        return list(zip(chunk, predictions, strict=True))
+        return list(zip(chunk, predict([picture.image for picture in chunk]), strict=True))
     except UserError as error:
         if len(chunk) > 1:  # one by one: the others of the chunk are fine
-            one_by_one = [_predict(predictor, [p], tiling, batch_size, report) for p in chunk]
-            return [pair for pairs in one_by_one for pair in pairs]
+            return [pair for picture in chunk for pair in _predicted(predict, [picture], report)]
         path = chunk[0].source.path
         report.failed.setdefault(path, f'{path}: {error}')
         return []
@@ -151,18 +125,11 @@ def _predict(
 
 def _count(inputs: Sequence[Input]) -> int | None:
     """Images and frames in all; None (a bar without an end) where a video has no such number."""
-    total = 0
+    numbers = []
     for source in inputs:
-        number = 1
-        if source.is_video:
-            try:
-                number = Video(source.path).num_frames
-            except UserError:  # reported when it is read
-                continue
-        if not number:
-            return None
-        total += number
-    return total
+        with suppress(UserError):  # reported when it is read
+            numbers.append(Video(source.path).num_frames if source.is_video else 1)
+    return sum(numbers) if all(numbers) else None
 
 
 def _print(report: InferReport, passed_over: list[Path], device: str, seconds: float) -> None:
@@ -179,7 +146,5 @@ def _print(report: InferReport, passed_over: list[Path], device: str, seconds: f
         print(f'converted {len(files)} of {report.num_images} images, e.g. {path}: {note}')
     if passed_over:
         names = ', '.join(sorted({path.suffix.lower() or path.name for path in passed_over}))
-        print(
-            f'skipped   {len(passed_over)} files ({names}): neither images nor videos, or in '
-            f"sub-folders ('FOLDER/**/*' includes those), e.g. {passed_over[0]}"
-        )
+        why = "neither images nor videos, or in sub-folders ('FOLDER/**/*' includes those)"
+        print(f'skipped   {len(passed_over)} files ({names}): {why}, e.g. {passed_over[0]}')

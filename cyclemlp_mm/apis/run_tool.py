@@ -3,8 +3,6 @@
 And what tools print: names of files and classes cannot control the terminal.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import logging
@@ -13,7 +11,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from cyclemlp_mm.errors import CodeError, UserError
@@ -27,8 +25,7 @@ _PARTNER_GONE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Control characters but newline and tab, marks that reverse the order of text, and bytes of file
-# names that are no characters.
+#: Control characters but newline and tab, marks that reverse the order of text, and surrogates.
 _CONTROL = re.compile(
     r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
 )
@@ -39,8 +36,7 @@ _LEVEL = re.compile(r'((?:\x1b\[\d+m)+(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\
 def start(name: str) -> None:
     """Run ``tools/NAME.py``: :func:`run_tool` on the function NAME of the module of that name.
 
-    The command line is parsed before, with the standard library alone: importing torch takes
-    seconds, in which neither ``--help`` nor a mistake has to wait.
+    The command line is parsed before torch is imported, which takes seconds.
     """
     guard_screen()
     parser_of(name).parse_args()
@@ -53,9 +49,6 @@ def run_tool(tool: Callable[[], object]) -> None:
     The same for a file or folder that the system refuses: read-only, no permission, a full disk.
     All else keeps its traceback, as does the code of a config's modules and models. Of several
     processes, those whose connection to an ended one broke print one line and no traceback.
-
-    Args:
-        tool (Callable): Takes no argument; reads the command line itself.
     """
     from cyclemlp_mm.engine import no_teardown_under_gloo
 
@@ -66,7 +59,10 @@ def run_tool(tool: Callable[[], object]) -> None:
         tool = record(tool)
     with no_teardown_under_gloo():
         try:
-            _check_temporary_folder()
+            try:
+                tempfile.gettempdir()  # reading a config takes one
+            except FileNotFoundError as error:
+                raise UserError(f'{error.strerror}: set TMPDIR to a folder with room') from error
             tool()
         except KeyboardInterrupt:
             _exit('interrupted', 130)
@@ -85,11 +81,9 @@ def _end_by(error: Exception) -> None:
     first_line = (str(error).strip().splitlines() or [''])[0]
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     if several and isinstance(error, RuntimeError) and _PARTNER_GONE.search(str(error)):
-        _print(
-            f'process {os.environ.get("RANK")}: stopped, because its connection to another process '
-            f'of this run broke ({first_line}). The cause is in the output of the process that '
-            'ended first; one without output was killed (out of memory?)'
-        )
+        what = f'its connection to another process of this run broke ({first_line})'
+        why = 'the output of the process that ended first; without one, it was killed (memory?)'
+        _print(f'process {os.environ.get("RANK")}: stopped: {what}. The cause is in {why}')
         os._exit(1)  # waits for no partner
     number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
     if isinstance(error, OSError) and number in _DISK_FULL:
@@ -98,18 +92,9 @@ def _end_by(error: Exception) -> None:
     if isinstance(error, OSError) and number and isinstance(name, (str, os.PathLike)):
         what = f'{name} cannot be read or written ({error.strerror})'
         _exit(f'error: {what}: fix that, or name another place', 2)
-    _print(
-        f'error: unexpected {type(error).__name__}: {first_line}. The traceback is below; '
-        'tools/check.py CONFIG and tools/doctor.py may find the cause'
-    )
-
-
-def _check_temporary_folder() -> None:
-    """Reading a config takes one."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError as error:
-        raise UserError(f'{error.strerror}: set TMPDIR to a folder with room') from error
+    what = f'error: unexpected {type(error).__name__}: {first_line}. The traceback is below;'
+    fix = 'tools/check.py CONFIG and tools/doctor.py may find the cause'
+    _print(f'{what} {fix}')
 
 
 def _print(text: str) -> None:
@@ -132,6 +117,15 @@ def guard_screen() -> None:
     sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)
 
 
+def track(items: Iterable, text: str, total: int | None = None) -> Iterable:
+    """``items`` with a progress bar on the stream below the guarded one: it moves the cursor."""
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
+    return rich_track(items, text, total, console=console)
+
+
 class _Record(logging.LogRecord):
     def getMessage(self) -> str:
         return show(super().getMessage())
@@ -140,7 +134,7 @@ class _Record(logging.LogRecord):
 class _Screen:
     """A stream that escapes; on a full disk it drops text, as there is nowhere to report it."""
 
-    def __init__(self, stream: TextIO | _Screen) -> None:
+    def __init__(self, stream: TextIO) -> None:
         #: The stream below, for progress bars: they move the cursor.
         self.raw = stream.raw if isinstance(stream, _Screen) else stream
 

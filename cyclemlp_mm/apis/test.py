@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -19,9 +18,6 @@ from cyclemlp_mm.preflight.settings import check_signatures
 from .arguments import parse
 from .prepare import log, prepare_config, take_classes_of
 
-#: Beginnings of the sections of a config that an evaluation reads.
-READ = ('test_', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'env_cfg')
-
 
 def test(argv: Sequence[str] | None = None) -> dict:
     """Evaluate a checkpoint; returns metrics by name."""
@@ -29,7 +25,9 @@ def test(argv: Sequence[str] | None = None) -> dict:
     cfg = prepare_config(args, needed=('val',))
     init_default_scope(cfg.default_scope)
     report = Report()
-    check_signatures(report, cfg, READ)
+    # What an evaluation reads.
+    sections = 'test_', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'env_cfg'
+    check_signatures(report, cfg, sections)
     report.raise_errors('the evaluation')
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
@@ -41,12 +39,17 @@ def test(argv: Sequence[str] | None = None) -> dict:
         check_writable(args.show_dir, '--show-dir', is_folder=True)
     lines = take_classes_of(cfg)
     if is_first_process(cfg.launcher):
-        report = Report()
         check_test_data(report, cfg)
         report.raise_errors('the evaluation')
         lines += map(str, report.findings)
     if args.out is not None:
-        _dump_into(cfg, args.out)
+        if not args.out.endswith(('.pkl', '.pickle')):
+            raise UserError(f'--out must end in .pkl or .pickle, but got {args.out}')
+        check_writable(args.out, '--out')  # it is written last
+        kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+        evaluators = cfg.test_evaluator
+        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+        cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=args.out)]
     runner = Runner.from_cfg(cfg)
     log(runner, lines)
     # Hooks that are not in the config, which goes into the work dir: the next run is asked again.
@@ -62,13 +65,3 @@ def test(argv: Sequence[str] | None = None) -> dict:
         print(f'pictures {args.show_dir}', flush=True)
     finish_launch()
     return metrics
-
-
-def _dump_into(cfg: Config, file: str) -> None:
-    if not file.endswith(('.pkl', '.pickle')):
-        raise UserError(f'--out must end in .pkl or .pickle, but got {file}')
-    check_writable(file, '--out')  # it is written last
-    kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-    evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=file)]

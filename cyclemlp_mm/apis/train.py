@@ -30,16 +30,11 @@ from .prepare import log, prepare_config, take_classes_of
 _SAVED = re.compile(r'(?:(?:epoch|iter)_\d+.*|best_.*)\.pth$')
 
 
+@stoppable()
 def train(argv: Sequence[str] | None = None) -> None:
     """Train a model."""
-    args = parse('train', argv)
-    with stoppable():
-        _train(args)
-
-
-def _train(args: argparse.Namespace) -> None:
     with annotations_kept():
-        cfg, start_from, lines = _prepare_training(args)
+        cfg, start_from, lines = _prepare_training(parse('train', argv))
     check_writable(cfg.work_dir, '--work-dir', is_folder=True)
     is_first = is_first_process(cfg.launcher)
     with work_dir_lock(cfg.work_dir) if is_first else nullcontext():
@@ -88,12 +83,7 @@ def _move_earlier_run(cfg: Config) -> list[str]:
     """Move an earlier training's checkpoints out of the way of one that does not continue it.
 
     They would be overwritten one by one, and a later ``--resume`` would find those that are left.
-
-    Returns:
-        list[str]: What to log.
-
-    Raises:
-        UserError: The config names one of them.
+    Returns what to log; raises a UserError if the config names one of them.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if '://' in str(hook.get('out_dir')):
@@ -105,10 +95,7 @@ def _move_earlier_run(cfg: Config) -> list[str]:
         return []
     for key, file in _paths(cfg, ''):
         if file in files:
-            raise UserError(
-                f'{key} is {file}, a checkpoint of an earlier training in {folder}, where this '
-                'training saves its own: give another --work-dir'
-            )
+            raise UserError(f'{key} is {file}, of an earlier training: give another --work-dir')
     newest = time.localtime(max(path.stat().st_mtime for path in files))
     target = folder / time.strftime('earlier_%Y%m%d_%H%M%S', newest)
     while target.exists():
@@ -119,10 +106,8 @@ def _move_earlier_run(cfg: Config) -> list[str]:
         shutil.copy2(config, target)
     for path in [*files.values(), *Path(cfg.work_dir).glob('last_checkpoint')]:
         path.rename(target / path.name)
-    return [
-        f'{folder} had {len(files)} checkpoints of an earlier training: they are in {target} now. '
-        'To continue a training instead of starting a new one, give --resume'
-    ]
+    number = f'{len(files)} checkpoints of an earlier training'
+    return [f'{folder} had {number}: they are in {target} now. To continue it, give --resume']
 
 
 def _paths(node: object, key: str) -> Iterator[tuple[str, Path]]:
@@ -139,18 +124,16 @@ def _paths(node: object, key: str) -> Iterator[tuple[str, Path]]:
 def _resumed_by_config(cfg: Config) -> str:
     """What ``resume=True`` of a config means to mmengine, as a value of ``--resume``.
 
-    Raises:
-        UserError: It means a file of another folder, as the config of a resumed run may do: nobody
-            who trains with that config into a new folder expects it.
+    A file of another folder, as in the config of a resumed run, is a UserError: nobody who trains
+    with that config into a new folder expects it.
     """
     file = cfg.get('load_from') or cfg.resume
     if not isinstance(file, str) or file == 'auto':
         return 'auto'
     if '://' in file or Path(file).resolve().parent != Path(cfg.work_dir).resolve():
         raise UserError(
-            f'config {cfg.filename}: resume=True means {file}, which is not in the work dir '
-            f'{cfg.work_dir}, as left by a run that was resumed. To resume from that file, give '
-            f'--resume {file}; to start again, --cfg-options resume=False load_from=None'
+            f'config {cfg.filename}: resume=True means {file} of another folder. Give --resume '
+            f'{file}; to start again, --cfg-options resume=False load_from=None'
         )
     return file
 

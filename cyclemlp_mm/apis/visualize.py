@@ -1,7 +1,6 @@
 """CLI entry point of tools/visualize.py."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
@@ -20,9 +17,19 @@ from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.config_data import take_class_order
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.visualization import curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
 from .arguments import parse
+from .run_tool import track
+
+#: By sub-command: smallest and largest value of its options.
+_RANGES = {
+    'staircase': dict(channels=(1, 256)),
+    'field': dict(size=(64, None), number=(1, None)),
+    'features': dict(number=(1, None)),
+    'gallery': dict(number=(1, 12), limit=(1, None)),
+}
 
 
 def visualize(argv: Sequence[str] | None = None) -> Path:
@@ -30,35 +37,23 @@ def visualize(argv: Sequence[str] | None = None) -> Path:
     args = parse('visualize', argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
     check_writable(args.out, '--out')
-    path = _DRAW[args.what](args)
+    for name, (low, high) in _RANGES.get(args.what, {}).items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= (high or value):
+            allowed = f'{low} to {high}' if high else f'at least {low}'
+            raise UserError(f'--{name} must be {allowed}, but got {value}')
+    draw = dict(field=_field, features=_features, gallery=_gallery).get(args.what)
+    if draw is not None:
+        path = draw(args)
+    elif args.what == 'curves':
+        path = curves.draw_curves(args.work_dirs, args.out)
+    else:
+        path = figures.draw_staircase(args.taps or [3, 5, 7], args.out, args.channels)
     print(f'picture {path}')
     return path
 
 
-def _staircase(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.visualization.figures import draw_staircase
-
-    taps = args.taps or [3, 5, 7]
-    wrong = [k for k in taps if k < 1 or k % 2 == 0]
-    if wrong:
-        raise UserError(f'a CycleFC has an odd, positive number of taps, but got {wrong}')
-    if args.channels is not None and not 1 <= args.channels <= 256:
-        raise UserError(f'--channels must be 1 to 256, but got {args.channels}')
-    return draw_staircase(taps, args.out, args.channels)
-
-
 def _field(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.visualization.receptive_field import (
-        backbone_levels,
-        draw_receptive_fields,
-        receptive_fields,
-        resnet50_levels,
-    )
-
-    if args.size < 64 or args.number < 1:
-        raise UserError(
-            f'--size must be at least 64, --number at least 1, but got {args.size}, {args.number}'
-        )
     cfg = load_config(args.config, args.cfg_options)
     backbone = _build_backbone(cfg, args.weights)
     strides = backbone.out_strides
@@ -74,15 +69,18 @@ def _field(args: argparse.Namespace) -> Path:
         for file in (args.weights, args.resnet_weights)
     )
     networks = {
-        f'{name}\n{ours}': backbone_levels(backbone),
-        f'ResNet-50\n{resnet}': resnet50_levels(strides, args.resnet_weights),
+        f'{name}\n{ours}': receptive_field.backbone_levels(backbone),
+        f'ResNet-50\n{resnet}': receptive_field.resnet50_levels(strides, args.resnet_weights),
     }
-    fields = {n: receptive_fields(levels, strides, images) for n, levels in networks.items()}
+    fields = {
+        title: receptive_field.receptive_fields(levels, strides, images)
+        for title, levels in networks.items()
+    }
     for title, levels in fields.items():
         for field in levels:
             sides = ', '.join(f'{s:.0%} within {field.side(s)} px' for s in (0.5, 0.95, 0.99))
             print(f'{title.splitlines()[0]:<12} stride {field.stride:>2}: {sides}')
-    return draw_receptive_fields(fields, args.out)
+    return receptive_field.draw_receptive_fields(fields, args.out)
 
 
 def _build_backbone(cfg: Config, weights: str | None) -> nn.Module:
@@ -104,7 +102,7 @@ def _build_backbone(cfg: Config, weights: str | None) -> nn.Module:
 
 
 def _normalised_images(cfg: Config, items: list[str], size: int, number: int) -> torch.Tensor:
-    from cyclemlp_mm.inference import find_inputs, image_reader
+    from cyclemlp_mm.inference import find_inputs, image_reader  # needs a toolbox, as below
 
     read = image_reader(cfg)
     norm = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
@@ -127,64 +125,38 @@ def _normalised_images(cfg: Config, items: list[str], size: int, number: int) ->
 
 def _features(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference import Predictor
-    from cyclemlp_mm.visualization.figures import draw_feature_maps
 
-    if args.number < 1:
-        raise UserError(f'--number must be at least 1, but got {args.number}')
     predictor = Predictor(args.config, args.checkpoint, 'cpu', args.cfg_options)
-    model = predictor.inferencer.model
-    backbone, kept = model.backbone, {}
-
-    def keep(_: nn.Module, inputs: tuple, outputs: tuple) -> None:
-        kept.update(image=inputs[0], levels=outputs)
-
-    handle = backbone.register_forward_hook(keep)
-    try:
-        predictor.predict([predictor.read(args.image)[0]])
-    finally:
-        handle.remove()
-    norm = model.data_preprocessor
-    seen = kept['image'][0]
+    model, seen = predictor.inferencer.model, []
+    model.backbone.register_forward_hook(lambda _, inputs, outputs: seen.extend((inputs, outputs)))
+    predictor.predict([predictor.read(args.image)[0]])
+    (images,), levels = seen[-2:]
+    image, norm = images[0], model.data_preprocessor
     if getattr(norm, 'mean', None) is not None:
-        seen = (seen * norm.std + norm.mean).clamp(0, 255).round().byte()
-    seen = seen.permute(1, 2, 0).cpu().numpy()
-    picture = as_picture(seen[..., ::-1] if seen.shape[2] == 3 else seen)  # the model sees RGB
-    levels = [level[0].float().cpu().numpy() for level in kept['levels']]
-    return draw_feature_maps(picture, levels, backbone.out_strides, args.out, args.number)
-
-
-def _curves(args: argparse.Namespace) -> Path:
-    from cyclemlp_mm.visualization.curves import draw_curves
-
-    return draw_curves(args.work_dirs, args.out)
+        image = (image * norm.std + norm.mean).clamp(0, 255).round().byte()
+    image = image.permute(1, 2, 0).cpu().numpy()
+    picture = as_picture(image[..., ::-1] if image.shape[2] == 3 else image)  # the model sees RGB
+    levels = [level[0].float().cpu().numpy() for level in levels]
+    strides = model.backbone.out_strides
+    return figures.draw_feature_maps(picture, levels, strides, args.out, args.number)
 
 
 def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference import Predictor
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
-    from cyclemlp_mm.visualization.gallery import (
-        Judged,
-        draw_gallery,
-        judge_instances,
-        judge_segments,
-        worst_first,
-    )
+    from cyclemlp_mm.visualization import gallery
 
-    if not 1 <= args.number <= 12:
-        raise UserError(f'--number must be 1 to 12, but got {args.number}')
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f'--limit must be at least 1, but got {args.limit}')
     check_score_thr(args.score_thr)
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)
     predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options)
-    for line in take_class_order(cfg, predictor.classes, args.checkpoint):
+    classes = predictor.classes
+    for line in take_class_order(cfg, classes, args.checkpoint):
         print(line)
-    labelled = read_ground_truth(cfg, predictor.classes, args.checkpoint)
-    console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
-    judged, left_out = [], []
-    for item in track(islice(labelled, args.limit), 'Gallery', console=console):
+    labelled = islice(read_ground_truth(cfg, classes, args.checkpoint), args.limit)
+    scores, worst, left_out = [], [], []
+    for item in track(labelled, 'Gallery'):
         try:
             image, _ = predictor.read(item.path, item.known)
         except (BadImageError, MissingFileError) as error:
@@ -195,27 +167,17 @@ def _gallery(args: argparse.Namespace) -> Path:
         except UserError as error:
             raise UserError(f'{item.path}: {error}') from error
         if predictor.is_segmentor:
-            score = judge_segments(item.truth, prediction, len(predictor.classes))
+            score = gallery.judge_segments(item.truth, prediction, len(classes))
         else:
-            score = judge_instances(item.truth, prediction, args.score_thr, item.ignored)
-        judged.append(Judged(item.path.name, as_picture(image), item.truth, prediction, *score))
-        for one in worst_first([j for j in judged if j.image is not None])[args.number :]:
-            one.image = one.truth = one.prediction = None  # only the worst keep their pixels
+            score = gallery.judge_instances(item.truth, prediction, args.score_thr, item.ignored)
+        one = gallery.Judged(item.path.name, as_picture(image), item.truth, prediction, *score)
+        scores.append(one.score)
+        worst = sorted([*worst, one], key=lambda judged: (judged.score, judged.name))[: args.number]
     if left_out:
         print(f'skipped {len(left_out)} images that cannot be used, e.g. {left_out[0]}')
-    if not judged:
+    if not worst:
         raise UserError('the validation set has no images')
-    worst = worst_first(judged)[: args.number]
-    print(f'{len(judged)} images, mean {np.mean([one.score for one in judged]):.3f}; the worst:')
+    print(f'{len(scores)} images, mean {np.mean(scores):.3f}; the worst:')
     for one in worst:
         print(f'  {one.name}: {one.summary}')
-    return draw_gallery(worst, predictor.classes, predictor.palette, args.out, args.score_thr)
-
-
-_DRAW = {
-    'staircase': _staircase,
-    'field': _field,
-    'features': _features,
-    'curves': _curves,
-    'gallery': _gallery,
-}
+    return gallery.draw_gallery(worst, classes, predictor.palette, args.out, args.score_thr)

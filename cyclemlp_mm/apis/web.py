@@ -20,10 +20,9 @@ def web(argv: Sequence[str] | None = None) -> None:
     try:
         from cyclemlp_mm.web.page import build_page, launch
     except ImportError as error:
-        raise MissingToolboxError(
-            f'the page needs Gradio, which cannot be imported ({error}): in a checkout, `make web` '
-            "installs it; elsewhere, `pip install 'cyclemlp_mm[web]'`"
-        ) from error
+        what = f'the page needs Gradio, which cannot be imported ({error})'
+        fix = "in a checkout, `make web` installs it; elsewhere, `pip install 'cyclemlp_mm[web]'`"
+        raise MissingToolboxError(f'{what}: {fix}') from error
     limits = UploadLimits(megabytes=args.max_mb)
     page = build_page(workbench, limits)
     launch(page, limits, args.host, args.port, names=args.allow_host)

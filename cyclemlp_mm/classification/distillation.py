@@ -14,36 +14,22 @@ from .teacher import FrozenTeacher
 
 
 def soft_distillation_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ))``, the mean over images.
+    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ))``, float32, the mean over images.
 
-    DeiT (Sec. 4), whose code also divides by the number of classes; its paper does not, nor do we.
+    Of DeiT's paper (Sec. 4); its code also divides by the number of classes.
 
     Args:
-        student (Tensor): (B, K) logits, of any floating dtype; computed in float32.
+        student (Tensor): (B, K) logits, of any floating dtype.
         teacher (Tensor): (B, K) logits; no gradient flows to them.
         tau (float): Temperature. Defaults to 1.0.
-
-    Returns:
-        Tensor: Scalar, float32.
     """
-    return tau**2 * F.kl_div(
-        F.log_softmax(student.float() / tau, dim=1),
-        F.log_softmax(teacher.detach().float() / tau, dim=1),
-        reduction='batchmean',
-        log_target=True,
-    )
+    ours = F.log_softmax(student.float() / tau, dim=1)
+    theirs = F.log_softmax(teacher.detach().float() / tau, dim=1)
+    return tau**2 * F.kl_div(ours, theirs, reduction='batchmean', log_target=True)
 
 
 def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's most likely class as the label, the mean over images.
-
-    Args:
-        student (Tensor): (B, K) logits, of any floating dtype; computed in float32.
-        teacher (Tensor): (B, K) logits.
-
-    Returns:
-        Tensor: Scalar, float32.
-    """
+    """Cross-entropy with the teacher's most likely class, float32; both are (B, K) logits."""
     return F.cross_entropy(student.float(), teacher.argmax(dim=1))
 
 
@@ -52,14 +38,11 @@ class DistilledClassifier(ImageClassifier):
     """An ``ImageClassifier`` that also learns from a teacher.
 
     ``loss = (1 - alpha) · base + alpha · distillation``, where ``base`` is the head's own loss and
-    ``distillation`` is, between the logits of the same images,
+    ``distillation`` is that of the two functions above, on the logits of the same images.
 
-    - 'soft': ``tau² · KL(teacher ‖ student)`` at temperature ``tau``;
-    - 'hard': cross-entropy on the teacher's most likely class.
-
-    The teacher is no part of the model: it is frozen, stays in eval mode, has no entry in the
-    optimizer, in ``state_dict()`` or in DDP, and moves with the model to other devices. To
-    evaluate or to fine-tune, a plain ``ImageClassifier`` loads the same checkpoint.
+    The teacher is no part of the model: it is frozen, in eval mode, not in the optimizer, in
+    ``state_dict()`` or in DDP, and moves with the model to other devices. To evaluate or to
+    fine-tune, a plain ``ImageClassifier`` loads the same checkpoint.
 
     Args:
         teacher (dict): Config of any mmpretrain classifier, with its own ``data_preprocessor``
@@ -92,9 +75,7 @@ class DistilledClassifier(ImageClassifier):
             raise ValueError(f'tau must be above 0, but got {tau}')
         norm = dict(classifier.get('data_preprocessor') or {})
         super().__init__(**classifier)
-        self.distillation = distillation
-        self.alpha = alpha
-        self.tau = tau
+        self.distillation, self.alpha, self.tau = distillation, alpha, tau
         # In a tuple, so that it is not registered as a child.
         self._unregistered = (FrozenTeacher(teacher, norm, teacher_checkpoint),)
 
@@ -104,35 +85,18 @@ class DistilledClassifier(ImageClassifier):
         return self._unregistered[0]
 
     def init_weights(self) -> None:
-        """Initialise the student by ``init_cfg``, and load the teacher.
-
-        Raises:
-            MissingFileError, CheckpointError: The teacher's file is not there or does not fit.
-        """
+        """Initialise the student by ``init_cfg``, and load the teacher, see its ``load``."""
         super().init_weights()
         self.teacher.load()
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Both parts of the loss, weighted; their sum is what is minimised.
-
-        Args:
-            inputs (Tensor): (B, 3, H, W), normalised, mixed or not.
-            data_samples (list[DataSample]): Labels, or scores where images are mixed.
-
-        Returns:
-            dict[str, Tensor]: ``loss_base`` and ``loss_distill``, and what else the head reports.
-
-        Raises:
-            ValueError: The teacher's logits have another shape than the student's.
-        """
+        """``loss_base`` and ``loss_distill``, weighted, of normalised images (B, 3, H, W)."""
         feats = self.extract_feat(inputs)
         reported = self.head.loss(feats, data_samples)
         student, teacher = self.head(feats), self.teacher(inputs)
         if student.shape != teacher.shape:
-            raise ValueError(
-                f'the teacher gives logits of shape {tuple(teacher.shape)}, the student '
-                f'{tuple(student.shape)}: both need the same classes'
-            )
+            shapes = f'{tuple(teacher.shape)}, the student {tuple(student.shape)}'
+            raise ValueError(f'the teacher gives logits of shape {shapes}: use the same classes')
         if self.distillation == 'hard':
             distill = hard_distillation_loss(student, teacher)
         else:

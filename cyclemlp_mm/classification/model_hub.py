@@ -12,15 +12,8 @@ from cyclemlp_mm.engine import configs_dir
 def add_to_mmpretrain() -> None:
     """Let mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` find our classifiers.
 
-    They are named as our configs; ``pretrained=True`` downloads the authors' weights, where they
-    published any. A second call does nothing.
-
-    Examples:
-        >>> from cyclemlp_mm.classification import add_to_mmpretrain
-        >>> from mmpretrain import list_models
-        >>> add_to_mmpretrain()
-        >>> list_models('cyclemlp_b1')
-        ['cyclemlp_b1_in1k']
+    They are named as our configs, such as ``'cyclemlp_b1_in1k'``; ``pretrained=True`` downloads the
+    authors' weights, where they published any. A second call does nothing.
     """
     root = configs_dir().parent
     with tempfile.TemporaryDirectory() as folder:

@@ -22,19 +22,14 @@ class FrozenTeacher(nn.Module):
         classifier (dict): Config of an mmpretrain classifier, with its ``data_preprocessor``.
         student_norm (dict): ``data_preprocessor`` of the student: mean, std, to_rgb.
         checkpoint (str): The teacher's weights: path or URL. Read by :meth:`load`.
-
-    Raises:
-        UserError: The config is no classifier's.
     """
 
     def __init__(self, classifier: dict, student_norm: dict, checkpoint: str) -> None:
         super().__init__()
         classifier = dict(classifier, init_cfg=None)
         if 'head' not in classifier:
-            raise UserError(
-                'the teacher must be the config of an mmpretrain classifier with a head, but it '
-                f'has {sorted(classifier)}'
-            )
+            what = 'the teacher must be the config of an mmpretrain classifier with a head'
+            raise UserError(f'{what}, but it has {sorted(classifier)}')
         teacher_norm = classifier.get('data_preprocessor') or {}
         self.model = MODELS.build(classifier)
         self.checkpoint = checkpoint
@@ -61,37 +56,23 @@ class FrozenTeacher(nn.Module):
         self.register_buffer('shift', ((mean_s - mean_t) / std_t).float().to(device))
 
     def load(self) -> None:
-        """Read the checkpoint; every tensor has to fit.
-
-        Raises:
-            MissingFileError: The file is not there.
-            CheckpointError: It cannot be read or does not fit.
-        """
+        """Read the checkpoint; raises a CheckpointError if not every tensor fits."""
         state_dict = find_state_dict(read_checkpoint(self.checkpoint), self.checkpoint)
         try:
             self.model.load_state_dict(state_dict, strict=True)
         except RuntimeError as error:  # what PyTorch raises for any misfit
             first = '; '.join(line.strip() for line in str(error).splitlines()[1:3])
-            raise CheckpointError(
-                f'teacher checkpoint {self.checkpoint} does not fit model.teacher ({first}): give '
-                'the config and the checkpoint of the same classifier'
-            ) from error
+            what = f'teacher checkpoint {self.checkpoint} does not fit model.teacher ({first})'
+            raise CheckpointError(f'{what}: give those of the same classifier') from error
         self._set_norm()  # to_empty() leaves any values in it
         self.is_loaded = True
         print_log(f'teacher: loaded {len(state_dict)} tensors from {self.checkpoint}', 'current')
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of the student's images, (B, 3, H, W) under the student's norm.
-
-        Raises:
-            CheckpointError: The weights were never loaded.
-        """
+        """Logits (B, K) of the student's images, (B, 3, H, W) under the student's norm."""
         if not self.is_loaded:
-            raise CheckpointError(
-                'the teacher has no weights yet: call init_weights() of the classifier first (a '
-                'Runner does)'
-            )
+            raise CheckpointError('the teacher has no weights yet: call init_weights() first')
         if self.flips:
             images = images.flip(1)
         return self.model(images * self.scale + self.shift, mode='tensor')
@@ -99,10 +80,6 @@ class FrozenTeacher(nn.Module):
 
 def _mean_and_std(norm: dict) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each; those of ``ClsDataPreprocessor`` where the config has none."""
-    defaults = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return tuple(
-        torch.tensor(default if norm.get(key) is None else norm[key], dtype=torch.float64).view(
-            3, 1, 1
-        )
-        for key, default in defaults.items()
-    )
+    defaults = dict(mean=[0.0] * 3, std=[1.0] * 3)
+    numbers = (norm[k] if norm.get(k) is not None else default for k, default in defaults.items())
+    return tuple(torch.tensor(three, dtype=torch.float64).view(3, 1, 1) for three in numbers)

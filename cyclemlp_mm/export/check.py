@@ -1,7 +1,6 @@
 """Whether an exported file computes what the model does, with standard operators, and how fast."""
 
-from __future__ import annotations
-
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +13,8 @@ from cyclemlp_mm.errors import UserError
 
 from .parts import ExportedPart
 
-#: Largest difference allowed, of the largest absolute value of an output.
-TOLERANCE = 1e-4
-
-#: A file or a model, ready to run: from an image (B, C, H, W) to its outputs.
-Runner = Callable[[Tensor], Sequence[Tensor]]
+TOLERANCE = 1e-4  # largest difference allowed, of the largest absolute value of an output
+Runner = Callable[[Tensor], Sequence[Tensor]]  # from an image (B, C, H, W) to its outputs
 
 
 def runner(path: Path) -> Runner:
@@ -37,18 +33,10 @@ def runner(path: Path) -> Runner:
 def largest_difference(
     module: ExportedPart, run: Runner, shapes: Sequence[tuple[int, int, int]]
 ) -> float:
-    """Compare an exported file with its model on random images.
+    """The largest difference of an exported file from its model on random images.
 
-    Args:
-        module (ExportedPart): The model, as PyTorch runs it.
-        run (Callable): See :func:`runner`.
-        shapes (Sequence[tuple[int, int, int]]): (batch, height, width) of each image.
-
-    Returns:
-        float: The largest difference, relative to the largest absolute value of its output.
-
-    Raises:
-        UserError: It is above the tolerance, or a shape differs; names the size.
+    It is relative to the largest absolute value of its output; ``shapes`` are (batch, height,
+    width). Raises a UserError above the tolerance, or where shapes differ.
     """
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
@@ -57,17 +45,13 @@ def largest_difference(
         with torch.no_grad():
             outputs = list(zip(module(image), run(image), strict=True))
         for i, (ours, theirs) in enumerate(outputs):
-            problem = None
-            if ours.shape != theirs.shape:
-                problem = f'has shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}'
-            else:
-                difference = float((ours - theirs).abs().max() / ours.abs().max())
-                if not difference <= TOLERANCE:  # nan is not
-                    problem = f'by {difference:.1e} relative, allowed is {TOLERANCE:.0e}'
-            if problem:
+            same = ours.shape == theirs.shape
+            difference = float((ours - theirs).abs().max() / ours.abs().max()) if same else math.inf
+            if not difference <= TOLERANCE:  # nan is not
                 raise UserError(
                     f'the exported model differs from PyTorch: output {i} for an image of '
-                    f'{"x".join(map(str, image.shape))} {problem}; nothing was written'
+                    f'{"x".join(map(str, image.shape))} by {difference:.1e} relative (shapes '
+                    f'{tuple(theirs.shape)}, {tuple(ours.shape)}); nothing was written'
                 )
             worst = max(worst, difference)
     return worst
@@ -79,17 +63,12 @@ def check_operators(path: Path) -> None:
 
     onnx.checker.check_model(str(path))
     model = onnx.load(str(path), load_external_data=False)
-    others = {
-        f'{node.domain}::{node.op_type}'
-        for node in _nodes(model.graph)
-        if node.domain not in ('', 'ai.onnx')
-    }
+    nodes = [node for node in _nodes(model.graph) if node.domain not in ('', 'ai.onnx')]
+    others = {f'{node.domain}::{node.op_type}' for node in nodes}
     others |= {f'{function.domain}::{function.name}' for function in model.functions}
     if others:
-        raise UserError(
-            f"the exported graph holds operators that are not ONNX's own: {sorted(others)}; "
-            'nothing was written'
-        )
+        what = f"the exported graph holds operators that are not ONNX's own: {sorted(others)}"
+        raise UserError(f'{what}; nothing was written')
 
 
 def _nodes(graph: object) -> Iterator:
@@ -104,10 +83,7 @@ def _nodes(graph: object) -> Iterator:
 def latencies(
     module: ExportedPart, run: Runner, shape: tuple[int, int, int], repeats: int = 10
 ) -> tuple[float, float]:
-    """Measure the median seconds of PyTorch and of an exported file for a batch, in turns.
-
-    ``shape`` is (batch, height, width); two rounds of warm-up come before ``repeats`` measurements.
-    """
+    """Median seconds of PyTorch and of an exported file for (batch, height, width), in turns."""
     batch, height, width = shape
     image = torch.randn(batch, module.channels, height, width)
     taken = {module: [], run: []}

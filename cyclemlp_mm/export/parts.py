@@ -1,7 +1,5 @@
 """Which part of a model is exported: one image tensor in, named tensors out."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,23 +13,15 @@ class ExportedPart(nn.Module):
 
     Args:
         model (nn.Module): A built mmdet, mmseg or mmpretrain model.
-        part (str, optional): What comes out:
-
-            - 'backbone': its levels, NCHW.
-            - 'neck': the levels after backbone and neck, NCHW.
-            - 'model': a classifier's logits (B, K), or a segmentor's logits (B, K, H, W) at the
-              image's size.
-
-            Defaults to 'neck' for detectors, whose boxes are picked by code that depends on the
-            data, and to 'model' for all others.
+        part (str, optional): What comes out: 'backbone', its levels, NCHW; 'neck', those after
+            backbone and neck; 'model', a classifier's logits (B, K), or a segmentor's (B, K, H, W)
+            at the image's size. Defaults to 'neck' for detectors and to 'model' for all others. One
+            that the model does not have is a UserError.
 
     Attributes:
         output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
         channels (int): Channels of the image.
         min_side (int): Smallest image side that it is exported for.
-
-    Raises:
-        UserError: The model does not have the part.
     """
 
     def __init__(self, model: nn.Module, part: str | None = None) -> None:
@@ -41,22 +31,19 @@ class ExportedPart(nn.Module):
         if self.part not in PARTS:
             raise UserError(f'--part must be one of {", ".join(PARTS)}, but got {part!r}')
         if self.part == 'model' and is_detector:
-            raise UserError(
-                '--part model: of a detector, backbone and neck are exported, not its heads: their '
-                'boxes are picked by code that depends on the data. Take --part neck'
-            )
+            why = "a detector's boxes are picked by code that depends on the data"
+            raise UserError(f'--part model: {why}. Take --part neck')
         neck = getattr(model, 'neck', None)
         if self.part == 'neck' and neck is None:
             raise UserError('--part neck: this model has no neck; take --part backbone')
         self.channels = image_channels(model.backbone)
         self.model = model.backbone if self.part == 'backbone' else model
         self.is_segmentor = self.part == 'model' and hasattr(model, 'decode_head')
-        self.output_names = ('logits',)
-        if self.part != 'model':
-            num_levels = len(model.backbone.out_indices)
-            if self.part == 'neck':
-                num_levels = getattr(neck, 'num_outs', num_levels)
-            self.output_names = tuple(f'level{i}' for i in range(num_levels))
+        levels = len(model.backbone.out_indices)
+        if self.part == 'neck':
+            levels = getattr(neck, 'num_outs', levels)
+        names = ['logits'] if self.part == 'model' else [f'level{i}' for i in range(levels)]
+        self.output_names = tuple(names)
         # A neck's extra levels reach stride 128, and size-1 dimensions would be specialised.
         self.min_side = 160 if self.part == 'neck' else 36
         self.eval()

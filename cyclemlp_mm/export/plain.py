@@ -1,11 +1,9 @@
 """A model in the form to be exported: the same function, of standard operators for any size.
 
-While a graph is recorded, every block of ours already takes its plain form. What is replaced here
-are the layers whose graph would hold at one size only, and CycleFC, whose weights are put in the
-order in which the map is read: as constants, which quantisation tools need.
+While a graph is recorded, every block of ours already takes its plain form. Replaced here are
+layers whose graph would hold at one size only, and CycleFC: its sorted weights are constants, which
+quantisation tools need.
 """
-
-from __future__ import annotations
 
 import copy
 
@@ -21,16 +19,10 @@ from cyclemlp_mm.ops.recording import is_plain_layer
 
 
 def plain_form(model: nn.Module) -> nn.Module:
-    """Copy ``model`` to export it with ONNX, ``torch.export`` or ``torch.jit.trace``.
+    """Copy any model to export it with ONNX, ``torch.export`` or ``torch.jit.trace``.
 
-    Args:
-        model (nn.Module): With or without CycleMLP blocks in it.
-
-    Returns:
-        nn.Module: In eval mode, without gradients; weights are shared with ``model``.
-
-    Raises:
-        UserError: An upsampling layer of mmseg has no graph that holds at any size.
+    The copy is in eval mode, without gradients, and shares the weights. An upsampling layer of
+    mmseg without a graph that holds at any size is a UserError.
     """
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return _replace(copy.deepcopy(model, memo)).eval()
@@ -75,9 +67,8 @@ class PlainUpsample(nn.Module):
         super().__init__()
         factor = upsample.scale_factor
         if upsample.size or isinstance(factor, tuple) or int(factor) != factor:
-            raise UserError(
-                f'cannot export {upsample} for any size: it needs a whole scale_factor, and no size'
-            )
+            fix = 'it needs a whole scale_factor, and no size'
+            raise UserError(f'cannot export {upsample} for any size: {fix}')
         self.factor = int(factor)
         self.mode, self.align_corners = upsample.mode, upsample.align_corners
 

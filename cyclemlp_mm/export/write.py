@@ -1,7 +1,5 @@
 """A model into a file, which appears only once it was checked."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import os
@@ -29,10 +27,9 @@ FREE_AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: the file, the part and the names of its outputs.
+    """The file, its part, names of its outputs, and smallest side of an image.
 
-    ``difference`` is the largest from PyTorch, relative, at ``checked``: (batch, height, width) of
-    each image; ``min_side`` is the smallest side that the file takes.
+    ``difference`` is the largest from PyTorch, relative, at ``checked``: (batch, height, width).
     """
 
     path: Path
@@ -45,11 +42,9 @@ class ExportReport:
 
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, (b, self.channels, h, w))) for b, h, w in self.checked)
-        return (
-            f'wrote {self.path} (output: {", ".join(self.outputs)}). Largest relative difference '
-            f'from PyTorch {self.difference:.1e} at {shapes}. Any batch size, minimum side '
-            f'{self.min_side} px'
-        )
+        what = f'wrote {self.path} (output: {", ".join(self.outputs)})'
+        difference = f'Largest relative difference from PyTorch {self.difference:.1e} at {shapes}'
+        return f'{what}. {difference}. Any batch size, minimum side {self.min_side} px'
 
 
 def export_model(
@@ -60,17 +55,14 @@ def export_model(
     force: bool = False,
     opset: int = 20,
 ) -> ExportReport:
-    """Export a model for any batch, height and width.
+    """Export a model for any batch, height and width, with standard operators only.
 
-    The graph holds standard operators only: see :func:`~cyclemlp_mm.export.plain_form`. Before the
-    file appears it is run, at sizes and batches other than the one exported, against the model.
+    Before the file appears it is run, at sizes other than the one exported, against the model.
 
     Args:
-        model (nn.Module): A built mmdet, mmseg or mmpretrain model; it is put in eval mode and on
-            the CPU.
+        model (nn.Module): Of mmdet, mmseg or mmpretrain; is put in eval mode and on the CPU.
         path (str | Path): ``.onnx`` or ``.pt2`` (``torch.export``).
-        part (str, optional): 'backbone', 'neck' or 'model', see
-            :class:`~cyclemlp_mm.export.ExportedPart`.
+        part (str, optional): See :class:`~cyclemlp_mm.export.ExportedPart`.
         metadata (Mapping[str, str], optional): Written into an ONNX file.
         force (bool): Replace a file that is there. Defaults to False.
         opset (int): Of an ONNX file, 11 to 20. Defaults to 20.
@@ -79,7 +71,7 @@ def export_model(
         ExportReport: What was written and how it was checked.
 
     Raises:
-        UserError: The suffix is unknown, the file is there, the part is not, the check failed, or
+        UserError: The suffix, part or opset is unknown, the file is there, the check failed, or
             the file cannot be written; nothing is written then.
         MissingToolboxError: onnx, onnxscript or onnxruntime is not installed.
     """
@@ -113,21 +105,17 @@ def export_model(
     finally:
         with suppress(OSError):  # it would hide the error that led here
             draft.unlink(missing_ok=True)
-    return ExportReport(
-        path, module.part, module.output_names, difference, shapes, side, module.channels
-    )
+    names = module.output_names
+    return ExportReport(path, module.part, names, difference, shapes, side, module.channels)
 
 
 def _capture(module: ExportedPart) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
-    sizes = {
-        axis: torch.export.Dim(name, min=module.min_side if axis else 1)
-        for axis, name in FREE_AXES.items()
-    }
+    least = {axis: module.min_side if axis else 1 for axis in FREE_AXES}
+    sizes = {i: torch.export.Dim(name, min=least[i]) for i, name in FREE_AXES.items()}
+    shapes = {'image': sizes}
     with torch.no_grad():
-        return torch.export.export(
-            plain_form(module), _example(module), dynamic_shapes={'image': sizes}
-        )
+        return torch.export.export(plain_form(module), _example(module), dynamic_shapes=shapes)
 
 
 def _example(module: ExportedPart) -> tuple[torch.Tensor]:
@@ -138,17 +126,14 @@ def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str,
     """Write by the exporter of torch.export from opset 18 on, its oldest; below, TorchScript's."""
     import onnx
 
-    options = dict(
-        input_names=['image'], output_names=list(module.output_names), opset_version=opset
-    )
+    names = dict(input_names=['image'], output_names=list(module.output_names))
+    options = dict(names, opset_version=opset)
     free = {'image': dict(FREE_AXES)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # about what the exporters' own parts will drop one day
         if opset >= 18:  # here dynamic_shapes only names the axes
-            program = torch.onnx.export(
-                _capture(module), dynamo=True, verbose=False, dynamic_shapes=free, **options
-            )
-            program.save(str(path))
+            options |= dict(dynamo=True, verbose=False, dynamic_shapes=free)
+            torch.onnx.export(_capture(module), **options).save(str(path))
         else:
             free |= {name: {0: 'batch'} for name in module.output_names}
             plain, options['dynamic_axes'] = plain_form(module), free
@@ -165,7 +150,6 @@ def _require_onnx() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise MissingToolboxError(
-                f'exporting to ONNX needs {name}, which cannot be imported ({error}): '
-                "pip install 'cyclemlp_mm[export]', or export to .pt2"
-            ) from error
+            what = f'exporting to ONNX needs {name}, which cannot be imported ({error})'
+            fix = "pip install 'cyclemlp_mm[export]', or export to .pt2"
+            raise MissingToolboxError(f'{what}: {fix}') from error

@@ -1,7 +1,5 @@
 """Validation images with what is in them, from a config's own data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,13 +20,9 @@ from .predictions import Instances, Prediction, Segments
 
 @dataclass
 class Labelled:
-    """A validation image.
+    """A validation image, what is in it, and the height and width that its annotations are for.
 
-    Attributes:
-        path (Path): The image.
-        truth (Prediction): What is in it; of instances, all scores are 1.
-        known (dict): Height and width that the annotations are for.
-        ignored (np.ndarray, optional): bool, (N,), of instances: need not be found.
+    Scores of instances are 1; ``ignored``, bool (N,), marks those that need not be found.
     """
 
     path: Path
@@ -38,19 +32,9 @@ class Labelled:
 
 
 def read_ground_truth(cfg: Config, classes: Sequence[str], checkpoint: str) -> Iterator[Labelled]:
-    """Go through the validation set of a config.
+    """Go through the validation set of a config, for a model with these classes.
 
-    Args:
-        cfg (Config): A detector's or segmentor's; that of a work dir contains its data's paths.
-        classes (Sequence[str]): Class names of the model that is compared with it.
-        checkpoint (str): The model's, for messages.
-
-    Yields:
-        Labelled: One per image.
-
-    Raises:
-        MissingFileError: The data is not where the config expects it.
-        UserError: The config has no validation set, or one of other classes.
+    Raises a UserError if the data are not there, or have no labels or other classes.
     """
     scope = require_toolbox(cfg)
     if scope == 'mmpretrain':
@@ -63,26 +47,21 @@ def read_ground_truth(cfg: Config, classes: Sequence[str], checkpoint: str) -> I
     try:
         data = import_module(f'{scope}.registry').DATASETS.build({**settings, 'pipeline': []})
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f'the data of this config is not there ({error}). Give the config of a work dir, which '
-            'has the paths of its data, or --data DIR'
-        ) from error
+        fix = 'give the config of a work dir, or --data DIR'
+        raise MissingFileError(f'the data of this config is not there ({error}): {fix}') from error
     require_same_classes(classes, names_of(data.metainfo), checkpoint)
     for i in range(len(data)):
         info = data.get_data_info(i)
         if scope == 'mmdet':
             known = {key: info[key] for key in ('height', 'width') if key in info}
-            yield Labelled(Path(info['img_path']), _instances(info), known, _ignored(info))
+            ignored = np.array([one.get('ignore_flag', 0) for one in info['instances']], bool)
+            yield Labelled(Path(info['img_path']), _instances(info), known, ignored)
             continue
         if not info.get('seg_map_path'):
             raise UserError('the validation set of this config has no labels to compare with')
         labels = read_labels(info).astype(np.int32)
         known = dict(zip(('height', 'width'), labels.shape))
         yield Labelled(Path(info['img_path']), Segments(labels), known)
-
-
-def _ignored(info: dict) -> np.ndarray:
-    return np.array([one.get('ignore_flag', 0) for one in info['instances']], bool)
 
 
 def _instances(info: dict) -> Instances:

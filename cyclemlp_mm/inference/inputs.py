@@ -1,11 +1,10 @@
 """What a user names on the command line: files, folders, globs; images and videos."""
 
-from __future__ import annotations
-
 import glob
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -13,24 +12,14 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image, UnidentifiedImageError
 
-from cyclemlp_mm.datasets import load_image
-from cyclemlp_mm.datasets.image_files import (
-    IMAGE_SUFFIXES,
-    BadImageError,
-    check_regular,
-    image_facts,
-    read_file,
-    split_images,
-)
-from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
+from cyclemlp_mm.datasets import image_files, load_image
 from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 VIDEO_SUFFIXES += ('.wmv', '.flv', '.3gp', '.ogv', '.ts', '.mts')
-#: A file that has less than this part of the frames that it announces is reported as truncated; the
-#: announced number of some containers is an estimate.
+#: Below this part of the announced frames, a file is truncated; some containers only estimate.
 _MOST_LOST = 0.98
 
 
@@ -40,8 +29,7 @@ class Input:
 
     Attributes:
         path (Path): The file.
-        name (str): Name of what is written for it, without suffix, unlike any other's; may hold
-            folders.
+        name (str): Of what is written for it: without suffix, unlike any other's, may hold folders.
     """
 
     path: Path
@@ -56,76 +44,60 @@ class Input:
 def find_inputs(
     items: Sequence[str], passed_over: list[Path] | None = None, suffixes: tuple[str, ...] = ()
 ) -> list[Input]:
-    """Find the files of a command line.
+    """Find the files of a command line, sorted within each of ``items``; each file once.
 
     Args:
         items (Sequence[str]): Files, folders (their images and videos, not those of sub-folders)
             and globs (``**`` goes through folders).
         passed_over (list[Path], optional): Gets the files of folders and globs that are neither
-            images nor videos by their suffix, and the images and videos in sub-folders of folders;
-            hidden files are not among them.
+            images nor videos, and images and videos in sub-folders; no hidden files.
         suffixes (tuple[str]): Further suffixes of images. Defaults to ().
 
-    Returns:
-        list[Input]: In the order of ``items``, sorted within each; each file once.
-
     Raises:
-        MissingFileError: An item is not there, or holds nothing to predict.
-        UserError: A file is neither an image nor a video by its suffix, or not a regular file.
+        UserError: An item is not there, holds nothing to predict, is not a regular file, or neither
+            an image nor a video by its suffix.
     """
-    names = {}
+    passed_over = [] if passed_over is None else passed_over
+    kinds = image_files.IMAGE_SUFFIXES + suffixes + VIDEO_SUFFIXES
+    names, found = {}, {}
     for item in items:
-        for path, name in _expand(
-            item, [] if passed_over is None else passed_over, IMAGE_SUFFIXES + suffixes
-        ):
-            names.setdefault(path.resolve(), (path, name))
-    found = {}
-    for path, name in names.values():
-        stem = unlike = str(Path(name).with_suffix(''))
-        number = 2
-        while unlike in found:
-            unlike, number = f'{stem}-{number}', number + 1
-        found[unlike] = Input(path, unlike)
+        for path, name in _expand(item, passed_over, kinds):
+            names.setdefault(path.resolve(), (path, str(Path(name).with_suffix(''))))
+    for path, stem in names.values():
+        unlike = (stem if i == 1 else f'{stem}-{i}' for i in count(1))
+        name = next(name for name in unlike if name not in found)
+        found[name] = Input(path, name)
     return list(found.values())
 
 
 def _expand(
     item: str, passed_over: list[Path], suffixes: tuple[str, ...]
 ) -> Iterator[tuple[Path, str]]:
-    def usable(paths: Iterable[Path]) -> list[Path]:
-        files, others = split_images(paths, suffixes + VIDEO_SUFFIXES)
-        passed_over.extend(others)
-        return files
-
     path = user_path(item)
-    check_regular(path)
+    image_files.check_regular(path)
     if path.is_file():
-        if path.suffix.lower() not in suffixes + VIDEO_SUFFIXES:
-            raise UserError(
-                f'{item} is neither an image ({" ".join(suffixes)}) nor a video '
-                f'({" ".join(VIDEO_SUFFIXES)}) by its suffix'
-            )
+        if path.suffix.lower() not in suffixes:
+            known = ' '.join(suffixes)
+            raise UserError(f'{item} is neither an image nor a video by its suffix ({known})')
         yield path, path.name
-    elif path.is_dir():
-        files = usable(path.iterdir())
-        deeper, _ = split_images(path.glob('*/**/*'), suffixes + VIDEO_SUFFIXES)
+        return
+    if path.is_dir():
+        root, found, problem = path, path.iterdir(), f'folder {item} has no images or videos'
+        deeper, _ = image_files.split_images(path.glob('*/**/*'), suffixes)
         passed_over += deeper
-        if not files:
-            raise MissingFileError(
-                f'folder {item} has no images or videos'
-                + f"; for the {len(deeper)} in its sub-folders, give '{item}/**/*'" * bool(deeper)
-            )
-        yield from ((file, file.name) for file in files)
+        if deeper:
+            problem += f"; for the {len(deeper)} in its sub-folders, give '{item}/**/*'"
     elif glob.has_magic(str(path)):
-        root = path.parent
-        while glob.has_magic(str(root)):
-            root = root.parent
-        files = usable(map(Path, glob.glob(str(path), recursive=True)))
-        if not files:
-            raise MissingFileError(f'{item} matches no images or videos')
-        yield from ((file, str(file.relative_to(root))) for file in files)
+        root = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
+        found = map(Path, glob.glob(str(path), recursive=True))
+        problem = f'{item} matches no images or videos'
     else:
         raise MissingFileError(f'{item}: no such file or folder')
+    files, others = image_files.split_images(found, suffixes)
+    passed_over += others
+    if not files:
+        raise MissingFileError(problem)
+    yield from ((file, str(file.relative_to(root))) for file in files)
 
 
 def image_reader(
@@ -138,27 +110,26 @@ def image_reader(
         as_stored (bool): Whether EXIF rotation is ignored. Defaults to False.
 
     Returns:
-        Callable: Takes a path and, optionally, what annotations contain about the image (``height``
-        and ``width``, or ``seg_map_path``); returns the image, BGR uint8 (H, W, 3) unless the
-        config's loading step makes another, and what had to be converted. Raises a UserError where
-        the image cannot be used.
+        Callable: From a path and, optionally, what annotations say of the image (``height`` and
+        ``width``, or ``seg_map_path``) to the image, BGR uint8 (H, W, 3) or as the config's loading
+        step makes it, and what had to be converted.
     """
     from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
 
     steps = [TRANSFORMS.build(step) for step in loading_steps(cfg)]
-    check_steps(steps, True, check_max_value(cfg))
-    loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+    load_image.check_steps(steps, True, check_max_value(cfg))
+    loader = next((step for step in steps if isinstance(step, load_image.LoadCheckedImage)), None)
     if loader is not None:
         loader.limit_pixels = False
 
     def read(path: str | Path, known: dict | None = None) -> tuple[np.ndarray, list[str]]:
         path, known = str(path), dict(known or {})
-        check_regular(path)
-        if loader is not None and not is_decoded_here(loader.transform):
+        image_files.check_regular(path)
+        if loader is not None and not load_image.is_decoded_here(loader.transform):
             return loader.read(dict(known, img_path=path))
         _check_complete(path)
         if not known and as_stored:
-            facts = image_facts(read_file(path), path, limit_pixels=False)
+            facts = image_files.image_facts(image_files.read_file(path), path, limit_pixels=False)
             known = dict(height=facts.height, width=facts.width)
         if loader is None:
             return load_image.read_image(path, known, limit_pixels=False)
@@ -168,18 +139,11 @@ def image_reader(
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image as a pipeline with mmcv's ``LoadImageFromFile`` does.
+    """Decode an image to BGR uint8, (H, W, 3), as mmcv's ``LoadImageFromFile`` does, EXIF applied.
 
-    Args:
-        path (str | Path): The file.
-
-    Returns:
-        np.ndarray: BGR uint8, (H, W, 3), with its EXIF orientation applied.
-
-    Raises:
-        UserError: It is not an image, is truncated, or cannot be decoded; with the reason.
+    Raises a UserError if it is not an image, is truncated, or cannot be decoded.
     """
-    check_regular(path)
+    image_files.check_regular(path)
     _check_complete(path)
     return load_image.read_image(str(path), {}, limit_pixels=False)[0]
 
@@ -192,11 +156,11 @@ def _check_complete(path: str | Path) -> None:
             with Image.open(path) as image:
                 image.load()
     except (Image.DecompressionBombError, UnidentifiedImageError):
-        pass  # very large, which is fine here: the file is the user's own; or OpenCV may read it
+        pass  # very large, and the user's own; or OpenCV may read it
     except FileNotFoundError as error:
         raise MissingFileError(f'{path}: no such file') from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise BadImageError(f'{path} is truncated or damaged: {error}') from error
+        raise image_files.BadImageError(f'{path} is truncated or damaged: {error}') from error
 
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
@@ -220,18 +184,11 @@ def _test_data(cfg: Config) -> dict:
 
 
 class Video:
-    """A video file, read frame by frame; memory does not grow with its length.
-
-    Args:
-        path (str | Path): The file.
+    """A video file, read frame by frame; raises a UserError if it cannot be decoded.
 
     Attributes:
         fps (float): Frames per second; 25 where the file has no such number.
-        num_frames (int): As announced by the file, which may be wrong; 0 where it has no such
-            number.
-
-    Raises:
-        UserError: It cannot be decoded.
+        num_frames (int): As announced by the file, which may be wrong; 0 where it is not.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -243,13 +200,8 @@ class Video:
         capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames: BGR uint8, (H, W, 3).
-
-        Raises:
-            UserError: After the last frame, where there are none, or fewer than the file announces.
-        """
-        capture = self._open()
-        frames = 0
+        """Frames: BGR uint8, (H, W, 3); at the end, a UserError if there are none or too few."""
+        capture, frames = self._open(), 0
         try:
             while (read := capture.read())[0]:
                 frames += 1
@@ -259,10 +211,8 @@ class Video:
         if not frames:
             raise UserError(f'{self.path}: no frame of this video can be decoded')
         if frames < _MOST_LOST * self.num_frames:
-            raise UserError(
-                f'{self.path} ends after {frames} of {self.num_frames} frames: it is truncated '
-                'or damaged. The decoded frames are predicted'
-            )
+            what = f'{self.path} ends after {frames} of {self.num_frames} frames'
+            raise UserError(f'{what}: it is truncated or damaged. The decoded frames are predicted')
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path))

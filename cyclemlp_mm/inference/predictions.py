@@ -15,8 +15,7 @@ class Instances:
         boxes (np.ndarray): float32, (N, 4), x1, y1, x2, y2 in pixels of the image.
         scores (np.ndarray): float32, (N,), in 0..1.
         labels (np.ndarray): int64, (N,), class indices.
-        masks (list[dict], optional): One COCO run-length code of the whole image per object; None
-            where the model has no mask head.
+        masks (list[dict], optional): COCO run-length codes of the whole image; None without masks.
     """
 
     boxes: np.ndarray
@@ -41,11 +40,7 @@ class Instances:
 
 @dataclass
 class Segments:
-    """A class for every pixel.
-
-    Attributes:
-        label_map (np.ndarray): Class indices, (H, W), uint8 (int32 beyond 256 classes).
-    """
+    """A class index for every pixel, (H, W), uint8 (int32 beyond 256 classes)."""
 
     label_map: np.ndarray
 

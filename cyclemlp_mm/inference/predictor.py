@@ -1,7 +1,5 @@
 """A trained model, ready to predict: one interface to mmdet's and mmseg's inferencers."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from inspect import signature
@@ -37,24 +35,20 @@ class Predictor:
         checkpoint (str | Path): Its weights; every tensor of the model must be in it.
         device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
-        deploy (bool): Fold what can be folded, see :func:`cyclemlp_mm.models.to_deploy`. Defaults
-            to False.
+        deploy (bool): Whether to apply :func:`cyclemlp_mm.models.to_deploy`. Defaults to False.
         as_stored (bool): Whether ``read`` ignores EXIF rotation. Defaults to False.
 
     Attributes:
         inferencer (DetInferencer | MMSegInferencer): What predicts.
-        is_segmentor (bool): Whether predictions are :class:`Segments`, not :class:`Instances`.
+        is_segmentor (bool): Whether predictions are :class:`Segments`.
         classes (tuple[str]): Class names, in the order of the labels.
         palette (list[tuple]): RGB in 0..255 of each class.
         device (str): Where it runs.
-        read (Callable): Reads an image as the config's test pipeline does, see
-            :func:`.inputs.image_reader`.
+        read (Callable): Reads an image for it, see :func:`.inputs.image_reader`.
 
     Raises:
-        MissingFileError: Config or checkpoint is not there.
-        CheckpointError: The checkpoint does not fit the config.
-        UserError: The config is for another task, its model cannot be built, or there is no such
-            device.
+        UserError: A file or the device is not there, the checkpoint does not fit (CheckpointError),
+            or the config is for another task or cannot be built.
     """
 
     def __init__(
@@ -88,16 +82,12 @@ class Predictor:
         self.palette = [tuple(int(c) for c in colour) for colour in palette[:number]]
 
     def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
-        """Predict images that are in memory.
+        """Predict images that are in memory, one by one or in batches.
 
         Args:
             images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each, or as ``read`` returns them.
-            batch_size (int): Images at once, of those in a row that have one size: a batch of
-                several would be padded, and its padding counts in the branches' weights of every
-                CycleMLP block, which look at the whole map. Defaults to 1.
-
-        Returns:
-            list[Prediction]: One per image.
+            batch_size (int): Images at once, of those in a row that have one size: padding would
+                count in the branches' weights of every CycleMLP block. Defaults to 1.
 
         Raises:
             UserError: The model cannot take an image, e.g. as it is too small or too narrow.
@@ -109,17 +99,15 @@ class Predictor:
             ]
         predictions = []
         options = dict(return_datasamples=True, batch_size=batch_size)
+        if not self.is_segmentor:
+            options['no_save_vis'] = True
         for shape, group in groupby(images, key=lambda image: image.shape):
             try:
-                if self.is_segmentor:
-                    samples = self.inferencer(list(group), **options)
-                else:
-                    samples = self.inferencer(list(group), **options, no_save_vis=True)
-                    samples = samples['predictions']
+                samples = self.inferencer(list(group), **options)
             except (ValueError, cv2.error) as error:
-                raise UserError(
-                    f'cannot predict images of {shape[1]}×{shape[0]} px: {_reason(error)}'
-                ) from error
+                what = f'cannot predict images of {shape[1]}×{shape[0]} px'
+                raise UserError(f'{what}: {_reason(error)}') from error
+            samples = samples['predictions'] if isinstance(samples, dict) else samples
             samples = samples if isinstance(samples, list) else [samples]
             predictions += map(self._prediction, samples)
         return predictions
@@ -129,13 +117,9 @@ class Predictor:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             return Segments(labels.astype(np.uint8 if len(self.classes) <= 256 else np.int32))
         found = sample.pred_instances.cpu().numpy()
-        masks = found.get('masks')
-        return Instances(
-            found.bboxes.astype(np.float32).reshape(-1, 4),
-            found.scores.astype(np.float32),
-            found.labels.astype(np.int64),
-            None if masks is None else [encode_mask(mask) for mask in masks],
-        )
+        boxes, scores = found.bboxes.astype(np.float32), found.scores.astype(np.float32)
+        masks = [encode_mask(mask) for mask in found.masks] if 'masks' in found else None
+        return Instances(boxes.reshape(-1, 4), scores, found.labels.astype(np.int64), masks)
 
 
 def encode_mask(mask: np.ndarray) -> dict:
@@ -158,29 +142,24 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
     elif scope == 'mmseg':
         from mmseg.apis import MMSegInferencer as Inferencer
     else:
-        raise UserError(
-            'this is a classification config, but only detectors and segmentors can predict here: '
-            "use mmpretrain's ImageClassificationInferencer"
-        )
+        fix = "use mmpretrain's ImageClassificationInferencer"
+        raise UserError(f'this is a classification config, not of a detector or segmentor: {fix}')
 
     class CheckedInferencer(Inferencer):
-        """Raises where mmengine would warn of missing weights and predict noise, and uses the
-        config's class names where the checkpoint has none: not COCO's or those of Cityscapes."""
+        """Raises for missing weights, and uses the config's class names if the file has none."""
 
         def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
             compare(model, find_state_dict(content, checkpoint), checkpoint, complete=True)
             super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
 
-    # Images are read before, by the config's own loading step, and passed as arrays; the
-    # inferencers require this one.
+    # Images are read before, by the config's own loading step; the inferencers require this one.
     cfg = copy.deepcopy(cfg)
     for step in loading_steps(cfg):
         if step['type'] != 'LoadImageFromFile':
             step.clear()
             step['type'] = 'LoadImageFromFile'
-    quiet = {}
-    if 'show_progress' in signature(Inferencer).parameters:  # mmseg 1.2.2 has no such argument
-        quiet = dict(show_progress=False)
+    # mmseg 1.2.2 has no such argument.
+    quiet = {key: False for key in signature(Inferencer).parameters if key == 'show_progress'}
     return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
 
 
@@ -200,8 +179,7 @@ def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
     if found not in numbers.values() and (numbers or not found):
         expected = ', '.join(f'{number} ({key})' for key, number in numbers.items()) or 'some'
         raise UserError(
-            f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. For a '
-            'checkpoint without names, set them by '
+            f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. Set them by '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
         )
     return {**content, 'meta': {**meta, 'dataset_meta': names}}

@@ -4,10 +4,9 @@ Objects on a border are seen by two tiles or more, whole or in part. Their boxes
 they must agree: in the strip that both tiles see.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 
 import numpy as np
@@ -18,12 +17,9 @@ from cyclemlp_mm.errors import UserError
 from .predictions import Instances, Prediction, Segments
 from .predictor import Predictor, encode_mask
 
-#: Two boxes can be of one object if their parts in the shared strip have at least this IoU.
-SAME_IOU = 0.5
-#: A cut box is a piece of another tile's box if that box covers at least this part of it.
-PIECE_COVERED = 0.5
-#: A box is cut if it comes this near to an inner border of its tile, as a fraction of the tile.
-CUT_MARGIN = 0.02
+SAME_IOU = 0.5  # of two boxes' parts in the shared strip, if they may be of one object
+PIECE_COVERED = 0.5  # part of a cut box that another tile's box covers, if it is a piece of that
+CUT_MARGIN = 0.02  # a box is cut this near to an inner border of its tile, in parts of the tile
 
 
 @dataclass(frozen=True)
@@ -31,12 +27,9 @@ class Tiling:
     """How an image is cut.
 
     Args:
-        size (int): Side of the square tiles, in pixels.
-        overlap (float): Part of a tile that its neighbour covers too, at least; objects should not
-            be larger than this strip. Defaults to 0.2.
-
-    Raises:
-        UserError: Size under 64, or an overlap outside 0..0.9.
+        size (int): Side of the square tiles, in pixels, at least 64.
+        overlap (float): Part of a tile that its neighbour covers too, at least, in 0..0.9; objects
+            should not be larger than this strip. Defaults to 0.2.
     """
 
     size: int
@@ -58,34 +51,21 @@ class Tiling:
 
     def tiles(self, height: int, width: int) -> np.ndarray:
         """Tiles of an image, row by row: int, (T, 4), x1, y1, x2, y2."""
-        return np.array(
-            [
-                (x, y, min(x + self.size, width), min(y + self.size, height))
-                for y in self.starts(height)
-                for x in self.starts(width)
-            ]
-        )
+        places = product(self.starts(height), self.starts(width))
+        side_y, side_x = min(self.size, height), min(self.size, width)
+        return np.array([(x, y, x + side_x, y + side_y) for y, x in places])
 
 
 def predict_tiled(
     predictor: Predictor, image: np.ndarray, tiling: Tiling, batch_size: int = 1
 ) -> Prediction:
-    """Predict an image tile by tile.
+    """Predict an image, BGR uint8 (H, W, 3), tile by tile, with ``batch_size`` tiles at once.
 
-    Args:
-        predictor (Predictor): The model.
-        image (np.ndarray): BGR uint8, (H, W, 3).
-        tiling (Tiling): Size and overlap.
-        batch_size (int): Tiles at once. Defaults to 1.
-
-    Returns:
-        Prediction: Of the whole image: instances of all tiles, each object once; or a label map in
-        which every pixel is from the tile that sees most around it.
+    Each object is found once; every pixel of a label map is from the tile that sees most around it.
     """
     size = image.shape[:2]
     tiles = tiling.tiles(*size)
-    found = []
-    whole = None
+    found, whole = [], None
     for first in range(0, len(tiles), batch_size):
         chunk = tiles[first : first + batch_size]
         crops = [np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in chunk]
@@ -125,7 +105,7 @@ def _moved(found: Instances, tile: np.ndarray, size: tuple[int, int]) -> Instanc
 
 
 def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, int]) -> Instances:
-    """Instances of all tiles, those of one object joined.
+    """Instances of all tiles, best score first, those of one object joined.
 
     Boxes of two tiles are of one object if they have the same class and their parts in the strip
     that both tiles see overlap by an IoU of at least ``SAME_IOU``; the surest pairs come first, by
@@ -141,9 +121,6 @@ def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, i
         found (Sequence[Instances]): Per tile, in pixels of the whole image.
         tiles (np.ndarray): int, (T, 4), x1, y1, x2, y2.
         size (tuple[int, int]): Height and width of the image.
-
-    Returns:
-        Instances: Best score first.
     """
     boxes = np.concatenate([part.boxes for part in found])
     scores = np.concatenate([part.scores for part in found])
@@ -154,10 +131,8 @@ def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, i
     first = np.concatenate([[0], np.cumsum([len(part) for part in found])])
     tile_of = np.repeat(np.arange(len(tiles)), np.diff(first))
     margin = CUT_MARGIN * (tiles[:, 2:] - tiles[:, :2]).max()
-    room = _room(boxes, tiles[tile_of], size)
-    cut = room < margin
-    areas = _area(boxes)
-    piece = np.zeros(len(boxes), bool)
+    room, areas = _room(boxes, tiles[tile_of], size), _area(boxes)
+    cut, piece = room < margin, np.zeros(len(boxes), bool)
     pairs = []  # how sure, box, box
     for a in range(len(tiles) - 1):
         strips = _shared(tiles[a], tiles)

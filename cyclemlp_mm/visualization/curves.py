@@ -1,7 +1,5 @@
 """Curves of a training run, from the scalars that mmengine's LocalVisBackend writes."""
 
-from __future__ import annotations
-
 import json
 import os
 import warnings
@@ -20,26 +18,17 @@ HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
-    """Read the scalars of the run in a work dir: of all its starts, joined.
+    """Read the scalars of the run in a work dir, of all its starts, as one dict per logged line.
 
-    Each start writes a folder of its own. A training that was resumed continues from a checkpoint:
-    what earlier starts logged from there on is left out. One that was started again replaces all.
-
-    Args:
-        work_dir (str | Path): What was given to ``tools/train.py --work-dir``.
-
-    Returns:
-        list[dict]: One dict per logged line; training lines hold 'loss', evaluation lines metrics.
-
-    Raises:
-        MissingFileError: No run was logged there.
+    Training lines hold 'loss', evaluation lines metrics. A resumed training replaces what earlier
+    starts logged after its checkpoint; one that was started again replaces all. Raises a
+    MissingFileError where no run was logged.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # names begin with the time
     if not files:
         raise MissingFileError(f'{work_dir} holds no training run (*/vis_data/scalars.json)')
     joined = []
-    for file in files:
-        lines = _read_lines(file)
+    for lines in map(_read_lines, files):
         steps = [line['step'] for line in lines if 'loss' in line]
         if steps:
             # A start logs the first interval of iterations; one that was resumed does not.
@@ -59,22 +48,16 @@ def _read_lines(file: Path) -> list[dict]:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             damaged.append(number)
-    # The last one is cut where the training was killed, or is writing it now.
-    if damaged and damaged != [len(texts)]:
-        warnings.warn(
-            f'{file}: lines {damaged[:5]} are not JSON, as after a full disk, and are left out '
-            f'({len(damaged)} of {len(texts)})',
-            stacklevel=3,
-        )
+    if damaged and damaged != [len(texts)]:  # the last one may be half written
+        what = f'{file}: lines {damaged[:5]} are not JSON and are left out'
+        warnings.warn(f'{what} ({len(damaged)} of {len(texts)})', stacklevel=3)
     return lines
 
 
 def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     """Draw loss, learning rate and metric of runs over their iterations; returns ``path``.
 
-    Raises:
-        MissingFileError: A work dir holds no run.
-        UserError: A run has logged no loss yet.
+    Raises a UserError if a work dir holds no run, or one without a loss.
     """
     runs = {Path(folder).resolve(): read_scalars(folder) for folder in work_dirs}
     figure = Figure(figsize=(10.5, 3.6), dpi=120, layout='constrained')
@@ -86,9 +69,8 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
         if not train:
             raise UserError(f'{folder}: this run has logged no loss yet')
         look, steps = dict(color=colour, linestyle=style), [line['step'] for line in train]
-        panels[0].plot(
-            steps, [line['loss'] for line in train], label=short_name(folder, runs), **look
-        )
+        name, losses = short_name(folder, runs), [line['loss'] for line in train]
+        panels[0].plot(steps, losses, label=name, **look)
         panels[1].plot(steps, [line.get('lr', float('nan')) for line in train], **look)
         metric, points = evaluations(lines)
         if points:
@@ -109,8 +91,7 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
 def evaluations(lines: Sequence[dict]) -> tuple[str, list[tuple[int, float]]]:
     """Find the name of a run's headline metric, or '', and (iteration, value) of each evaluation.
 
-    An evaluation's own ``step`` is an epoch in epoch-based runs; that of the training line before
-    it is an iteration in all.
+    An evaluation's own ``step`` may be an epoch; that of the training line before it is not.
     """
     name = next((n for n in HEADLINES if any(n in line for line in lines)), '')
     points, step = [], 0

@@ -1,7 +1,5 @@
 """Figures of what a model does, and how all our figures look and are saved."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +16,7 @@ LINE_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure, in the format of the suffix (.png, .svg, .pdf, …); returns ``path``.
 
-    Raises:
-        UserError: matplotlib has no such format, or the file cannot be written.
+    Raises a UserError if matplotlib has no such format, or the file cannot be written.
     """
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
@@ -36,15 +33,12 @@ def save(figure: Figure, path: str | Path) -> Path:
 def draw_staircase(taps: Sequence[int], path: str | Path, channels: int | None = None) -> Path:
     """Draw a panel per number of taps: for every input channel, the offset at which it is read.
 
-    It is what the code does, and what the published weights match; the paper's Fig. 4 draws the
-    sequence differently.
-
-    Args:
-        taps (Sequence[int]): k of each panel, odd.
-        path (str | Path): The picture to write.
-        channels (int, optional): Input channels shown. Defaults to two rounds of the largest k and
-            one more.
+    It is what the published weights match; the paper's Fig. 4 draws the sequence differently.
+    ``taps`` are odd, or a UserError is raised; ``channels`` are by default 2 · the largest of them
+    + 1.
     """
+    if wrong := [k for k in taps if k < 1 or k % 2 == 0]:
+        raise UserError(f'a CycleFC has an odd, positive number of taps, but got {wrong}')
     channels = channels or 2 * max(taps) + 1
     rows, reach = np.arange(channels), max(max(taps) // 2, 1)
     size = (0.6 + len(taps) * max(2.2, 0.36 * (2 * reach + 1)), 1.5 + 0.24 * channels)
@@ -77,14 +71,10 @@ def draw_feature_maps(
     path: str | Path,
     num_channels: int = 4,
 ) -> Path:
-    """Draw a row per level: the mean strength, then the channels that vary most over the image.
+    """Draw a row per level: the mean strength, then the ``num_channels`` that vary most.
 
-    Args:
-        image (np.ndarray): RGB uint8, (H, W, 3), as the model saw it.
-        levels (Sequence[np.ndarray]): float, (C, h, w) each.
-        strides (Sequence[int]): Pixels per cell of each level.
-        path (str | Path): The picture to write.
-        num_channels (int): Channels per level. Defaults to 4.
+    ``image`` is RGB uint8, (H, W, 3), as the model saw it; ``levels`` are float, (C, h, w) each,
+    with ``strides`` in pixels per cell.
     """
     row_height = 1.7 * image.shape[0] / image.shape[1] + 0.42
     size = (1.7 * (num_channels + 2), row_height * len(levels))

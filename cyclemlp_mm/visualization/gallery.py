@@ -1,7 +1,5 @@
 """Predictions next to ground truth, the worst images first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +15,15 @@ from cyclemlp_mm.inference.predictions import Instances, Prediction, Segments
 from .figures import save
 from .overlay import Palette, draw_prediction, fit
 
-#: A box counts as found if a prediction of its class has at least this IoU with it.
-FOUND_IOU = 0.5
 #: Longer side of a picture in the gallery, in pixels.
 THUMBNAIL = 320
 
 
 @dataclass
 class Judged:
-    """A file's name and RGB image, (H, W, 3), what is in it, what was predicted, how good that is.
+    """A file's name and RGB image, (H, W, 3), its truth and prediction, and their score in words.
 
-    The scores of true instances are 1. ``score`` is F1 of the boxes, or mIoU over the classes that
-    the truth has, and ``summary`` is that in words.
+    The scores of true instances are 1; ``score`` is F1 of the boxes, or mIoU.
     """
 
     name: str
@@ -44,15 +39,8 @@ def judge_instances(
 ) -> tuple[float, str]:
     """F1 of one image's boxes at an IoU of 0.5, those with the best score matched first.
 
-    Args:
-        truth (Instances): Ground truth.
-        found (Instances): Predictions.
-        score_thr (float): Predictions below do not count.
-        ignored (np.ndarray, optional): bool, (N,): boxes of the truth that need not be found; what
-            lies on them does not count either. Defaults to None: none.
-
-    Returns:
-        tuple[float, str]: F1, 1 where nothing is to be found and nothing was, and it in words.
+    Predictions below ``score_thr`` do not count, nor do true boxes that are ``ignored``, bool (N,),
+    and what lies on them. Returns F1, 1 where nothing is to be found and nothing was, and a text.
     """
     found = found.above(score_thr)
     if ignored is None:
@@ -62,7 +50,7 @@ def judge_instances(
     hits = wrong = 0
     for i in np.argsort(-found.scores, kind='stable'):
         best = iou[i].argmax() if len(truth) else None
-        if best is None or iou[i, best] < FOUND_IOU:
+        if best is None or iou[i, best] < 0.5:
             wrong += 1
         elif not ignored[best]:
             iou[:, best] = 0  # taken
@@ -73,31 +61,18 @@ def judge_instances(
 
 
 def judge_segments(truth: Segments, found: Segments, num_classes: int) -> tuple[float, str]:
-    """Mean IoU over the classes that one image's truth has.
+    """Mean IoU over the classes that one image's truth has; other labels are ignored.
 
-    Args:
-        truth (Segments): Ground truth; labels that are no class are ignored.
-        found (Segments): Prediction, of the same size.
-        num_classes (int): Number of classes.
-
-    Returns:
-        tuple[float, str]: mIoU, 1 where no pixel counts, and it in words.
+    Returns mIoU, 1 where no pixel counts, and a text.
     """
     counts = truth.label_map < num_classes
     labels, guesses = truth.label_map[counts], found.label_map[counts]
     present = np.unique(labels)
     if not len(present):
         return 1.0, 'nothing labelled'
-    ious = [
-        ((labels == c) & (guesses == c)).sum() / ((labels == c) | (guesses == c)).sum()
-        for c in present
-    ]
-    return float(np.mean(ious)), f'mIoU {np.mean(ious):.2f} of {len(present)} classes'
-
-
-def worst_first(judged: Sequence[Judged]) -> list[Judged]:
-    """Sort by score, then name."""
-    return sorted(judged, key=lambda one: (one.score, one.name))
+    pairs = [(labels == c, guesses == c) for c in present]
+    score = float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
+    return score, f'mIoU {score:.2f} of {len(present)} classes'
 
 
 def draw_gallery(
@@ -107,14 +82,9 @@ def draw_gallery(
     path: str | Path,
     score_thr: float = 0.3,
 ) -> Path:
-    """Draw a column per image: its ground truth above, the prediction below.
+    """Draw a column per image, the truth above the prediction, without instances below a score.
 
-    Args:
-        judged (Sequence[Judged]): In the order of the columns.
-        classes (Sequence[str]): Names.
-        palette (Palette): RGB in 0..255 of each class.
-        path (str | Path): The picture to write.
-        score_thr (float): Instances below are not drawn. Defaults to 0.3.
+    ``classes`` and ``palette`` are names and RGB in 0..255; returns ``path``.
     """
     number = len(judged)
     tallest = max(one.image.shape[0] / one.image.shape[1] for one in judged)
@@ -138,11 +108,8 @@ def draw_gallery(
         column[1].set_xlabel(one.summary, fontsize=8)
     grid[0, 0].set_ylabel('ground truth')
     grid[1, 0].set_ylabel('predicted' if is_map else f'predicted, score ≥ {score_thr:g}')
-    handles = [
-        Patch(facecolor=np.divide(palette[i], 255), edgecolor='#444444', label=classes[i])
-        for i in sorted(seen)
-        if i < len(classes)
-    ]
+    labels = [i for i in sorted(seen) if i < len(classes)]
+    handles = [Patch(fc=np.divide(palette[i], 255), ec='#444444', label=classes[i]) for i in labels]
     if handles:
         columns = min(len(handles), 2 * number + 1)
         look = dict(loc='outside lower center', frameon=False, fontsize=8)

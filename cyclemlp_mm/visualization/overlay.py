@@ -1,7 +1,5 @@
 """Predictions drawn into an image: boxes, masks, segments, and what their colours mean."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,18 +26,15 @@ def draw_prediction(
     score_thr: float = 0.3,
     with_scores: bool = True,
 ) -> np.ndarray:
-    """Draw segments, or masks, boxes and labels, the best score on top.
+    """Draw segments, or masks, boxes and labels, the best score on top, into a copy.
 
     Args:
-        image (np.ndarray): RGB uint8, (H, W, 3); it stays as it is.
-        prediction (Prediction): Instances or segments; labels beyond the palette are not drawn.
+        image (np.ndarray): RGB uint8, (H, W, 3), as is the result.
+        prediction (Prediction): Labels beyond the palette are not drawn.
         classes (Sequence[str]): Names.
         palette (Palette): RGB in 0..255 of each class.
         score_thr (float): Instances below are left out. Defaults to 0.3.
         with_scores (bool): Write scores after names. Defaults to True.
-
-    Returns:
-        np.ndarray: RGB uint8, (H, W, 3).
     """
     picture = image.copy()
     if isinstance(prediction, Segments):
@@ -57,60 +52,42 @@ def draw_prediction(
         mixed = picture[inside] * (1 - OPACITY) + np.array(colour, np.float32) * OPACITY
         picture[inside] = mixed.astype(np.uint8)
     canvas = Image.fromarray(picture)
-    draw = ImageDraw.Draw(canvas)
-    shorter = min(canvas.size)
+    draw, shorter = ImageDraw.Draw(canvas), min(canvas.size)
     line = max(2, round(shorter / 250))
     font = label_font(int(np.clip(shorter / 32, 10, 28)))
     boxes = np.clip(instances.boxes, 0, np.tile(canvas.size, 2) - 1)
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
     boxes = boxes.tolist()
     for (x1, y1, x2, y2), colour in zip(boxes, colours, strict=True):
-        # A dark line around the coloured one: seen on any background.
-        draw.rectangle([x1, y1, x2, y2], outline='black', width=line + 2)
+        draw.rectangle([x1, y1, x2, y2], outline='black', width=line + 2)  # on any background
         if min(x2 - x1, y2 - y1) >= 2:
             draw.rectangle([x1 + 1, y1 + 1, x2 - 1, y2 - 1], outline=colour, width=line)
     placed = []
     for i in reversed(range(len(boxes))):  # above all lines, the best score's first
         text = classes[instances.labels[i]]
         text += f' {instances.scores[i]:.2f}' if with_scores else ''
-        _draw_label(draw, text, boxes[i], colours[i], font, placed)
+        x1, y1, _, y2 = boxes[i]
+        width, height = font.getlength(text) + 4, font.size + 4
+        right, bottom = canvas.width - width, canvas.height - height
+        # On the box, in it or below it: in the image, and where no other label is if possible.
+        x = max(0, min(x1, right))
+        places = [y for y in (y1 - height, y1, y2, y2 - height) if 0 <= y <= bottom]
+        near = [v for u, v, w in placed if x < u + w and u < x + width]
+        free = [y for y in places if all(abs(y - v) >= height for v in near)]
+        y = (free or places or [max(0, bottom)])[0]
+        placed.append((x, y, width))
+        draw.rectangle([x, y, x + width, y + height], fill=colours[i])
+        ink = 'black' if np.dot(colours[i], (0.299, 0.587, 0.114)) > 120 else 'white'
+        draw.text((x + 2, y + height / 2), text, fill=ink, font=font, anchor='lm')
     return np.asarray(canvas)
-
-
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    box: list[float],
-    colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
-    placed: list[tuple[float, float, float]],
-) -> None:
-    """On the box, in it or below it: in the image, and where no other label is if possible."""
-    width, height = font.getlength(text) + 4, font.size + 4
-    right, bottom = draw.im.size[0] - width, draw.im.size[1] - height
-    x = max(0, min(box[0], right))
-    places = [y for y in (box[1] - height, box[1], box[3], box[3] - height) if 0 <= y <= bottom]
-    free = (
-        y
-        for y in places
-        if not any(x < u + w and u < x + width and abs(y - v) < height for u, v, w in placed)
-    )
-    y = next(free, places[0] if places else max(0, bottom))
-    placed.append((x, y, width))
-    draw.rectangle([x, y, x + width, y + height], fill=colour)
-    ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else 'white'
-    draw.text((x + 2, y + height / 2), text, fill=ink, font=font, anchor='lm')
 
 
 def fit(
     image: np.ndarray, prediction: Prediction, longer_side: int
 ) -> tuple[np.ndarray, Prediction]:
-    """Resize image and prediction together: what is drawn on them then keeps its size.
+    """Resize an image, uint8 (H, W, 3), and its prediction to ``longer_side`` px.
 
-    Args:
-        image (np.ndarray): uint8, (H, W, 3).
-        prediction (Prediction): In its pixels.
-        longer_side (int): Of the result, in pixels.
+    What is drawn on them then keeps its size.
     """
     factor = longer_side / max(image.shape[:2])
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])

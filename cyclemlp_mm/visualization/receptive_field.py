@@ -5,8 +5,6 @@ respect to the image, averaged over images. The size is given as in RepLKNet (ar
 4.1): the side of the smallest square around the centre that holds a share of the sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +25,7 @@ Levels = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass
 class ReceptiveField:
-    """The field of one level: its stride in pixels, and the mean absolute gradient at each pixel.
-
-    ``influence`` is float64, (H, W), and sums to 1.
-    """
+    """The mean absolute gradient of a level at each pixel, float64 (H, W), with a sum of 1."""
 
     stride: int
     influence: np.ndarray
@@ -54,11 +49,7 @@ class ReceptiveField:
 def receptive_fields(
     levels: Levels, strides: Sequence[int], images: Tensor
 ) -> list[ReceptiveField]:
-    """Compute the effective receptive field of every level, over normalised images (N, 3, H, W).
-
-    Raises:
-        UserError: A level does not depend on the image at all.
-    """
+    """The effective receptive field of every level, over normalised images (N, 3, H, W)."""
     sums = [np.zeros(images.shape[2:]) for _ in strides]
     for image in images:
         image = image[None].clone().requires_grad_()
@@ -73,10 +64,9 @@ def receptive_fields(
 
 
 def backbone_levels(backbone: nn.Module) -> Levels:
-    """Put a backbone of ours in eval mode, its output norms left out, its weights frozen.
+    """Put a backbone of ours in eval mode, its weights frozen, its output norms left out.
 
-    A LayerNorm's channels sum to a constant, so after one the sum over the channels has no
-    gradient; ResNet's maps are not normed across channels either.
+    A LayerNorm's channels sum to a constant, so after one that sum has no gradient.
     """
     for i in backbone.out_indices:
         setattr(backbone, f'norm{i}', nn.Identity())
@@ -84,15 +74,10 @@ def backbone_levels(backbone: nn.Module) -> Levels:
 
 
 def resnet50_levels(strides: Sequence[int], checkpoint: str | None = None) -> Levels:
-    """Cut torchvision's ResNet-50 to maps of the given strides.
+    """Cut torchvision's ResNet-50 to maps of some of the strides 4, 8, 16, 32.
 
-    Args:
-        strides (Sequence[int]): Of 4, 8, 16, 32.
-        checkpoint (str, optional): Its weights, as torchvision publishes them. Defaults to None:
-            random.
-
-    Raises:
-        UserError: A stride that it does not have, or weights that are not of a ResNet-50.
+    Its weights are random, or those of ``checkpoint``, as torchvision publishes them; others, and
+    other strides, are a UserError.
     """
     from torchvision.models import resnet50
     from torchvision.models.feature_extraction import create_feature_extractor
@@ -108,9 +93,8 @@ def resnet50_levels(strides: Sequence[int], checkpoint: str | None = None) -> Le
         try:
             network.load_state_dict(find_state_dict(read_checkpoint(checkpoint), checkpoint))
         except RuntimeError as error:
-            raise UserError(
-                f"{checkpoint} does not hold torchvision's ResNet-50: {str(error)[:200]}"
-            ) from error
+            what = f"{checkpoint} does not hold torchvision's ResNet-50"
+            raise UserError(f'{what}: {str(error)[:200]}') from error
     cut = create_feature_extractor(network.eval(), [names[s] for s in strides])
 
     def levels(image: Tensor) -> list[Tensor]:

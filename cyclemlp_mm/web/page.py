@@ -1,7 +1,5 @@
 """The page itself, made with Gradio."""
 
-from __future__ import annotations
-
 import html
 import os
 import re
@@ -23,9 +21,7 @@ from .workbench import Workbench
 
 NONE = 'none'
 # Fonts of the visitor's own machine: the page asks no other server for anything.
-THEME = gr.themes.Default(
-    font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'], primary_hue='blue'
-)
+FONTS = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
 CSS = """
 .swatch {display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 0.7em;
          border: 1px solid #555; vertical-align: -0.08em}
@@ -36,17 +32,15 @@ QUIET = dict(show_progress='hidden', api_visibility='private')
 
 def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
     """Build the page for the models of a workbench, with limits for what the browser sends."""
+    about = (
+        '# cyclemlp_mm\nDrop an image to see what the model finds in it: JPEG, PNG, WebP or BMP,'
+    )
     with gr.Blocks(title='cyclemlp_mm', analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(
-            '# cyclemlp_mm\nDrop an image to see what the model finds in it: JPEG, PNG, WebP or '
-            f'BMP, up to {limits.megabytes:g} MB.'
-        )
+        gr.Markdown(f'{about} up to {limits.megabytes:g} MB.')
         with gr.Row():
             with gr.Column(scale=1, min_width=340):
-                sources = ['upload', 'clipboard']
-                upload = gr.Image(
-                    label='Image', type='filepath', sources=sources, height=230, elem_id='upload'
-                )
+                look = dict(label='Image', height=230, elem_id='upload')
+                upload = gr.Image(type='filepath', sources=['upload', 'clipboard'], **look)
                 # Gradio only checks that the path is its own: read_upload decodes, with better
                 # messages. (A subclass would do, but Gradio writes a .pyi next to every one.)
                 upload.preprocess = lambda payload: payload and payload.path
@@ -54,9 +48,8 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
                 second = _model_choice(workbench, 'Compare with config', 'second')
                 button = gr.Button('Predict', variant='primary', elem_id='predict')
             with gr.Column(scale=3):
-                slider = gr.Slider(
-                    0.05, 0.95, value=0.3, step=0.05, label='Minimum score', elem_id='score'
-                )
+                look = dict(label='Minimum score', elem_id='score')
+                slider = gr.Slider(0.05, 0.95, value=0.3, step=0.05, **look)
                 problem = gr.HTML(elem_id='problem', visible=True)
                 with gr.Row():
                     shown = [*_result_panel('first'), *_result_panel('second')]
@@ -120,18 +113,11 @@ def _model_choice(workbench: Workbench, label: str, key: str) -> tuple[gr.Dropdo
 
 
 def _result_panel(key: str) -> tuple[gr.Column, gr.Image, gr.HTML]:
+    look = dict(label='Result', height=480, buttons=['download', 'fullscreen'])
     with gr.Column(visible=key == 'first', min_width=280) as column:
         facts = gr.HTML(elem_id=f'{key}-facts')
-        picture = gr.Image(
-            label='Result',
-            type='numpy',
-            format='png',
-            interactive=False,
-            height=480,
-            buttons=['download', 'fullscreen'],
-            elem_id=f'{key}-result',
-        )
-    return column, picture, facts
+        kind = dict(type='numpy', format='png', interactive=False, elem_id=f'{key}-result')
+        return column, gr.Image(**look, **kind), facts
 
 
 def _redraw(answers: list, score_thr: float) -> list:
@@ -152,7 +138,7 @@ def launch(
     block: bool = True,
     names: Sequence[str] = (),
 ) -> str:
-    """Serve the page; returns its address.
+    """Serve the page; returns its address. Raises a UserError if the port is taken.
 
     Args:
         page (gr.Blocks): See :func:`build_page`.
@@ -161,32 +147,17 @@ def launch(
         port (int): Port; 0 takes a free one.
         block (bool): Stay here until it is stopped. Defaults to True.
         names (Sequence[str]): See :class:`.same_site.SameSite`. Defaults to ().
-
-    Raises:
-        UserError: The port is taken.
     """
     page.queue(max_size=20, api_open=False)  # no way around it
+    options = dict(share=False, pwa=False, mcp_server=False, enable_monitoring=False)
+    options |= dict(inbrowser=False, quiet=True, show_error=False, ssr_mode=False)
+    options |= dict(theme=gr.themes.Default(**FONTS, primary_hue='blue'), css=CSS)
+    options |= dict(footer_links=['gradio'], allowed_paths=[], state_session_capacity=50)
+    options['app_kwargs'] = dict(middleware=[Middleware(SameSite, names=[host, *names])])
+    options['max_file_size'] = int(limits.megabytes * 1e6)
     try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port or None,
-            share=False,
-            inbrowser=False,
-            quiet=True,
-            max_file_size=int(limits.megabytes * 1e6),
-            allowed_paths=[],
-            show_error=False,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            state_session_capacity=50,
-            theme=THEME,
-            css=CSS,
-            footer_links=['gradio'],
-            app_kwargs=dict(middleware=[Middleware(SameSite, names=[host, *names])]),
-        )
+        where = dict(server_name=host, server_port=port or None)
+        _, url, _ = page.launch(**where, prevent_thread_lock=True, **options)
     except OSError as error:
         raise UserError(f'cannot listen on {host}:{port}: {error}') from error
     if block:

@@ -13,9 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 class SameSite:
     """ASGI middleware that answers 403 to foreign ``Host`` and ``Origin`` headers.
 
-    A page elsewhere can send requests to this address, and by a name of its own that it points
-    here it could read the answers. Numeric addresses, this machine's names and ``names`` are taken
-    as ``Host``; a request with an ``Origin`` must come from the same host.
+    A page elsewhere could send requests here, and read the answers by a name of its own. Numeric
+    addresses, this machine's names and ``names`` are taken; an ``Origin`` must be the same host.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str] = ()) -> None:
@@ -30,8 +29,7 @@ class SameSite:
             headers = Headers(scope=scope)
             host, origin = headers.get('host', ''), headers.get('origin')
             if not self._is_own(host):
-                reason = 'this server is not known by that name: start it with --allow-host NAME'
-                answer = PlainTextResponse(reason, 403)
+                answer = PlainTextResponse('unknown host: start with --allow-host NAME', 403)
             elif origin is not None and urlsplit(origin).netloc.lower() != host.lower():
                 answer = PlainTextResponse('requests from other sites are rejected', 403)
         await answer(scope, receive, send)

@@ -1,7 +1,5 @@
 """Files from the browser: checked before they are decoded."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +24,7 @@ class UploadLimits:
 
 
 def read_upload(path: str | Path, limits: UploadLimits) -> np.ndarray:
-    """Decode an upload, whatever its name, to BGR uint8, (H, W, 3).
-
-    Raises:
-        UserError: It is too large, too small, no image of ``FORMATS``, or broken.
-    """
+    """Decode an upload, whatever its name, to BGR uint8, (H, W, 3); raises a UserError."""
     megabytes = Path(path).stat().st_size / 1e6
     if megabytes > limits.megabytes:
         raise UserError(f'This file has {megabytes:.1f} MB; at most {limits.megabytes:g} are taken')

@@ -1,7 +1,5 @@
 """What the page's buttons do: find and load models, predict once, draw again."""
 
-from __future__ import annotations
-
 import html
 import re
 import threading
@@ -28,35 +26,23 @@ TILE_FROM_PIXELS, TILING = 2048 * 2048, Tiling(1024)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the page calls a model, its config, and its checkpoints, the one to take first."""
+    """A model's name on the page, its config, and its checkpoints, the default one first."""
 
     name: str
     config: Path
     checkpoints: tuple[Path, ...]
 
-    def checkpoint(self, name: str) -> Path:
-        """Find the checkpoint of that file name, or raise MissingFileError."""
-        for path in self.checkpoints:
-            if path.name == name:
-                return path
-        raise MissingFileError(f'{self.name} has no checkpoint {name!r}')
-
 
 def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) -> list[ModelChoice]:
-    """Find all detectors and segmentors that there are.
-
-    A config is a program, so the page takes none from the browser: it offers names from this list.
+    """Find all detectors and segmentors; the page offers only these, as a config is a program.
 
     Args:
-        work_dirs (str | Path): Its folders are searched for a config next to checkpoints, as
-            trainings leave them.
+        work_dirs (str | Path): Its folders may have a config next to checkpoints.
         named (Sequence[tuple[str, str]]): More, as config (path or name) and checkpoint.
 
     Returns:
-        list[ModelChoice]: Those named, the model of ``make demo``, then the others by name.
-
-    Raises:
-        MissingFileError: There is none, or one that is named is not there.
+        list[ModelChoice]: Those named, the model of ``make demo``, then the others by name; a
+        MissingFileError is raised if there is none, or one that is named is not there.
     """
     found = []
     for config, checkpoint in named:
@@ -72,15 +58,13 @@ def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) ->
     for folder in sorted(folders, key=lambda path: (path.name != 'demo', path)):
         checkpoints = _checkpoints(folder)
         for config in sorted(folder.glob('*.py')) if checkpoints else ():
-            # Not run: somebody's own file may be anything, and only a training writes this line.
+            # Not run: it may be any program, and only a training writes this line.
             text = config.read_text(encoding='utf-8', errors='replace') if config.is_file() else ''
             if re.search(r"^default_scope = '(mmdet|mmseg)'", text, re.MULTILINE):
                 found.append(ModelChoice(f'{folder.name}: {config.stem}', config, checkpoints))
     if not found:
-        raise MissingFileError(
-            f'no trained detector or segmentor in {root}: run `make demo` first, or give --model '
-            'CONFIG CHECKPOINT'
-        )
+        fix = 'run `make demo` first, or give --model CONFIG CHECKPOINT'
+        raise MissingFileError(f'no trained detector or segmentor in {root}: {fix}')
     return found
 
 
@@ -101,8 +85,8 @@ def _checkpoints(folder: Path) -> tuple[Path, ...]:
 class Answer:
     """A prediction with all that is needed to draw it again.
 
-    ``image`` is RGB uint8 in the size in which it is shown, ``prediction`` is in its pixels,
-    ``size`` is width and height of the upload, ``seconds`` is without loading the model.
+    ``image`` is RGB uint8 as shown, ``prediction`` in its pixels, ``size`` is width and height of
+    the upload, ``seconds`` is without loading the model.
     """
 
     image: np.ndarray
@@ -149,27 +133,18 @@ class Workbench:
         self, models: Sequence[ModelChoice], device: str | None = None, max_loaded: int = 3
     ) -> None:
         self.models = {model.name: model for model in models}
-        self.device = device
-        self.max_loaded = max_loaded
+        self.device, self.max_loaded = device, max_loaded
         self._loaded = OrderedDict()
         self._lock = threading.Lock()  # one at a time: they share the processor anyway
 
     def model(self, name: str) -> ModelChoice:
-        """Find the model of that name; a page that was open before a restart may ask for another.
-
-        Raises:
-            MissingFileError: There is none.
-        """
+        """Find a model; MissingFileError if a page from before a restart asks for another."""
         if name not in self.models:
             raise MissingFileError(f'there is no model {name!r} here: reload the page')
         return self.models[name]
 
     def predict(self, name: str, checkpoint: str, image: np.ndarray) -> Answer:
-        """Predict an image, BGR uint8, (H, W, 3), by a model's name and a checkpoint's file name.
-
-        Raises:
-            UserError: Model or checkpoint is not there or does not load.
-        """
+        """Predict an image, BGR uint8, (H, W, 3), by the names of model and checkpoint."""
         with self._lock:
             predictor = self._load(self.model(name), checkpoint)
             start = time.perf_counter()
@@ -178,13 +153,14 @@ class Workbench:
             else:
                 [prediction] = predictor.predict([image])
             seconds = time.perf_counter() - start
-        shown, prediction = fit(image[..., ::-1], prediction, SHOWN_SIDE)
-        size = image.shape[1], image.shape[0]
-        classes, palette, device = predictor.classes, predictor.palette, predictor.device
-        return Answer(shown, prediction, classes, palette, seconds, device, size)
+        shown = fit(image[..., ::-1], prediction, SHOWN_SIDE)
+        model = predictor.classes, predictor.palette
+        return Answer(*shown, *model, seconds, predictor.device, image.shape[1::-1])
 
     def _load(self, model: ModelChoice, checkpoint: str) -> Predictor:
-        path = model.checkpoint(checkpoint)
+        path = next((path for path in model.checkpoints if path.name == checkpoint), None)
+        if path is None:
+            raise MissingFileError(f'{model.name} has no checkpoint {checkpoint!r}')
         # The time too: a training that continues writes new weights under the old name.
         key = str(model.config), str(path), path.stat().st_mtime_ns
         if key not in self._loaded:

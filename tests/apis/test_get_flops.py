@@ -30,9 +30,8 @@ def test_proposals_of_a_two_stage_detector_are_counted(capsys):
     found = get_flops([name, '--size', '64', '96'])
     parts = found['parts']
     assert parts['roi_head.bbox_head'] == 1000 * (7 * 7 * 256 * 1024 + 1024**2 + 1024 * (81 + 320))
-    few = get_flops(
-        [name, '--size', '64', '96', '--cfg-options', 'model.test_cfg.rcnn.max_per_img=10']
-    )
+    options = ['--cfg-options', 'model.test_cfg.rcnn.max_per_img=10']
+    few = get_flops([name, '--size', '64', '96', *options])
     assert parts['roi_head.mask_head'] == 10 * few['parts']['roi_head.mask_head']
     assert 'roi_head.mask_head' in capsys.readouterr().out
 
@@ -43,14 +42,8 @@ def test_the_teacher_is_no_part_of_the_student():
     assert plain['multiply_adds'] == taught['multiply_adds']
 
 
-@pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (['--arch', 'b9'], 'has no arch'),
-        (['--arch', 'b1', '--backbone', 'FPN'], 'must be one of CycleMLP'),
-        (['no_such_config'], 'neither a file nor'),
-    ],
-)
-def test_errors(arguments, message):
-    with pytest.raises(UserError, match=message):
-        get_flops(arguments)
+def test_errors():
+    with pytest.raises(UserError, match='has no arch'):
+        get_flops(['--arch', 'b9'])
+    with pytest.raises(UserError, match='must be one of CycleMLP'):
+        get_flops(['--arch', 'b1', '--backbone', 'FPN'])

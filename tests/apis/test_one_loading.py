@@ -1,7 +1,6 @@
 """Every tool loads an image as training does, from shipped configs and from those of a work dir."""
 
 import json
-import os
 import pickle
 import re
 import shutil
@@ -19,19 +18,17 @@ from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.apis.visualize import visualize
 from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
 from cyclemlp_mm.engine import check_loaded_weights, load_config, skip_bad_images
-from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Predictor
+from cyclemlp_mm.visualization import gallery
 
 SIZE = (96, 64)  # width, height as stored
-#: Turns that change the size, and ones that do not.
-ORIENTATIONS = (6, 8, 5)
 
 
-def turn(files, orientations=ORIENTATIONS):
-    """Give JPEGs an EXIF orientation; their pixels and annotations stay."""
-    for i, path in enumerate(sorted(files)):
+def turn(files):
+    """Give three JPEGs an EXIF orientation; their pixels and annotations stay."""
+    for path, orientation in zip(sorted(files), (6, 8, 5), strict=True):
         image, exif = Image.open(path), Image.Exif()
-        exif[0x0112] = orientations[i % len(orientations)]
+        exif[0x0112] = orientation
         image.save(path, quality='keep', exif=exif)
 
 
@@ -75,8 +72,6 @@ def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatc
     assert [tuple(one['ori_shape']) for one in found] == 3 * [SIZE[::-1]]
     assert {height for _, height in sizes((tmp_path / 'drawn').iterdir())} == {SIZE[1]}
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
-
-    from cyclemlp_mm.visualization import gallery
 
     drawn = []
     monkeypatch.setattr(gallery, 'draw_gallery', lambda judged, *_: drawn.extend(judged))
@@ -130,17 +125,6 @@ def test_pictures_of_images_of_one_name_in_sub_folders(detector, tmp_path, monke
     assert drawn == ['cam0/0.jpg', 'cam0/1.jpg', 'cam1/0.jpg', 'cam1/1.jpg']
 
 
-@pytest.mark.timeout(60)
-def test_a_pipe_as_an_image_or_label_does_not_hang(segmentor, tmp_path):
-    config, checkpoint, _ = map(str, segmentor)
-    os.mkfifo(tmp_path / 'pipe.jpg')
-    Image.new('RGB', (64, 64)).save(tmp_path / 'whole.jpg')
-    with pytest.raises(UserError, match=r'1 of 2 files(?s:.*)pipe\.jpg is not a regular file'):
-        infer([config, checkpoint, f'{tmp_path}/*.jpg', '--out', str(tmp_path / 'out')])
-    with pytest.raises(UserError, match=r'pipe\.jpg is not a regular file'):
-        infer([config, checkpoint, str(tmp_path / 'pipe.jpg'), '--out', str(tmp_path / 'out')])
-
-
 GREY = dict(type='LoadImageFromFile', color_type='grayscale')
 BANDS = dict(type='LoadImageFromNpyFile')
 
@@ -170,29 +154,24 @@ def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, lo
         ['gallery', config, checkpoint],
         ['field', config, '--size', '64', '--number', '1'],
     ):
-        visualize([*arguments, '--out', f'{arguments[0]}.png'])
-        assert (tmp_path / f'{arguments[0]}.png').is_file()
+        assert visualize([*arguments, '--out', f'{arguments[0]}.png']).is_file()
     if load is GREY:  # what is decoded elsewhere, as frames of videos are
-        predictor = Predictor(config, checkpoint, 'cpu')
-        predictor.predict([np.zeros((64, 64, 3), np.uint8)])
+        Predictor(config, checkpoint, 'cpu').predict([np.zeros((64, 64, 3), np.uint8)])
 
 
 def test_shipped_configs_name_the_hooks_of_images_and_weights():
     """So the toolboxes' own tools load alike; a hook of the user's own stays the only one."""
-    names = [path.stem for path in (ROOT / 'configs').glob('*.py')]
-    for name in names:
-        cfg = load_config(name)
-        assert cfg.default_hooks.skip_bad_images.type == 'SkipBadImages', name
-        assert cfg.default_hooks.check_weights.type == 'CheckLoadedWeights', name
+    for path in (ROOT / 'configs').glob('*.py'):
+        cfg = load_config(path.stem)
+        assert cfg.default_hooks.skip_bad_images.type == 'SkipBadImages', path
+        assert cfg.default_hooks.check_weights.type == 'CheckLoadedWeights', path
         skip_bad_images(cfg)
         check_loaded_weights(cfg)
-        assert not cfg.get('custom_hooks') or not re.search(
-            'SkipBadImages|CheckLoadedWeights', str(cfg.custom_hooks)
-        )
-    foreign = Config(dict(custom_hooks=[dict(type='SkipBadImages', max_bad_fraction=0.2)]))
-    skip_bad_images(foreign)
-    assert foreign.custom_hooks == [dict(type='SkipBadImages', max_bad_fraction=0.2)]
-    foreign = Config(dict(default_hooks=dict(logger=None)))
-    skip_bad_images(foreign)
-    check_loaded_weights(foreign)
-    assert foreign.custom_hooks == [dict(type='SkipBadImages'), dict(type='CheckLoadedWeights')]
+        custom = str(cfg.get('custom_hooks'))
+        assert not re.search('SkipBadImages|CheckLoadedWeights', custom)
+    own = [dict(type='SkipBadImages', max_bad_fraction=0.2)]
+    for hooks, expected in ((own, own), ([], [dict(type='SkipBadImages')])):
+        foreign = Config(dict(custom_hooks=hooks))
+        skip_bad_images(foreign)
+        check_loaded_weights(foreign)
+        assert foreign.custom_hooks == [*expected, dict(type='CheckLoadedWeights')]

@@ -8,24 +8,22 @@ import sys
 
 import pytest
 
-from cyclemlp_mm.apis.run_tool import guard_screen, run_tool, show
+from cyclemlp_mm.apis.run_tool import guard_screen, run_tool, show, track
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.preflight.files import in_parallel
 
 HOSTILE = ['\x1b[2J', '\x1b]0;a\x07', '\x9b31m', 'a\rb', '\x08', '\u202egpj.exe', '\udcff', '\0']
 
 
-@pytest.fixture
-def screen(capsys):
-    """All that is printed; the process is as before afterwards."""
+@pytest.fixture(autouse=True)
+def as_before():
     before = logging.getLogRecordFactory(), sys.stdout, sys.stderr
-    yield lambda: ''.join(capsys.readouterr())
+    yield
     logging.setLogRecordFactory(before[0])
     sys.stdout, sys.stderr = before[1:]
 
 
 @pytest.mark.parametrize('text', HOSTILE, ids=ascii)
-def test_names_are_shown_with_their_control_characters_escaped(screen, text):
+def test_names_are_shown_with_their_control_characters_escaped(text, capsys):
     """By print, by the log, by warnings, and in what an error says."""
 
     def tool():
@@ -38,46 +36,41 @@ def test_names_are_shown_with_their_control_characters_escaped(screen, text):
 
     with pytest.raises(SystemExit):
         run_tool(tool)
-    printed = screen()
+    printed = ''.join(capsys.readouterr())
     assert printed.count(show(text)) == 4 and show(text).isascii()
     assert not any(c in printed for c in '\x1b\x9b\x07\x08\0\r\u202e')
 
 
-def test_what_is_no_control_character_stays(screen):
+def test_what_is_no_control_character_stays(capsys):
     guard_screen()
     text = 'Größe 图像 🙂 é a\tb\nc'
-    print(text)
-    print('\r 10%|#', end='\r')  # a progress bar
-    tag = '\x1b[4m\x1b[37mINFO\x1b[0m'  # mmengine's
-    print(tag)
-    assert screen() == f'{text}\n\r 10%|#\r{tag}\n'
+    bar, tag = '\r 10%|#\r', '\x1b[4m\x1b[37mINFO\x1b[0m'  # a progress bar, mmengine's level
+    print(text, bar, tag, sep='\n')
+    assert capsys.readouterr().out == f'{text}\n{bar}\n{tag}\n'
     assert show(text) == text
 
 
-def test_a_progress_bar_moves_the_cursor(screen, monkeypatch):
+def test_a_progress_bar_moves_the_cursor(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setenv('TERM', 'xterm')
-    monkeypatch.setattr(sys, 'stderr', Terminal())
+    sys.stderr = Terminal()
     guard_screen()
-    assert in_parallel(str, [1, 2], 'Images') == ['1', '2']
+    assert list(track([1, 2], 'Images')) == [1, 2]
     drawn = sys.stderr.raw.getvalue()
     assert '\x1b[' in drawn and r'\x1b' not in drawn
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_below_the_output(monkeypatch, number):
+def test_a_full_disk_below_the_output(number):
     class Full(io.StringIO):
         def write(self, text):
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sys, 'stdout', Full())
-    monkeypatch.setattr(sys, 'stderr', sys.stderr)
-    factory = logging.getLogRecordFactory()
+    sys.stdout = Full()
     guard_screen()
-    logging.setLogRecordFactory(factory)
     if number == errno.EIO:
         with pytest.raises(OSError, match='Input/output'):
             print('lost')

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, init_default_scope
 from toy_models import ARCH
 
-import cyclemlp_mm
 from cyclemlp_mm import config_path
 from cyclemlp_mm.engine import configs_dir, load_config
 from cyclemlp_mm.errors import MissingFileError
@@ -18,17 +16,11 @@ IMAGE = np.zeros((64, 64, 3), np.uint8)
 
 def test_config_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = configs_dir() / 'cyclemlp_demo.py'
     for name in ('cyclemlp_demo', 'cyclemlp_demo.py'):
-        assert cyclemlp_mm.config_path(name) == str(path)
-        (tmp_path / 'cyclemlp_demo.py').touch()  # a file of the same name here is not meant
-        (tmp_path / 'cyclemlp_demo').touch()
+        (tmp_path / name).touch()  # a file of the same name here is not meant
+        assert config_path(name) == str(configs_dir() / 'cyclemlp_demo.py')
     with pytest.raises(MissingFileError, match='Did you mean retinanet_cyclemlp_b1'):
         config_path('retinanet_cyclemlp_b1_fpn_1x_cocoa')
-
-
-def test_nothing_of_mmengine_is_replaced():
-    assert BaseInferencer._load_model_from_metafile.__module__ == BaseInferencer.__module__
 
 
 def test_mmdet_and_mmseg(detector, segmentor):
@@ -95,34 +87,21 @@ ROWS = {
         img_size=64,
     ),
 }
+#: Parameters by their depth.
 DEPTHS = {
-    'CycleMLP': {
-        'stem.proj.weight': 0,
-        'stages.0.0.norm1.weight': 1,
-        'downsamples.1.proj.weight': 1,
-        'stages.3.0.mlp.fc1.bias': 4,
-        'norm0.weight': 5,
-        'norm3.bias': 5,
-    },
-    'MPViT': {
-        'stem.0.conv.weight': 0,
-        'stages.0.embeds.0.depthwise.weight': 0,
-        'stages.0.paths.1.position.weight': 1,
-        'stages.1.paths.0.layers.1.norm1.weight': 3,
-        'stages.1.aggregate.conv.weight': 3,
-        'stages.2.embeds.0.depthwise.weight': 3,
-        'stages.3.paths.0.layers.0.qkv.weight': 5,
-    },
-    'DenseRepMLPNet': {
-        'patch_embed.projection.weight': 0,
-        'stages.0.0.norm1.weight': 1,
-        'downsample_layers.0.conv.weight': 1,
-        'stages.1.1.repmlp_block.fc3.weight': 3,
-        'downsample_layers.2.conv.weight': 4,
-        'stages.3.0.norm1.bias': 5,
-        'final_norm.weight': 6,
-        'norm1.weight': 6,
-    },
+    'CycleMLP': """
+        0 stem.proj.weight  1 stages.0.0.norm1.weight  1 downsamples.1.proj.weight
+        4 stages.3.0.mlp.fc1.bias  5 norm0.weight  5 norm3.bias""",
+    'MPViT': """
+        0 stem.0.conv.weight  0 stages.0.embeds.0.depthwise.weight
+        1 stages.0.paths.1.position.weight  3 stages.1.paths.0.layers.1.norm1.weight
+        3 stages.1.aggregate.conv.weight  3 stages.2.embeds.0.depthwise.weight
+        5 stages.3.paths.0.layers.0.qkv.weight""",
+    'DenseRepMLPNet': """
+        0 patch_embed.projection.weight  1 stages.0.0.norm1.weight
+        1 downsample_layers.0.conv.weight  3 stages.1.1.repmlp_block.fc3.weight
+        4 downsample_layers.2.conv.weight  5 stages.3.0.norm1.bias  6 final_norm.weight
+        6 norm1.weight""",
 }
 
 
@@ -131,7 +110,8 @@ def test_layer_depths(family):
     pytest.importorskip('mmpretrain')
     backbone = MODELS.build(dict(type=family, **ROWS[family]))
     number = sum(backbone.depths) + 2
-    for name, depth in DEPTHS[family].items():
+    words = DEPTHS[family].split()
+    for depth, name in zip(map(int, words[::2]), words[1::2], strict=True):
         assert name in dict(backbone.named_parameters()), name
         assert backbone.get_layer_depth(name) == (depth, number)
         assert backbone.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, number)
@@ -147,19 +127,14 @@ def test_learning_rates_decay_from_layer_to_layer(family):
 
     cfg = load_config('cyclemlp_demo')
     init_default_scope('mmpretrain')
-    backbone = dict(type=family, out_indices=(2,), **ROWS[family])  # stage 3 is not built
-    cfg.model.backbone = backbone
+    cfg.model.backbone = dict(type=family, out_indices=(2,), **ROWS[family])  # without stage 3
     cfg.model.head.in_channels = 64
     model = MODELS.build(cfg.model)
-    optim = dict(
-        type='OptimWrapper',
-        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1),
-        constructor='LearningRateDecayOptimWrapperConstructor',
-        paramwise_cfg=dict(layer_decay_rate=0.5),
-    )
-    groups = {
-        g['param_name']: g['lr'] for g in build_optim_wrapper(model, optim).optimizer.param_groups
-    }
+    optim = dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1))
+    optim['constructor'] = 'LearningRateDecayOptimWrapperConstructor'
+    optim['paramwise_cfg'] = dict(layer_decay_rate=0.5)
+    optimizer = build_optim_wrapper(model, optim).optimizer
+    groups = {group['param_name']: group['lr'] for group in optimizer.param_groups}
     depth = sum(model.backbone.depths[:3])
     assert groups['head.fc.weight'] == 1.0
     stem = next(lr for name, lr in groups.items() if name.startswith('backbone.'))

@@ -18,14 +18,9 @@ def run_own_tool(toolbox, config, *options, cwd):
     tool = package / '.mim' / 'tools' / 'train.py'
     if not tool.is_file():
         pytest.skip(f'this {toolbox} ships no tools/train.py')
-    done = subprocess.run(
-        [sys.executable, str(tool), str(config), '--work-dir', 'wd', '--cfg-options', *options],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    command = [tool, config, '--work-dir', 'wd', '--cfg-options', *options]
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, timeout=600, **output)
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
 
@@ -44,12 +39,13 @@ def test_mmseg_with_bn_for_sync_bn(tmp_path):
     data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))
     cfg = use_own_data(load_config('upernet_cyclemlp_b1_512x512_160k_ade20k'), data)
     cfg.dump(tmp_path / 'config.py')
-    small = ['train_dataloader.dataset.pipeline.3.scale=(128,64)']
-    small += ['train_dataloader.dataset.pipeline.4.crop_size=(64,64)']
-    small += ['val_dataloader.dataset.pipeline.1.scale=(128,64)']
-    small += ['model.data_preprocessor.size=(64,64)', 'model.backbone.init_cfg=None']
-    few = [f'{key}=1' for key in ('train_cfg.max_iters', 'train_cfg.val_interval')]
-    few += ['default_hooks.logger.interval=1', *NO_WORKERS]
-    printed = run_own_tool('mmseg', tmp_path / 'config.py', *small, *few, cwd=tmp_path)
+    options = """
+        train_dataloader.dataset.pipeline.3.scale=(128,64)
+        train_dataloader.dataset.pipeline.4.crop_size=(64,64)
+        val_dataloader.dataset.pipeline.1.scale=(128,64) model.data_preprocessor.size=(64,64)
+        model.backbone.init_cfg=None train_cfg.max_iters=1 train_cfg.val_interval=1
+        default_hooks.logger.interval=1"""
+    options = *options.split(), *NO_WORKERS
+    printed = run_own_tool('mmseg', tmp_path / 'config.py', *options, cwd=tmp_path)
     assert 'BN is used in place of SyncBN, as there is one process' in printed
     assert re.search(r'Iter\(train\) \[\s*1/\s*1\].* loss: \d', printed)

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 
-from cyclemlp_mm.apis.train import _move_earlier_run, train
+from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.engine import make_robust
 from cyclemlp_mm.engine.hooks.stop import NonFiniteLossError
 from cyclemlp_mm.engine.runner.resume import run_training
@@ -19,6 +19,7 @@ from cyclemlp_mm.weights import install_safe_loading
 
 DEMO = 'retinanet_cyclemlp_demo'
 OLD = {'epoch_1.pth', 'iter_40.pth', 'epoch_2_iter_7.pth', 'best_coco_bbox_mAP_epoch_1.pth'}
+OTHERS = {'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'}
 
 
 @pytest.fixture
@@ -26,57 +27,59 @@ def work_dir(tmp_path, monkeypatch):
     """With an earlier training's files, and what else a user may have put there."""
     pytest.importorskip('mmdet')
     monkeypatch.chdir(tmp_path)
-
-    def stop(cfg, start_from):
-        raise UserError('far enough')
-
-    monkeypatch.setattr('cyclemlp_mm.apis.train.build_runner', stop)
     folder = tmp_path / 'wd'
     folder.mkdir()
-    for name in (*OLD, 'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'):
+    for name in (*OLD, *OTHERS):
         (folder / name).write_text(name)
     (folder / 'last_checkpoint').write_text('wd/epoch_1.pth')
     return folder
 
 
-def start(*arguments):
-    with pytest.raises(UserError, match='far enough'):
-        train([DEMO, '--work-dir', 'wd', '--skip-check', *arguments])
+@pytest.fixture
+def start(work_dir, monkeypatch):
+    """Begin a training; returns what it would log."""
+    logged = []
+
+    def stop(*_):
+        raise UserError('far enough')
+
+    monkeypatch.setattr('cyclemlp_mm.apis.train.build_runner', lambda *_: None)
+    monkeypatch.setattr('cyclemlp_mm.apis.train.log', lambda _, lines: logged.extend(lines))
+    monkeypatch.setattr('cyclemlp_mm.apis.train.progress_bar', stop)
+
+    def begin(*arguments, match='far enough'):
+        with pytest.raises(UserError, match=match):
+            train([DEMO, '--work-dir', 'wd', '--skip-check', *arguments])
+        return '\n'.join(logged)
+
+    return begin
 
 
-def test_checkpoints_of_an_earlier_training_are_moved(work_dir):
-    start()
+def test_checkpoints_of_an_earlier_training_are_moved(work_dir, start):
+    logged = start()
+    assert 'had 4 checkpoints of an earlier training' in logged and '--resume' in logged
     [moved] = work_dir.glob('earlier_*')
     assert {path.name for path in moved.iterdir()} == {*OLD, 'last_checkpoint', f'{DEMO}.py'}
     assert (moved / 'epoch_1.pth').read_text() == 'epoch_1.pth'
-    left = {path.name for path in work_dir.iterdir()} - {moved.name}
-    assert left == {'CycleMLP_B1.pth', 'notes.txt', f'{DEMO}.py'}
+    assert {path.name for path in work_dir.iterdir()} == {*OTHERS, moved.name}
     (work_dir / 'epoch_1.pth').write_text('of the second')
     start()
     assert len(list(work_dir.glob('earlier_*'))) == 2
 
 
-def test_the_log_says_so(work_dir):
-    cfg = Config(dict(work_dir=str(work_dir)))
-    [said] = _move_earlier_run(cfg)
-    assert 'had 4 checkpoints of an earlier training' in said and '--resume' in said
-    assert _move_earlier_run(cfg) == []
-
-
-def test_a_training_that_is_resumed_moves_nothing(work_dir):
-    torch.save(
-        dict(meta=dict(iter=1, epoch=1), state_dict={}, optimizer={}, message_hub={}),
-        work_dir / 'epoch_1.pth',
-    )
+def test_a_training_that_is_resumed_moves_nothing(work_dir, start):
+    meta = dict(iter=1, epoch=1)
+    content = dict(meta=meta, state_dict={}, optimizer={}, message_hub={})
+    torch.save(content, work_dir / 'epoch_1.pth')
     start('--resume', 'wd/epoch_1.pth')
     assert not list(work_dir.glob('earlier_*'))
 
 
 @pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg.checkpoint'])
-def test_a_checkpoint_that_is_needed_is_not_moved(work_dir, key):
+def test_a_checkpoint_that_is_needed_is_not_moved(work_dir, start, key):
     torch.save(dict(state_dict={'a': torch.ones(1)}), work_dir / 'iter_40.pth')
-    with pytest.raises(UserError, match=rf'{key} is .*iter_40\.pth.* another --work-dir'):
-        train([DEMO, '--work-dir', 'wd', '--skip-check', '--cfg-options', f'{key}=wd/iter_40.pth'])
+    message = rf'{key} is .*iter_40\.pth.* another --work-dir'
+    start('--cfg-options', f'{key}=wd/iter_40.pth', match=message)
     assert (work_dir / 'iter_40.pth').exists()
 
 
@@ -98,22 +101,19 @@ def toy_runner(folder, losses=(1, 1), max_iters=None, resume=None, optimizer=Non
     cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=max_iters or len(losses))))
     make_robust(cfg)
     name = f'toy_{next(NUMBERS)}'
+    hooks = [hook for hook in cfg.custom_hooks if hook.type == 'StopOnNonFiniteLoss']
+    images = [dict(inputs=torch.tensor([float(loss)])) for loss in losses]
     return Runner(
         model=Toy(),
         work_dir=str(folder),
         experiment_name=name,
         cfg=cfg,
-        train_dataloader=torch.utils.data.DataLoader(
-            [dict(inputs=torch.tensor([float(loss)])) for loss in losses]
-        ),
+        train_dataloader=torch.utils.data.DataLoader(images),
         optim_wrapper=dict(optimizer=optimizer or dict(type='SGD', lr=0.1)),
         param_scheduler=schedule,
         train_cfg=cfg.train_cfg,
         default_hooks=dict(checkpoint=dict(cfg.default_hooks.checkpoint, by_epoch=False)),
-        custom_hooks=[
-            *(h for h in cfg.custom_hooks if h.type == 'StopOnNonFiniteLoss'),
-            dict(type='CheckLoadedWeights'),
-        ],
+        custom_hooks=[*hooks, dict(type='CheckLoadedWeights')],
         visualizer=dict(type='Visualizer', name=name, vis_backends=[]),
         resume=resume is not None,
         load_from=resume and str(resume),
@@ -138,17 +138,12 @@ def resume_toy(file, content, **settings):
     assert runner.iter == 3
 
 
-@pytest.mark.parametrize('losses', [['nan'], ['nan', 'inf', '-inf', 'nan']])
-def test_a_training_of_losses_that_are_all_nan_is_an_error(losses, tmp_path):
-    runner = toy_runner(tmp_path, losses)
-    with pytest.raises(NonFiniteLossError, match=f'{len(losses)} of {len(losses)} iterations'):
+def test_losses_that_are_not_finite(tmp_path):
+    runner = toy_runner(tmp_path, ['nan', 'inf', '-inf', 'nan'])
+    with pytest.raises(NonFiniteLossError, match='4 of 4 iterations'):
         runner.train()
     assert runner.model.weight == 1
-
-
-def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path):
-    runner = toy_runner(tmp_path, ['nan', 1, 'nan'])
-    lines = []
+    runner, lines = toy_runner(tmp_path, ['nan', 1, 'nan']), []
     runner.logger.warning = lambda text, *rest: lines.append(text)
     runner.train()
     assert any('2 of 3 iterations had a loss that is not finite' in line for line in lines)
@@ -157,9 +152,8 @@ def test_a_training_of_some_losses_that_are_nan_says_how_many(tmp_path):
 def test_a_resumed_training_with_nothing_left_says_so(tmp_path):
     again = toy_runner(tmp_path, resume=trained_toy(tmp_path))
     again.train()
-    assert run_summary(again).startswith(
-        'nothing was left to train: the checkpoint is at 2, and train_cfg.max_iters is 2.'
-    )
+    nothing = 'nothing was left to train: the checkpoint is at 2, and train_cfg.max_iters is 2.'
+    assert run_summary(again).startswith(nothing)
 
 
 #: Parts of a checkpoint, each with values of a wrong type or without a sense.
@@ -217,12 +211,8 @@ SPOILT = {
     'message_hub.resumed_keys.last_ckpt': ['x', []],
     'message_hub.log_scalars.train/lr': [None, [1]],
 }
-
-
-ADAMW = dict(
-    optimizer=dict(type='AdamW', lr=0.1),
-    schedule=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)],
-)
+WARM_UP = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)]
+ADAMW = dict(optimizer=dict(type='AdamW', lr=0.1), schedule=WARM_UP)
 
 
 @pytest.fixture(scope='module')
@@ -244,19 +234,18 @@ def test_a_single_senseless_value_is_named(place, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'optimizer, key',
+    'kind, options, key',
     [
-        (dict(type='AdamW', amsgrad=True), 'max_exp_avg_sq'),
-        (dict(type='RMSprop', momentum=0.9), 'momentum_buffer'),
-        (dict(type='SGD', momentum=0.9), None),
+        ('AdamW', dict(amsgrad=True), 'max_exp_avg_sq'),
+        ('RMSprop', dict(momentum=0.9), 'momentum_buffer'),
+        ('SGD', dict(momentum=0.9), 'momentum_buffer'),
     ],
-    ids=lambda value: value['type'] if isinstance(value, dict) else str(value),
 )
-def test_a_state_that_an_optimiser_needs_is_missing(optimizer, key, tmp_path):
-    settings = dict(optimizer=dict(optimizer, lr=0.1))
+def test_a_state_that_an_optimiser_needs_is_missing(kind, options, key, tmp_path):
+    settings = dict(optimizer=dict(options, type=kind, lr=0.1))
     content = torch.load(trained_toy(tmp_path, **settings), weights_only=False)
-    content['optimizer']['state'][0].pop(key or 'momentum_buffer')
-    if key is None:  # SGD begins it again
+    content['optimizer']['state'][0].pop(key)
+    if kind == 'SGD':  # begins it again
         resume_toy(tmp_path / 'iter_9.pth', content, **settings)
         return
     with pytest.raises(CheckpointError, match=rf"iter_9\.pth.*'optimizer'.*{key}"):
@@ -270,8 +259,7 @@ def test_a_checkpoint_of_a_url_is_resumed(tmp_path, monkeypatch):
     saved = trained_toy(tmp_path)
     monkeypatch.setattr('cyclemlp_mm.weights.files.fetch', lambda source: saved)
     url = f'http://example.org/{saved.name}'
-    runner = toy_runner(tmp_path, max_iters=3, resume=url)
-    lines = []
+    runner, lines = toy_runner(tmp_path, max_iters=3, resume=url), []
     runner.logger.info = lambda text, *rest: lines.append(str(text))
     runner.train()
     assert runner.iter == 3 and any(f'{url} is not of the folder' in line for line in lines)

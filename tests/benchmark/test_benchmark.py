@@ -29,28 +29,23 @@ def test_a_backbone_in_training(tmp_path):
     assert (tmp_path / 'out/benchmark.csv').is_file() and (tmp_path / 'out/benchmark.png').is_file()
 
 
-@pytest.mark.parametrize(
-    'config, mode',
-    [
-        ('retinanet_cyclemlp_demo', 'train'),
-        ('cyclemlp_demo', 'infer'),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                ('retinanet_cyclemlp_demo', 'infer'),
-                ('mask_rcnn_cyclemlp_b1_fpn_6e_small', 'train'),
-                ('cyclemlp_demo', 'train'),
-                ('fpn_cyclemlp_b1_256x256_600i_small', 'train'),
-                ('fpn_cyclemlp_b1_256x256_600i_small', 'infer'),
-            ]
-        ),
-    ],
-)
+def test_mpvit_and_deploy(tmp_path):
+    arguments = ['--arch', 'mpvit_tiny', 't', '--size', '1x64x64', '--deploy', '--forms']
+    _, printed = run_tool('benchmark.py', *arguments, *ONCE, cwd=tmp_path)
+    assert re.search(r'ours\s+mpvit_tiny', printed) and (tmp_path / 'out/benchmark.json').is_file()
+
+
+DET, MASKS = 'retinanet_cyclemlp_demo', 'mask_rcnn_cyclemlp_b1_fpn_6e_small'
+CLS, SEG = 'cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
+SLOW = [(DET, 'infer'), (MASKS, 'train'), (CLS, 'train'), (SEG, 'train'), (SEG, 'infer')]
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+
+
+@pytest.mark.parametrize('config, mode', [(DET, 'train'), (CLS, 'infer'), *SLOW])
 def test_a_whole_config(config, mode, tmp_path):
     pytest.importorskip('mmpretrain')
-    run_tool(
-        'benchmark.py', '--config', config, '--size', '2x64x96', '--mode', mode, *ONCE, cwd=tmp_path
-    )
+    arguments = ['--config', config, '--size', '2x64x96', '--mode', mode, *ONCE]
+    run_tool('benchmark.py', *arguments, cwd=tmp_path)
     rows = json.loads((tmp_path / 'out/benchmark.json').read_text())['rows']
     found = [(row['contender'], row['arch']) for row in rows]
     assert found == [('ours', config), ('published', config)]

@@ -9,6 +9,7 @@ from mmengine.runner import load_checkpoint
 from parity_rule import golden, published_tensors
 from paths import ROOT, needs_parity
 from published_names import published_state_dict
+from toy_models import ARCH
 from toy_runs import NO_WORKERS, run_tool
 
 from cyclemlp_mm.datasets.shapes import write_image_lists
@@ -35,9 +36,8 @@ def classifier(config, **backbone):
 @pytest.mark.parametrize('arch', ['b1', 'b2'])
 @pytest.mark.parametrize('wrapped', WRAPPED)
 def test_golden_logits(arch, wrapped, tmp_path):
-    torch.save(
-        WRAPPED[wrapped](published_tensors(f'cyclemlp_{arch}_cls')), tmp_path / 'published.pth'
-    )
+    content = WRAPPED[wrapped](published_tensors(f'cyclemlp_{arch}_cls'))
+    torch.save(content, tmp_path / 'published.pth')
     model = classifier(f'cyclemlp_{arch}_in1k')
     load_checkpoint(model, str(tmp_path / 'published.pth'), map_location='cpu')
     expected, image = golden(f'cyclemlp_{arch}_cls')
@@ -48,13 +48,7 @@ def test_golden_logits(arch, wrapped, tmp_path):
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-TINY = dict(
-    depths=(1, 1, 1, 1),
-    widths=(8, 8, 8, 512),
-    mlp_ratios=(1, 1, 1, 1),
-    reweight=True,
-    downsample='conv',
-)
+TINY = dict(ARCH, widths=(8, 8, 8, 512))
 
 
 def test_tensors_arrive_and_our_own_files_stay_as_they_are(tmp_path):

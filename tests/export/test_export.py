@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from published_names import published_state_dict
 from torch import nn
+from toy_models import ARCH
 
 import cyclemlp_mm.export.write as write_module
 from cyclemlp_mm.apis.export import export
@@ -21,13 +22,10 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
 
-SEMANTIC_FPN = 'fpn_cyclemlp_b1_512x512_40k_ade20k'
-UPERNET_T = 'upernet_cyclemlp_t_512x512_160k_ade20k'
 RETINANET = 'retinanet_cyclemlp_b1_fpn_1x_coco'
 # Three sizes, odd ones among them, and two batches; the file is exported once.
 SHAPES = [(b, h, w) for b in (1, 2) for h, w in ((224, 224), (160, 256), (331, 197))]
-TINY = dict(depths=(1, 1, 1, 1), mlp_ratios=(1, 1, 1, 1))
-CLASSIFIER = dict(TINY, widths=(8, 8, 8, 512), reweight=True, downsample='conv')
+CLASSIFIER = dict(ARCH, widths=(8, 8, 8, 512))
 
 
 def build(name, **arch):
@@ -57,12 +55,10 @@ def operators(path):
 @pytest.mark.parametrize('part', ['backbone', 'model'])
 def test_b1_once_for_all_sizes(part, tmp_path):
     """Contract: backbone B1 and Semantic FPN-B1, 3 sizes, 2 batches, 1e-4, standard ops."""
-    model = build(SEMANTIC_FPN)
+    model = build('fpn_cyclemlp_b1_512x512_40k_ade20k')
     path = tmp_path / 'b1.onnx'
     report = export_model(model, path, part, metadata=dict(mean='[1, 2, 3]'))
-    assert report.outputs == (
-        ('logits',) if part == 'model' else ('level0', 'level1', 'level2', 'level3')
-    )
+    assert list(report.outputs) == (['logits'] if part == 'model' else LEVELS[:4])
     used = operators(path)
     assert {domain for domain, _ in used} == {''}
     assert not any('Deform' in op or op in ('GridSample', 'ScatterND') for _, op in used)
@@ -74,18 +70,12 @@ def test_b1_once_for_all_sizes(part, tmp_path):
     assert {p.key: p.value for p in onnx.load(str(path)).metadata_props}['mean'] == '[1, 2, 3]'
 
 
+SUMMED = dict(ARCH, widths=(96, 192, 384, 768), reweight=False, downsample='patch_merging')
+LEVELS = [f'level{i}' for i in range(5)]
 # Name, arch, outputs.
 CASES = {
-    'upernet': (
-        UPERNET_T,
-        dict(TINY, widths=(96, 192, 384, 768), reweight=False, downsample='patch_merging'),
-        ['logits'],
-    ),
-    'retinanet': (
-        RETINANET,
-        dict(TINY, widths=(64, 128, 320, 512), reweight=True, downsample='conv'),
-        [f'level{i}' for i in range(5)],
-    ),
+    'upernet': ('upernet_cyclemlp_t_512x512_160k_ade20k', SUMMED, ['logits']),
+    'retinanet': (RETINANET, dict(ARCH, widths=(64, 128, 320, 512)), LEVELS),
     'classifier': ('cyclemlp_b1_in1k', CLASSIFIER, ['logits']),
 }
 
@@ -149,17 +139,16 @@ def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ['old.pt2']
 
 
-@pytest.mark.parametrize(
-    'name, part, said',
-    [
-        ('model.pb', None, r'must end in \.onnx or \.pt2'),
-        ('model.onnx', 'model', 'depends on the data.* --part neck'),
-        ('model.onnx', 'head', '--part must be one of'),
-    ],
-)
-def test_mistakes_are_said(name, part, said, tmp_path):
-    with pytest.raises(UserError, match=said):
-        export_model(build(RETINANET), tmp_path / name, part)
+def test_mistakes_are_said(tmp_path):
+    model = build(RETINANET)
+    for name, options, said in (
+        ('model.pb', {}, r'must end in \.onnx or \.pt2'),
+        ('model.onnx', dict(part='model'), 'depends on the data.* --part neck'),
+        ('model.onnx', dict(part='head'), '--part must be one of'),
+        ('model.onnx', dict(opset=21), r'opset must be 11 to 20.* 21'),
+    ):
+        with pytest.raises(UserError, match=said):
+            export_model(model, tmp_path / name, **options)
 
 
 def test_places_that_cannot_be_written(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,23 +9,26 @@ from cyclemlp_mm.inference import find_inputs, read_image
 from cyclemlp_mm.inference.inputs import Video
 
 
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b'')
+
+
 @pytest.fixture
 def folder(tmp_path):
-    for name in ('b.png', 'a.jpg', 'a.png', 'deep/a.jpg', 'notes.txt', 'walk.mp4'):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b'')
+    touch(tmp_path, 'b.png', 'a.jpg', 'a.png', 'deep/a.jpg', 'notes.txt', 'walk.mp4')
     return tmp_path
 
 
-def names(items):
-    return [source.name for source in find_inputs([str(item) for item in items])]
+def names(*items, **more):
+    return [source.name for source in find_inputs([str(item) for item in items], **more)]
 
 
 def test_folders_files_and_globs(folder):
-    assert names([folder]) == ['a', 'a-2', 'b', 'walk']  # a.jpg and a.png: nothing is overwritten
-    assert names([folder / 'b.png', folder]) == ['b', 'a', 'a-2', 'walk']  # each file once
-    assert names([folder / '**' / 'a.*']) == ['a', 'a-2', 'deep/a']
+    assert names(folder) == ['a', 'a-2', 'b', 'walk']  # a.jpg and a.png: nothing is overwritten
+    assert names(folder / 'b.png', folder) == ['b', 'a', 'a-2', 'walk']  # each file once
+    assert names(folder / '**' / 'a.*') == ['a', 'a-2', 'deep/a']
     assert [s.is_video for s in find_inputs([str(folder)])] == [False, False, False, True]
 
 
@@ -32,7 +36,7 @@ def test_folders_files_and_globs(folder):
     'item, message',
     [
         ('gone.jpg', 'no such file or folder'),
-        ('notes.txt', 'neither an image .* nor a video'),
+        ('notes.txt', 'neither an image nor a video'),
         ('*.webp', 'matches no images'),
         ('empty', 'no images'),
     ],
@@ -40,30 +44,47 @@ def test_folders_files_and_globs(folder):
 def test_what_is_not_there_is_said(folder, item, message):
     (folder / 'empty').mkdir()
     with pytest.raises(UserError, match=message):
-        find_inputs([str(folder / item)])
+        names(folder / item)
+
+
+def test_files_that_are_passed_over_are_returned(tmp_path):
+    images = 'a.JFIF b.gif c.ppm d.avif e.heic f.jp2 g.wmv'
+    touch(tmp_path, *images.split(), 'notes.txt', 'x.psd', '._a.jpg', '.DS_Store')
+    for item in (tmp_path, tmp_path / '*'):
+        left_out = []
+        assert len(names(item, passed_over=left_out)) == 7
+        assert sorted(p.name for p in left_out) == ['notes.txt', 'x.psd']
+
+
+def test_images_in_sub_folders_are_counted_and_the_glob_is_named(tmp_path):
+    touch(tmp_path, 'cam1/0001.jpg', 'cam2/deep/0001.png', 'cam2/notes.txt')
+    with pytest.raises(UserError, match=r"for the 2 in its sub-folders, give '.*/\*\*/\*'"):
+        names(tmp_path)
+    touch(tmp_path, 'top.jpg')
+    left_out = []
+    assert names(tmp_path, passed_over=left_out) == ['top']
+    assert sorted(p.name for p in left_out) == ['0001.jpg', '0001.png']
+    assert names(f'{tmp_path}/**/*') == ['cam1/0001', 'cam2/deep/0001', 'top']
 
 
 def test_images_are_bgr_and_turned_as_exif_says(tmp_path):
-    image = Image.new('RGB', (40, 20), (255, 0, 0))
-    exif = Image.Exif()
+    image, exif = Image.new('RGB', (40, 20), (255, 0, 0)), Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / 'turned.png', exif=exif)
     read = read_image(tmp_path / 'turned.png')
-    assert read.shape == (40, 20, 3)
-    assert (read == np.array([0, 0, 255])).all()
+    assert read.shape == (40, 20, 3) and (read == np.array([0, 0, 255])).all()
 
 
 def test_broken_images_are_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / 'whole.jpg')
-    data = (tmp_path / 'whole.jpg').read_bytes()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / 'cut.jpg')
+    data = (tmp_path / 'cut.jpg').read_bytes()
     (tmp_path / 'cut.jpg').write_bytes(data[: len(data) // 2])
     (tmp_path / 'text.png').write_text('no image')
-    (tmp_path / 'empty.jpg').write_bytes(b'')
+    touch(tmp_path, 'empty.jpg')
+    broken = 'is truncated or damaged|cannot be read as|is empty'
     for name in ('cut.jpg', 'text.png', 'empty.jpg'):
-        with pytest.raises(
-            UserError, match=f'{name} (is truncated or damaged|cannot be read as|is empty)'
-        ):
+        with pytest.raises(UserError, match=f'{name} ({broken})'):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError, match=r'gone\.jpg'):
         read_image(tmp_path / 'gone.jpg')
@@ -78,51 +99,13 @@ def test_what_opencv_does_not_decode_is_read_as_in_training(tmp_path):
     assert (read == expected).all()
 
 
-def test_files_that_are_passed_over_are_returned(tmp_path):
-    for name in (
-        'a.JFIF',
-        'b.gif',
-        'c.ppm',
-        'd.avif',
-        'e.heic',
-        'f.jp2',
-        'g.wmv',
-        'notes.txt',
-        'x.psd',
-        '._a.jpg',
-        '.DS_Store',
-    ):
-        (tmp_path / name).write_bytes(b'')
-    for item in (tmp_path, tmp_path / '*'):
-        left_out = []
-        assert len(find_inputs([str(item)], left_out)) == 7
-        assert sorted(p.name for p in left_out) == ['notes.txt', 'x.psd']
-
-
-def test_images_in_sub_folders_are_counted_and_the_glob_is_named(tmp_path):
-    for name in ('cam1/0001.jpg', 'cam2/deep/0001.png', 'cam2/notes.txt'):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b'')
-    with pytest.raises(UserError, match=r"for the 2 in its sub-folders, give '.*/\*\*/\*'"):
-        find_inputs([str(tmp_path)])
-    (tmp_path / 'top.jpg').write_bytes(b'')
-    left_out = []
-    assert [s.name for s in find_inputs([str(tmp_path)], left_out)] == ['top']
-    assert sorted(p.name for p in left_out) == ['0001.jpg', '0001.png']
-    found = find_inputs([f'{tmp_path}/**/*'])
-    assert [s.name for s in found] == ['cam1/0001', 'cam2/deep/0001', 'top']
-
-
 def test_a_video_that_ends_early_is_reported(tmp_path):
-    cv2 = pytest.importorskip('cv2')
     path = tmp_path / 'a.avi'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        writer.write(random.integers(0, 255, (48, 64, 3), np.uint8))
+    for frame in np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8):
+        writer.write(frame)
     writer.release()
     assert len(list(Video(path))) == 20
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    frames = []
     with pytest.raises(UserError, match=r'a\.avi ends after \d+ of 20 frames: it is truncated'):
-        frames.extend(Video(path))
+        list(Video(path))

@@ -39,10 +39,9 @@ def chromium(size=(1280, 1000)):
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    flags = (
-        'headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-background-networking'
-    )
-    for flag in [*flags.split(), f'window-size={size[0]},{size[1]}']:
+    flags = 'headless=new no-sandbox disable-gpu disable-dev-shm-usage '
+    flags += f'disable-background-networking window-size={size[0]},{size[1]}'
+    for flag in flags.split():
         options.add_argument(f'--{flag}')
     options.add_argument('--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1')
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
@@ -111,19 +110,15 @@ class Visitor:
         self.find(f'#{key} input')[0].click()
         self.wait(lambda: len(self.find('ul[role=listbox] li')) > number)
         options = self.find('ul[role=listbox] li')
-        self.driver.execute_script(
-            "arguments[0].dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))",
-            options[number],
-        )
+        press = "arguments[0].dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))"
+        self.driver.execute_script(press, options[number])
 
 
 def asked_hosts(driver):
     """Hosts of all requests so far."""
     messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
-    requests = [
-        m['params']['request'] for m in messages if m['method'] == 'Network.requestWillBeSent'
-    ]
-    urls = [urlsplit(request['url']) for request in requests]
+    sent = [m['params'] for m in messages if m['method'] == 'Network.requestWillBeSent']
+    urls = [urlsplit(params['request']['url']) for params in sent]
     return {url.hostname for url in urls if url.scheme in ('http', 'https', 'ws', 'wss')}
 
 

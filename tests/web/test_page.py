@@ -80,19 +80,16 @@ def test_a_visit(served, driver, images):
     assert runs == ['demo: toy']
 
     # The slider draws other boxes, from the same run of the model: it shows the very same time.
-    def other_facts(before):
-        found = visitor.text('#first-facts')
-        return found if found != before else None
-
     def number(facts):
         return int(facts.split('·')[2].split()[0])
 
     visitor.move_slider(0.95)
     visitor.wait(lambda: visitor.picture() not in ('', first))
-    none_left = visitor.wait(lambda: other_facts(facts))
+    visitor.wait(lambda: visitor.text('#first-facts') != facts)
+    none_left = visitor.text('#first-facts')
     assert none_left.split('·')[0] == facts.split('·')[0]
     visitor.move_slider(0.05)
-    assert number(visitor.wait(lambda: other_facts(none_left))) > number(none_left)
+    visitor.wait(lambda: number(visitor.text('#first-facts')) > number(none_left))
     assert runs == ['demo: toy']
 
     visitor.upload(images / 'bad.png')
@@ -138,18 +135,11 @@ def post(url, body, kind='application/json', **headers):
     return get(urllib.request.Request(url, body, {'Content-Type': kind, **headers}))
 
 
-@pytest.mark.parametrize(
-    'path',
-    [
-        '/etc/passwd',
-        '../../../../etc/passwd',
-        '..%2f..%2f..%2fetc%2fpasswd',
-        'setup.py',
-        '{work_dirs}/secret.txt',
-        '{work_dirs}/demo/epoch_1.pth',
-        '{work_dirs}/demo/toy.py',
-    ],
-)
+PATHS = '/etc/passwd ../../../../etc/passwd ..%2f..%2f..%2fetc%2fpasswd setup.py'
+PATHS += ' {work_dirs}/secret.txt {work_dirs}/demo/epoch_1.pth {work_dirs}/demo/toy.py'
+
+
+@pytest.mark.parametrize('path', PATHS.split())
 def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
     path = path.format(work_dirs=work_dirs)
     for route in ('gradio_api/file=', 'file=', 'gradio_api/file/', 'static/', 'assets/'):
@@ -158,33 +148,24 @@ def test_no_file_of_the_server_is_given_away(served, work_dirs, path):
         assert b'root:' not in body and b'nobody may read' not in body
 
 
-@pytest.mark.parametrize(
-    'headers, allowed',
-    [
-        ({}, True),
-        ({'Host': 'localhost:{port}'}, True),
-        ({'Host': '[::1]:{port}'}, True),
-        ({'Host': 'evil.example:{port}'}, False),
-        ({'Host': '127.0.0.1.evil.example'}, False),
-        ({'Host': 'localhost.evil.example'}, False),
-        ({'Origin': 'http://127.0.0.1:{port}'}, True),
-        ({'Origin': 'null'}, False),
-        ({'Origin': 'http://evil.example'}, False),
-        ({'Origin': 'http://127.0.0.1:1'}, False),
-        ({'Host': 'evil.example', 'Origin': 'http://evil.example'}, False),
-        ({'Host': ''}, False),
-        ({'Host': '[::1'}, False),
-        ({'Host': 'my.name'}, True),
-    ],
-    ids=str,
-)
-def test_other_sites_cannot_use_the_page(served, headers, allowed):
+def test_other_sites_cannot_use_the_page(served):
     url = served[0]
     port = url.split(':')[2].strip('/')
-    headers = {key: value.format(port=port) for key, value in headers.items()}
-    for path, body in (('', None), ('config', None), ('gradio_api/call/predict', b'{"data": []}')):
-        status, said = post(url + path, body, **headers)
-        assert (status != 403) == allowed, (path, said)
+    evil = 'evil.example'
+    cases = {'Host': {}, 'Origin': {}}
+    for name in (f'localhost:{port}', f'[::1]:{port}', 'my.name'):
+        cases['Host'][name] = True
+    for name in (evil, f'{evil}:{port}', f'127.0.0.1.{evil}', f'localhost.{evil}', '', '[::1'):
+        cases['Host'][name] = False
+    cases['Origin'][f'http://127.0.0.1:{port}'] = True
+    for name in ('null', f'http://{evil}', 'http://127.0.0.1:1'):
+        cases['Origin'][name] = False
+    headers = [({}, True), ({'Host': evil, 'Origin': f'http://{evil}'}, False)]
+    headers += [({key: n}, allowed) for key in cases for n, allowed in cases[key].items()]
+    for given, allowed in headers:
+        for path, body in (('', None), ('config', None), ('gradio_api/call/predict', b'{}')):
+            status, said = post(url + path, body, **given)
+            assert (status != 403) == allowed, (given, path, said)
 
 
 def test_no_request_goes_around_the_queue(served, images):
@@ -230,18 +211,15 @@ def test_errors_name_no_folder_of_the_server(served, work_dirs, images):
     assert 'epoch_1.pth' in said and str(work_dirs) not in said and '/tmp' not in said
 
 
-@pytest.mark.parametrize(
-    'text, shown',
-    [
+def test_paths_are_shown_as_names():
+    from cyclemlp_mm.web.page import without_folders
+
+    for text, shown in (
         ('checkpoint /home/me/my runs/a b/x.pth is bad: /etc/y', 'checkpoint x.pth is bad: y'),
         ("config '/a/b/c.py' and ~/d/e.py", "config 'c.py' and e.py"),
         ('at 3/4 of 1/2, see https://example.org/a/b, and/or work_dirs/a/b.pth',) * 2,
-    ],
-)
-def test_paths_are_shown_as_names(text, shown):
-    from cyclemlp_mm.web.page import without_folders
-
-    assert without_folders(text) == shown
+    ):
+        assert without_folders(text) == shown
 
 
 def upload(url, data, name):
@@ -268,19 +246,13 @@ def test_uploads(served, images):
     assert '..' not in path and path.endswith('climbed.png') and '/gradio/' in path
 
 
-@pytest.mark.parametrize('path', ['/etc/passwd', '{work_dirs}/secret.txt', '../../etc/passwd'])
-def test_only_uploads_are_predicted(served, work_dirs, path):
-    """The call that the page makes, with a path of the server's in place of an upload."""
-    path = path.format(work_dirs=work_dirs)
-    image = {'path': path, 'meta': {'_type': 'gradio.FileData'}}
-    said = call(served[0], [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none'])
-    assert 'error' in said
-    assert 'root:' not in said and 'nobody may read' not in said
-
-
-def test_only_known_models_are_loaded(served, images):
+def test_only_uploads_and_known_models_are_used(served, work_dirs, images):
+    """The call that the page makes, with other paths and names."""
     url, _ = served
     inputs = inputs_for(url, images / 'good.png')
+    for path in ('/etc/passwd', f'{work_dirs}/secret.txt', '../../etc/passwd'):
+        said = call(url, [dict(inputs[0], path=path), *inputs[1:]])
+        assert 'error' in said and 'root:' not in said and 'nobody may read' not in said
     for model in (['/outside/evil.py', 'epoch_1.pth'], ['demo: toy', '../../evil.pth']):
         said = call(url, [*inputs[:2], *model, *inputs[4:]])
         assert 'error' in said and 'gradio_api/file' not in said
@@ -307,25 +279,20 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py')),
-        *('--work-dirs', str(work_dirs), '--port', str(port)),
-    ]
-    # Started in the background of a shell, the tests ignore Ctrl-C, and what they start would too.
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as server:
+    arguments = ['--work-dirs', str(work_dirs), '--port', str(port)]
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'web.py'), *arguments]
+
+    def take_ctrl_c():  # which the tests ignore when they run in the background of a shell
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options = dict(stdout=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
+    with subprocess.Popen(command, **options) as server:
         try:
             line = next(line for line in server.stdout if 'the page is at' in line)
             assert f'http://127.0.0.1:{port}' in line
             status, body = get(f'http://127.0.0.1:{port}/')
             assert status == 200 and b'cyclemlp_mm' in body
-            code, printed = run_tool(
-                'web.py', '--work-dirs', work_dirs, '--port', port, cwd=work_dirs, check=False
-            )
+            code, printed = run_tool('web.py', *arguments, cwd=work_dirs, check=False)
             assert code == 2 and f'error: cannot listen on 127.0.0.1:{port}' in printed
             assert server.poll() is None
         finally:
@@ -338,13 +305,12 @@ def test_the_tool_serves_until_it_is_stopped(work_dirs):
     assert server.returncode in (0, 130, -signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    'arguments, said', [([], 'run `make demo` first'), (['--port', '0'], '--port .* 1 to 65535')]
-)
-def test_the_tool_says_what_is_missing(arguments, said, tmp_path, monkeypatch):
+def test_the_tool_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
-        web(arguments)
+    with pytest.raises(UserError, match='run `make demo` first'):
+        web([])
+    with pytest.raises(UserError, match='1 to 65535'):
+        web(['--port', '0'])
 
 
 def call(url, data):

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,32 +8,29 @@ from toy_models import save_detector, save_segmentor
 from cyclemlp_mm.errors import MissingFileError
 from cyclemlp_mm.web import Workbench, find_models
 
+#: The last one, the best, then the newest.
+CHECKPOINTS = ['epoch_2.pth', 'best_coco_bbox_mAP_epoch_2.pth', 'epoch_10.pth', 'epoch_1.pth']
+
 
 @pytest.fixture
 def work_dirs(tmp_path):
     save_segmentor(tmp_path / 'a_run')
     save_detector(tmp_path / 'demo')
-    for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_bbox_mAP_epoch_2.pth'):
-        (tmp_path / 'demo' / name).write_bytes((tmp_path / 'demo' / 'epoch_1.pth').read_bytes())
+    for name in CHECKPOINTS[:3]:
+        shutil.copy(tmp_path / 'demo' / 'epoch_1.pth', tmp_path / 'demo' / name)
     (tmp_path / 'demo' / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
-    (tmp_path / 'classifier').mkdir()
-    (tmp_path / 'classifier' / 'c.py').write_text("default_scope = 'mmpretrain'\n")
-    (tmp_path / 'classifier' / 'epoch_1.pth').write_bytes(b'')
     (tmp_path / 'demo' / '.partial-1-epoch_3.pth').write_bytes(b'half')
-    (tmp_path / 'untrained').mkdir()
-    (tmp_path / 'untrained' / 'c.py').write_text("default_scope = 'mmdet'\n")
+    for name, scope in (('classifier', 'mmpretrain'), ('untrained', 'mmdet')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'c.py').write_text(f"default_scope = '{scope}'\n")
+    (tmp_path / 'classifier' / 'epoch_1.pth').write_bytes(b'')
     return tmp_path
 
 
 def test_the_demo_comes_first_then_the_others(work_dirs):
     models = find_models(work_dirs)
     assert [model.name for model in models] == ['demo: toy', 'a_run: toy']
-    assert [path.name for path in models[0].checkpoints] == [
-        'epoch_2.pth',
-        'best_coco_bbox_mAP_epoch_2.pth',
-        'epoch_10.pth',
-        'epoch_1.pth',
-    ]
+    assert [path.name for path in models[0].checkpoints] == CHECKPOINTS
 
 
 def test_named_models_come_before(work_dirs):

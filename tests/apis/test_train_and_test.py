@@ -1,0 +1,280 @@
+"""tools/train.py and tools/test.py, as a user runs them, from another folder."""
+
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from paths import ROOT
+from PIL import Image
+from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool, train_toy
+
+from cyclemlp_mm.apis.test import test as evaluate
+from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.datasets import shapes
+from cyclemlp_mm.errors import UserError
+
+DET, SEG = 'retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small'
+TINY = [*TINY_DETECTOR, *TINY_BACKBONE]
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    return shapes.write_coco(tmp_path_factory.mktemp('data') / 'shapes', 8, 4, (64, 64))
+
+
+@pytest.fixture(scope='module')
+def ade(tmp_path_factory):
+    return shapes.write_ade20k(tmp_path_factory.mktemp('data') / 'shapes', 4, 2, (64, 64))
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    return shapes.write_image_folders(tmp_path_factory.mktemp('data') / 'folders', 24, 8, (64, 64))
+
+
+@pytest.fixture(scope='module')
+def trained(coco, tmp_path_factory):
+    """A work dir after one epoch, and what was printed."""
+    folder = tmp_path_factory.mktemp('run')
+    return folder / 'wd', train_toy(DET, coco, options=TINY, cwd=folder)
+
+
+def evaluated(config, checkpoint, folder, *arguments):
+    """What tools/test.py prints of a model in the work dir ``wd``."""
+    model = [f'wd/{config}.py', f'wd/{checkpoint}']
+    return run_tool('test.py', *model, *arguments, cwd=folder)[1]
+
+
+def in_two_processes(config, data, options, folder, port):
+    command = [ROOT / 'tools' / 'dist_train.sh', config, '2', '--data', data, '--work-dir', 'wd']
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [*map(str, command), '--cfg-options', *options]
+    done = subprocess.run(command, cwd=folder, env=env, timeout=600, **output)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def test_a_detector(trained, tmp_path):
+    work_dir, printed = trained
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\].* loss: \d', printed)
+    assert 'the batch is 2, but the learning rate was chosen for 8' in printed
+    assert 'UserWarning: Converting a tensor' not in printed
+    shutil.copytree(work_dir, tmp_path / 'wd')
+    outputs = ['--out', 'found.pkl', '--show-dir', 'drawn', '--work-dir', 'test']
+    printed = evaluated(DET, 'epoch_1.pth', tmp_path, *outputs)
+    assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 4
+    assert len(list((tmp_path / 'drawn').glob('*.jpg'))) == 4
+    assert re.search('^pictures drawn$', printed, re.MULTILINE)
+    assert 'Epoch(test) [1/1]' in printed
+    (tmp_path / 'file').write_text('')
+    for option, name in (('--out', 'found.pkl'), ('--show-dir', 'drawn')):
+        model = [str(work_dir / f'{DET}.py'), str(work_dir / 'epoch_1.pth')]
+        with pytest.raises(UserError, match=rf'{option} .*{name} cannot be written \(Not a dir'):
+            evaluate([*model, option, str(tmp_path / 'file' / name)])
+
+
+SHARDED = ['runner_type=FlexibleRunner']  # as the sharded configs have
+
+
+@pytest.mark.parametrize(
+    'arguments, more', [(['--resume'], []), (['--resume', 'PATH'], SHARDED), ([], ['resume=True'])]
+)
+def test_resume_goes_on_where_it_stopped(trained, coco, tmp_path, arguments, more):
+    target = tmp_path / 'wd'
+    target.mkdir()
+    checkpoint = shutil.copy(trained[0] / 'epoch_1.pth', target)
+    (target / 'last_checkpoint').write_text(str(checkpoint))
+    arguments = [str(checkpoint) if part == 'PATH' else part for part in arguments]
+    options = [*TINY, 'train_cfg.max_epochs=2', *more]
+    printed = train_toy(DET, coco, *arguments, options=options, cwd=tmp_path)
+    assert 'resumed epoch: 1, iter: 4' in printed
+    assert ('continues, as --resume auto' in printed) == (more == ['resume=True'])
+    assert not re.search(r'Epoch\(train\)\s+\[1\]', printed)
+    assert (target / 'epoch_2.pth').is_file()
+    left = Config.fromfile(target / f'{DET}.py')  # who trains with it later starts again
+    assert not left.resume and left.load_from is None
+
+
+def test_a_config_that_resumes_another_run_is_asked_about(trained, coco, tmp_path, monkeypatch):
+    """As mmengine leaves it in the work dir of a resumed run."""
+    monkeypatch.chdir(tmp_path)
+    options = ['--cfg-options', 'resume=True', f'load_from={trained[0] / "epoch_1.pth"}']
+    with pytest.raises(UserError, match=r'config .* --resume .*epoch_1\.pth; .*resume=False'):
+        train([DET, '--data', str(coco), '--work-dir', 'wd', *options])
+
+
+def test_mixed_precision_and_a_scaled_learning_rate(coco, tmp_path):
+    printed = train_toy(DET, coco, '--amp', '--auto-scale-lr', options=TINY, cwd=tmp_path)
+    assert 'AmpOptimWrapper' in printed
+    losses = [float(loss) for loss in re.findall(r' loss: (\S+)', printed)]
+    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
+    assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
+    assert 'consider --auto-scale-lr' not in printed
+
+
+def test_two_processes_without_a_gpu(coco, tmp_path):
+    printed = in_two_processes(DET, coco, [*TINY, 'train_cfg.val_interval=1'], tmp_path, '29611')
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)  # 8 images, 2 x 2 each
+    assert 'Epoch(val) [1][1/1]' in printed  # 4 images: both processes evaluate
+    torch.load(tmp_path / 'wd' / 'epoch_1.pth', weights_only=False)
+
+
+@pytest.mark.parametrize(
+    'line, message',
+    {
+        'no_such_config': r'neither a file nor one of the \d+ shipped configs',
+        'retinanet_cyclemlp_b2_fpn_1x_cocoa': 'Did you mean retinanet_cyclemlp_b2_fpn_1x_coco',
+        f'{DET} --data nowhere': 'no such folder',
+        f'{DET} --classes a': 'give it too',
+        f'{DET} --launcher pytorch': 'start with torchrun',
+        f'{DET} --launcher slurm': 'needs GPUs',
+    }.items(),
+)
+def test_errors_of_the_command_line(line, message):
+    if torch.cuda.is_available() and '--launcher' in line:
+        pytest.skip('this machine has a GPU')
+    with pytest.raises(UserError, match=message):
+        train(line.split())
+
+
+def test_a_segmentor(ade, tmp_path):
+    printed = train_toy(SEG, ade, options=TINY_SEGMENTOR, cwd=tmp_path)
+    assert 'BN is used in place of SyncBN' in printed
+    assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', printed)
+    assert 'star' in printed  # the class-wise table
+    training = re.search(r'mIoU: ([\d.]+)', printed)[1]
+    # Nothing but figures: mmengine shows all of a run's notes whose names begin with 'val'.
+    [figures] = re.findall(r'Iter\(val\) \[2/2\]\s+(aAcc.*)', printed)
+    assert set(re.findall(r'(\w+):', figures)) == {'aAcc', 'mIoU', 'mAcc', 'data_time', 'time'}
+    printed = evaluated(SEG, 'iter_2.pth', tmp_path, '--show-dir', 'drawn')
+    assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
+    assert len(list((tmp_path / 'drawn').glob('*.png'))) == 2
+
+
+def test_labels_counted_from_zero_with_a_void_class(ade, tmp_path, monkeypatch):
+    own = shutil.copytree(ade, tmp_path / 'own')
+    for path in own.glob('annotations/*/*.png'):
+        labels = np.asarray(Image.open(path)).astype(int)
+        Image.fromarray(np.where(labels == 0, 11, labels - 1).astype(np.uint8)).save(path)
+    printed = train_toy(SEG, own, '--ignore-label', 11, options=TINY_SEGMENTOR, cwd=tmp_path)
+    assert 'mIoU' in printed
+    monkeypatch.chdir(tmp_path)
+    arguments = ['--data', str(own), '--ignore-label', '12', '--cfg-options', *TINY_SEGMENTOR]
+    said = r'labels 11 name no class(?s:.*)e\.g\. 11 in ADE_train_\d+\.png(?s:.*)--ignore-label'
+    with pytest.raises(UserError, match=said):
+        train([SEG, *arguments])
+
+
+@pytest.mark.parametrize(
+    'config, checkpoint, metric',
+    [
+        ('fpn_mpvit_tiny_256x256_600i_small', 'iter_2.pth', 'mIoU'),
+        # EMAHook swaps weights before and after the test; the data have fewer than five classes.
+        ('mpvit_tiny_in1k', 'epoch_1.pth', 'accuracy/top1'),
+    ],
+)
+def test_deploy_evaluates_alike(config, checkpoint, metric, ade, folders, tmp_path):
+    options = TINY_SEGMENTOR
+    if metric != 'mIoU':
+        pytest.importorskip('mmpretrain')
+        options = [*NO_WORKERS, 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4']
+    data = ade if metric == 'mIoU' else folders
+    printed = train_toy(config, data, options=options, cwd=tmp_path)
+    trained = re.search(rf'\(val\).*{metric}: ([\d.]+)', printed)[1]
+    printed = evaluated(config, checkpoint, tmp_path, '--deploy')
+    assert 'what can be folded was folded' in printed and 'top5' not in printed
+    assert re.search(rf'\(test\).*{metric}: ([\d.]+)', printed)[1] == trained
+    # What test.py writes into the work dir asks the next run again.
+    assert 'DeployModel' not in (tmp_path / f'wd/{config}.py').read_text()
+
+
+CLS, DISTILL = 'cyclemlp_demo', 'cyclemlp_demo_distill'
+FAST = [*NO_WORKERS, 'randomness.seed=0']
+FEW = """
+    train_cfg.max_epochs=1 train_cfg.val_interval=1 train_dataloader.batch_size=8
+    default_hooks.logger.interval=1 model.backbone.arch.widths=(8,8,8,128)"""
+FEW = FEW.split()
+
+
+@pytest.fixture(scope='module')
+def teacher(folders, tmp_path_factory):
+    """Options for a teacher: the demo's classifier after three iterations."""
+    pytest.importorskip('mmpretrain')
+    folder = tmp_path_factory.mktemp('teacher')
+    printed = train_toy(CLS, folders, options=[*FAST, *FEW], cwd=folder)
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[3/3\].* loss: \d', printed)
+    assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)
+    checkpoint = folder / 'wd' / 'epoch_1.pth'
+    widths = 'model.teacher.backbone.arch.widths=(8,8,8,128)'
+    return [*FAST, f'model.teacher_checkpoint={checkpoint}', widths]
+
+
+@pytest.mark.parametrize('kind, amp', [('soft', ['--amp']), ('hard', [])])
+def test_a_classifier_distills_saves_the_student_alone_and_resumes(
+    folders, teacher, kind, amp, tmp_path
+):
+    # The student differs from its teacher, so that a mix-up would not load.
+    student = [option.replace('(8,8,8,128)', '(8,8,16,128)') for option in FEW]
+    options = [*student, *teacher, f'model.distillation={kind}']
+    printed = train_toy(DISTILL, folders, *amp, options=options, cwd=tmp_path)
+    assert re.search(r'teacher: loaded \d+ tensors from', printed)
+    assert re.search(r'\[1\]\[3/3\].* loss_base: \d\S+  loss_distill: \d', printed)
+    mixed_on_cpu = bool(amp) and not torch.cuda.is_available()
+    assert ("type='CpuAmpOptimWrapper'" in printed) == mixed_on_cpu
+    saved = torch.load(tmp_path / 'wd' / 'epoch_1.pth', weights_only=False)
+    assert not any('teacher' in name for name in saved['state_dict'])
+    groups = saved['optimizer']['param_groups']
+    assert sum(len(group['params']) for group in groups) == len(saved['state_dict'])
+    # The plain classifier evaluates it; no teacher is needed for that.
+    arch = ['model.backbone.arch.widths=(8,8,16,128)', 'model.backbone.arch.depths=(1,1,1,1)']
+    arguments = [CLS, 'wd/epoch_1.pth', '--data', folders, '--work-dir', 'test', '--cfg-options']
+    _, printed = run_tool('test.py', *arguments, *FAST, *arch, cwd=tmp_path)
+    assert 'accuracy/top1' in printed
+    assert 'missing keys' not in printed and 'unexpected key' not in printed
+    if amp:
+        longer = [*options, 'train_cfg.max_epochs=2']
+        printed = train_toy(DISTILL, folders, *amp, '--resume', options=longer, cwd=tmp_path)
+        assert 'resumed epoch: 1, iter: 3' in printed
+        assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_classifier_learns_within_seconds(tmp_path):
+    data = shapes.write_image_lists(tmp_path / 'shapes', 400, 100, (48, 48))
+    epochs = ('train_cfg.max_epochs', 'train_cfg.val_interval', 'param_scheduler.1.end')
+    epochs = [f'{key}=6' for key in (*epochs, 'param_scheduler.1.T_max')]
+    printed = train_toy(CLS, data, options=[*FAST, *epochs], cwd=tmp_path)
+    assert float(re.findall(r'accuracy/top1: ([\d.]+)', printed)[-1]) >= 50  # chance is 25
+
+
+@pytest.mark.slow
+def test_two_processes_distill(folders, teacher, tmp_path):
+    """DDP finds every parameter in use, with a teacher of its own in each process."""
+    printed = in_two_processes(DISTILL, folders, [*FEW, *teacher], tmp_path, '29641')
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', printed)
+
+
+@pytest.mark.parametrize('tool', sorted(p.name for p in (ROOT / 'tools').glob('*.py')))
+def test_every_tool_helps_without_importing_torch(tool, tmp_path):
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, str(ROOT / 'tools' / tool), '--help']
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith('usage:'), done.stderr
+    assert re.search(rf'^examples:\n(  .*\n)*?  .*{tool}', done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize('script', sorted(p.name for p in (ROOT / 'tools').glob('*.sh')))
+def test_every_script_says_its_usage(script):
+    done = subprocess.run([str(ROOT / 'tools' / script)], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert 'usage:' in done.stderr and 'set -euo' not in done.stderr
