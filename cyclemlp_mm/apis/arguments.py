@@ -59,7 +59,7 @@ CFG_OPTIONS = {
         help='override settings of the config and of --data; quote values with brackets or spaces',
     )
 }
-PICTURE = {'--out': _option('default: work_dirs/pictures/WHAT.png', 'FILE')}
+PICTURE = {'--out': _option('picture (default: work_dirs/pictures/WHAT.png)', 'FILE')}
 MODEL = {**CONFIG, **CHECKPOINT, **UNSAFE_LOAD, **CFG_OPTIONS}
 #: Of tools that make a run: work dir, data and processes.
 RUN = {
@@ -131,7 +131,7 @@ OPTIONS = {
         **CONFIG,
         '--amp': _flag('automatic mixed precision: float16 on a GPU, bfloat16 on a CPU'),
         '--auto-scale-lr': _flag('scale the learning rate by the actual batch size'),
-        '--resume': _option('default: the latest checkpoint', 'PATH', nargs='?', const='auto'),
+        '--resume': _option('from PATH or the latest checkpoint', 'PATH', nargs='?', const='auto'),
         '--skip-check': _flag('skip the check before training (see tools/check.py)'),
         '--vis': _option('also log to these backends', nargs='+', choices=BACKENDS, default=[]),
         **RUN,
@@ -174,14 +174,16 @@ OPTIONS = {
     'convert_weights': {
         'source': _option('file or http(s) URL', 'SRC'),
         'target': _option('new file', 'DST'),
-        '--to': _option('default: by suffix', choices=['ours', 'published', 'safetensors']),
+        '--to': _option(
+            'format (default: by suffix)', choices=['ours', 'published', 'safetensors']
+        ),
         **FORCE,
         **UNSAFE_LOAD,
     },
     'get_flops': {
         'config': dict(CONFIG['config'], nargs='?'),
         '--arch': _option('a backbone alone, instead of CONFIG', 'NAME'),
-        '--backbone': _option('of --arch', 'CLASS', default='CycleMLP'),
+        '--backbone': _option('class of --arch', 'CLASS', default='CycleMLP'),
         '--size': dict(SIZE, help='default: 224 224, detectors 800 1280, segmentors 512 512'),
         '--json': _flag('print the exact counts as json'),
         **CFG_OPTIONS,
@@ -199,7 +201,7 @@ OPTIONS = {
         **UNSAFE_LOAD,
         **DEVICE,
         '--host': _option('0.0.0.0 lets others in, without a password', default='127.0.0.1'),
-        '--allow-host': _option('another name of it', 'NAME', action='append', default=[]),
+        '--allow-host': _option('another host name', 'NAME', action='append', default=[]),
         '--port': _option('port', default=7860),
         '--max-mb': _option('largest accepted file', 'MB', default=20.0),
     },

@@ -79,11 +79,12 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
         return [predict_tiled(predictor, image, tiling, args.batch_size) for image in images]
 
     start = time.perf_counter()
-    pictures = iter(track(_pictures(inputs, predictor, report), 'Inference', _count(inputs)))
-    while chunk := list(islice(pictures, args.batch_size)):
-        for picture, prediction in _predicted(predict, chunk, report):
-            writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
-            report.num_images += 1
+    pictures = _pictures(inputs, predictor, report)
+    with track(pictures, 'Inference', _count(inputs)) as pictures:
+        while chunk := list(islice(pictures, args.batch_size)):
+            for picture, prediction in _predicted(predict, chunk, report):
+                writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
+                report.num_images += 1
     writer.finish()
     _print(report, passed_over, predictor.device, time.perf_counter() - start)
     if report.failed:

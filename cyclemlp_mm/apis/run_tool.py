@@ -11,7 +11,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from cyclemlp_mm.errors import CodeError, UserError
@@ -117,13 +118,16 @@ def guard_screen() -> None:
     sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)
 
 
-def track(items: Iterable, text: str, total: int | None = None) -> Iterable:
+@contextmanager
+def track(items: Iterable, text: str, total: int | None = None) -> Iterator[Iterable]:
     """``items`` with a progress bar on the stream below the guarded one: it moves the cursor."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import track as rich_track
 
     console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
-    return rich_track(items, text, total, console=console)
+    columns = *progress.Progress.get_default_columns(), progress.MofNCompleteColumn()
+    with progress.Progress(*columns, console=console) as bar:
+        yield bar.track(items, total, description=text)
 
 
 class _Record(logging.LogRecord):

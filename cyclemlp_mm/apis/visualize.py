@@ -156,23 +156,28 @@ def _gallery(args: argparse.Namespace) -> Path:
         print(line)
     labelled = islice(read_ground_truth(cfg, classes, args.checkpoint), args.limit)
     scores, worst, left_out = [], [], []
-    for item in track(labelled, 'Gallery'):
-        try:
-            image, _ = predictor.read(item.path, item.known)
-        except (BadImageError, MissingFileError) as error:
-            left_out.append(str(error))
-            continue
-        try:
-            [prediction] = predictor.predict([image])
-        except UserError as error:
-            raise UserError(f'{item.path}: {error}') from error
-        if predictor.is_segmentor:
-            score = gallery.judge_segments(item.truth, prediction, len(classes))
-        else:
-            score = gallery.judge_instances(item.truth, prediction, args.score_thr, item.ignored)
-        one = gallery.Judged(item.path.name, as_picture(image), item.truth, prediction, *score)
-        scores.append(one.score)
-        worst = sorted([*worst, one], key=lambda judged: (judged.score, judged.name))[: args.number]
+    with track(labelled, 'Gallery') as labelled:
+        for item in labelled:
+            try:
+                image, _ = predictor.read(item.path, item.known)
+            except (BadImageError, MissingFileError) as error:
+                left_out.append(str(error))
+                continue
+            try:
+                [prediction] = predictor.predict([image])
+            except UserError as error:
+                raise UserError(f'{item.path}: {error}') from error
+            if predictor.is_segmentor:
+                score = gallery.judge_segments(item.truth, prediction, len(classes))
+            else:
+                score = gallery.judge_instances(
+                    item.truth, prediction, args.score_thr, item.ignored
+                )
+            one = gallery.Judged(item.path.name, as_picture(image), item.truth, prediction, *score)
+            scores.append(one.score)
+            worst = sorted([*worst, one], key=lambda judged: (judged.score, judged.name))[
+                : args.number
+            ]
     if left_out:
         print(f'skipped {len(left_out)} images that cannot be used, e.g. {left_out[0]}')
     if not worst:

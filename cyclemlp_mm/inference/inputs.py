@@ -208,9 +208,7 @@ class Video:
                 yield read[1]
         finally:
             capture.release()
-        if not frames:
-            raise UserError(f'{self.path}: no frame of this video can be decoded')
-        if frames < _MOST_LOST * self.num_frames:
+        if not frames or frames < _MOST_LOST * self.num_frames:
             what = f'{self.path} ends after {frames} of {self.num_frames} frames'
             raise UserError(f'{what}: it is truncated or damaged. The decoded frames are predicted')
 

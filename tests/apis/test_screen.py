@@ -58,7 +58,8 @@ def test_a_progress_bar_moves_the_cursor(monkeypatch):
     monkeypatch.setenv('TERM', 'xterm')
     sys.stderr = Terminal()
     guard_screen()
-    assert list(track([1, 2], 'Images')) == [1, 2]
+    with track([1, 2], 'Images') as items:
+        assert list(items) == [1, 2]
     drawn = sys.stderr.raw.getvalue()
     assert '\x1b[' in drawn and r'\x1b' not in drawn
 
