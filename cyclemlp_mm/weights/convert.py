@@ -18,8 +18,7 @@ from cyclemlp_mm.user_path import user_path
 from .allowed_types import DamagedFile
 from .cyclemlp import CYCLEMLP_FORMAT, arch_of, is_certainly_published, is_ours, to_published
 from .files import read_checkpoint, sha256_of
-from .paddle_files import PaddleStateDict
-from .safetensors_files import DATASET_META, to_safetensors
+from .formats import DATASET_META, PaddleStateDict, to_safetensors
 from .unwrap import find_state_dict, first_parts, split_names
 from .whole_model import join_whole, split_whole, with_sensible_meta
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from cyclemlp_mm.errors import CheckpointError, shorten
 from cyclemlp_mm.ops import cycle_offsets
 
-from .published import PublishedFormat, count_per_stage, has_name, widths_per_stage
+from .published import PublishedFormat, count_per_stage, has_name, joined, widths_per_stage
 
 #: Kernels of the two shifted branches, by their published names.
 KERNEL_SIZES = {'sfc_h': (1, 3), 'sfc_w': (3, 1)}
@@ -114,27 +114,19 @@ def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
     ``downsample`` is None for a single one. None where a stage or a tensor of one is missing.
     """
-    depths, widths, ratios = [0] * 4, [0] * 4, [0] * 4
-    for name, tensor in state_dict.items():
-        match = re.fullmatch(r'stages\.([0-3])\.(\d{1,3})\.(norm1|mlp\.fc1)\.weight', name)
-        if match is None:
-            continue
-        stage = int(match[1])
-        depths[stage] = max(depths[stage], int(match[2]) + 1)
-        if match[3] == 'norm1':
-            widths[stage] = tensor.shape[0]
-        elif tensor.dim() == 2:
-            ratios[stage] = tensor.shape[0] // max(tensor.shape[1], 1)
-    built = sum(depth > 0 for depth in depths)
-    if not built or not all(depths[:built] + widths[:built] + ratios[:built]):
+    depths = count_per_stage(state_dict, r'stages\.([0-3])\.(\d{1,3})\.norm1\.weight')
+    widths = widths_per_stage(state_dict, r'stages\.([0-3])\.\d+\.norm1\.weight')
+    hidden = widths_per_stage(state_dict, r'stages\.([0-3])\.\d+\.mlp\.fc1\.weight')
+    built = range(len(depths))
+    if not depths or not list(depths) == list(hidden) == list(built):
         return None
     downsample = 'conv' if 'downsamples.1.proj.weight' in state_dict else 'patch_merging'
     return dict(
-        depths=tuple(depths[:built]),
-        widths=tuple(widths[:built]),
-        mlp_ratios=tuple(ratios[:built]),
+        depths=tuple(depths.values()),
+        widths=tuple(widths.values()),
+        mlp_ratios=tuple(hidden[i] // max(widths[i], 1) for i in built),
         reweight=any('.mixer.reweight.' in name for name in state_dict),
-        downsample=downsample if built > 1 else None,
+        downsample=downsample if len(built) > 1 else None,
     )
 
 
@@ -142,7 +134,8 @@ def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Depths and widths that a state dict under our names holds."""
     depths = count_per_stage(state_dict, r'stages\.(\d+)\.(\d+)\.')
     widths = widths_per_stage(state_dict, r'stages\.(\d+)\.\d+\.norm1\.weight')
-    return f'depths {depths}, widths {widths}' if depths else 'no CycleMLP block'
+    text = f'depths {joined(depths)}, widths {joined(widths)}'
+    return text if depths else 'no CycleMLP block'
 
 
 CYCLEMLP_FORMAT = PublishedFormat(

@@ -22,14 +22,20 @@ import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 
-from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, UserError, shorten
+from cyclemlp_mm.errors import CheckpointError, DownloadError, MissingFileError, shorten
 from cyclemlp_mm.user_path import user_path
 
 from .allowed_types import DamagedFile, RefusedContent
-from .paddle_files import has_arrays, to_tensors
+from .formats import (
+    LEGACY_MAGIC,
+    has_arrays,
+    is_safetensors,
+    read_legacy,
+    read_safetensors,
+    read_zip,
+    to_tensors,
+)
 from .pickles import DAMAGE, PickleReader
-from .safetensors_files import is_safetensors, read_safetensors
-from .torch_files import LEGACY_MAGIC, read_legacy, read_zip
 
 _ZIP_HEAD = b'PK\x03\x04'
 _LEGACY_HEAD = pickle.dumps(LEGACY_MAGIC, protocol=2)
@@ -83,7 +89,7 @@ def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool
 
     Returns:
         Any: What the file holds, normally a dict; of a Paddle file, a
-        :class:`~cyclemlp_mm.weights.paddle_files.PaddleStateDict`.
+        :class:`~cyclemlp_mm.weights.formats.PaddleStateDict`.
 
     Raises:
         MissingFileError: A local path that is not there.
@@ -102,8 +108,6 @@ def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool
     gc.disable()  # what a file holds is kept: looking through it again and again is half the time
     try:
         content = _read_or_unpickle(path, tensors)
-    except UserError:  # a library that is missing
-        raise
     except RefusedContent as error:
         raise CheckpointError(
             f'checkpoint {path} is refused: {error}. If you trust its origin to run code, give the '
@@ -139,16 +143,20 @@ def fetch(source: str) -> Path:
             f'checkpoint {source}: {scheme}:// is not supported; give a path or an http(s) URL'
         )
     name, digest = Path(re.split('[?#]', source)[0]), hashlib.sha256(source.encode()).hexdigest()
+    # OpenMMLab's and PyTorch's names end with the first digits of a SHA-256, or with a date.
+    found = re.search(r'-(?!\d{8})([0-9a-f]{8})\.[a-z]+$', name.name)
+    digits = found[1] if found else ''
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / f'{name.stem[:150]}-url{digest[:16]}{name.suffix[:20]}'
-    if not path.exists() and _is_as_named(folder / name.name, name.name):  # of another tool
-        path = folder / name.name
+    other = folder / name.name  # of another tool
+    if digits and not path.exists() and other.is_file() and sha256_of(other).startswith(digits):
+        path = other
     try:
         if path.exists():
             print_log(f'{source}: using {path}, downloaded before', 'current')
         elif get_local_rank() == 0:
             print_log(f'downloading {source} to {path}', 'current')
-            _download(source, path, name.name)
+            _download(source, path, digits)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: it is not a URL
         raise DownloadError(
             f'cannot download {source} ({_first_line(error)}). Download it on a machine with '
@@ -160,7 +168,7 @@ def fetch(source: str) -> Path:
     return path
 
 
-def _download(url: str, path: Path, name: str) -> None:
+def _download(url: str, path: Path, digits: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         urlopen(Request(url, headers={'User-Agent': 'cyclemlp_mm'}), timeout=60) as answer,
@@ -172,18 +180,9 @@ def _download(url: str, path: Path, name: str) -> None:
         size, length = part.stat().st_size, answer.headers.get('Content-Length')
         if length is not None and size != int(length):
             raise OSError(f'it broke off after {size} of {length} bytes')
-        if _is_as_named(part, name) is False:
+        if not sha256_of(part).startswith(digits):
             raise OSError('its SHA-256 does not begin with the digits at the end of its name')
         part.replace(path)
-
-
-def _is_as_named(path: Path, name: str) -> bool | None:
-    """Whether a file's SHA-256 begins with the 8 digits at the end of its name, as OpenMMLab's and
-    PyTorch's do. None where a name has none, or there is no file."""
-    found = re.search(r'-([0-9a-f]{8})\.[a-z]+$', name)
-    if found is None or found[1].isdigit() or not path.is_file():  # a date
-        return None
-    return sha256_of(path).startswith(found[1])
 
 
 def sha256_of(path: Path) -> str:
@@ -234,35 +233,13 @@ def _read(path: Path, tensors: bool) -> Any:
 
 
 def move_tensors(content: Any, map_location: Any) -> Any:
-    """Tensors of containers, on the CPU, to a device; one that is there twice stays one tensor."""
+    """What was read, on the CPU, as ``torch.load`` would place it."""
     if str(map_location or 'cpu') == 'cpu':
         return content
-    moved: dict[int, torch.Tensor] = {}
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            if id(value) not in moved:
-                moved[id(value)] = _to(value, map_location)
-            return moved[id(value)]
-        if isinstance(value, dict):
-            for key in dict.keys(value):
-                dict.__setitem__(value, key, move(dict.__getitem__(value, key)))
-        elif isinstance(value, list):
-            value[:] = map(move, value)
-        return tuple(map(move, value)) if type(value) is tuple else value
-
-    return move(content)
-
-
-def _to(tensor: torch.Tensor, map_location: Any) -> torch.Tensor:
-    if callable(map_location):  # torch.load's third form: from a storage to where it belongs
-        map_location = getattr(map_location(tensor.untyped_storage(), 'cpu'), 'device', 'cpu')
-    elif isinstance(map_location, dict):
-        map_location = map_location.get('cpu', 'cpu')
-    data = tensor.detach().to(map_location)
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(data, tensor.requires_grad)
-    return data.requires_grad_(tensor.requires_grad)
+    file = io.BytesIO()
+    torch.save(content, file)  # it holds allowed types only, or was unpickled before
+    file.seek(0)
+    return torch.load(file, map_location, weights_only=False)
 
 
 def _looks_like(path: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cyclemlp_mm.errors import CheckpointError, shorten
 
 from .files import read_checkpoint
-from .paddle_files import PaddleStateDict
+from .formats import PaddleStateDict
 from .published import PublishedFormat
 from .unwrap import find_state_dict, first_parts, select_backbone
 
@@ -119,11 +119,8 @@ def init_from_checkpoint(
 ) -> LoadReport:
     """Load a backbone and log what was loaded.
 
-    Takes published files as they are (bare or under ``model``/``state_dict``), Paddle's, our own
-    checkpoints, and those of a whole detector or segmentor; as ``.pth``, ``.pdparams`` or
-    ``.safetensors``. Prefixes of usual wrappers are found: PyTorch's (``module.``,
-    ``_orig_mod.``), Lightning's (``model.``), those of averaged models (``ema_model.``), and
-    ``backbone.``.
+    Takes published files, Paddle's, our own, and those of a whole detector or segmentor; as
+    ``.pth``, ``.pdparams`` or ``.safetensors``. Prefixes of usual wrappers are found.
 
     Args:
         model (nn.Module): The backbone.
@@ -131,9 +128,6 @@ def init_from_checkpoint(
         checkpoint (str): Path or http(s) URL.
         prefix (str, optional): What the backbone's names begin with in the file. None finds it.
         map_location (str): Device to read to. Defaults to 'cpu'.
-
-    Returns:
-        LoadReport: The counts that were logged.
 
     Raises:
         MissingFileError: The file is not there.
@@ -190,9 +184,6 @@ def check_fit(
         own (Mapping[str, Tensor], optional): The backbone's state dict, if it is sharded.
         complete (bool): Output norms must be in the file, too. Defaults to False.
         prefix (str): What names have in the file, for messages. Defaults to ''.
-
-    Returns:
-        LoadReport: What is loaded, new and left out.
 
     Raises:
         CheckpointError: Anything else differs.

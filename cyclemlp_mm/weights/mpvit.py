@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError
 
-from .published import PublishedFormat, count_per_stage, has_name, widths_per_stage
+from .published import PublishedFormat, count_per_stage, has_name, joined, widths_per_stage
 
 _PATH = r'mhca_stages\.(\d+)\.mhca_blks\.(\d+)\.'
 _SHARED = re.compile(
@@ -62,9 +62,9 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def describe(state_dict: Mapping[str, Tensor]) -> str:
     """Paths, depths and widths that a state dict under our names holds."""
     layer = r'stages\.(\d+)\.paths\.%s\.layers\.%s\.norm1\.weight'
-    paths = count_per_stage(state_dict, layer % (r'(\d+)', r'\d+'))
-    depths = count_per_stage(state_dict, layer % (r'\d+', r'(\d+)'))
-    widths = widths_per_stage(state_dict, layer % (r'\d+', r'\d+'))
+    paths = joined(count_per_stage(state_dict, layer % (r'(\d+)', r'\d+')))
+    depths = joined(count_per_stage(state_dict, layer % (r'\d+', r'(\d+)')))
+    widths = joined(widths_per_stage(state_dict, layer % (r'\d+', r'\d+')))
     return f'paths {paths}, depths {depths}, widths {widths}' if paths else 'no MPViT stage'
 
 

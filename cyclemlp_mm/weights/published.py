@@ -18,19 +18,22 @@ def has_name(*patterns: str) -> Callable[[StateDict], bool]:
     return lambda names: any(re.fullmatch(p, name) for name in names for p in patterns)
 
 
-def count_per_stage(names: StateDict, pattern: str) -> str:
-    """Such as '2-2-4-2': how many each stage has. The pattern's groups are stage and number."""
-    counts: dict[int, int] = {}
-    for match in filter(None, (re.match(pattern, name) for name in names)):
-        counts[int(match[1])] = max(counts.get(int(match[1]), 0), int(match[2]) + 1)
-    return '-'.join(str(counts[stage]) for stage in sorted(counts))
+def count_per_stage(names: StateDict, pattern: str) -> dict[int, int]:
+    """How many each stage has, in order. The pattern's groups are stage and number."""
+    found = [re.match(pattern, name) for name in names]
+    pairs = [(int(match[1]), int(match[2]) + 1) for match in found if match]
+    return dict(sorted(pairs))  # the largest number of each stage is the last
 
 
-def widths_per_stage(state_dict: StateDict, pattern: str) -> str:
-    """Such as '64-128-320-512': lengths of the tensors that match. The group is the stage."""
-    matches = {name: re.fullmatch(pattern, name) for name in state_dict}
-    widths = {int(match[1]): state_dict[name].shape[0] for name, match in matches.items() if match}
-    return '-'.join(str(widths[stage]) for stage in sorted(widths))
+def widths_per_stage(state_dict: StateDict, pattern: str) -> dict[int, int]:
+    """Lengths of the tensors that match, by stage, which is the pattern's group, in order."""
+    found = {name: re.fullmatch(pattern, name) for name in state_dict}
+    return dict(sorted((int(m[1]), state_dict[n].shape[:1].numel()) for n, m in found.items() if m))
+
+
+def joined(numbers: Mapping[int, int]) -> str:
+    """Such as '2-2-4-2'."""
+    return '-'.join(map(str, numbers.values()))
 
 
 _never = has_name()

@@ -15,8 +15,8 @@ from torch import Tensor
 from cyclemlp_mm.errors import CheckpointError
 
 from .cyclemlp import CYCLEMLP_FORMAT
+from .formats import PaddleStateDict
 from .loading import to_our_names
-from .paddle_files import PaddleStateDict
 from .published import FAMILIES, PublishedFormat
 from .unwrap import find_state_dict, mapping_in, plain_name, split_names, with_prefix
 

@@ -125,18 +125,6 @@ def test_what_is_put_around_a_layer_is_called(family):
         setattr(parent, name, layer)
 
 
-@every_family
-@torch.no_grad()
-def test_other_modules_in_the_place_of_an_mlp(family):
-    """Ones that are no Mlp and no DropPath at all."""
-    model = small(family)
-    block = next(m for m in model.modules() if hasattr(m, 'mlp') and hasattr(m, 'drop_path'))
-    block.mlp = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).double()
-    block.drop_path = nn.Identity()
-    image = random_image()
-    assert_same_levels(model(image), by_layers(model)(image))
-
-
 class Plus(nn.Linear):
     """A Linear that does more, as LoRA does."""
 
@@ -199,6 +187,18 @@ def norm_like(norm, **changes):
     return nn.LayerNorm(norm.normalized_shape, **changes)
 
 
+def narrower(block):
+    """As pruned: the mixer's branches, and the hidden layer of the MLP."""
+    width = block.mixer.mlp_c.in_features
+    block.mixer.mlp_c = nn.Linear(width, 4, bias=False)
+    block.mixer.sfc_h, block.mixer.sfc_w = CycleFC(width, 4, (1, 3)), CycleFC(width, 4, (3, 1))
+    block.mixer.proj = nn.Linear(4, width)
+    if block.mixer.reweight is not None:
+        block.mixer.reweight = Mlp(4, 4, 12)
+    block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, 10), nn.Linear(10, width)
+    return block
+
+
 #: Layers of a class, and what a user puts into their place.
 CHANGES = {
     'other taps': ('CycleFC', lambda m: cycle_fc_like(m, (1, 5))),
@@ -215,6 +215,9 @@ CHANGES = {
     'dilated': ('Conv2d', dilated),
     'convolution with bias': ('Conv2d', lambda m: conv_like(m, bias=True)),
     'convolution without bias': ('Conv2d', lambda m: conv_like(m, bias=False)),
+    'narrower ones': ('CycleBlock', narrower),
+    'no Mlp at all': ('Mlp', lambda m: nn.Linear(m.fc1.in_features, m.fc2.out_features)),
+    'no DropPath at all': ('DropPath', lambda m: nn.Identity()),
     'a norm that does more': ('BatchNorm2d', lambda m: NormAndMore(m.num_features)),
 }
 
@@ -251,24 +254,6 @@ def test_layers_of_the_same_class_with_other_arguments(family, change):
             torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
     with torch.no_grad():
         assert_same_levels(to_deploy(copy.deepcopy(model))(image), plain(image))
-
-
-@pytest.mark.parametrize('family', ['reweighted', 'summed'])
-@torch.no_grad()
-def test_narrower_layers(family):
-    """Pruned ones: the mixer's branches, and the hidden layer of an MLP."""
-    model = small(family)
-    for block in [m for m in model.modules() if hasattr(m, 'mixer')]:
-        width = block.mixer.mlp_c.in_features
-        block.mixer.mlp_c = nn.Linear(width, 4, bias=False)
-        block.mixer.sfc_h = CycleFC(width, 4, (1, 3))
-        block.mixer.sfc_w = CycleFC(width, 4, (3, 1))
-        block.mixer.proj = nn.Linear(4, width)
-        if block.mixer.reweight is not None:
-            block.mixer.reweight = Mlp(4, 4, 12)
-        block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, 10), nn.Linear(10, width)
-    image = random_image()
-    assert_same_levels(model.double()(image), by_layers(model)(image))
 
 
 def doubled(module, inputs, output):

@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 import cyclemlp_mm.safe_loading  # noqa: F401
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.weights import allowed_types, read_checkpoint
-from cyclemlp_mm.weights.paddle_files import PaddleStateDict
+from cyclemlp_mm.weights.formats import PaddleStateDict
 
 
 def history(length):

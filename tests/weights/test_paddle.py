@@ -12,8 +12,8 @@ from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.weights import cyclemlp, read_checkpoint
 from cyclemlp_mm.weights.convert import TARGETS, convert
+from cyclemlp_mm.weights.formats import INNER_NAMES
 from cyclemlp_mm.weights.mmengine_loader import load_from_path
-from cyclemlp_mm.weights.paddle_files import INNER_NAMES
 
 PADDLE_TINY = dict(depths=(1, 2, 2, 1), widths=(16, 24, 40, 64), mlp_ratios=(4, 4, 2, 2))
 PADDLE_TINY.update(reweight=True, downsample='conv')

@@ -14,7 +14,7 @@ from torch import nn
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.weights import PublishedFormat, init_from_checkpoint, install_safe_loading
 from cyclemlp_mm.weights.convert import convert
-from cyclemlp_mm.weights.paddle_files import PaddleStateDict
+from cyclemlp_mm.weights.formats import PaddleStateDict
 from cyclemlp_mm.weights.published import FAMILIES as FORMATS
 from cyclemlp_mm.weights.published import has_name
 from cyclemlp_mm.weights.whole_model import for_mmengine
