@@ -1,7 +1,6 @@
 """Load a backbone from a checkpoint: completely, or not at all.
 
-A backbone that is quietly left half-loaded trains, and ends points lower; so whatever is not an
-expected difference, by name, raises before anything is copied.
+Whatever is not an expected difference, by name, raises before anything is copied.
 """
 
 from __future__ import annotations
@@ -69,10 +68,6 @@ def split_pretrained(
     Returns:
         tuple: The rest of ``init_cfg`` (None if empty), and the keyword arguments of
         :func:`init_from_checkpoint`, one dict per ``type='Pretrained'`` entry.
-
-    Raises:
-        TypeError: ``init_cfg`` is something else.
-        ValueError: Both ways at once, or a 'Pretrained' entry with missing or unknown keys.
     """
     if pretrained is not None:
         if init_cfg is not None:
@@ -170,11 +165,11 @@ def check_fit(
     complete: bool = False,
     prefix: str = '',
 ) -> LoadReport:
-    """Compare a backbone with a state dict: what every way to load one asks.
+    """Compare a backbone with a state dict: what every way to load one calls.
 
     Expected differences: the family's extras (a classifier), whole output norms of one side,
     stages of the same arch after the last level that the model returns, and BatchNorm's counters of
-    batches, which some tools leave out or store as floats and nothing here reads.
+    batches.
 
     Args:
         model (nn.Module): The backbone.
@@ -288,7 +283,7 @@ def _stages_left_out(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Coll
 
 
 def is_counter(name: str) -> bool:
-    """Whether it names BatchNorm's counter of batches, which no model here needs."""
+    """Whether it is BatchNorm's counter of batches, which nothing here reads."""
     return name.rpartition('.')[2] == 'num_batches_tracked'
 
 

@@ -250,13 +250,7 @@ def endless(value):
     ordered, metadata = call('collections.OrderedDict'), b'}' + text('_metadata')
     return {
         'dtype': entry('w', call('numpy.dtype', value)),
-        'shape': entry('w', call('torch.Size', tup(value))),
         'name': entry('w', call('builtins.getattr', name('torch.Tensor'), value)),
-        'codec': entry('w', call('_codecs.encode', text('x'), value)),
-        'time': entry('w', call('datetime.datetime', value)),
-        'layout': entry('w', call('torch.serialization._get_layout', value)),
-        'type': entry('w', call('builtins.type', value)),
-        'factory': entry('w', call('collections.defaultdict', value)),
         'config': entry('w', call('mmengine.config.config.ConfigDict', b'}' + value + b'Ns')),
         'function': whole(value + b')R'),
         'persistent': whole(value + b'Q'),
@@ -265,7 +259,6 @@ def endless(value):
         'member': whole(b'\x8f(' + value + b'\x90'),
         'frozen': whole(b'(' + value + b'\x91'),
         'set of': whole(call('builtins.set', items(value))),
-        'pairs': whole(call('collections.OrderedDict', items(value + b'N\x86'))),
         'arguments': whole(made + value + b'sb'),
         'metadata': whole(ordered + metadata + value + b'sb'),
         'alone': whole(value),
