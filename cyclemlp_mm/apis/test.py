@@ -8,9 +8,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.engine import finish_launch, is_first_process
+from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch, is_first_process
 from cyclemlp_mm.engine.config_data import other_evaluated_files
-from cyclemlp_mm.engine.hooks import DeployModel, DrawResults, progress_bar
+from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures

@@ -15,7 +15,8 @@ from mmengine.dist import is_main_process
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
-from cyclemlp_mm.engine.hooks import TrainingStopped, progress_bar, stoppable
+from cyclemlp_mm.engine.hooks.logger import progress_bar
+from cyclemlp_mm.engine.hooks.stop import TrainingStopped, stoppable
 from cyclemlp_mm.engine.runner.resume import build_runner, checkpoint_folder, run_training
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.training_config import add_vis_backends

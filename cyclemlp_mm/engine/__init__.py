@@ -10,15 +10,11 @@ from .config_files import (
     require_toolbox,
     tools_dir,
 )
-from .hooks import (
-    AtomicCheckpointHook,
-    CheckLoadedWeights,
-    DeployModel,
-    DrawResults,
-    PatientLoggerHook,
-    StopOnNonFiniteLoss,
-    StopOnSignal,
-)
+from .hooks.check_weights import CheckLoadedWeights
+from .hooks.checkpoint import AtomicCheckpointHook
+from .hooks.logger import PatientLoggerHook
+from .hooks.stop import StopOnNonFiniteLoss, StopOnSignal
+from .hooks.testing import DeployModel, DrawResults
 from .own_data import use_own_data
 from .runner.launch import (
     CpuAmpOptimWrapper,

@@ -33,8 +33,6 @@ class SkipBadImages(Hook):
     every epoch and validation. See :class:`cyclemlp_mm.datasets.load_image.LoadCheckedImage` for
     what is skipped and what is converted.
 
-    Shipped configs name it, so that every tool, the toolboxes' own ones too, loads images alike.
-
     Args:
         max_bad_fraction (float): The training stops when more than this part of a data set's images
             were skipped (but always allows one), in [0, 1]. ``max_bad_fraction`` of the config wins

@@ -19,7 +19,6 @@ from cyclemlp_mm.user_path import user_path
 
 from .config_data import use_checked_coco
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 #: Toolbox by ``default_scope``, with the extra of this package that installs it.
 EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
 #: Settings that a config may lack: arguments of the runners, and what else reads a config.
@@ -36,23 +35,17 @@ _KNOWN_KEYS = {
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
 _NOT_OWN = {'cyclemlp_mm', *EXTRAS}
-#: Kinds of sections: settings, lists of settings, either; '*' stands for all keys.
-_PHASES = ('train', 'val', 'test')
+#: Sections that are settings, lists of settings, or either; '*' stands for all keys.
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SETTINGS = (
     *('model', 'optim_wrapper', 'optim_wrapper.optimizer', 'default_hooks', 'default_hooks.*'),
-    *('env_cfg', 'randomness', 'visualizer', 'log_processor', 'auto_scale_lr'),
-    *('data_preprocessor', 'model_wrapper_cfg', 'strategy', 'tta_model'),
-    *(f'{phase}_cfg' for phase in _PHASES),
-    *(f'{phase}_dataloader' for phase in _PHASES),
-    *(
-        f'{p}_dataloader.{part}'
-        for p in _PHASES
-        for part in ('dataset', 'sampler', 'batch_sampler')
-    ),
+    *('env_cfg', 'randomness', 'visualizer', 'log_processor', 'auto_scale_lr', 'train_cfg'),
+    *('val_cfg', 'test_cfg', 'data_preprocessor', 'model_wrapper_cfg', 'strategy', 'tta_model'),
+    *(name + part for name in _LOADERS for part in ('', '.dataset', '.sampler', '.batch_sampler')),
 )
 _LISTS = (
     *('custom_hooks', 'vis_backends', 'visualizer.vis_backends'),
-    *(f'{phase}_dataloader.dataset.pipeline' for phase in _PHASES),
+    *(f'{name}.dataset.pipeline' for name in _LOADERS),
 )
 _EITHER = ('param_scheduler', 'val_evaluator', 'test_evaluator')
 
@@ -64,8 +57,9 @@ def configs_dir() -> Path:
 
 def tools_dir() -> Path:
     """The folder of the shipped tools: inside an installed package, or next to it in a checkout."""
-    installed = _PACKAGE / '.mim' / 'tools'
-    return installed if installed.is_dir() else _PACKAGE.parent / 'tools'
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / 'tools'
+    return installed if installed.is_dir() else package.parent / 'tools'
 
 
 def find_config(name: str) -> Path:
@@ -170,10 +164,10 @@ def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
     """Keys and values of a config at a dotted path, if there; ``*`` stands for all keys."""
     nodes: list[tuple[str, object]] = [('', cfg)]
     for name in path.split('.'):
+        found = [(key, node) for key, node in nodes if isinstance(node, (dict, Config))]
         nodes = [
             (f'{key}.{k}'.lstrip('.'), node[k])
-            for key, node in nodes
-            if isinstance(node, (dict, Config))
+            for key, node in found
             for k in (node if name == '*' else [name])
             if k in node
         ]

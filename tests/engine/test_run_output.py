@@ -15,7 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from rich.console import Console
 
-from cyclemlp_mm.engine.hooks import ProgressBar, progress_bar
+from cyclemlp_mm.engine.hooks.logger import ProgressBar, progress_bar
 from cyclemlp_mm.engine.summary import run_summary
 from cyclemlp_mm.engine.training_config import add_vis_backends
 from cyclemlp_mm.errors import UserError

@@ -43,9 +43,8 @@ class DeployModel(Hook):
 class DrawResults(Hook):
     """Draws every image of a test as the model saw it, next to its ground truth.
 
-    The toolboxes' visualisation hooks read the image again, turned as EXIF says also where its
-    annotations are for the image as stored, and give images of one name in two folders one file.
-    Here the pictures are in the same sub-folders as the images.
+    Unlike by the toolboxes' hooks, images are turned as they were loaded, and the pictures are in
+    the same sub-folders as the images.
 
     Args:
         out_dir (str): Folder for the pictures.
