@@ -8,6 +8,7 @@ import io
 import pathlib
 import pickle
 import random
+import re
 import types
 import uuid
 import zipfile
@@ -19,9 +20,8 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
+from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 from mmengine.optim import OPTIMIZERS, OptimWrapper
-from mmengine.runner import Runner
 
 import cyclemlp_mm.safe_loading  # noqa: F401
 from cyclemlp_mm.errors import CheckpointError
@@ -252,27 +252,26 @@ def test_python_2s_files(tmp_path):
 
 
 SCHEDULERS = {
-    'ConstantLR': {},
-    'CosineAnnealingLR': dict(T_max=5),
-    'ExponentialLR': dict(gamma=0.9),
-    'LinearLR': {},
-    'MultiStepLR': dict(milestones=[1, 4]),
-    'StepLR': dict(step_size=2),
-    'PolyLR': {},
-    'OneCycleLR': dict(eta_max=0.01, total_steps=20),
-    'CosineRestartLR': dict(periods=[4, 9], restart_weights=[1, 1], eta_min=0),
-    'ReduceOnPlateauLR': dict(monitor='loss', patience=0),
+    'Constant': {},
+    'CosineAnnealing': dict(T_max=5),
+    'Exponential': dict(gamma=0.9),
+    'Linear': {},
+    'MultiStep': dict(milestones=[1, 4]),
+    'Step': dict(step_size=2),
+    'Poly': {},
+    'OneCycle': dict(eta_max=0.01, total_steps=20),
+    'CosineRestart': dict(periods=[4, 9], restart_weights=[1, 1], eta_min=0),
+    'ReduceOnPlateau': dict(monitor='loss', patience=0),
 }
-for _name in [name for name in SCHEDULERS if name != 'OneCycleLR']:
-    SCHEDULERS[_name.replace('LR', 'Momentum')] = SCHEDULERS[_name]
-    SCHEDULERS[_name.replace('LR', 'ParamScheduler')] = dict(SCHEDULERS[_name], param_name='lr')
-SCHEDULERS['OneCycleParamScheduler'] = dict(SCHEDULERS['OneCycleLR'], param_name='lr')
 
 
 def scheduler(name, **more):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    stem = re.sub('(LR|Momentum|ParamScheduler)$', '', name)
+    if name.endswith('ParamScheduler'):
+        more['param_name'] = 'lr'
     kind = getattr(mmengine.optim.scheduler, name)
-    return kind(OptimWrapper(optimizer), **SCHEDULERS[name], **more)
+    return kind(OptimWrapper(optimizer), **SCHEDULERS[stem], **more)
 
 
 def advance(made, steps):
@@ -283,9 +282,9 @@ def advance(made, steps):
 
 
 def test_schedulers_go_on_where_they_were(tmp_path):
-    kinds = {kind for kind in mmengine.optim.scheduler.__all__ if not kind.startswith('_')}
-    assert kinds == set(SCHEDULERS)
-    for name in SCHEDULERS:
+    for name in mmengine.optim.scheduler.__all__:
+        if name.startswith('_'):
+            continue
         made, other = scheduler(name), scheduler(name)
         advance(made, 3)
         state = dict(scheduler=made.state_dict(), optimizer=made.optimizer.state_dict())
@@ -316,42 +315,11 @@ def test_optimisers(tmp_path):
     assert tried >= 10
 
 
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 2)
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
-
-
-def runner(work_dir, average, epochs, resume=False):
-    data = [dict(inputs=torch.rand(2)) for _ in range(2)]
-    return Runner(
-        Model(),
-        str(work_dir),
-        train_dataloader=dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler')),
-        resume=resume,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='EMAHook', ema_type=average)],
-        param_scheduler=dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
-        experiment_name=f'{work_dir.name}_{epochs}',
-    )
-
-
-@pytest.mark.parametrize(
-    'average', ['ExponentialMovingAverage', 'MomentumAnnealingEMA', 'StochasticWeightAverage']
-)
-def test_a_run_of_300k_iterations_resumes(average, tmp_path):
-    first = runner(tmp_path, average, 2)
-    for key in ('train/loss', 'train/lr', 'train/time'):
-        first.message_hub.log_scalars[key] = history(300_000)
-    first.train()
-    path = tmp_path / 'epoch_2.pth'
+def test_logs_of_300k_iterations_and_averaged_models(tmp_path):
+    path, model = tmp_path / 'a.pth', torch.nn.Linear(2, 2)
+    scalars = OrderedDict((f'train/{key}', history(300_000)) for key in ('loss', 'lr', 'time'))
+    content = dict(message_hub=dict(log_scalars=scalars, runtime_info=OrderedDict(iter=300_000)))
+    for kind in (ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage):
+        content[kind.__name__] = kind(model).state_dict()
+    torch.save(content, path)
     assert_equal(read_checkpoint(path), torch.load(path, weights_only=False))
-    second = runner(tmp_path, average, 3, resume=True)
-    second.train()
-    assert second.epoch == 3
-    kept = second.message_hub.log_scalars['train/lr']._log_history
-    assert len(kept) >= 300_000 and kept[0] == history(1)._log_history[0]
