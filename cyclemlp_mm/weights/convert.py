@@ -55,9 +55,8 @@ def convert(
 ) -> Conversion:
     """Read any file that we read, check it against its architecture, and write it in a new format.
 
-    'ours' has the names of our models' checkpoints: a backbone's own, or, where there is more than
-    a backbone, those of the whole model (``backbone.…``, ``head.fc.…``); 'safetensors' has the same
-    names. 'published' has the published ones, of backbone and classifier.
+    'ours' and 'safetensors' have our names: a backbone's own, or a whole model's (``backbone.…``,
+    ``head.fc.…``). 'published' has the published ones, of backbone and classifier.
 
     Args:
         source (str | Path): A path or an http(s) URL.

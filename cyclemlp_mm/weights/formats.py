@@ -41,10 +41,7 @@ _LARGEST_HEADER = 100_000_000  # the format's own limit
 
 
 def read_zip(file: BinaryIO, size: int, tensors: bool = True) -> Any:
-    """What a zip file of ``torch.save`` holds, tensors on the CPU, every checksum verified.
-
-    Without ``tensors`` their numbers are not read, but 0.
-    """
+    """What a zip file of ``torch.save`` holds; without ``tensors`` their numbers are 0."""
     with zipfile.ZipFile(file) as archive:
         records = _check_records(archive.infolist(), size)
         pickles = [name for name in records if name.endswith('/data.pkl') and name.count('/') == 1]
@@ -138,11 +135,7 @@ def _is_paddle(content: object) -> bool:
 
 
 def to_tensors(content: Any) -> Any:
-    """An unpickled file with tensors for arrays; anything else in it stays as it is.
-
-    Raises:
-        DamagedFile: An array of a type that torch does not have, or one whose parts do not fit.
-    """
+    """An unpickled file with tensors for arrays; anything else in it stays as it is."""
     if not has_arrays(content):
         return content
     if not _is_paddle(content):

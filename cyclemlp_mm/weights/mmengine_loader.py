@@ -26,10 +26,9 @@ _read: dict[tuple[object, ...], object] = {}
 def install_safe_loading() -> None:
     """Let mmengine read local files and http(s) URLs by :func:`.read_checkpoint`, in this process.
 
-    Checkpoints of every model are read so. Published files of our families come under the names
-    that mmengine expects, but for models without a backbone of ours. Names of other schemes
-    (``torchvision://``, ``s3://``, …) stay mmengine's. Our tools call it, and configs do by naming
-    :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``.
+    Published files of our families come under the names that mmengine expects, but for models
+    without a backbone of ours. Names of other schemes (``torchvision://``, …) stay mmengine's. Our
+    tools call it, and configs do by naming :mod:`cyclemlp_mm.safe_loading` in ``custom_imports``.
     """
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_path, force=True)
 
@@ -41,11 +40,7 @@ def load_from_path(filename: str, map_location: Any = None) -> Any:
 
 
 def read_before_loading(filename: str) -> Any:
-    """What a file holds that mmengine loads later in this process: it is not read again then.
-
-    Raises:
-        CheckpointError, MissingFileError, DownloadError: See :func:`.read_checkpoint`.
-    """
+    """:func:`.read_checkpoint` of what mmengine loads later: it is not read again then."""
     content = _take(filename)
     keep_for_loading(filename, content)
     return content

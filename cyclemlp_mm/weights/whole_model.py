@@ -98,14 +98,12 @@ def with_sensible_meta(content: dict, source: str) -> dict:
         parts['meta.dataset_meta.'] = meta['dataset_meta'] = named
     for where, part in parts.items():
         for keys in (('classes', 'palette'), ('CLASSES', 'PALETTE')):
-            if not part.keys() & keys:
-                continue
             names = _names(part.get(keys[0]))
             colours = _colours(part.get(keys[1]), len(names or ()))
-            for key, value in zip(keys, (names, colours)):
-                if part.get(key) is not None and value is None:
-                    odd.append(where + key)
-                part[key] = value  # both: mmseg looks for either
+            checked = dict(zip(keys, (names, colours)))
+            odd += [where + k for k in keys if part.get(k) is not None and checked[k] is None]
+            if part.keys() & keys:
+                part.update(checked)  # both: mmseg looks for either
     if odd:
         message = f'checkpoint {source}: ignored invalid {", ".join(odd)}'
         print_log(message, 'current', logging.WARNING)
