@@ -65,20 +65,9 @@ def test_only_what_is_returned_is_built(family, out_indices, levels):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(
-    'out_indices, error, message',
-    [
-        ((0, 4), ValueError, '-4 to 3'),
-        ((), ValueError, 'different ints'),
-        ((2, 1), ValueError, 'fine to coarse'),
-        ((3, -1), ValueError, 'different ints'),
-        ('0123', TypeError, 'must be ints'),
-        (True, TypeError, 'int'),
-    ],
-)
-def test_wrong_out_indices(out_indices, error, message):
-    with pytest.raises(error, match=message):
-        build('reweighted', out_indices=out_indices)
+ALL = ' '.join(FAMILIES)
+NO_RATES = ('0.1', None, True, -0.1, 1, float('nan'))
+NO_KERNELS = ([2], (3, 4), (3, 3), (), 3, (0,), (-1,), ('3',), '3')
 
 
 def without(arch, key):
@@ -86,53 +75,59 @@ def without(arch, key):
 
 
 @pytest.mark.parametrize(
-    'family, arch, error, message',
+    'families, name, value, error, message',
     [
-        ('reweighted', 'b9', ValueError, "CycleMLP has no arch 'b9'; it has b1, b2"),
-        ('mpvit', 'b1', ValueError, "MPViT has no arch 'b1'; it has tiny, xsmall"),
-        ('repmlp', 'tiny', ValueError, "no arch 'tiny'"),
-        ('reweighted', 3, TypeError, 'must be one of'),
-        ('reweighted', without(CYCLE, 'widths'), ValueError, r"\['widths'\] are missing"),
-        ('reweighted', dict(CYCLE, heads=4), ValueError, r"\['heads'\] are unknown"),
-        ('reweighted', dict(CYCLE, depths=2), ValueError, 'arch depths must be 4 .* but got 2'),
-        ('reweighted', dict(CYCLE, widths=(8, 12, 18, 20)), ValueError, 'multiples of 4'),
-        ('reweighted', dict(CYCLE, downsample='pool'), ValueError, 'downsample'),
-        ('reweighted', dict(CYCLE, reweight='no'), TypeError, "reweight .* but got 'no'"),
-        ('mpvit', dict(MPVIT, paths=(1, 0, 1, 1)), ValueError, '4 positive ints'),
-        ('mpvit', dict(MPVIT, widths=(8, 16, 20, 24)), ValueError, 'multiples of 8'),
-        ('mpvit', dict(MPVIT, mlp_ratio=0), ValueError, 'mlp_ratio'),
-        ('repmlp', dict(REPMLP, depths=[1, 1]), ValueError, '4 positive ints'),
-        ('repmlp', dict(REPMLP, channels=[8, 16, 32, 0]), ValueError, 'arch channels must be'),
-        ('repmlp', dict(REPMLP, sharesets_nums=[1, 3, 8, 16]), ValueError, 'of sharesets_nums'),
-    ],
-)
-def test_wrong_arch(family, arch, error, message):
-    with pytest.raises(error, match=message):
-        build(family, arch=arch)
-
-
-@pytest.mark.parametrize(
-    'name, value, error, families',
-    [
-        ('with_cp', 'False', TypeError, FAMILIES),
-        ('out_norms', 0, TypeError, ['summed', 'repmlp']),
-        ('norm_eval', None, TypeError, ['mpvit', 'repmlp']),
-        ('deploy', 'False', TypeError, ['repmlp']),
-        ('frozen_stages', 5, ValueError, FAMILIES),
-        ('in_channels', 0, ValueError, FAMILIES),
-        ('in_channels', '3', ValueError, FAMILIES),
-        ('norm_layer', 'LN', TypeError, FAMILIES),
-        ('mixer_backend', 'fast', ValueError, ['reweighted']),
-        ('globalperceptron_ratio', 0, ValueError, ['repmlp']),
+        ('summed', 'out_indices', (0, 4), ValueError, '-4 to 3'),
+        ('summed', 'out_indices', (), ValueError, 'different ints'),
+        ('summed', 'out_indices', (2, 1), ValueError, 'fine to coarse'),
+        ('summed', 'out_indices', (3, -1), ValueError, 'different ints'),
+        ('summed', 'out_indices', '0123', TypeError, 'must be ints'),
+        ('summed', 'out_indices', True, TypeError, 'int'),
+        ('summed', 'arch', 'b9', ValueError, "CycleMLP has no arch 'b9'; it has b1, b2"),
+        ('mpvit', 'arch', 'b1', ValueError, "MPViT has no arch 'b1'; it has tiny, xsmall"),
+        ('repmlp', 'arch', 'tiny', ValueError, "no arch 'tiny'"),
+        ('summed', 'arch', 3, TypeError, 'must be one of'),
+        ('summed', 'arch', without(CYCLE, 'widths'), ValueError, r"\['widths'\] are missing"),
+        ('summed', 'arch', dict(CYCLE, heads=4), ValueError, r"\['heads'\] are unknown"),
+        ('summed', 'arch', dict(CYCLE, depths=2), ValueError, 'arch depths must be 4 .* but got 2'),
+        ('summed', 'arch', dict(CYCLE, widths=(8, 12, 18, 20)), ValueError, 'multiples of 4'),
+        ('summed', 'arch', dict(CYCLE, downsample='pool'), ValueError, 'downsample'),
+        ('summed', 'arch', dict(CYCLE, reweight='no'), TypeError, "reweight .* but got 'no'"),
+        ('mpvit', 'arch', dict(MPVIT, paths=(1, 0, 1, 1)), ValueError, '4 positive ints'),
+        ('mpvit', 'arch', dict(MPVIT, widths=(8, 16, 20, 24)), ValueError, 'multiples of 8'),
+        ('mpvit', 'arch', dict(MPVIT, mlp_ratio=0), ValueError, 'mlp_ratio'),
+        ('repmlp', 'arch', dict(REPMLP, depths=[1, 1]), ValueError, '4 positive ints'),
+        ('repmlp', 'arch', dict(REPMLP, channels=[8, 16, 32, 0]), ValueError, 'arch channels must'),
+        ('repmlp', 'arch', dict(REPMLP, sharesets_nums=[1, 3, 8, 16]), ValueError, 'sharesets'),
+        (ALL, 'with_cp', 'False', TypeError, 'with_cp'),
+        ('summed repmlp', 'out_norms', 0, TypeError, 'out_norms'),
+        ('mpvit repmlp', 'norm_eval', None, TypeError, 'norm_eval'),
+        (ALL, 'frozen_stages', 5, ValueError, 'frozen_stages'),
+        (ALL, 'in_channels', 0, ValueError, 'in_channels'),
+        (ALL, 'in_channels', '3', ValueError, 'in_channels'),
+        (ALL, 'norm_layer', 'LN', TypeError, 'norm_layer'),
+        ('reweighted', 'mixer_backend', 'fast', ValueError, 'backend must'),
+        *(('summed mpvit', 'drop_path_rate', r, ValueError, 'drop_path_rate') for r in NO_RATES),
+        ('repmlp', 'deploy', 'False', TypeError, 'deploy'),
+        ('repmlp', 'globalperceptron_ratio', 0, ValueError, 'globalperceptron_ratio'),
+        ('repmlp', 'img_size', 60, ValueError, 'multiples of 32'),
+        ('repmlp', 'img_size', None, ValueError, 'img_size must be multiples of 32, but got None'),
         *(
-            ('drop_path_rate', rate, ValueError, ['summed', 'mpvit'])
-            for rate in ('0.1', None, True, -0.1, 1, float('nan'))
+            ('repmlp', 'norm_cfg', dict(type=kind, num_groups=2), ValueError, 'must be of type BN')
+            for kind in ('GN', nn.GroupNorm)
+        ),
+        *(
+            ('repmlp', 'norm_cfg', {'type': 'BN', key: False}, ValueError, key)
+            for key in ('track_running_stats', 'affine')
+        ),
+        *(
+            ('repmlp', 'reparam_conv_kernels', kernels, ValueError, 'kernels .* different odd')
+            for kernels in NO_KERNELS
         ),
     ],
 )
-def test_wrong_arguments(name, value, error, families):
-    for family in families:
-        message = 'backend must' if name == 'mixer_backend' else f'{name}.*'
+def test_wrong_settings(families, name, value, error, message):
+    for family in families.split():
         with pytest.raises(error, match=message):
             build(family, **{name: value})
 

@@ -94,26 +94,6 @@ def test_norm_cfg_reaches_every_part():
     assert len(norms) == 1 + 2 + 2 + 3 * 6 and all(norm.eps == 1e-3 for norm in norms)
 
 
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(img_size=60), 'multiples of 32'),
-        (dict(img_size=None), 'img_size must be multiples of 32, but got None'),
-        (dict(norm_cfg=dict(type='GN', num_groups=2)), 'must be of type BN'),
-        (dict(norm_cfg=dict(type=nn.GroupNorm, num_groups=2)), 'must be of type BN'),
-        (dict(norm_cfg=dict(type='BN', track_running_stats=False)), 'track_running_stats True'),
-        (dict(norm_cfg=dict(type='BN', affine=False)), 'leave affine'),
-        *(
-            (dict(reparam_conv_kernels=kernels), 'reparam_conv_kernels .* different odd')
-            for kernels in [(2,), (3, 4), (3, 3), (), 3, (0,), (-1,), ('3',), '3']
-        ),
-    ],
-)
-def test_wrong_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        build('repmlp', **kwargs)
-
-
 def test_arguments_of_mmpretrains_class_name_it():
     for name in ('final_norm', 'patch_size', 'conv_cfg', 'patch_cfg'):
         cfg = {'type': 'DenseRepMLPNet', 'arch': REPMLP, name: True}
