@@ -64,22 +64,16 @@ def _field(args: argparse.Namespace) -> Path:
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     name = f'{type(backbone).__name__}\n{Path(args.config).stem}'
-    ours, resnet = (
-        Path(file).name if file else 'random weights'
-        for file in (args.weights, args.resnet_weights)
-    )
-    networks = {
-        f'{name}\n{ours}': receptive_field.backbone_levels(backbone),
-        f'ResNet-50\n{resnet}': receptive_field.resnet50_levels(strides, args.resnet_weights),
-    }
-    fields = {
-        title: receptive_field.receptive_fields(levels, strides, images)
-        for title, levels in networks.items()
-    }
-    for title, levels in fields.items():
-        for field in levels:
+    resnet = receptive_field.resnet50_levels(strides, args.resnet_weights)
+    networks = [(name, args.weights, receptive_field.backbone_levels(backbone))]
+    networks += [('ResNet-50', args.resnet_weights, resnet)]
+    fields = {}
+    for name, file, levels in networks:
+        found = receptive_field.receptive_fields(levels, strides, images)
+        fields[f'{name}\n{Path(file).name if file else "random weights"}'] = found
+        for field in found:
             sides = ', '.join(f'{s:.0%} within {field.side(s)} px' for s in (0.5, 0.95, 0.99))
-            print(f'{title.splitlines()[0]:<12} stride {field.stride:>2}: {sides}')
+            print(f'{name.splitlines()[0]:<12} stride {field.stride:>2}: {sides}')
     return receptive_field.draw_receptive_fields(fields, args.out)
 
 
@@ -175,9 +169,7 @@ def _gallery(args: argparse.Namespace) -> Path:
                 )
             one = gallery.Judged(item.path.name, as_picture(image), item.truth, prediction, *score)
             scores.append(one.score)
-            worst = sorted([*worst, one], key=lambda judged: (judged.score, judged.name))[
-                : args.number
-            ]
+            worst = sorted([*worst, one], key=lambda j: (j.score, j.name))[: args.number]
     if left_out:
         print(f'skipped {len(left_out)} images that cannot be used, e.g. {left_out[0]}')
     if not worst:

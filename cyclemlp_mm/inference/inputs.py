@@ -19,8 +19,6 @@ from cyclemlp_mm.user_path import user_path
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 VIDEO_SUFFIXES += ('.wmv', '.flv', '.3gp', '.ogv', '.ts', '.mts')
-#: Below this part of the announced frames, a file is truncated; some containers only estimate.
-_MOST_LOST = 0.98
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ class Video:
                 yield read[1]
         finally:
             capture.release()
-        if not frames or frames < _MOST_LOST * self.num_frames:
+        if not frames or frames < 0.98 * self.num_frames:  # some containers estimate it
             what = f'{self.path} ends after {frames} of {self.num_frames} frames'
             raise UserError(f'{what}: it is truncated or damaged. The decoded frames are predicted')
 

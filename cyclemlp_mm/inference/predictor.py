@@ -105,8 +105,11 @@ class Predictor:
             try:
                 samples = self.inferencer(list(group), **options)
             except (ValueError, cv2.error) as error:
+                reason = getattr(error, 'err', error)  # OpenCV's message is longer
+                if isinstance(error, cv2.error) and getattr(error, 'func', '') == 'resize':
+                    reason = 'they are so narrow that a side is resized to 0 px: crop or pad them'
                 what = f'cannot predict images of {shape[1]}×{shape[0]} px'
-                raise UserError(f'{what}: {_reason(error)}') from error
+                raise UserError(f'{what}: {reason}') from error
             samples = samples['predictions'] if isinstance(samples, dict) else samples
             samples = samples if isinstance(samples, list) else [samples]
             predictions += map(self._prediction, samples)
@@ -126,14 +129,6 @@ def encode_mask(mask: np.ndarray) -> dict:
     """A bool or 0/1 mask (H, W) as COCO's run-length code, its counts as text for json."""
     code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, cv2.error):
-        return str(error)
-    if getattr(error, 'func', '') == 'resize':
-        return 'they are so narrow that a side is resized to 0 px: crop or pad them'
-    return f'OpenCV cannot process them ({getattr(error, "err", error)})'
 
 
 def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:

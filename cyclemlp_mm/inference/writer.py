@@ -62,8 +62,12 @@ class PredictionWriter:
         if isinstance(prediction, Segments):
             name = source.name if frame is None else f'{source.name}/{frame:06d}'
             entry['mask_file'] = f'masks/{name}.png'
+            labels, is_small = prediction.label_map, prediction.label_map.dtype == np.uint8
+            mask = Image.fromarray(labels if is_small else labels.astype(np.uint16))
+            if is_small:
+                mask.putpalette([c for colour in self.palette for c in colour])
             with self._new_file(entry['mask_file'], source) as path:
-                self._mask(prediction.label_map).save(path)
+                mask.save(path)
         if self.with_json:
             self._add_to_json(entry, prediction)
         if not self.with_pictures:
@@ -71,7 +75,12 @@ class PredictionWriter:
         colours = self.classes, self.palette
         picture = draw_prediction(as_picture(image), prediction, *colours, self.score_thr)
         if frame is not None:
-            self._write_frame(source, picture, fps)
+            if source != self._video_source:
+                self._close_video()
+                with self._new_file(f'vis/{source.name}.mp4', source) as path:
+                    self._video = _open_video(path, fps, picture.shape[1::-1])
+                self._video_source = source
+            self._video.write(np.ascontiguousarray(picture[..., ::-1]))
             return
         suffix = source.path.suffix.lower().replace('.jpeg', '.jpg')
         suffix = suffix if suffix in ('.jpg', '.webp') else '.png'
@@ -117,21 +126,6 @@ class PredictionWriter:
             if prediction.masks is not None:
                 annotation['segmentation'] = prediction.masks[i]
             self._annotations.append(annotation)
-
-    def _mask(self, label_map: np.ndarray) -> Image.Image:
-        if label_map.dtype != np.uint8:
-            return Image.fromarray(label_map.astype(np.uint16))
-        mask = Image.fromarray(label_map)
-        mask.putpalette([c for colour in self.palette for c in colour])
-        return mask
-
-    def _write_frame(self, source: Input, picture: np.ndarray, fps: float) -> None:
-        if source != self._video_source:
-            self._close_video()
-            with self._new_file(f'vis/{source.name}.mp4', source) as path:
-                self._video = _open_video(path, fps, picture.shape[1::-1])
-            self._video_source = source
-        self._video.write(np.ascontiguousarray(picture[..., ::-1]))
 
     def _close_video(self) -> None:
         if self._video is not None:

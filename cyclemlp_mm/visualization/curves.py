@@ -60,6 +60,7 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     Raises a UserError if a work dir holds no run, or one without a loss.
     """
     runs = {Path(folder).resolve(): read_scalars(folder) for folder in work_dirs}
+    shared = os.path.commonpath([folder.parent for folder in runs])
     figure = Figure(figsize=(10.5, 3.6), dpi=120, layout='constrained')
     panels = figure.subplots(1, 3, sharex=True)
     metrics = set()
@@ -69,7 +70,7 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
         if not train:
             raise UserError(f'{folder}: this run has logged no loss yet')
         look, steps = dict(color=colour, linestyle=style), [line['step'] for line in train]
-        name, losses = short_name(folder, runs), [line['loss'] for line in train]
+        name, losses = os.path.relpath(folder, shared), [line['loss'] for line in train]
         panels[0].plot(steps, losses, label=name, **look)
         panels[1].plot(steps, [line.get('lr', float('nan')) for line in train], **look)
         metric, points = evaluations(lines)
@@ -101,9 +102,3 @@ def evaluations(lines: Sequence[dict]) -> tuple[str, list[tuple[int, float]]]:
         elif name in line:
             points.append((step, line[name]))
     return name, points
-
-
-def short_name(folder: Path, others: Sequence[Path]) -> str:
-    """The path from the last folder that all share; of a single one, its name."""
-    shared = os.path.commonpath([other.parent for other in others])
-    return os.path.relpath(folder, shared)

@@ -15,9 +15,6 @@ from cyclemlp_mm.inference.predictions import Instances, Prediction, Segments
 from .figures import save
 from .overlay import Palette, draw_prediction, fit
 
-#: Longer side of a picture in the gallery, in pixels.
-THUMBNAIL = 320
-
 
 @dataclass
 class Judged:
@@ -70,7 +67,7 @@ def judge_segments(truth: Segments, found: Segments, num_classes: int) -> tuple[
     present = np.unique(labels)
     if not len(present):
         return 1.0, 'nothing labelled'
-    pairs = [(labels == c, guesses == c) for c in present]
+    pairs = ((labels == c, guesses == c) for c in present)
     score = float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
     return score, f'mIoU {score:.2f} of {len(present)} classes'
 
@@ -99,7 +96,7 @@ def draw_gallery(
             if not is_map and one.prediction.masks is None:
                 shown.masks = None  # a truth with masks next to boxes would look like another image
             seen |= set(np.unique(shown.label_map if is_map else shown.labels).tolist())
-            small, shown = fit(one.image, shown, THUMBNAIL)
+            small, shown = fit(one.image, shown, 320)
             with_scores = what is one.prediction
             axes.imshow(draw_prediction(small, shown, classes, palette, 0, with_scores))
             axes.set(xticks=[], yticks=[])

@@ -18,8 +18,6 @@ from cyclemlp_mm.inference.predictions import Prediction
 from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.visualization.overlay import draw_prediction, fit
 
-#: Longer side of a drawn picture, in pixels.
-SHOWN_SIDE = 800
 #: A segmentor takes larger images in tiles: it does not resize them, and memory would grow.
 TILE_FROM_PIXELS, TILING = 2048 * 2048, Tiling(1024)
 
@@ -153,7 +151,7 @@ class Workbench:
             else:
                 [prediction] = predictor.predict([image])
             seconds = time.perf_counter() - start
-        shown = fit(image[..., ::-1], prediction, SHOWN_SIDE)
+        shown = fit(image[..., ::-1], prediction, 800)
         model = predictor.classes, predictor.palette
         return Answer(*shown, *model, seconds, predictor.device, image.shape[1::-1])
 

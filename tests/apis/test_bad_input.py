@@ -278,6 +278,10 @@ ERRORS = [
         r'ShardedStrategy shards .* this is one alone.*tools/dist_train\.sh.*EMAHook copies',
     ),
     # Arguments and settings.
+    (nothing, 'no_such_config', r'neither a file nor one of the \d+ shipped configs'),
+    (nothing, 'cyclemlp_b1_in1kk', 'Did you mean cyclemlp_b1_in1k'),
+    (nothing, f'{DET} --data nowhere', 'no such folder'),
+    (nothing, f'{DET} --classes a', 'give it too'),
     (text('wd2', ''), f'{COCO} --work-dir wd2', r'wd2.*cannot be written'),
     *(
         (nothing, f'{COCO} --cfg-options {option}', expected)
