@@ -63,14 +63,10 @@ def tools_dir() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """Path of a config.
+    """Path of a config, by its path, or by the name of a shipped one, with or without ``.py``.
 
-    Args:
-        name (str): A path, or the name of a shipped config, with or without ``.py``; also
-            ``configs/NAME`` where there is no folder of that name.
-
-    Raises:
-        MissingFileError: Neither; suggests near names.
+    Also ``configs/NAME``, where there is no folder of that name. Raises MissingFileError, with near
+    names, where there is none.
     """
     path = user_path(name)
     if path.is_file():
@@ -98,12 +94,6 @@ def config_path(name: str) -> str:
 
     Raises:
         MissingFileError: There is no config of that name; suggests near ones.
-
-    Examples:
-        >>> import cyclemlp_mm
-        >>> from mmdet.apis import init_detector
-        >>> config = cyclemlp_mm.config_path('retinanet_cyclemlp_b1_fpn_1x_coco')
-        >>> model = init_detector(config, 'epoch_12.pth')  # doctest: +SKIP
     """
     path = configs_dir() / f'{name.removesuffix(".py")}.py'
     return str(path if path.is_file() else find_config(Path(name).name))

@@ -44,13 +44,7 @@ class CheckLoadedWeights(Hook):
     priority = 'VERY_HIGH'  # before EMAHook looks at the state dict
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``.
-
-        Raises:
-            UserError: The class names of the file and the data differ.
-            CheckpointError: The model would stay without weights that it needs, or the file is no
-                training checkpoint and was to be resumed.
-        """
+        """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``."""
         source = loaded_from(runner)
         own = _state_dict(runner.model)
         in_file = dict(named_like(find_state_dict(checkpoint, source), own))
@@ -71,8 +65,7 @@ class CheckLoadedWeights(Hook):
 def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: bool) -> None:
     """Reject data in which labels mean other classes than in the file.
 
-    A fine-tuning may have other classes. With the same ones in another order it is rejected: the
-    heads would start from each other's weights.
+    To fine-tune on the same classes in another order, heads would start from each other's weights.
     """
     trained = trained_classes(checkpoint)
     for phase in ('train', 'val', 'test'):
@@ -85,7 +78,7 @@ def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: b
         elif names and len(names) == len(trained):
             runner.logger.warning(
                 f'{source} was trained with the classes {trained}, the data has {names}: the heads '
-                'fit and start from the weights of the others'
+                'start from the weights of the others'
             )
 
 
@@ -98,16 +91,9 @@ def compare(
 ) -> str:
     """Report what of a model a file holds: counts, in all and of each part of the model.
 
-    Args:
-        model (nn.Module): Detector, segmentor or classifier, wrapped or not.
-        in_file (dict[str, Tensor]): The file's.
-        source (str): The file.
-        complete (bool): Whether all of the model must be there, or the backbone only.
-        own (dict[str, Tensor], optional): The model's state dict, if it is at hand.
-
-    Raises:
-        CheckpointError: What must be there is not, or a backbone of ours has no place for some of
-            the file's tensors, as where the file is of a larger one.
+    Raises CheckpointError where a part that is needed is missing, all or the backbone only
+    (``complete``), or where a backbone of ours has no place for some of the file's tensors.
+    ``own`` is the model's state dict, if it is at hand.
     """
     own = _state_dict(model) if own is None else own
     needed = [name for name in own if not is_counter(name)]

@@ -68,9 +68,8 @@ def stoppable() -> Iterator[None]:
 class StopOnSignal(Hook):
     """Stops the training at the end of the iteration in which SIGTERM or SIGINT arrives.
 
-    All processes stop at the same iteration, whichever of them got the signal. A second Ctrl-C, a
-    second or more after the first, ends the process at once. A validation that was interrupted is
-    repeated first when the training is resumed.
+    All processes stop at the same iteration. A second Ctrl-C, a second or more after the first,
+    ends the process at once. An interrupted validation is repeated first when resumed.
     """
 
     priority = 'LOWEST'  # the iteration's other hooks come first

@@ -80,9 +80,6 @@ def is_first_process(launcher: str) -> bool:
     """Whether this process checks, locks and reports for all; also before the process group exists.
 
     Without a launcher, every process is a run of its own, whatever variables its job has set.
-
-    Args:
-        launcher (str): As for :func:`prepare_launch`.
     """
     return launcher == 'none' or os.environ.get(_RANKS[launcher], '0') == '0'
 
