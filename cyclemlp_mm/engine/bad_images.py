@@ -17,13 +17,6 @@ from cyclemlp_mm.errors import UserError, some
 
 from .config_data import ignore_index
 
-#: So many files are named in the log for each reason; the others are counted.
-MOST_NAMED = 5
-
-
-class TooManyBadImagesError(UserError):
-    """More of the data cannot be read than ``max_bad_fraction`` allows."""
-
 
 @HOOKS.register_module()
 class SkipBadImages(Hook):
@@ -61,15 +54,17 @@ class SkipBadImages(Hook):
     ) -> None:
         """Take the notes out of a batch; log the first ones of each kind, and count all."""
         notes = data_batch.pop(NOTES, ()) if isinstance(data_batch, dict) else ()
+        if not notes:
+            return
         for note in notes:
             files = self._files[mode][note.outcome, kind_of(note.reason)]
-            if note.path not in files and len(files) < MOST_NAMED:
+            if note.path not in files and len(files) < 5:
                 runner.logger.warning(str(note))
             files.add(note.path)
-        images = len(_loader(runner, mode).dataset) if notes else 0
+        images = len(_loader(runner, mode).dataset)
         bad = set().union(*(f for (what, _), f in self._files[mode].items() if what == SKIPPED))
-        if notes and len(bad) > max(1, self.max_bad_fraction * images):
-            raise TooManyBadImagesError(
+        if len(bad) > max(1, self.max_bad_fraction * images):
+            raise UserError(
                 f'{len(bad)} of {images} images of the {mode} data could not be read, more than '
                 f'max_bad_fraction={self.max_bad_fraction} allows: {some(sorted(bad))}. Fix or '
                 'remove them (tools/check.py CONFIG --full lists all), or allow more with '

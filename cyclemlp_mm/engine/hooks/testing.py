@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cyclemlp_mm.datasets.image_files import BadImageError
-from cyclemlp_mm.datasets.load_image import LoadCheckedImage, as_picture, image_loader, read_image
+from cyclemlp_mm.datasets.load_image import as_picture, image_loader, read_image
 from cyclemlp_mm.models import to_deploy
 
 _WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -54,9 +54,6 @@ class DrawResults(Hook):
     def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
         self.out_dir = Path(out_dir)
         self.score_thr = score_thr
-        self._names: dict[str, str] = {}
-        self._loader: LoadCheckedImage | None = None
-        self._is_detector = False
 
     def before_test_epoch(self, runner: Runner) -> None:
         data = runner.test_loop.dataloader.dataset
