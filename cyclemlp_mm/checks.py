@@ -24,14 +24,7 @@ def is_number(value: object) -> bool:
 
 
 def check_device(device: str | None) -> str:
-    """The device's name, or an error.
-
-    Args:
-        device (str, optional): None takes a GPU if there is one.
-
-    Raises:
-        UserError: This machine has no such device.
-    """
+    """The device's name, or a UserError if this machine has none such; None takes a GPU if any."""
     has_gpu = torch.cuda.is_available()
     if device is None:
         return 'cuda' if has_gpu else 'cpu'
@@ -40,9 +33,8 @@ def check_device(device: str | None) -> str:
     except RuntimeError as error:
         raise UserError(f'invalid device {device!r}: give cpu or cuda') from error
     if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f'device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; give cpu'
-        )
+        gpus = torch.cuda.device_count()
+        raise UserError(f'device {device}: PyTorch sees {gpus} GPUs here; give cpu')
     return device
 
 
@@ -53,17 +45,9 @@ def check_score_thr(score_thr: float) -> None:
 
 
 def check_writable(path: str | Path, option: str, is_folder: bool = False) -> None:
-    """Check a place before hours of work, with a temporary file of 1 MB next to it.
+    """Raise a UserError with the name of an option if its file or folder cannot be written.
 
-    Nothing is left there. Whether the disk has room for all is not known.
-
-    Args:
-        path (str | Path): A file, there or not, or a folder.
-        option (str): The argument that named it, for the message.
-        is_folder (bool): Whether it is a folder. Defaults to False.
-
-    Raises:
-        UserError: It cannot be written.
+    A temporary file of 1 MB next to it is tried. Whether there is room for more is not known.
     """
     path = Path(path)
     try:
@@ -79,18 +63,13 @@ def check_writable(path: str | Path, option: str, is_folder: bool = False) -> No
             file.write(bytes(2**20))  # one byte fits on a full disk
             file.flush()
     except OSError as error:
-        raise UserError(
-            f'{option} {path} cannot be written ({error.strerror or error}): use another place, or '
-            'fix this one'
-        ) from error
+        what = f'{option} {path} cannot be written ({error.strerror or error})'
+        raise UserError(f'{what}: use another place, or fix this one') from error
 
 
 @contextmanager
 def model_errors(config: str | Path) -> Iterator[None]:
-    """Turn errors of building a model into a message about the config.
-
-    Args:
-        config (str | Path): Of the model, for the message.
+    """Turn errors of building a config's model into a message about the config.
 
     Raises:
         UserError: A class does not exist or does not take its settings; a ``CodeError`` where the
@@ -101,18 +80,14 @@ def model_errors(config: str | Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or ['']
-        what = f'config {config}: the model cannot be built ({type(error).__name__}: '
+        first = (str(error).strip().splitlines() or [''])[0][:200]
+        what = f'config {config}: the model cannot be built ({type(error).__name__}: {first})'
         code = _failed_code(error)
         if code is not None:
-            raise CodeError(
-                f'{what}{lines[0][:200]}), in {code.filename}, line {code.lineno}'
-            ) from error
+            raise CodeError(f'{what}, in {code.filename}, line {code.lineno}') from error
         if not isinstance(error, _SETTINGS):
             raise
-        raise UserError(
-            f'{what}{lines[0][:200]}): check the settings of that part, those of --cfg-options too'
-        ) from error
+        raise UserError(f'{what}: check its settings, those of --cfg-options too') from error
 
 
 def _failed_code(error: Exception) -> traceback.FrameSummary | None:

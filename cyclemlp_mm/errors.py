@@ -34,11 +34,10 @@ def shorten(value: object, most: int = 80) -> str:
     Only text, short numbers and lists of text are written out: a few bytes of a pickle can stand
     for a container whose ``repr`` never ends.
     """
+    is_short = isinstance(value, int) and value.bit_length() < 64
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         text = f'[{", ".join(repr(item[:most]) for item in value[:10])}]'
-    elif isinstance(value, (bool, float, type(None))) or (
-        isinstance(value, int) and value.bit_length() < 64
-    ):
+    elif is_short or isinstance(value, (float, type(None))):
         text = repr(value)
     else:
         text = value if isinstance(value, str) else f'a {type(value).__name__}'
@@ -48,9 +47,8 @@ def shorten(value: object, most: int = 80) -> str:
 
 def count(number: int, noun: str) -> str:
     """'1 box', '2 boxes'."""
-    if number == 1:
-        return f'1 {noun}'
-    return f'{number} {noun}{"es" if noun.endswith(("x", "ss")) else "s"}'
+    ending = 'es' if noun.endswith(('x', 'ss')) else 's'
+    return f'{number} {noun}{ending * (number != 1)}'
 
 
 def some(things: list, most: int = 5) -> str:

@@ -42,12 +42,8 @@ def bomb():
     """A PNG of 60000 x 60000 pixels in some hundred bytes."""
 
     def chunk(kind, content):
-        return (
-            struct.pack('>I', len(content))
-            + kind
-            + content
-            + struct.pack('>I', zlib.crc32(kind + content))
-        )
+        check = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + check
 
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
@@ -59,11 +55,7 @@ def deep(kind):
     return encode(Image.fromarray(ramp), kind)
 
 
-def palette_with_transparency():
-    """A PNG of 8-bit indices, one of which is transparent."""
-    return encode(picture('P'), 'PNG', transparency=0)
-
-
+FRAMES = dict(save_all=True, append_images=[picture('L')])
 #: name of the file: (its bytes, what becomes of it, a word of the reason).
 BAD_IMAGES = {
     'truncated.jpg': (lambda: encode(picture())[:-300], 'skipped', 'truncated'),
@@ -85,16 +77,12 @@ BAD_IMAGES = {
     'deep.tif': (lambda: deep('TIFF'), 'converted', '8 bits'),
     'alpha.png': (lambda: encode(picture('RGBA'), 'PNG'), 'converted', 'alpha'),
     'grey_alpha.png': (lambda: encode(picture('LA'), 'PNG'), 'converted', 'alpha'),
-    'palette.png': (palette_with_transparency, 'converted', 'alpha'),
+    'palette.png': (lambda: encode(picture('P'), 'PNG', transparency=0), 'converted', 'alpha'),
     'grey.jpg': (lambda: encode(picture('L')), 'converted', 'grey'),
     'black_white.png': (lambda: encode(picture('1'), 'PNG'), 'converted', 'grey'),
     'turned.jpg': (lambda: exif_rotated((48, 64)), 'converted', 'EXIF'),
     'stored.jpg': (lambda: exif_rotated(SIZE), 'converted', 'EXIF'),
-    'frames.gif': (
-        lambda: encode(picture(), 'GIF', save_all=True, append_images=[picture('L')]),
-        'converted',
-        'frames',
-    ),
+    'frames.gif': (lambda: encode(picture(), 'GIF', **FRAMES), 'converted', 'frames'),
     'plain.bmp': (lambda: encode(picture(), 'BMP'), 'read', ''),
     'plain.webp': (lambda: encode(picture(), 'WEBP'), 'read', ''),
     'plain.jpg': (lambda: encode(picture()), 'read', ''),

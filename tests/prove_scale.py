@@ -26,59 +26,43 @@ from cyclemlp_mm.apis.arguments import parse
 from cyclemlp_mm.apis.prepare import prepare_config
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.preflight import run_preflight
-def resident():
-    lines = open('/proc/self/status').read().splitlines()
-    return [int(line.split()[1]) // 1024 for line in lines if line.startswith('VmRSS')][0]
 begun = time.monotonic()
 with annotations_kept():
     report = run_preflight(prepare_config(parse('check', sys.argv[1:])), weights=False)
     errors = len(report.of('error'))
 took, peak = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(f'{sys.argv[1]}: {took:.1f} s, at most {peak} MiB, {resident()} MiB when it is over; '
+lines = open('/proc/self/status').read().splitlines()
+resident = [int(x.split()[1]) // 1024 for x in lines if x.startswith('VmRSS')][0]
+print(f'{sys.argv[1]}: {took:.1f} s, at most {peak} MiB, {resident} MiB when it is over; '
       f'{errors} errors')
 """
 
 
-def polygon(x, y, width, height):
-    """A list of corners inside a box."""
+def box_in(image):
+    """An annotation without its id."""
+    x, y = random.randint(0, 300), random.randint(0, 200)
+    width, height = random.randint(8, 300), random.randint(8, 250)
     points = random.choice((12, 20, 25, 30, 60))
-    return [
-        round(start + side * random.random(), 2)
-        for _ in range(points)
-        for start, side in ((x, width), (y, height))
-    ]
+    sides = ((x, width), (y, height)) * points
+    polygon = [round(start + side * random.random(), 2) for start, side in sides]
+    known = dict(image_id=image, category_id=random.randint(1, CLASSES), iscrowd=0)
+    return dict(known, bbox=[x, y, width, height], area=width * height, segmentation=[polygon])
 
 
 def write_split(root, split, images, boxes):
     """One split in COCO 2017's layout."""
-    folder = root / f'{split}2017'
-    folder.mkdir()
+    (root / f'{split}2017').mkdir()
     listed = []
     for i in range(images):
         if i % LINKS == 0:
             source = root / f'.{split}{i}.jpg'
             Image.effect_noise(SIZE, 40).convert('RGB').save(source)
         name = f'{i:012d}.jpg'
-        os.link(source, folder / name)
+        os.link(source, root / f'{split}2017' / name)
         listed.append(dict(id=i, file_name=name, width=SIZE[0], height=SIZE[1]))
-    annotations = []
-    for i in range(boxes):
-        x, y = random.randint(0, 300), random.randint(0, 200)
-        width, height = random.randint(8, 300), random.randint(8, 250)
-        annotations.append(
-            dict(
-                id=i + 1,
-                image_id=random.randrange(images),
-                category_id=random.randint(1, CLASSES),
-                bbox=[x, y, width, height],
-                area=width * height,
-                iscrowd=0,
-                segmentation=[polygon(x, y, width, height)],
-            )
-        )
     content = dict(
         images=listed,
-        annotations=annotations,
+        annotations=[dict(box_in(random.randrange(images)), id=i + 1) for i in range(boxes)],
         categories=[dict(id=i + 1, name=f'class{i}') for i in range(CLASSES)],
     )
     file = root / 'annotations' / f'instances_{split}2017.json'
@@ -86,8 +70,7 @@ def write_split(root, split, images, boxes):
     print(f'{split}: {file.stat().st_size >> 20} MiB of annotations', flush=True)
 
 
-def main():
-    """The command line."""
+if __name__ == '__main__':
     random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -95,10 +78,5 @@ def main():
         write_split(root, 'train', IMAGES, BOXES)
         write_split(root, 'val', IMAGES // 24, BOXES // 24)
         for config in CONFIGS:
-            subprocess.run(
-                [sys.executable, '-W', 'ignore', '-c', CHECK, config, '--data', folder], check=True
-            )
-
-
-if __name__ == '__main__':
-    main()
+            command = [sys.executable, '-W', 'ignore', '-c', CHECK, config, '--data', folder]
+            subprocess.run(command, check=True)

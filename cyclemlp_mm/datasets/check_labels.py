@@ -37,36 +37,27 @@ class CheckLabels:
         Raises:
             UserError: A label is neither a class nor ignored; names the file and the labels.
         """
-        label_map = results.get('gt_seg_map')
-        if label_map is None:  # inference has no labels
+        labels, path = results.get('gt_seg_map'), results.get('seg_map_path')
+        if labels is None:  # inference has no labels
             return results
-        if label_map.ndim != 2:
-            raise UserError(
-                f'{results.get("seg_map_path")}: a label image has one channel, but this one is '
-                f'{label_map.shape}: save label indices, not colours'
-            )
+        if labels.ndim != 2:
+            what = f'a label image has one channel, but this one is {labels.shape}'
+            raise UserError(f'{path}: {what}: save label indices, not colours')
         if self.ignore_label is not None:
-            label_map[label_map == self.ignore_label] = self.ignore_index
-        found = np.flatnonzero(np.bincount(label_map.ravel()))
+            labels[labels == self.ignore_label] = self.ignore_index
+        found = np.flatnonzero(np.bincount(labels.ravel()))
         stray = [int(i) for i in found if i >= self.num_classes and i != self.ignore_index]
         if stray:
-            ignored = f'{self.ignore_index} (ignore)'
+            rule, ignored = f'0 to {self.num_classes - 1}', f'{self.ignore_index} (ignore)'
             if results.get('reduce_zero_label'):  # named as in the file, before 0 was taken off
                 stray = [label + 1 for label in stray]
-                rule = f'0 (ignore) and 1 to {self.num_classes}'
+                rule, ignored = '0 (ignore)', f'1 to {self.num_classes}'
             elif self.ignore_label is not None:
-                rule = f'0 to {self.num_classes - 1}, {self.ignore_label} and {ignored}'
-            else:
-                rule = f'0 to {self.num_classes - 1} and {ignored}'
-            raise UserError(
-                f'{results.get("seg_map_path")}: labels {stray[:10]} name no class; with '
-                f'{self.num_classes} classes, labels are {rule}. Is a class name missing, or is '
-                'one of these to be ignored (--ignore-label)?'
-            )
+                rule += f', {self.ignore_label}'
+            what = f'labels {stray[:10]} name no class; with {self.num_classes} classes, labels are'
+            fix = 'Is a class name missing, or is one of these to be ignored (--ignore-label)?'
+            raise UserError(f'{path}: {what} {rule} and {ignored}. {fix}')
         return results
 
     def __repr__(self) -> str:
-        return (
-            f'CheckLabels(num_classes={self.num_classes}, ignore_label={self.ignore_label}, '
-            f'ignore_index={self.ignore_index})'
-        )
+        return f'CheckLabels({self.num_classes}, {self.ignore_label}, {self.ignore_index})'

@@ -23,6 +23,8 @@ from cyclemlp_mm.errors import UserError
 
 from .coco_file import LEFT_OUT, SHORT, annotations_kept, is_crowd, judge_coco, mask_trouble
 
+CROWDS = 'are crowds ("iscrowd" or "ignore" of 1), which need not be found'
+
 
 class CheckedCOCO(COCO):
     """An annotation file as training and evaluation both take it.
@@ -33,7 +35,6 @@ class CheckedCOCO(COCO):
     - Masks that cannot be decoded are an error where masks are needed, and left out elsewhere.
 
     Args:
-        annotation_file (str | Path): The file.
         with_masks (bool): Whether masks are decoded. Defaults to False.
         is_evaluated (bool): Whether pycocotools decodes them. Defaults to False.
 
@@ -57,20 +58,17 @@ class CheckedCOCO(COCO):
         self.counts = Counter({why: len(these) for why, these in judged.troubles.items()})
         annotations = []
         for number, ann in enumerate(judged.used, start=1):
-            mask = ann.get('segmentation')
+            mask, crowd = ann.get('segmentation'), is_crowd(ann)
             trouble = mask_trouble(mask, judged.sizes[ann['image_id']], is_evaluated)
             if with_masks and trouble not in (None, SHORT):
                 raise UserError(f'{file}: annotations {trouble}, e.g. id {ann["id"]}')
-            self.counts['crowds'] += is_crowd(ann)
-            ann = dict(ann, id=number, iscrowd=int(is_crowd(ann)), ignore=0)
+            self.counts[CROWDS] += crowd
+            ann = dict(ann, id=number, iscrowd=int(crowd), ignore=0)
             if trouble and not with_masks:
                 ann['segmentation'] = None
             annotations.append(ann)
-        self.dataset = {
-            'info': {},  # some versions of pycocotools read it without asking
-            **judged.content,
-            'annotations': annotations,
-        }
+        # Some versions of pycocotools read "info" without asking.
+        self.dataset = {'info': {}, **judged.content, 'annotations': annotations}
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
@@ -87,10 +85,8 @@ class CheckedCOCO(COCO):
         ids = {category['name']: category['id'] for category in self.dataset['categories']}
         absent = [name for name in cat_names if name not in ids]
         if isinstance(cat_names, str) or absent:
-            raise UserError(
-                f'metainfo.classes={cat_names!r} does not fit the annotation file, whose '
-                f'categories are {list(ids)}: write a tuple of these names, in any order'
-            )
+            what = f'metainfo.classes={cat_names!r} does not fit the annotation file'
+            raise UserError(f'{what}: write a tuple of its categories, {list(ids)}, in any order')
         return [ids[name] for name in cat_names]
 
 
@@ -120,16 +116,13 @@ class CheckedCocoMetric(CocoMetric):
                 self._coco_api = CheckedCOCO(path, 'segm' in self.metrics, is_evaluated=True)
             if not self._coco_api.anns and not self.format_only:
                 raise UserError(
-                    f'{ann_file}: "annotations" is empty or missing, so there is nothing to '
-                    'compare with; to only write predictions, set format_only=True and '
-                    'outfile_prefix of the evaluator'
+                    f'{ann_file}: "annotations" is empty or missing; to write predictions without '
+                    'figures, set format_only=True and outfile_prefix of the evaluator'
                 )
-            kinds = {why: why for why in LEFT_OUT}
-            kinds['crowds'] = 'are crowds ("iscrowd" or "ignore" of 1), which need not be found'
-            for kind, said in kinds.items():
+            for kind in (*LEFT_OUT, CROWDS):
                 if number := self._coco_api.counts[kind]:
-                    said = f'{ann_file}: {number} of its boxes {said}'
-                    print_log(said, 'current', logging.WARNING)
+                    what = f'{ann_file}: {number} of its boxes {kind}'
+                    print_log(what, 'current', logging.WARNING)
         self._ann_file = ann_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -142,10 +135,10 @@ class CheckedCocoMetric(CocoMetric):
             path = str(sample.get('img_path', ''))
             image = self._coco_api.imgs.get(sample['img_id'])
             if image is None or not path.endswith(image['file_name'] if path else ''):
+                what = f'image {path or sample["img_id"]} is not in it under that id'
                 raise UserError(
-                    f'the evaluator reads {self._ann_file}, but image {path or sample["img_id"]} '
-                    'is not in it under that id: set ann_file of evaluator and data set to the '
-                    'same file'
+                    f'the evaluator reads {self._ann_file}, but {what}: set ann_file of evaluator '
+                    'and data set to the same file'
                 )
         super().process(data_batch, data_samples)
 
@@ -158,10 +151,8 @@ class CheckedCocoMetric(CocoMetric):
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
         """Write predictions with the category id of each label's class; returns the files."""
-        in_order, self.cat_ids = (
-            self.cat_ids,
-            self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes']),
-        )
+        in_order = self.cat_ids
+        self.cat_ids = self._coco_api.get_cat_ids(self.dataset_meta['classes'])
         try:
             return super().results2json(results, outfile_prefix)
         finally:

@@ -37,25 +37,15 @@ LEFT_OUT = (UNKNOWN, NO_IMAGE, NO_AREA, OUTSIDE)
 
 
 class JudgedCoco(NamedTuple):
-    """An annotation file, and what is wrong with it.
+    """An annotation file, and what is wrong with it."""
 
-    Attributes:
-        content (dict): Of :func:`read_coco`.
-        categories (dict): Names by id, in the order of the file.
-        images (list[dict]): Those with an id and a file name.
-        sizes (dict): Width and height by image id, where there are both.
-        used (list[dict]): Annotations that reach training or evaluation, with crowds.
-        troubles (dict): Of each kind of trouble of boxes, (number in the file, annotation).
-        errors (list[tuple[str, str]]): What cannot be trained or evaluated, and how to fix it.
-    """
-
-    content: dict
-    categories: dict
-    images: list[dict]
-    sizes: dict
-    used: list[dict]
-    troubles: dict[str, list[tuple[int, object]]]
-    errors: list[tuple[str, str]]
+    content: dict  # of read_coco
+    categories: dict  # names by id, in the order of the file
+    images: list[dict]  # those with an id and a file name
+    sizes: dict  # width and height by image id, where there are both
+    used: list[dict]  # annotations that reach training or evaluation, with crowds
+    troubles: dict[str, list[tuple[int, object]]]  # by kind: number in the file, annotation
+    errors: list[tuple[str, str]]  # what cannot be trained or evaluated, and how to fix it
 
 
 @contextmanager
@@ -69,9 +59,8 @@ def annotations_kept() -> Iterator[None]:
     if _kept is not None:  # an outer one lets go
         yield
         return
-    was_enabled = gc.isenabled()
+    was_enabled, _kept = gc.isenabled(), {}
     gc.disable()
-    _kept = {}
     try:
         yield
     finally:
@@ -81,14 +70,7 @@ def annotations_kept() -> Iterator[None]:
 
 
 def read_coco(ann_file: Path) -> dict:
-    """What an annotation file holds; its lists may hold anything.
-
-    Args:
-        ann_file (Path): The file. Inside of :func:`annotations_kept`, it is read again only if it
-            was written since.
-
-    Returns:
-        dict: With the lists 'images', 'annotations' and 'categories'. Not to be changed.
+    """The lists 'images', 'annotations' and 'categories' of a file, of anything; not to be changed.
 
     Raises:
         UserError: It is no JSON, or lacks a list.
@@ -109,11 +91,11 @@ def _parse(ann_file: Path) -> dict:
         raise UserError(f'{ann_file} is not in UTF-8: save it as UTF-8 ({error})') from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'{ann_file} is no JSON: {error}') from error
-    if isinstance(content, dict):
-        content.setdefault('annotations', [])  # COCO's lists of test images have none
-    lacking = [k for k in _LISTS if not isinstance(content, dict) or k not in content]
+    content = content if isinstance(content, dict) else {}
+    lacking = [key for key in _LISTS if key not in content and key != 'annotations']
     if lacking:
         raise UserError(f'{ann_file} is no COCO annotation file: it lacks {lacking}')
+    content.setdefault('annotations', [])  # COCO's lists of test images have none
     for key in _LISTS:
         if not isinstance(content[key], list):
             raise UserError(f'{ann_file}: its "{key}" is not a list, but {str(content[key])[:40]}')
@@ -123,47 +105,28 @@ def _parse(ann_file: Path) -> dict:
 def category_names(ann_file: Path, needs_masks: bool) -> dict[int, str]:
     """Names of an annotation file's categories, by their ids, in the order of the file.
 
-    Args:
-        ann_file (Path): The file.
-        needs_masks (bool): Whether its annotations have to have masks.
-
     Raises:
         UserError: As :func:`read_coco`; categories without id or name, or double ones; none of the
             annotations has a mask, and masks are needed.
-        OSError: It cannot be read.
     """
     content = read_coco(ann_file)
-    try:
-        categories = {category['id']: category['name'] for category in content['categories']}
-        are_named = all(isinstance(name, str) for name in categories.values())
-    except (KeyError, TypeError):
-        are_named = False
-    if not are_named:
+    listed = [one if isinstance(one, dict) else {} for one in content['categories']]
+    if not all(_is_id(one.get('id')) and isinstance(one.get('name'), str) for one in listed):
         raise UserError(f'{ann_file}: each of its categories needs an "id" and a "name" (a text)')
+    categories = {one['id']: one['name'] for one in listed}
     if not categories:
         raise UserError(f'{ann_file} has no categories')
-    if len(set(categories.values())) != len(content['categories']):
+    if len(set(categories.values())) != len(listed):
         raise UserError(f'{ann_file}: category ids or names are double: {content["categories"]}')
     masks = (ann.get('segmentation') for ann in content['annotations'] if isinstance(ann, dict))
     if needs_masks and content['annotations'] and not any(masks):
-        raise UserError(
-            f'{ann_file} has boxes but no "segmentation": a mask head needs masks; take a '
-            'RetinaNet config'
-        )
+        what = 'has boxes but no "segmentation": a mask head needs masks'
+        raise UserError(f'{ann_file} {what}; take a RetinaNet config')
     return categories
 
 
 def judge_coco(ann_file: Path, needs_masks: bool = False) -> JudgedCoco:
-    """Read an annotation file and find what is wrong with its images and boxes.
-
-    Args:
-        ann_file (Path): The file.
-        needs_masks (bool): Whether its annotations have to have masks. Defaults to False.
-
-    Raises:
-        UserError: As :func:`category_names`.
-        OSError: It cannot be read.
-    """
+    """Read a file and find what is wrong with its images and boxes; raises as category_names."""
     categories = category_names(ann_file, needs_masks)
     content, errors = read_coco(ann_file), []
     images = [image if isinstance(image, dict) else {} for image in content['images']]
@@ -184,14 +147,11 @@ def judge_coco(ann_file: Path, needs_masks: bool = False) -> JudgedCoco:
     sizes = {image['id']: (image['width'], image['height']) for image in named if has_size(image)}
     for ids, of in ((sizes, 'images'), (categories, 'categories')):
         if _are_lost(ids):
-            what = (
-                f'the ids of its {of} mix numbers and texts, or numbers too large: '
-                f'{some(list(ids))}; the evaluation would lose some'
-            )
-            errors.append((what, 'Number them from 1'))
+            what = f'the ids of its {of} mix numbers and texts, or numbers too large'
+            errors.append((f'{what}: {some(list(ids))}', 'Number them from 1'))
     used, troubles = [], defaultdict(list)
     for number, ann in enumerate(content['annotations']):
-        trouble = _box_trouble(ann, categories, sizes)
+        trouble = _malformed(ann) or _box_trouble(ann, categories, sizes)
         if trouble:
             troubles[trouble].append((number, ann))
         if trouble in (None, THIN, CUT):
@@ -204,10 +164,7 @@ def judge_coco(ann_file: Path, needs_masks: bool = False) -> JudgedCoco:
 
 def of_boxes(these: list[tuple[int, object]], of_all: list, trouble: str) -> str:
     """'2 of 9 boxes have …, ids 3, 4'."""
-    ids = [
-        ann.get('id', f'number {number}') if isinstance(ann, dict) else number
-        for number, ann in these
-    ]
+    ids = [ann.get('id', n) if isinstance(ann, dict) else n for n, ann in these]
     return f'{len(these)} of {count(len(of_all), "box")} {trouble}, ids {some(ids)}'
 
 
@@ -229,39 +186,47 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) or is_number(value)
 
 
-def _are_lost(ids: Iterable) -> bool:
-    """Whether pycocotools loses ids: it passes them through ``np.unique``.
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
-    Numbers beside texts become texts, and large numbers beside negative ones or fractions are
-    rounded. Objects under such ids would be missing in the evaluation without an error.
+
+def _are_lost(ids: Iterable) -> bool:
+    """Whether pycocotools loses ids, and so objects in the evaluation, in ``np.unique``.
+
+    Numbers among texts become texts; large ones among negative ones or fractions are rounded.
     """
     ids = set(ids)
     return bool(ids) and set(np.unique(list(ids)).tolist()) != ids
 
 
-def _box_trouble(ann: object, categories: dict, sizes: dict) -> str | None:
-    """What is wrong with an annotation, apart from its mask."""
+#: Keys of an annotation, and what their values have to be.
+_FIELDS = {
+    'bbox': (_is_box, 'four finite numbers [x, y, width, height]'),
+    **dict.fromkeys(('id', 'image_id', 'category_id'), (_is_id, 'a number or a text')),
+    'area': (is_number, 'a finite number'),
+}
+
+
+def _malformed(ann: object) -> str | None:
     if not isinstance(ann, dict):
         return f'{MALFORMED} (no object)'
-    box = ann.get('bbox')
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return f'{MALFORMED}: "bbox" is not four finite numbers [x, y, width, height]'
-    missing = [key for key in ('id', 'image_id', 'category_id', 'area') if key not in ann]
-    if missing:
-        return f'{MALFORMED}: they lack {", ".join(missing)}'
-    strange = [key for key in ('id', 'image_id', 'category_id') if not _is_id(ann[key])]
-    if strange:
-        return f'{MALFORMED}: {", ".join(strange)} is not a number'
-    if not is_number(ann['area']):
-        return f'{MALFORMED}: "area" is no finite number'
+    for key, (is_right, expected) in _FIELDS.items():
+        if not is_right(ann.get(key)):
+            what = f'"{key}" is not {expected}' if key in ann else f'they lack {key}'
+            return f'{MALFORMED}: {what}'
     for key in ('iscrowd', 'ignore'):
         if ann.get(key) not in (None, 0, 1):
             return f'{MALFORMED}: "{key}" is neither 0 nor 1'
+    return None
+
+
+def _box_trouble(ann: dict, categories: dict, sizes: dict) -> str | None:
+    """What is wrong with a well-formed annotation, apart from its mask."""
     if ann['category_id'] not in categories:
         return UNKNOWN
     if ann['image_id'] not in sizes:
         return NO_IMAGE
-    x, y, width, height = box
+    x, y, width, height = ann['bbox']
     if width <= 0 or height <= 0 or ann['area'] <= 0:
         return NO_AREA
     image_width, image_height = sizes[ann['image_id']]
@@ -275,11 +240,9 @@ def _box_trouble(ann: object, categories: dict, sizes: dict) -> str | None:
 
 
 def mask_trouble(mask: object, size: tuple[int, int], is_evaluated: bool) -> str | None:
-    """What is wrong with a "segmentation" that is decoded by mmdet or pycocotools.
+    """What is wrong with a "segmentation" of an image of a size (width, height).
 
     Args:
-        mask (object): Polygons, or a run-length code as list or text.
-        size (tuple[int, int]): Width and height of the image.
         is_evaluated (bool): Whether pycocotools reads it, not only mmdet.
 
     Returns:
@@ -305,15 +268,13 @@ def _are_numbers(values: list) -> bool:
         array = np.array(values)
     except (ValueError, OverflowError):  # lists of several lengths
         return False
-    return not values or (
-        array.ndim == 1 and array.dtype.kind in 'iuf' and bool(np.isfinite(array).all())
-    )
+    is_flat = array.ndim == 1 and array.dtype.kind in 'iuf'
+    return not values or (is_flat and bool(np.isfinite(array).all()))
 
 
 def _rle_trouble(mask: dict, size: tuple[int, int]) -> str | None:
     """What is wrong with a run-length code; pycocotools reads and writes beyond its memory."""
-    width, height = size
-    counts = mask.get('counts')
+    (width, height), counts = size, mask.get('counts')
     if not isinstance(counts, (list, str)) or 'size' not in mask:
         return 'have an RLE without "size" and "counts"'
     if mask['size'] != [height, width]:
@@ -326,10 +287,7 @@ def _rle_trouble(mask: dict, size: tuple[int, int]) -> str | None:
     if sum(runs) > height * width:
         return 'have an RLE of more pixels than their image has'
     if sum(runs) < height * width:
-        return (
-            'have an RLE whose "counts" end before the last pixel of their image (the last run '
-            'left out, or the runs of a part of the image)'
-        )
+        return 'have an RLE whose "counts" end before the last pixel of their image'
     return None
 
 

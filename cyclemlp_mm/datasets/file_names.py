@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Iterable
+from functools import partial, reduce
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,8 +11,8 @@ from cyclemlp_mm.errors import UserError
 
 #: Each cause with what it changes in a name; all of them are undone to compare two names.
 _CAUSES = {
-    'Unicode form: accents as one character (NFC) or as two (NFD)': lambda name: (
-        unicodedata.normalize('NFC', name)
+    'Unicode form: accents as one character (NFC) or as two (NFD)': partial(
+        unicodedata.normalize, 'NFC'
     ),
     'backslashes': lambda name: name.replace('\\', '/'),
     'a byte-order mark or spaces': lambda name: name.strip('\ufeff \t\r\n'),
@@ -19,6 +20,7 @@ _CAUSES = {
     "'./' in front": os.path.normpath,
     'capital letters': str.lower,
 }
+_MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')  # of byte order: UTF-8, UTF-16
 
 
 def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:
@@ -34,10 +36,12 @@ def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:
         return ''
     name, other = pairs[0]
     causes = [why for why, undo in _CAUSES.items() if undo(name) != name or undo(other) != other]
-    return (
-        f'{len(pairs)} of them are there in another spelling ({"; ".join(causes)}), '
-        f'e.g. {name!a} is {other!a}'
-    )
+    what = f'{len(pairs)} of them are there in another spelling ({"; ".join(causes)})'
+    return f'{what}, e.g. {name!a} is {other!a}'
+
+
+def _key(name: str) -> str:
+    return reduce(lambda changed, undo: undo(changed), _CAUSES.values(), name)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -62,19 +66,14 @@ def read_lines(path: Path) -> list[str]:
         if path.exists() and not path.is_file():
             raise UserError(f'{path} is not a regular file')
         content = path.read_bytes()
-        is_utf16 = content[:2] in (b'\xff\xfe', b'\xfe\xff')
-        text = content.decode('utf-16' if is_utf16 else 'utf-8-sig')
+        text = content.decode('utf-16' if content.startswith(_MARKS[1:]) else 'utf-8-sig')
+        if '\0' in text:
+            raise UserError(f'{path} is not in UTF-8 (it holds NULs): save it as UTF-8')
     except UnicodeDecodeError as error:
-        raise UserError(
-            f'{path} is not in UTF-8 (byte {error.start} is 0x{content[error.start]:02x}): save it '
-            'as UTF-8'
-        ) from error
+        where = f'byte {error.start} is 0x{content[error.start]:02x}'
+        raise UserError(f'{path} is not in UTF-8 ({where}): save it as UTF-8') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error})') from error
-    if '\0' in text:
-        raise UserError(
-            f'{path} is not in UTF-8 (it holds NULs, as UTF-16 and UTF-32 do): save it as UTF-8'
-        )
     return text.splitlines()
 
 
@@ -84,22 +83,9 @@ def read_names(path: Path) -> list[str]:
 
 
 def check_list_encoding(path: Path) -> None:
-    """Refuse a list that a toolbox is to read and would read wrongly.
-
-    Raises:
-        UserError: It begins with a byte-order mark, or :func:`read_lines` cannot read it.
+    """Raise a UserError for a list that a toolbox would read wrongly: another encoding, or a
+    byte-order mark, which would become a part of its first name.
     """
     read_lines(path)
-    with path.open('rb') as file:
-        head = file.read(3)
-    if head == b'\xef\xbb\xbf' or head[:2] in (b'\xff\xfe', b'\xfe\xff'):
-        raise UserError(
-            f'{path} begins with a byte-order mark, which would become a part of its first name: '
-            'save it as UTF-8 without BOM'
-        )
-
-
-def _key(name: str) -> str:
-    for undo in _CAUSES.values():
-        name = undo(name)
-    return name
+    if path.read_bytes().startswith(_MARKS):
+        raise UserError(f'{path} begins with a byte-order mark: save it as UTF-8 without BOM')

@@ -14,6 +14,8 @@ from mmengine.logging import print_log
 
 from cyclemlp_mm.errors import UserError
 
+from .image_files import BadImageError
+
 SKIPPED, CONVERTED = 'skipped', 'converted'
 #: Key of a batch under which its notes are.
 NOTES = 'image_notes'
@@ -39,38 +41,54 @@ def kind_of(reason: str) -> str:
     return reason.split(' (')[0].split(':')[0].split(', but')[0]
 
 
-class NotingStep:
-    """A loading step that notes what it skips or converts in ``notes``."""
+class CheckedStep:
+    """A loading step that notes what it skips or converts in ``notes``.
 
-    def __init__(self) -> None:
+    What cannot be read is replaced by another sample in training (mmengine's data sets take one
+    when a step returns None), and by a stand-in in evaluation, where every image counts.
+
+    Args:
+        transform (object): The step of the toolbox that it stands for.
+        is_evaluation (bool): See above. Defaults to False.
+    """
+
+    def __init__(self, transform: object, is_evaluation: bool = False) -> None:
+        self.transform = transform
+        self.is_evaluation = is_evaluation
         self.notes: list[ImageNote] = []
         self._in_a_row = 0
 
-    def note_skipped(self, path: str, error: UserError) -> None:
-        """Note that a file cannot be used.
+    def __call__(self, results: dict) -> dict | None:
+        """Load one file into ``results``; None where it is skipped.
 
         Raises:
-            UserError: It is one of many in a row.
+            UserError: Many files in a row cannot be read, or nothing can stand in for this one.
         """
-        self.notes.append(ImageNote(path, SKIPPED, str(error).removeprefix(f'{path} ')))
-        self._in_a_row += 1
-        if self._in_a_row >= MOST_IN_A_ROW:
-            raise UserError(
-                f'{MOST_IN_A_ROW} images in a row could not be read, the last one: {error}. '
-                'Is the data still there? tools/check.py CONFIG looks at it'
-            ) from error
-
-    def note_read(self, path: str, converted: Sequence[str] = ()) -> None:
-        """Note that a file can be used, and what had to be converted."""
+        path = str(results.get('img_path'))
+        try:
+            loaded, converted = self.read(results)
+        except BadImageError as error:
+            self.notes.append(ImageNote(path, SKIPPED, str(error).removeprefix(f'{path} ')))
+            self._in_a_row += 1
+            if self._in_a_row >= MOST_IN_A_ROW:
+                raise UserError(
+                    f'{MOST_IN_A_ROW} images in a row could not be read, the last one: {error}. '
+                    'Is the data still there? tools/check.py CONFIG looks at it'
+                ) from error
+            return self.stand_in(results, error) if self.is_evaluation else None
         self._in_a_row = 0
         if converted:
             self.notes.append(ImageNote(path, CONVERTED, ', '.join(converted)))
+        return self.put(results, loaded)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.transform}, is_evaluation={self.is_evaluation})'
 
 
 class CollateWithNotes:
     """A ``collate_fn`` that adds the notes of a data set's loading steps to the batch."""
 
-    def __init__(self, collate: Callable, steps: Sequence[NotingStep]) -> None:
+    def __init__(self, collate: Callable, steps: Sequence[CheckedStep]) -> None:
         self.collate = collate
         self.steps = steps
 

@@ -11,14 +11,23 @@ import pickle
 import re
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.errors import UserError
 
-from .check_labels import IGNORE_INDEX, CheckLabels
-from .image_files import BadImageError, ImageFacts, check_regular, image_facts, read_file
-from .image_notes import CollateWithNotes, NotingStep
+from .check_labels import CheckLabels
+from .image_files import (
+    BadImageError,
+    ImageFacts,
+    check_regular,
+    image_facts,
+    opencv_pixels,
+    read_facts,
+    read_file,
+)
+from .image_notes import CheckedStep, CollateWithNotes
 from .load_labels import LoadCheckedLabels, loads_label_images
 
 #: Longest side of a black image that stands for one too long to be resized.
@@ -31,26 +40,20 @@ UNSURE_KIND = 'EXIF rotation that keeps the size'
 _EXIF_LEFT_OUT = 'EXIF rotation left out, as in the annotations'
 
 
-class LoadCheckedImage(NotingStep):
-    """Stands for a pipeline's loading step: skips what cannot be read, and notes it.
+class LoadCheckedImage(CheckedStep):
+    """Loads ``results['img_path']`` into ``img`` in place of a pipeline's loading step.
 
-    An image is skipped where the file is missing, empty, truncated, not an image or not a regular
-    file, and where its size is neither that of its annotations nor, turned as EXIF says, would be;
-    also where it is so long that resizing it would leave nothing of its short side. Of mmcv's
-    ``LoadImageFromFile``, everything else becomes an 8-bit image of three channels (or one, with
-    ``color_type='grayscale'``): CMYK, 16 bits, alpha, grey, a wrong suffix. EXIF rotation is
-    applied, except where annotations were made without. Other loading steps (``.npy``, tifffile,
-    ``color_type='unchanged'``) decode as they do, and only what they cannot read is handled here.
-
-    In training, a skipped image is replaced by a random other one (what mmengine's data sets do
-    when a transform returns None). In evaluation it must count: it becomes a black image.
+    Skipped are files that are missing, empty, truncated, no image or not regular, whose size is not
+    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing
+    leaves nothing of their short side; in evaluation, a black image takes the place. What mmcv's
+    ``LoadImageFromFile`` loads is read by :func:`read_image`. Other loading steps (``.npy``,
+    tifffile, ``color_type='unchanged'``) decode as they do.
 
     Args:
-        transform (BaseTransform): The transform to stand for.
-        is_evaluation (bool): See above.
+        transform (BaseTransform): The step to stand for.
+        is_evaluation (bool): See :class:`CheckedStep`.
         scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        max_value (float, optional): Value of images of more than 8 bits that becomes 255, see
-            :func:`read_image`. Defaults to None.
+        max_value (float, optional): See :func:`read_image`. Defaults to None.
         labels_are_images (bool): Whether ``seg_map_path`` names an image, whose size must be that
             of the image. Defaults to True.
     """
@@ -63,58 +66,20 @@ class LoadCheckedImage(NotingStep):
         max_value: float | None = None,
         labels_are_images: bool = True,
     ) -> None:
-        super().__init__()
-        self.transform = transform
-        self.is_evaluation = is_evaluation
+        super().__init__(transform, is_evaluation)
         self.scales = scales
         self.max_value = max_value
         self.labels_are_images = labels_are_images
         self.limit_pixels = True
 
-    def __call__(self, results: dict) -> dict | None:
-        """Load ``results['img_path']`` into ``img``, uint8 (H, W, 3), BGR; other loaders: theirs.
-
-        Raises:
-            UserError: Many images in a row could not be read, or one that no black image can stand
-                for, since the loading step decides how many channels it has.
-        """
-        path = str(results['img_path'])
-        try:
-            image, converted = self.read(results)
-        except BadImageError as error:
-            self.note_skipped(path, error)
-            if not self.is_evaluation:
-                return None
-            image = self._black(results, error)
-        else:
-            self.note_read(path, converted)
-            results['ori_shape'] = image.shape[:2]
-        if getattr(self.transform, 'to_float32', False):
-            image = image.astype(np.float32)
-        results['img'] = image
-        results['img_shape'] = image.shape[:2]
-        return results
-
     def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
-        """The image of ``results['img_path']``, and what had to be converted.
-
-        Raises:
-            BadImageError: It cannot be used; says why.
-        """
+        """The image, and what had to be converted; raises a BadImageError if it cannot be used."""
         step, known = self.transform, dict(results)
         if not self.labels_are_images:
             known.pop('seg_map_path', None)
         if is_decoded_here(step):
-            return read_image(
-                str(results['img_path']),
-                known,
-                step.imdecode_backend,
-                step.backend_args,
-                self.scales,
-                step.color_type,
-                self.max_value,
-                self.limit_pixels,
-            )
+            path = str(results['img_path'])
+            return read_image(path, known, step, self.scales, self.max_value, self.limit_pixels)
         paths, name = known['img_path'], type(step).__name__
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
@@ -128,78 +93,80 @@ class LoadCheckedImage(NotingStep):
         _check_size(paths, _annotated_size(known), image.shape[:2])
         return image, []
 
-    def _black(self, results: dict, error: BadImageError) -> np.ndarray:
+    def put(self, results: dict, image: np.ndarray) -> dict:
+        """Put an image and its shape into the results."""
+        results['ori_shape'] = results['img_shape'] = image.shape[:2]
+        as_float = getattr(self.transform, 'to_float32', False)
+        results['img'] = image.astype(np.float32) if as_float else image
+        return results
+
+    def stand_in(self, results: dict, error: BadImageError) -> dict:
         """A black image as large as its annotations say, unless the next step cannot take it."""
         if not is_decoded_here(self.transform):
-            raise UserError(
-                f'{error}. An evaluation needs all of its images: replace this one, or take it out'
-            ) from error
-        height, width = _annotated_size(results) or (_STAND_IN, _STAND_IN)
-        # Nothing may be predicted outside of the annotations' size: masks are pasted into it.
-        results['ori_shape'] = height, width
-        if _too_long(height, width, self.scales):
+            fix = 'An evaluation needs all of its images: replace this one, or take it out'
+            raise UserError(f'{error}. {fix}') from error
+        height, width = size = _annotated_size(results) or (_STAND_IN, _STAND_IN)
+        if _too_long(size, self.scales):
             height, width = min(height, _STAND_IN), min(width, _STAND_IN)
         channels = (3,) if self.transform.color_type == 'color' else ()
-        return np.zeros((height, width, *channels), np.uint8)
-
-    def __repr__(self) -> str:
-        return f'LoadCheckedImage({self.transform}, is_evaluation={self.is_evaluation})'
+        results = self.put(results, np.zeros((height, width, *channels), np.uint8))
+        # Nothing may be predicted outside of the annotations' size: masks are pasted into it.
+        results['ori_shape'] = size
+        return results
 
 
 def read_image(
     path: str,
     results: dict,
-    backend: str = 'cv2',
-    backend_args: dict | None = None,
+    step: object = None,
     scales: Sequence[tuple[int, int]] = (),
-    color_type: str = 'color',
     max_value: float | None = None,
     limit_pixels: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
-    """Read an image, in the orientation that its annotations have.
+    """Read an image as 8 bits, in the orientation that its annotations have.
 
     Args:
         path (str): The file.
         results (dict): What mmengine's data sets know about it; used are ``height`` and ``width``,
             or ``seg_map_path``.
-        backend (str): mmcv's decoder. Defaults to 'cv2'.
-        backend_args (dict, optional): mmengine's file backend. Defaults to None.
+        step (LoadImageFromFile, optional): mmcv's, whose settings are used. Defaults to None.
         scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        color_type (str): 'color' or 'grayscale'. Defaults to 'color'.
         max_value (float, optional): Of images of more than 8 bits: the value that becomes 255.
             Defaults to None: the largest that 16 bits can hold, 65535.
         limit_pixels (bool): Whether Pillow's limit against decompression bombs holds. Defaults to
             True.
 
     Returns:
-        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) where grey is asked for;
-        and what had to be converted.
+        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) with the step's
+        ``color_type='grayscale'``; and what had to be converted.
 
     Raises:
         BadImageError: It cannot be read, its size is not that of its annotations, or it is too
             long for one of the scales.
     """
-    content = read_file(path, backend_args)
+    color_type = getattr(step, 'color_type', 'color')
+    content = read_file(path, getattr(step, 'backend_args', None))
     facts = image_facts(content, path, limit_pixels)
-    exif_kind = _exif_kind(path, facts, _annotated_size(results))
-    scale = _too_long(facts.height, facts.width, scales)
-    if scale:
-        raise BadImageError(
-            f'{path} is too long ({facts.width}×{facts.height}): at the scale '
-            f'{scale[0]}×{scale[1]} of the pipeline, nothing is left of its short side'
-        )
-    flag = color_type + '_ignore_orientation' * (exif_kind == _EXIF_LEFT_OUT)
-    renamed = {'EXIF rotation': exif_kind}
-    values = _deep_values(content, flag) if facts.is_deep else None
+    renamed = {'EXIF rotation': _exif_kind(path, facts, _annotated_size(results))}
+    if scale := _too_long(facts.stored, scales):
+        (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
+        what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
+        raise BadImageError(what)
+    left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
+    values = None
+    if facts.is_deep:
+        flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
+        values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
     if values is None or max_value is None:
-        image = _decode(content, flag, backend, path)
+        backend = getattr(step, 'imdecode_backend', 'cv2')
+        image = _decode(content, color_type + '_ignore_orientation' * left_out, backend, path)
     else:
         image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
     if values is not None and _high(image) <= DARK:
+        most = 2 ** int(_high(values)).bit_length() - 1
         renamed['more than 8 bits'] = (
             f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
-            f'{_high(image):g} of 255; image_max_value='
-            f'{2 ** int(_high(values)).bit_length() - 1} would use all of them)'
+            f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
         )
     converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
     return image, [renamed.get(kind, kind) for kind in converted]
@@ -207,31 +174,26 @@ def read_image(
 
 def _exif_kind(path: str, facts: ImageFacts, annotated: tuple[int, int] | None) -> str:
     """What becomes of an EXIF rotation, if there is one; raises where no orientation fits."""
-    stored = facts.height, facts.width
-    turned = stored[::-1] if facts.is_transposed else stored
-    if annotated == stored != turned:
+    if annotated == facts.stored != facts.turned:
         return _EXIF_LEFT_OUT
-    _check_size(path, annotated, turned)
-    return UNSURE_KIND if annotated and stored == turned else 'EXIF rotation'
+    _check_size(path, annotated, facts.turned)
+    return UNSURE_KIND if annotated and facts.stored == facts.turned else 'EXIF rotation'
 
 
 def _check_size(path: str, annotated: tuple[int, int] | None, size: tuple[int, int]) -> None:
     if annotated not in (None, size):
-        raise BadImageError(
-            f'{path} is {size[1]}×{size[0]}, but its annotations are for '
-            f'{annotated[1]}×{annotated[0]}'
-        )
+        (height, width), (rows, columns) = size, annotated
+        what = f'{path} is {width}×{height}, but its annotations are for {columns}×{rows}'
+        raise BadImageError(what)
 
 
 def _annotated_size(results: dict) -> tuple[int, int] | None:
     """(height, width) of an image by its annotations, boxes or a label image; None if unknown."""
     if results.get('seg_map_path') and not results.get('instances'):
-        label_path = str(results['seg_map_path'])
         try:
-            facts = image_facts(read_file(label_path), label_path)
+            return read_facts(str(results['seg_map_path'])).stored
         except BadImageError:  # the step that loads the labels reports it
             return None
-        return facts.height, facts.width
     height, width = results.get('height'), results.get('width')
     return (int(height), int(width)) if height and width else None
 
@@ -241,43 +203,25 @@ def _high(pixels: np.ndarray) -> float:
     return float(np.quantile(pixels, 0.999, method='lower'))
 
 
-def _deep_values(content: bytes, flag: str) -> np.ndarray | None:
-    """Pixels as stored, with more than 8 bits; None where OpenCV cannot decode them."""
-    import cv2  # not needed by the bare package
-
-    code = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_COLOR if flag.startswith('color') else 0)
-    if flag.endswith('ignore_orientation'):
-        code |= cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), code)
-    except cv2.error:
-        return None
-
-
 def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
-    import cv2
     import mmcv  # not needed by the bare package
 
     for decoder in (backend, 'pillow'):  # Pillow decodes some kinds that OpenCV does not
+        reason = 'the decoder returned nothing'
         try:
             image = mmcv.imfrombytes(content, flag=flag, backend=decoder)
-        except (cv2.error, OSError, ValueError, SyntaxError) as error:
-            reason = str(error).strip().splitlines()[0]
-        else:
             if image is not None:
                 return image
-            reason = 'the decoder returned nothing'
+        except (cv2.error, OSError, ValueError, SyntaxError) as error:
+            reason = str(error).strip().splitlines()[0]
     raise BadImageError(f'{path} cannot be decoded ({reason})')
 
 
-def _too_long(height: int, width: int, scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+def _too_long(size: tuple[int, int], scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
-    short, long = sorted((height, width))
-    for scale in scales:
-        factor = min(max(scale) / long, min(scale) / short)
-        if int(short * factor + 0.5) < 1:
-            return scale
-    return None
+    short, long = sorted(size)
+    factors = {scale: min(max(scale) / long, min(scale) / short) for scale in map(tuple, scales)}
+    return next((scale for scale in factors if int(short * factors[scale] + 0.5) < 1), None)
 
 
 def check_loader(
@@ -285,38 +229,16 @@ def check_loader(
 ) -> None:
     """Let a data loader skip bad images, and put into its batches what was noted about them.
 
-    Args:
-        loader (DataLoader): Changed in place; doing it twice changes nothing.
-        is_evaluation (bool): See :class:`LoadCheckedImage`.
-        max_value (float, optional): See :class:`LoadCheckedImage`.
-        ignore_index (int): Label that the loss or the metric leaves out.
+    :class:`LoadCheckedImage` comes into the pipelines of its data set and of those that it wraps,
+    and :class:`.load_labels.LoadCheckedLabels`, which stops on labels that name no class and are
+    not ``ignore_index``. Doing it twice changes nothing.
     """
-    steps = check_images(loader.dataset, is_evaluation, max_value, ignore_index)
-    if not isinstance(loader.collate_fn, CollateWithNotes):
-        loader.collate_fn = CollateWithNotes(loader.collate_fn, steps)
-
-
-def check_images(
-    dataset: object,
-    is_evaluation: bool,
-    max_value: float | None = None,
-    ignore_index: int = IGNORE_INDEX,
-) -> list[NotingStep]:
-    """Put :class:`LoadCheckedImage` into the pipelines of a data set and of those it wraps.
-
-    Labels of segmentation are loaded by :class:`.load_labels.LoadCheckedLabels`, which stops on
-    those that name no class of the data set. Arguments as of :func:`check_loader`.
-
-    Returns:
-        list[NotingStep]: The loading steps.
-    """
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
     check = CheckLabels(len(classes), ignore_index=ignore_index) if classes else None
-    return [
-        loader
-        for steps in _pipelines(dataset)
-        for loader in check_steps(steps, is_evaluation, max_value, check)
-    ]
+    pipelines = list(_pipelines(loader.dataset))
+    loading = [one for p in pipelines for one in check_steps(p, is_evaluation, max_value, check)]
+    if not isinstance(loader.collate_fn, CollateWithNotes):
+        loader.collate_fn = CollateWithNotes(loader.collate_fn, loading)
 
 
 def check_steps(
@@ -324,27 +246,21 @@ def check_steps(
     is_evaluation: bool,
     max_value: float | None = None,
     check: CheckLabels | None = None,
-) -> list[NotingStep]:
-    """As :func:`check_images`, for a list of built transforms, changed in place."""
+) -> list[CheckedStep]:
+    """As :func:`check_loader`, for a list of built transforms; returns the steps that load."""
     scales = resize_scales(steps)
     every = [(part, i, step) for part in _step_lists(steps) for i, step in enumerate(part)]
     labels_are_images = any(loads_label_images(step) for _, _, step in every)
     if any(isinstance(step, CheckLabels) for _, _, step in every):
         check = None
     for part, i, step in every:
-        if loads_images(step):
+        if isinstance(step, CheckedStep):
+            continue
+        if re.match(r'Load(?!.*NDArray).*Image', type(step).__name__):  # the toolboxes' names
             part[i] = LoadCheckedImage(step, is_evaluation, scales, max_value, labels_are_images)
-        elif loads_label_images(step) and not isinstance(step, LoadCheckedLabels):
+        elif loads_label_images(step):
             part[i] = LoadCheckedLabels(step, is_evaluation, check)
-    return [part[i] for part, i, _ in every if isinstance(part[i], NotingStep)]
-
-
-def loads_images(step: object) -> bool:
-    """Whether a transform reads ``img_path``, by the names that the toolboxes give such steps."""
-    name = type(step).__name__
-    return bool(re.match(r'Load.*Image', name)) and not (
-        isinstance(step, LoadCheckedImage) or 'NDArray' in name
-    )
+    return [part[i] for part, i, _ in every if isinstance(part[i], CheckedStep)]
 
 
 def is_decoded_here(step: object) -> bool:
@@ -357,17 +273,13 @@ def is_decoded_here(step: object) -> bool:
 
 
 def image_loader(dataset: object) -> LoadCheckedImage | None:
-    """What loads a data set's images, once :func:`check_images` went over it; None for others."""
+    """What loads a data set's images, after :func:`check_loader`; None for others."""
     steps = (step for part in _pipelines(dataset) for step in part)
     return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
 
 
 def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
-    """The smallest scales that the steps of a pipeline resize images to, keeping their ratio.
-
-    Args:
-        steps (Sequence): Built transforms. Of random ones, the smallest scale counts.
-    """
+    """The smallest scales that built transforms resize images to, keeping their ratio."""
     found = []
     for step in (step for part in _step_lists(steps) for step in part):
         scale = getattr(step, 'scale', None)
@@ -405,12 +317,10 @@ def _step_lists(steps: list) -> Iterator[list]:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) to be looked at, of an image as a pipeline loads it.
+    """RGB uint8 (H, W, 3) to be looked at, of an image (H, W) or (H, W, C) of a pipeline.
 
-    Args:
-        image (numpy.ndarray): (H, W) or (H, W, C); with three channels or more, the first three
-            are taken for BGR. Other types than uint8 are stretched from their least to their
-            largest value, except where all are in 0..255 and some are above 1.
+    Of three channels or more, the first three are taken for BGR. Other types than uint8 are
+    stretched from least to largest value, except where all are in 0..255 and some are above 1.
     """
     image = image[..., None] if image.ndim == 2 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)

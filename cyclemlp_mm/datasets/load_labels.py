@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
@@ -11,74 +12,51 @@ from cyclemlp_mm.errors import UserError
 
 from .check_labels import IGNORE_INDEX, CheckLabels
 from .image_files import BadImageError, check_regular, image_facts, read_file
-from .image_notes import NotingStep
+from .image_notes import CheckedStep
 
 
-class LoadCheckedLabels(NotingStep):
-    """Loads label images as mmseg's ``LoadAnnotations``, also broken ones and those of 1×N pixels.
+class LoadCheckedLabels(CheckedStep):
+    """Loads label images as mmseg's ``LoadAnnotations``: ``gt_seg_map``, uint8 (H, W).
 
     mmseg squeezes what it has read, which loses a side of one pixel, and raises for 1×1. Where the
-    labels cannot be read, the image is replaced by another one in training; in evaluation all of
-    its pixels are ignored.
+    labels cannot be read, in evaluation, all pixels of the image are ignored.
 
     Args:
         transform (LoadAnnotations): mmseg's step, whose settings are used.
-        is_evaluation (bool): See above. Defaults to False.
+        is_evaluation (bool): See :class:`CheckedStep`. Defaults to False.
         check (CheckLabels, optional): Stops on labels that name no class. Defaults to None.
     """
 
     def __init__(
         self, transform: object, is_evaluation: bool = False, check: CheckLabels | None = None
     ) -> None:
-        super().__init__()
-        self.transform = transform
-        self.is_evaluation = is_evaluation
+        super().__init__(transform, is_evaluation)
         self.check = check
 
-    def __call__(self, results: dict) -> dict | None:
-        """Load ``results['seg_map_path']`` into ``gt_seg_map``, uint8 (H, W).
-
-        Raises:
-            UserError: A label names no class, or many files in a row cannot be read.
-        """
-        path = str(results.get('img_path'))
-        try:
-            labels = self.read(results)
-        except BadImageError as error:
-            self.note_skipped(path, error)
-            if not self.is_evaluation:
-                return None
-            labels = np.full(results['ori_shape'], IGNORE_INDEX, np.uint8)
-        else:
-            self.note_read(path)
-        results['gt_seg_map'] = labels
-        results['seg_fields'].append('gt_seg_map')
-        return results if self.check is None else self.check(results)
-
-    def read(self, info: dict) -> np.ndarray:
-        """Labels of ``info['seg_map_path']``, uint8 (H, W), after ``reduce_zero_label`` and
-        ``label_map``.
-
-        Raises:
-            BadImageError: They cannot be read.
-        """
-        reduces = bool(info.get('reduce_zero_label'))
-        if self.transform.reduce_zero_label not in (None, reduces):
-            raise UserError(
-                f'LoadAnnotations has reduce_zero_label={self.transform.reduce_zero_label}, but '
-                f'the data set {reduces}: leave it out of LoadAnnotations'
-            )
+    def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
+        """Labels after ``reduce_zero_label`` and ``label_map``; nothing is noted about them."""
+        reduces, own = bool(results.get('reduce_zero_label')), self.transform.reduce_zero_label
+        if own not in (None, reduces):
+            what = f'LoadAnnotations has reduce_zero_label={own}, but the data set {reduces}'
+            raise UserError(f'{what}: leave it out of LoadAnnotations')
         reduced = np.arange(256)
         if reduces:
             reduced -= 1
             reduced[[0, 255]] = IGNORE_INDEX
         mapped = reduced.copy()
-        for old, new in (info.get('label_map') or {}).items():
+        for old, new in (results.get('label_map') or {}).items():
             mapped[reduced == old] = new
-        return mapped.astype(np.uint8)[stored_labels(self, info).astype(np.uint8)]
+        return mapped.astype(np.uint8)[stored_labels(self, results).astype(np.uint8)], []
 
-    def __repr__(self) -> str:
-        return f'LoadCheckedLabels({self.transform})'
+    def put(self, results: dict, labels: np.ndarray) -> dict:
+        """Put labels into the results, and check them."""
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
+        return results if self.check is None else self.check(results)
+
+    def stand_in(self, results: dict, error: BadImageError) -> dict:
+        """Labels that are ignored everywhere."""
+        return self.put(results, np.full(results['ori_shape'], IGNORE_INDEX, np.uint8))
 
 
 def loads_label_images(step: object) -> bool:
@@ -89,45 +67,37 @@ def loads_label_images(step: object) -> bool:
 
 
 def label_step(dataset: dict) -> object:
-    """The step of a segmentation data set's pipeline that loads labels, built; mmseg's if none is.
+    """The step of a data set's config that loads labels, built; mmseg's where it has none."""
 
-    Args:
-        dataset (dict): Config of a data set; mmseg must be the default scope.
-    """
+    def steps(node: object) -> Iterator[dict]:
+        if isinstance(node, dict):
+            yield node
+            node = node.get('transforms')  # of TestTimeAug, lists of lists
+        for part in node if isinstance(node, (list, tuple)) else ():
+            yield from steps(part)
 
-    def find(steps: object) -> dict | None:
-        for step in steps if isinstance(steps, (list, tuple)) else ():
-            name = '' if isinstance(step, (list, tuple)) else str(step.get('type'))
-            name = name.rpartition('.')[2]
-            if name.startswith('Load') and 'Image' not in name:
-                return step
-            found = find(step.get('transforms') if name else step)  # lists are of TestTimeAug
-            if found:
-                return found
-        return None
-
-    step = TRANSFORMS.build(dict(find(dataset.get('pipeline')) or dict(type='LoadAnnotations')))
+    loads = re.compile(r'(.*\.)?Load(?!.*Image)')
+    found = (s for s in steps(dataset.get('pipeline')) if loads.match(str(s.get('type'))))
+    step = TRANSFORMS.build(dict(next(found, dict(type='LoadAnnotations'))))
     return LoadCheckedLabels(step) if loads_label_images(step) else step
 
 
 def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
-    """What reads labels as a data set's pipeline does.
+    """A function from a data set's info of an image to its labels, as its pipeline reads them.
+
+    They are uint8 (H, W): class indices, 255 where they are ignored.
 
     Args:
         dataset (dict): Config of a data set; mmseg must be the default scope.
-
-    Returns:
-        Callable: From the data set's info of an image to its labels, uint8 (H, W): class indices,
-        255 where they are ignored.
     """
-    step = label_step(dataset)
     pipeline = dataset.get('pipeline') or ()
     checks = [TRANSFORMS.build(one) for one in pipeline if one.get('type') == 'CheckLabels']
+    step = label_step(dataset)
 
     def read(info: dict) -> np.ndarray:
         results = {**info, 'seg_fields': []}
         if isinstance(step, LoadCheckedLabels):
-            results['gt_seg_map'] = step.read(info)
+            results = step.put(results, step.read(info)[0])
         else:
             results = step(results)
         for check in checks:
@@ -138,30 +108,21 @@ def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
 
 
 def stored_labels(step: object, info: dict) -> np.ndarray:
-    """Labels as the file has them, before anything is taken off or mapped.
+    """Labels as the file has them, before anything is taken off or mapped; raises BadImageError.
 
-    Args:
-        step (object): Of :func:`label_step`.
-        info (dict): The data set's info of an image.
-
-    Returns:
-        numpy.ndarray: Integers (H, W), of any size; colours are (H, W, C). Of other steps than
-        mmseg's own: what they make of the file.
-
-    Raises:
-        BadImageError: It cannot be read.
+    Integers (H, W), of any size; colours are (H, W, C). Of other steps than mmseg's own: what they
+    make of the file.
     """
-    path = info['seg_map_path']
+    path, labels = info['seg_map_path'], None
     check_regular(path)
     try:
         if not isinstance(step, LoadCheckedLabels):
             return step({**info, 'seg_fields': []})['gt_seg_map']
         import mmcv  # not needed by the bare package
 
-        settings = step.transform
-        content = read_file(path, settings.backend_args)
+        content = read_file(path, step.transform.backend_args)
         image_facts(content, path)
-        labels = mmcv.imfrombytes(content, flag='unchanged', backend=settings.imdecode_backend)
+        labels = mmcv.imfrombytes(content, 'unchanged', backend=step.transform.imdecode_backend)
     except BadImageError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError) as error:

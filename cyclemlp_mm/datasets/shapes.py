@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,10 @@ import numpy as np
 from cyclemlp_mm.errors import UserError
 
 CLASSES = ('circle', 'square', 'triangle', 'star')
-# One colour per class to draw results with: blue, orange, green and purple of Okabe and Ito, which
-# stay distinguishable for colour-blind people. The shapes themselves have the colours of HUES.
+# To draw results with: colours of Okabe and Ito, which colour-blind people can tell apart.
 PALETTE = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)]
 SEGMENTATION_CLASSES = ('background', *CLASSES)
-# Lowest and highest red, green and blue by class: colour and shape both show the class, so that a
-# demo needs minutes of training.
+# Lowest and highest red, green and blue by class: with colours, a demo trains in minutes.
 HUES = (
     ((150, 255), (0, 110), (0, 110)),
     ((0, 110), (130, 255), (0, 110)),
@@ -43,18 +42,11 @@ class FolderInUseError(UserError, FileExistsError):
 
 
 class Scene(NamedTuple):
-    """An image with its objects.
+    """An image with its objects, from the lowest to the topmost."""
 
-    Attributes:
-        image (numpy.ndarray): uint8 of shape (H, W, 3), RGB.
-        masks (numpy.ndarray): bool of shape (N, H, W), the visible part of each object, from the
-            lowest to the topmost; no two overlap. N >= 1.
-        labels (numpy.ndarray): int64 of shape (N,), indices into ``CLASSES``.
-    """
-
-    image: np.ndarray
-    masks: np.ndarray
-    labels: np.ndarray
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+    masks: np.ndarray  # bool (N, H, W), the visible part of each object; no two overlap, N >= 1
+    labels: np.ndarray  # int64 (N,), indices into CLASSES
 
 
 def make_scene(
@@ -64,18 +56,10 @@ def make_scene(
     split: str = 'train',
     max_objects: int = 6,
 ) -> Scene:
-    """Draw one scene; it depends on the arguments alone, not on other scenes.
+    """Draw one scene of 1 to ``max_objects`` objects; it depends on the arguments alone.
 
-    Args:
-        index (int): Number of the scene in its split, >= 0.
-        size (Sequence[int]): (width, height) of the image, each >= 32. Default: (128, 128).
-        seed (int): Seed of the data set, >= 0. Default: 0.
-        split (str): 'train' or 'val'; the splits share no scene. Default: 'train'.
-        max_objects (int): Largest number of objects, >= 1. A single one (1) fills a third to
-            three quarters of the short side. Default: 6.
-
-    Returns:
-        Scene: With 1 to ``max_objects`` objects.
+    ``size`` is (width, height). With ``max_objects=1``, the one object fills a third to three
+    quarters of the short side.
     """
     width, height = size
     random = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -120,9 +104,8 @@ def _random_shape(
 ) -> np.ndarray:
     """The share of each pixel that a shape of random size, turn and place covers, in [0, 1]."""
     short = min(width, height)
-    radius = random.uniform(
-        *((short / 6, short * 3 / 8) if alone else (max(short / 11, 4), short / 5))
-    )
+    sizes = (short / 6, short * 3 / 8) if alone else (max(short / 11, 4), short / 5)
+    radius = random.uniform(*sizes)
     centre = [random.uniform(0.75 * radius, side - 0.75 * radius) for side in (width, height)]
     distances = radius * np.array(CORNERS[label])
     number = len(distances)
@@ -159,20 +142,13 @@ def _contours(mask: np.ndarray) -> tuple:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Polygons (x1, y1, x2, y2, …) from which pycocotools makes the same mask again.
-
-    Args:
-        mask (numpy.ndarray): bool of shape (H, W), without holes.
-    """
+    """Polygons (x1, y1, x2, y2, …) from which pycocotools makes the same mask again; no holes."""
     return [((line[:, 0] + 0.5) / 3).round(2).ravel().tolist() for line in _contours(mask)[0]]
 
 
 def label_map(scene: Scene) -> np.ndarray:
-    """The label of every pixel of a scene.
-
-    Returns:
-        numpy.ndarray: uint8 of shape (H, W): 0, to be ignored as ADE20K's 'other', in a band of
-        one pixel just outside each shape; elsewhere 1 + the index into ``SEGMENTATION_CLASSES``.
+    """Labels, uint8 (H, W): 1 + the index into ``SEGMENTATION_CLASSES``; 0, to be ignored, in a
+    band of one pixel just outside each shape.
     """
     labels = np.ones(scene.image.shape[:2], np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -180,124 +156,6 @@ def label_map(scene: Scene) -> np.ndarray:
         labels[cv2.dilate(mask.astype(np.uint8), cross) > 0] = 0
         labels[mask] = 2 + label
     return labels
-
-
-def write_coco(
-    out_dir: str | Path,
-    num_train: int = 400,
-    num_val: int = 100,
-    size: Sequence[int] = (128, 128),
-    seed: int = 0,
-) -> Path:
-    """Write a data set of shapes in the layout of COCO 2017.
-
-    If the same data set is there already, nothing is written.
-
-    Args:
-        out_dir (str | pathlib.Path): Where to; a new or an empty folder, or one with the same
-            data set, whole or interrupted.
-        num_train (int): Number of training images, >= 1. Default: 400.
-        num_val (int): Number of validation images, >= 1. Default: 100.
-        size (Sequence[int]): (width, height) of the images, each >= 32. Default: (128, 128).
-        seed (int): Seed, >= 0. Default: 0.
-
-    Returns:
-        pathlib.Path: ``out_dir``.
-
-    Raises:
-        UserError: A ValueError; if an argument is outside its range.
-        FolderInUseError: A FileExistsError; if ``out_dir`` holds anything else.
-    """
-    return _write('coco', _coco_split, (), 6, out_dir, num_train, num_val, size, seed)
-
-
-def write_ade20k(out_dir: str | Path, *args, **kwargs) -> Path:
-    """Write the images of :func:`write_coco` in the layout of ADE20K, with ``classes.txt``.
-
-    Label 0 is to be ignored (``reduce_zero_label=True``), label 1 is the background. Arguments,
-    result and errors are those of :func:`write_coco`.
-    """
-    return _write('ade20k', _ade20k_split, SEGMENTATION_CLASSES, 6, out_dir, *args, **kwargs)
-
-
-def write_image_folders(out_dir: str | Path, *args, **kwargs) -> Path:
-    """Write images of one shape each into one folder per class: ``train/circle/*.jpg``, …
-
-    Arguments, result and errors are those of :func:`write_coco`.
-    """
-    return _write('folders', _folders_split, (), 1, out_dir, *args, **kwargs)
-
-
-def write_image_lists(out_dir: str | Path, *args, **kwargs) -> Path:
-    """Write the images of :func:`write_image_folders` flat, with text files of ``NAME LABEL``.
-
-    The files are ``train_list.txt``, ``val_list.txt`` and ``classes.txt``. Arguments, result and
-    errors are those of :func:`write_coco`.
-    """
-    return _write('lists', _lists_split, CLASSES, 1, out_dir, *args, **kwargs)
-
-
-def _write(
-    layout: str,
-    write_split: Callable[[Path, str, Iterable[Scene]], None],
-    listed_classes: Sequence[str],
-    max_objects: int,
-    out_dir: str | Path,
-    num_train: int = 400,
-    num_val: int = 100,
-    size: Sequence[int] = (128, 128),
-    seed: int = 0,
-) -> Path:
-    if min(size) < MIN_SIDE:
-        raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
-    made = dict(layout=layout, num_train=num_train, num_val=num_val, size=list(size), seed=seed)
-    for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
-        if not isinstance(made[name], int) or made[name] < least:
-            raise UserError(f'{name} must be an integer >= {least}, got {made[name]!r}')
-    made.update(generator='shapes', version=VERSION)
-    folder = Path(out_dir)
-    if _is_complete(folder, made):
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(made))  # without 'files': incomplete
-    for split, number in zip(SPLITS, (num_train, num_val)):
-        scenes = (make_scene(index, size, seed, split, max_objects) for index in range(number))
-        write_split(folder, split, scenes)
-    if listed_classes:
-        (folder / 'classes.txt').write_bytes('\n'.join((*listed_classes, '')).encode())
-    manifest.write_text(json.dumps(dict(made, files=_count_files(folder)), indent=2))
-    return folder
-
-
-def _is_complete(folder: Path, made: dict) -> bool:
-    """Whether a folder holds the data set; raises if it holds anything else."""
-    if folder.is_file():
-        raise FolderInUseError(f'{folder} is a file, expected a folder; choose another folder')
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    try:
-        manifest = dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):
-        raise FolderInUseError(
-            f'{folder} is not empty and holds no data set of this generator; choose an empty or a '
-            'new folder'
-        ) from None
-    different = [
-        f'{key} {manifest.get(key)!r} instead of {value!r}'
-        for key, value in made.items()
-        if manifest.get(key) != value
-    ]
-    if different:
-        raise FolderInUseError(
-            f'{folder} holds a data set with {", ".join(different)}; remove that folder or choose '
-            'another one'
-        )
-    return manifest.get('files') == _count_files(folder)
-
-
-def _count_files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob('*'))
 
 
 def _save(image: np.ndarray, path: Path) -> None:
@@ -315,26 +173,18 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
         height, width = scene.image.shape[:2]
         images.append(dict(id=image_id, file_name=name, width=width, height=height, license=1))
         for mask, label in zip(scene.masks, scene.labels):
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=int(label) + 1,
-                    bbox=[float(value) for value in cv2.boundingRect(mask.astype(np.uint8))],
-                    area=float(mask.sum()),
-                    iscrowd=0,
-                    segmentation=mask_to_polygons(mask),
-                )
-            )
+            annotation = dict(id=len(annotations) + 1, image_id=image_id, iscrowd=0)
+            annotation['category_id'] = int(label) + 1
+            annotation['bbox'] = [float(v) for v in cv2.boundingRect(mask.astype(np.uint8))]
+            annotation['area'] = float(mask.sum())
+            annotation['segmentation'] = mask_to_polygons(mask)
+            annotations.append(annotation)
     content = dict(
         info=dict(description='Coloured shapes, drawn by cyclemlp_mm', version=str(VERSION)),
         licenses=[dict(id=1, name='CC0 1.0')],
         images=images,
         annotations=annotations,
-        categories=[
-            dict(id=number, name=name, supercategory='shape')
-            for number, name in enumerate(CLASSES, start=1)
-        ],
+        categories=[dict(id=i, name=n, supercategory='shape') for i, n in enumerate(CLASSES, 1)],
     )
     file = folder / 'annotations' / f'instances_{split}2017.json'
     file.parent.mkdir(exist_ok=True)
@@ -353,14 +203,93 @@ def _folders_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
     for name in CLASSES:  # also where few images leave one empty
         (folder / split / name).mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes, start=1):
-        name = f'{split}_{number:08d}.jpg'
-        _save(scene.image, folder / split / CLASSES[scene.labels[0]] / name)
+        _save(scene.image, folder / split / CLASSES[scene.labels[0]] / f'{split}_{number:08d}.jpg')
 
 
 def _lists_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
     lines = []
     for number, scene in enumerate(scenes, start=1):
-        name = f'{split}_{number:08d}.jpg'
-        _save(scene.image, folder / split / name)
-        lines.append(f'{name} {scene.labels[0]}\n')
+        lines.append(f'{split}_{number:08d}.jpg {scene.labels[0]}\n')
+        _save(scene.image, folder / split / f'{split}_{number:08d}.jpg')
     (folder / f'{split}_list.txt').write_text(''.join(lines))
+
+
+#: Of each layout: what writes a split, the names in classes.txt, and the most shapes of an image.
+LAYOUTS = {
+    'coco': (_coco_split, (), 6),
+    'ade20k': (_ade20k_split, SEGMENTATION_CLASSES, 6),
+    'folders': (_folders_split, (), 1),
+    'lists': (_lists_split, CLASSES, 1),
+}
+
+
+def write_shapes(
+    layout: str,
+    out_dir: str | Path,
+    num_train: int = 400,
+    num_val: int = 100,
+    size: Sequence[int] = (128, 128),
+    seed: int = 0,
+) -> Path:
+    """Write a data set of shapes; if the same one is there already, nothing is written.
+
+    Args:
+        layout (str): 'coco'; 'ade20k' (label 0 is to be ignored, 1 is the background); 'folders'
+            (``train/circle/*.jpg``, …) or 'lists' (``train_list.txt``) of images with one shape.
+        out_dir (str | pathlib.Path): A new or an empty folder, or one with the same data set, whole
+            or interrupted.
+        num_train (int): Number of training images, >= 1. Default: 400.
+        num_val (int): Number of validation images, >= 1. Default: 100.
+        size (Sequence[int]): (width, height) of the images, each >= 32. Default: (128, 128).
+        seed (int): Seed, >= 0. Default: 0.
+
+    Raises:
+        UserError: A ValueError; an argument is outside its range.
+        FolderInUseError: A FileExistsError; ``out_dir`` holds anything else.
+    """
+    if min(size) < MIN_SIDE:
+        raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
+    made = dict(layout=layout, num_train=num_train, num_val=num_val, size=list(size), seed=seed)
+    for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
+        if not isinstance(made[name], int) or made[name] < least:
+            raise UserError(f'{name} must be an integer >= {least}, got {made[name]!r}')
+    made.update(generator='shapes', version=VERSION)
+    folder = Path(out_dir)
+    if _is_complete(folder, made):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps(made))  # without 'files': incomplete
+    write_split, classes, most = LAYOUTS[layout]
+    for split, number in zip(SPLITS, (num_train, num_val)):
+        scenes = (make_scene(index, size, seed, split, most) for index in range(number))
+        write_split(folder, split, scenes)
+    if classes:
+        (folder / 'classes.txt').write_bytes('\n'.join((*classes, '')).encode())
+    manifest.write_text(json.dumps(dict(made, files=_count_files(folder)), indent=2))
+    return folder
+
+
+write_coco = partial(write_shapes, 'coco')
+write_ade20k = partial(write_shapes, 'ade20k')
+write_image_folders = partial(write_shapes, 'folders')
+write_image_lists = partial(write_shapes, 'lists')
+
+
+def _is_complete(folder: Path, made: dict) -> bool:
+    """Whether a folder holds the data set; raises if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        found = {}
+    wrong = [f'{key} {found.get(key)!r}' for key in made if found.get(key) != made[key]]
+    if wrong:
+        what = f'a data set with {", ".join(wrong)}' if found else 'something else'
+        raise FolderInUseError(f'{folder} holds {what}: remove it, or choose a new folder')
+    return found.get('files') == _count_files(folder)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob('*'))

@@ -1,10 +1,9 @@
 """A ``DataLoader`` that can start at any batch, and whose samples do not depend on the past.
 
 mmengine seeds each worker once; from then on, a sample's augmentation depends on all that its
-worker loaded before, and so on the number of workers, on prefetching and on restarts. Here every
-sample has a seed of its own, made from the training's seed, the epoch and the sample's number in
-it. So a training that is resumed in the middle of an epoch sees what it would have seen, and two
-processes see what one process with twice the batch sees.
+worker loaded before. Here every sample has a seed of its own, made from the training's seed, the
+epoch and the sample's number in it. So a training that is resumed in the middle of an epoch sees
+what it would have seen, and two processes see what one process with twice the batch sees.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 _SAMPLE = 0  # kinds of places, see seed_all; 1 is an iteration
+_TAKEN = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context')
+_TAKEN += ('generator', 'prefetch_factor', 'persistent_workers', 'pin_memory_device', 'in_order')
 
 
 def seed_all(*place: int) -> None:
     """Seed Python's, numpy's and PyTorch's generators of this process.
 
-    Two places give independent streams, however near they are (numpy's ``SeedSequence`` mixes
-    them), and a place gives the same stream in every process and after every restart.
-
     Args:
-        *place (int): Non-negative numbers, such as (seed, kind, epoch, sample).
+        *place (int): Non-negative numbers, such as (seed, kind, epoch, sample). Two places give
+            independent streams, one the same stream in every process and after every restart.
     """
     words = np.random.SeedSequence(place).generate_state(4)
     random.seed(int(words[0]))
@@ -39,44 +38,18 @@ def seed_all(*place: int) -> None:
 
 
 class TrainingLoader(DataLoader):
-    """See the module. Yields batches as the loader that it is made from.
-
-    Args:
-        loader (DataLoader): What to load. Not used any more afterwards.
-        seed (int): The training's seed, the same in all processes.
-    """
+    """Yields batches as the loader that it is made from; the seed is that of all processes."""
 
     def __init__(self, loader: DataLoader, seed: int) -> None:
-        options = {
-            name: getattr(loader, name)
-            for name in (
-                'num_workers',
-                'collate_fn',
-                'pin_memory',
-                'timeout',
-                'multiprocessing_context',
-                'generator',
-                'prefetch_factor',
-                'persistent_workers',
-                'pin_memory_device',
-                'in_order',
-            )
-            if hasattr(loader, name)
-        }
         super().__init__(
             _SeededDataset(loader.dataset),
             batch_sampler=_PlacedBatches(loader.batch_sampler, seed),
             worker_init_fn=IgnoreSignals(loader.worker_init_fn),
-            **options,
+            **{name: getattr(loader, name) for name in _TAKEN if hasattr(loader, name)},
         )
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Say where the next iteration begins.
-
-        Args:
-            epoch (int): From 0; decides the samples' seeds, not the sampler's order.
-            batch (int): Number of batches to leave out, without loading them. Defaults to 0.
-        """
+        """Set the epoch of the samples' seeds, and how many batches are left out, not loaded."""
         self.batch_sampler.epoch = epoch
         self.batch_sampler.skip = batch
 
@@ -86,15 +59,9 @@ class TrainingLoader(DataLoader):
 
 
 def training_loader(loader: DataLoader, seed: int) -> DataLoader:
-    """A :class:`TrainingLoader` in place of ``loader``, where that is possible.
-
-    Data sets without indices and loaders without batches are returned as they are.
-    """
-    if (
-        isinstance(loader, TrainingLoader)
-        or isinstance(loader.dataset, IterableDataset)
-        or loader.batch_sampler is None
-    ):
+    """A :class:`TrainingLoader` in its place, unless it has no batches, or data without indices."""
+    is_one = isinstance(loader, TrainingLoader)
+    if is_one or isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         return loader
     return TrainingLoader(loader, seed)
 
@@ -107,16 +74,8 @@ class _PlacedBatches(Sampler):
         self.seed = seed
         self.epoch = 0
         self.skip = 0
-
-    @property
-    def sampler(self) -> Sampler | None:
-        """mmengine's DistSamplerSeedHook sets its epoch."""
-        return getattr(self.batches, 'sampler', None)
-
-    @property
-    def batch_size(self) -> int | None:
-        """Samples per batch."""
-        return getattr(self.batches, 'batch_size', None)
+        self.sampler = getattr(batches, 'sampler', None)  # its epoch is set by mmengine's hook
+        self.batch_size = getattr(batches, 'batch_size', None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -130,10 +89,9 @@ class _PlacedBatches(Sampler):
                 self.skip -= 1
                 continue
             # Numbered over all processes: samplers give samples to them in turn.
-            numbers = (n * processes + rank for n in range(first, sample))
             yield [
-                (index, (self.seed, _SAMPLE, self.epoch, number))
-                for index, number in zip(batch, numbers)
+                (index, (self.seed, _SAMPLE, self.epoch, number * processes + rank))
+                for number, index in enumerate(batch, first)
             ]
 
 
@@ -167,11 +125,10 @@ class _SeededDataset:
 
 
 class IgnoreSignals:
-    """A ``worker_init_fn``: workers leave signals to the training process, whose last iteration
-    needs them.
+    """A ``worker_init_fn``: workers leave signals to the training process, which ends them.
 
-    Ctrl-C goes to all processes of a terminal, and a cluster's SIGTERM to all of a job. Only the
-    training process itself ends its workers.
+    Ctrl-C goes to all processes of a terminal, and a cluster's SIGTERM to all of a job; the last
+    iteration of the training process still needs its workers.
     """
 
     def __init__(self, start: Callable | None) -> None:

@@ -127,8 +127,8 @@ def image_reader(
             return loader.read(dict(known, img_path=path))
         _check_complete(path)
         if not known and as_stored:
-            facts = image_files.image_facts(image_files.read_file(path), path, limit_pixels=False)
-            known = dict(height=facts.height, width=facts.width)
+            facts = image_files.read_facts(path, limit_pixels=False)
+            known = dict(zip(('height', 'width'), facts.stored))
         if loader is None:
             return load_image.read_image(path, known, limit_pixels=False)
         return loader.read(dict(known, img_path=path))

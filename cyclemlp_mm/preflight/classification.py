@@ -17,6 +17,7 @@ from cyclemlp_mm.errors import UserError, count, some
 
 from .files import report_missing, report_passed_over
 from .findings import Report
+from .settings import class_of
 
 
 def check_image_folder(
@@ -40,12 +41,8 @@ def check_image_folder(
             names = _check_list(report, ann_file, folder, classes, with_label, limit)
             return [(str(folder / name), {}) for name in names]
         default = inspect.signature(custom.__init__).parameters.get('extensions')
-        suffixes = tuple(
-            getattr(custom, 'IMG_EXTENSIONS', ())
-            or dataset.get('extensions')
-            or getattr(default, 'default', None)
-            or IMAGE_SUFFIXES
-        )
+        own = getattr(custom, 'IMG_EXTENSIONS', ()) or dataset.get('extensions')
+        suffixes = tuple(own or getattr(default, 'default', None) or IMAGE_SUFFIXES)
     if with_label:
         images, others = _check_class_folders(report, folder, classes, suffixes)
     else:
@@ -62,8 +59,7 @@ def _as_custom(dataset: ConfigDict) -> type | None:
     """The class of a data set that reads as mmpretrain's ``CustomDataset`` does; else None."""
     from mmpretrain.datasets import CustomDataset  # not needed by the other toolboxes
 
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(dataset.get('type', ''))
+    kind = class_of(dataset, DATASETS)
     is_custom = getattr(kind, 'load_data_list', None) is CustomDataset.load_data_list
     return kind if is_custom else None
 
@@ -83,30 +79,24 @@ def _check_list(
     except UserError as error:
         report.error(ann_file, str(error).removeprefix(f'{ann_file} '))
         return []
-    names, labels, wrong = [], [], []
+    names, labels, wrong = [], Counter(), []
     for number, line in enumerate(lines, start=1):
         name, _, label = line.strip().rpartition(' ') if with_label else (line, '', '0')
         if name and label.isdecimal():
             names.append(name)
-            labels.append(int(label))
+            labels[int(label)] += 1
         else:
             wrong.append(f'line {number} {line!r}')
     if wrong:
-        report.error(
-            ann_file,
-            f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL" '
-            f'with a label from 0: {some(wrong, 3)}',
-        )
-    high = sorted({label for label in labels if label >= len(classes)})
+        what = f'{len(wrong)} of {count(len(lines), "line")} are no "NAME LABEL", labels from 0'
+        report.error(ann_file, f'{what}: {some(wrong, 3)}')
+    high = sorted(label for label in labels if label >= len(classes))
     if classes and with_label and high:
-        report.error(
-            ann_file,
-            f'labels {some(high)} name no class; with {count(len(classes), "class")},'
-            f' labels are 0 to {len(classes) - 1}',
-            'Name all classes, or fix the labels',
-        )
+        rule = f'with {count(len(classes), "class")}, labels are 0 to {len(classes) - 1}'
+        what = f'labels {some(high)} name no class; {rule}'
+        report.error(ann_file, what, 'Name all classes, or fix the labels')
     if with_label:
-        _warn_of_empty(report, ann_file, classes, Counter(labels))
+        _warn_of_empty(report, ann_file, classes, labels)
     here = [name for name in names if os.path.isfile(folder / name)]
     missing = sorted(set(names) - set(here))
     allowed = min(max(1, max_bad_fraction * len(names)), len(names) - 1)
@@ -126,29 +116,19 @@ def _check_class_folders(
         what = f'mmpretrain takes every folder for a class, {some(hidden)} as well'
         report.error(folder, what, 'Take it out')
     elif classes and (len(classes) != len(names) or sorted(classes) == names != list(classes)):
-        report.error(
-            folder,
-            f'has {count(len(names), "class folder")}, whose order gives the labels '
-            f'({some(names)}), but the config names {count(len(classes), "class")}: '
-            f'{some(list(classes))}; names would be exchanged',
-            'Give --data DIR, which takes their names, or take that order for metainfo.classes',
-        )
+        what = f'has {count(len(names), "class folder")} ({some(names)}), but the config names '
+        what += f'{count(len(classes), "class")}: {some(list(classes))}; names would be exchanged'
+        report.error(folder, what, 'Give --data DIR, or take that order for metainfo.classes')
     names = [name for name in names if name not in hidden]
     found = [split_images((folder / name).rglob('*'), suffixes) for name in names]
     images = [path for files, _ in found for path in files]
     if images:
-        numbers = {i: len(files) for i, (files, _) in enumerate(found)}
-        _warn_of_empty(report, folder, names, numbers)
+        _warn_of_empty(report, folder, names, {i: files for i, (files, _) in enumerate(found)})
     return images, [path for _, others in found for path in others]
 
 
-def _warn_of_empty(
-    report: Report, where: Path, classes: Sequence[str], images: dict[int, int]
-) -> None:
+def _warn_of_empty(report: Report, where: Path, classes: Sequence[str], images: dict) -> None:
     empty = [name for i, name in enumerate(classes) if not images.get(i)]
     if empty:
-        report.warning(
-            where,
-            f'no image of {count(len(empty), "class")}: {some(empty)}',
-            'They cannot be learned, or not be evaluated',
-        )
+        what = f'no image of {count(len(empty), "class")}: {some(empty)}'
+        report.warning(where, what, 'They cannot be learned, or not be evaluated')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -21,7 +21,7 @@ from cyclemlp_mm.datasets.coco_file import (
     mask_trouble,
     of_boxes,
 )
-from cyclemlp_mm.engine.config_data import evaluators, needs_masks
+from cyclemlp_mm.engine.config_data import evaluators, heads, needs_masks
 from cyclemlp_mm.errors import UserError, count, some
 
 from .files import report_missing
@@ -60,12 +60,9 @@ def check_coco(
     seen = {judged.categories[ann['category_id']] for ann in good}
     empty = [name for name in classes if name not in seen] if good else []
     if empty:
-        (report.warning if split == 'train' else report.note)(
-            ann_file,
-            f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be '
-            + ('learned' if split == 'train' else 'evaluated'),
-            'Leave out what is no class (--classes), e.g. one that only groups the others',
-        )
+        level, verb = ('warning', 'learned') if split == 'train' else ('note', 'evaluated')
+        what = f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be {verb}'
+        report.add(level, ann_file, what, 'Leave out what is no class (--classes)')
     if split == 'train' and not dataset.get('test_mode'):
         with_objects = {ann['image_id'] for ann in of_classes}
         filter_cfg = dataset.get('filter_cfg') or {}
@@ -93,26 +90,19 @@ def _check_classes(
     names = list(judged.categories.values())
     absent = [name for name in classes if name not in names]
     if absent:
-        report.error(
-            where,
-            f'{count(len(absent), "class name")} of the config are not in the file: {some(absent)} '
-            f'(it has {some(names)}), so mmdet would drop their boxes silently',
-            'Give --data DIR, which takes the names from the file, or set metainfo.classes',
-        )
+        what = f'{count(len(absent), "class name")} of the config are not in the file'
+        fix = 'Give --data DIR, or set metainfo.classes'
+        report.error(where, f'{what}: {some(absent)} (it has {some(names)})', fix)
         return
-    unused = {i: name for i, name in judged.categories.items() if name not in classes}
+    boxes = Counter(judged.categories[ann['category_id']] for ann in judged.used)
+    unused = [f'{n} ({count(boxes[n], "box")})' for n in names if n not in classes]
     if unused:
-        boxes = Counter(ann['category_id'] for ann in judged.used)
-        listed = [f'{name} ({count(boxes[i], "box")})' for i, name in unused.items()]
-        report.warning(where, f'not trained, as the config does not name them: {some(listed)}')
+        report.warning(where, f'not trained, as the config does not name them: {some(unused)}')
     in_order = [name for name in names if name in classes]
     if dataset.get('type') != 'CheckedCocoDataset' and in_order != list(classes):
-        report.error(
-            where,
-            f'{dataset.type} gives labels in the order of the file ({some(in_order)}), but the '
-            f'config names the classes as {some(list(classes))}: names would be exchanged',
-            "Take that order for metainfo.classes, or type='CheckedCocoDataset'",
-        )
+        what = f'{dataset.type} gives labels in the order of the file ({some(in_order)}), but'
+        what += f' the config names {some(list(classes))}: names would be exchanged'
+        report.error(where, what, "Take that order, or type='CheckedCocoDataset'")
 
 
 def _check_doubles(report: Report, where: Path, judged: JudgedCoco) -> None:
@@ -120,27 +110,17 @@ def _check_doubles(report: Report, where: Path, judged: JudgedCoco) -> None:
     files = Counter(os.path.normpath(image['file_name']) for image in judged.images)
     twice = [name for name, n in files.items() if n > 1]
     if twice:
-        report.warning(
-            where,
-            f'{count(len(twice), "image file")} are listed more than once, under several ids: '
-            f'{some(twice)}; the objects of one entry are background in the other, in training '
-            'as in the evaluation, where finding them counts as wrong',
-            'Put all objects of an image under one id',
-        )
-    objects = Counter(
-        (ann['image_id'], ann['category_id'], *ann['bbox'])
-        for ann in judged.used
-        if not is_crowd(ann)
-    )
-    double = [key[0] for key, n in objects.items() if n > 1]
-    if double:
-        report.warning(
-            where,
-            f'{count(len(double), "object")} are listed more than once (same image, class and box),'
-            f' in images {some(list(dict.fromkeys(double)))}: the evaluation expects each entry to '
-            'be found',
-            'Write each object once',
-        )
+        what = f'{count(len(twice), "image file")} are listed more than once, under several ids: '
+        what += f'{some(twice)}; objects of one entry are background in the other'
+        report.warning(where, what, 'Put all objects of an image under one id')
+    ids = ('image_id', 'category_id')
+    learned = [ann for ann in judged.used if not is_crowd(ann)]
+    objects = Counter((*(ann[key] for key in ids), *ann['bbox']) for ann in learned)
+    images = [key[0] for key, n in objects.items() if n > 1]
+    if images:
+        what = f'{count(len(images), "object")} are listed more than once (image, class and box), '
+        what += f'in images {some(list(dict.fromkeys(images)))}; each has to be found'
+        report.warning(where, what, 'Write each object once')
 
 
 def _check_boxes(report: Report, where: Path, judged: JudgedCoco, good: list[dict]) -> None:
@@ -152,33 +132,23 @@ def _check_boxes(report: Report, where: Path, judged: JudgedCoco, good: list[dic
     for flag, other in (('iscrowd', None), ('ignore', 'iscrowd')):
         crowds = [ann for ann in judged.used if ann.get(flag) and not ann.get(other)]
         if crowds:
-            trouble = f'have "{flag}" of 1: they are neither learned nor searched for in evaluation'
-            _by_share(report, len(crowds), len(annotations))(
-                where,
-                of_boxes(list(enumerate(crowds)), annotations, trouble),
-                f'Write "{flag}": 0 where it is one object (annotation tools set it for masks '
-                'drawn with a brush)',
-            )
+            trouble = f'have "{flag}" of 1: they are neither learned nor evaluated'
+            what = of_boxes(list(enumerate(crowds)), annotations, trouble)
+            fix = f'Write "{flag}": 0 for single objects (some tools set it for brush masks)'
+            report.add(_level(len(crowds), len(annotations)), where, what, fix)
     if not annotations:
         report.error(where, 'it has no boxes: "annotations" is empty or missing', 'Write some')
     elif not good:
-        report.error(
-            where,
-            f'none of its {count(len(annotations), "box")} can be learned or evaluated (those of '
-            'crowds, with "iscrowd" or "ignore" of 1, are not)',
-            'See the other lines about this file, and the class names',
-        )
+        what = f'none of its {count(len(annotations), "box")} can be learned or evaluated'
+        report.error(where, what, 'See the other lines about this file, and the class names')
     elif all(0 <= v <= 1 for ann in good for v in ann['bbox']):
-        report.error(
-            where,
-            'all boxes are made of numbers from 0 to 1: parts of the image, as YOLO writes them',
-            'Write pixels: [x, y, width, height]',
-        )
+        what = 'all boxes are made of numbers from 0 to 1: parts of the image, as YOLO writes them'
+        report.error(where, what, 'Write pixels: [x, y, width, height]')
 
 
-def _by_share(report: Report, part: int, of_all: int) -> Callable[..., None]:
+def _level(part: int, of_all: int) -> str:
     """A warning for what concerns many; a note for what is usual, as in COCO itself."""
-    return report.warning if part >= 0.05 * of_all else report.note
+    return 'warning' if part >= 0.05 * of_all else 'note'
 
 
 def _hint(trouble: str, these: list[dict], judged: JudgedCoco) -> str:
@@ -189,51 +159,37 @@ def _hint(trouble: str, these: list[dict], judged: JudgedCoco) -> str:
     ):
         if trouble == kind and {str(ann[key]) for ann in these} <= set(map(str, known)):
             return f'Their {key} is a number in one place and a text in the other: write numbers'
-    boxes = [(ann['bbox'], judged.sizes[ann['image_id']]) for ann in these if trouble == CUT]
-    centred = [([x - w / 2, y - h / 2, x + w / 2, y + h / 2], s) for (x, y, w, h), s in boxes]
-    for kind, corners in (
-        ('[x1, y1, x2, y2]', boxes),
-        ('[x, y of the centre, width, height]', centred),
+    boxes = [(*ann['bbox'], *judged.sizes[ann['image_id']]) for ann in these if trouble == CUT]
+    if boxes and all(
+        -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
+        for x1, y1, x2, y2, width, height in boxes
     ):
-        if boxes and all(
-            -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
-            for (x1, y1, x2, y2), size in corners
-        ):
-            return (
-                f"All of them fit as {kind}: COCO's boxes are [x, y of the corner at the top left, "
-                'width, height]'
-            )
+        return 'All of them fit as [x1, y1, x2, y2]: write [x1, y1, width, height]'
     return ''
 
 
 def _check_masks(report: Report, where: Path, judged: JudgedCoco, is_evaluated: bool) -> None:
     """Masks that stop the training or the evaluation, that are dropped, or of something else."""
-    found, elsewhere = defaultdict(list), []
+    found = defaultdict(list)
+    elsewhere = 'have polygons that cover less than a quarter of their box'
     for ann in judged.used:
         mask = ann.get('segmentation')
         trouble = mask_trouble(mask, judged.sizes[ann['image_id']], is_evaluated)
+        if not trouble and isinstance(mask, list) and not _cover_box(mask, ann['bbox']):
+            trouble = elsewhere
         if trouble:
             found[trouble].append(ann['id'])
-        elif isinstance(mask, list) and not _cover_box(mask, ann['bbox']):
-            elsewhere.append(ann['id'])
-    if elsewhere:
-        (report.error if len(elsewhere) == len(judged.used) else report.warning)(
-            where,
-            f'{count(len(elsewhere), "annotation")} have polygons that cover less than a quarter '
-            f'of their box, ids {some(elsewhere)}',
-            'Write polygons of the same object as the box, in pixels (not from 0 to 1): x before y',
-        )
     for trouble, ids in found.items():
         what = f'{count(len(ids), "annotation")} {trouble}, ids {some(ids)}'
         if trouble == SHORT:
             report.warning(where, f'{what}; mmdet drops their masks')
+        elif trouble == elsewhere:
+            level = 'error' if len(ids) == len(judged.used) else 'warning'
+            fix = 'Write polygons of the same object, in pixels (not from 0 to 1), x before y'
+            report.add(level, where, what, fix)
         else:
-            report.error(
-                where,
-                what,
-                "Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or COCO's RLE; or "
-                'leave these boxes out',
-            )
+            fix = "Write polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or COCO's RLE"
+            report.error(where, what, fix)
 
 
 def _cover_box(polygons: list, box: list) -> bool:
@@ -253,63 +209,42 @@ def _check_filter(
     """Images that mmdet leaves out of training."""
     least = filter_cfg.get('min_size', 0)
     small = [i for i, size in sizes.items() if min(size) < least]
+    empty = sizes.keys() - with_objects if filter_cfg.get('filter_empty_gt') else ()
+    of = f'of {count(len(sizes), "image")}'
+    left_out = 'and are left out of training'
     key = 'train_dataloader.dataset.filter_cfg'
     if small:
-        (report.error if len(small) == len(sizes) else report.warning)(
-            where,
-            f'{len(small)} of {count(len(sizes), "image")} have a side below {least} pixels and '
-            f'are left out of training ({key}.min_size={least})',
-            f'To train them, give --cfg-options {key}.min_size=1',
-        )
-    empty = sizes.keys() - with_objects
-    if with_objects and empty and filter_cfg.get('filter_empty_gt'):
-        _by_share(report, len(empty), len(sizes))(
-            where,
-            f'{len(empty)} of {count(len(sizes), "image")} have no object and are left out of '
-            f'training ({key}.filter_empty_gt=True)',
-            f'To learn from them as background, give --cfg-options {key}.filter_empty_gt=False',
-        )
+        what = f'{len(small)} {of} have a side below {least} pixels {left_out} ({key}.min_size)'
+        level = 'error' if len(small) == len(sizes) else 'warning'
+        report.add(level, where, what, f'To train them: --cfg-options {key}.min_size=1')
+    if with_objects and empty:
+        what = f'{len(empty)} {of} have no object {left_out}'
+        fix = f'To learn from them as background: --cfg-options {key}.filter_empty_gt=False'
+        report.add(_level(len(empty), len(sizes)), where, what, fix)
 
 
 def _check_number(report: Report, where: Path, cfg: Config, good: list[dict]) -> None:
     """Images with more objects than are ever predicted."""
-    most = min([_MAX_DETECTIONS, *_values(cfg.model.get('test_cfg'), 'max_per_img')])
-    per_image = Counter(ann['image_id'] for ann in good)
-    more = [n for n in per_image.values() if n > most]
+    settings = [part for key, part in heads(cfg.model.get('test_cfg')) if 'rpn' not in key]
+    limits = [part['max_per_img'] for part in settings if part.get('max_per_img')]
+    most = min([_MAX_DETECTIONS, *limits])  # those of rpn are proposals
+    per_image = Counter(ann['image_id'] for ann in good).values()
+    more = [n for n in per_image if n > most]
     if more:
-        found = sum(min(n, most) for n in per_image.values()) / len(good)
-        report.warning(
-            where,
-            f'{count(len(more), "image")} have more than {most} objects, up to {max(more)}, but at '
-            f'most {most} are predicted and evaluated per image (model.test_cfg.max_per_img; '
-            f"COCO's AP counts {_MAX_DETECTIONS}): at best {found:.0%} of all objects are found",
-            'Cut the images into tiles, or raise max_per_img to predict more',
-        )
-
-
-def _values(node: object, key: str) -> Iterator[int]:
-    """Numbers under a key, however deep, but of proposals: those of ``rpn`` are no detections."""
-    for name, value in node.items() if isinstance(node, dict) else ():
-        if name == key and isinstance(value, int):
-            yield value
-        elif name != 'rpn':
-            yield from _values(value, key)
+        found = sum(min(n, most) for n in per_image) / len(good)
+        what = f'{count(len(more), "image")} have more than {most} objects, up to {max(more)}, but '
+        what += f'at most {most} are predicted and evaluated (model.test_cfg.max_per_img; COCO: '
+        what += f'{_MAX_DETECTIONS}): at best {found:.0%} of all are found'
+        report.warning(where, what, 'Cut the images into tiles, or raise max_per_img')
 
 
 def _check_areas(report: Report, where: Path, good: list[dict]) -> None:
     """An "area" that cannot be the object's: AP of small, medium and large objects goes by it."""
     boxes = [ann['bbox'][2] * ann['bbox'][3] for ann in good]
-    wrong = [
-        ann['id']
-        for ann, box in zip(good, boxes)
-        if not 0.01 * box <= ann['area'] <= 1.05 * box + 1
-    ]
+    pairs = zip(good, boxes)
+    wrong = [a['id'] for a, box in pairs if not 0.01 * box <= a['area'] <= 1.05 * box + 1]
     same = len({ann['area'] for ann in good}) == 1 and len(set(boxes)) > 1
     if wrong or same:
-        report.warning(
-            where,
-            f'the "area" of {len(good) if same else len(wrong)} of {count(len(good), "box")} does '
-            f'not belong to their width and height, ids {some(wrong)}: AP of small, medium and '
-            'large objects sorts by it and would be wrong; the other figures are not affected',
-            'Write the area of the mask, or width × height',
-        )
+        what = f'the "area" of {len(good) if same else len(wrong)} of {count(len(good), "box")} '
+        what += f'does not fit width × height, ids {some(wrong)}: AP by size will be wrong'
+        report.warning(where, what, 'Write the area of the mask, or width × height')

@@ -7,45 +7,38 @@ from typing import NamedTuple
 
 from cyclemlp_mm.errors import UserError, count
 
-ERROR, WARNING, NOTE = 'error', 'warning', 'note'
+LEVELS = ('error', 'warning', 'note')
 
 
 class Finding(NamedTuple):
-    """One thing that was found.
+    """One thing that was found."""
 
-    Attributes:
-        level (str): 'error' (training would fail or be wrong), 'warning' or 'note'.
-        where (str): The file, folder or config key.
-        what (str): What is there, with counts and examples.
-        fix (str): What to do; may be empty.
-    """
-
-    level: str
-    where: str
-    what: str
-    fix: str
+    level: str  # 'error' (training would fail or be wrong), 'warning' or 'note'
+    where: str  # the file, folder or config key
+    what: str  # what is there, with counts and examples
+    fix: str  # what to do; may be empty
 
     def __str__(self) -> str:
         return f'{self.level}: {self.where}: {self.what}' + (f'. {self.fix}' if self.fix else '')
 
 
 class Report:
-    """All findings of a check, in the order in which they were found.
+    """All ``findings`` of a check, in the order in which they were found.
 
-    Attributes:
-        findings (list[Finding]): Added by ``error`` (has to be fixed first), ``warning`` (may be
-            intended, but often is not) and ``note``, which take where, what and a fix.
+    ``error`` (has to be fixed first), ``warning`` (may be intended, but often is not) and ``note``
+    add one; they take where, what and a fix.
     """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
-    def _add(self, level: str, where: object, what: str, fix: str = '') -> None:
+    def add(self, level: str, where: object, what: str, fix: str = '') -> None:
+        """Add a finding of a level."""
         self.findings.append(Finding(level, str(where), what, fix))
 
-    error = partialmethod(_add, ERROR)
-    warning = partialmethod(_add, WARNING)
-    note = partialmethod(_add, NOTE)
+    error = partialmethod(add, 'error')
+    warning = partialmethod(add, 'warning')
+    note = partialmethod(add, 'note')
 
     def of(self, level: str) -> list[Finding]:
         """The findings of a level."""
@@ -53,14 +46,14 @@ class Report:
 
     def raise_errors(self, before: str = 'training', more: str = '') -> None:
         """Raise a UserError with all errors, if any, and the warnings about their files."""
-        errors = self.of(ERROR)
+        errors = self.of('error')
         if errors:
             places = {error.where for error in errors}
-            about = [f for f in self.findings if f.where in places and f.level != NOTE]
-            lines = [str(finding).removeprefix('error: ') for finding in about]
-            first = f'the check before {before} found {count(len(errors), "error")}:'
-            raise UserError('\n  '.join([first, *lines]) + (f'\n{more}' if more else ''))
+            about = [f for f in self.findings if f.where in places and f.level != 'note']
+            lines = [f'\n  {str(finding).removeprefix("error: ")}' for finding in about]
+            found = f'the check before {before} found {count(len(errors), "error")}:'
+            raise UserError(found + ''.join(lines) + (f'\n{more}' if more else ''))
 
     def __str__(self) -> str:
-        counts = [count(len(self.of(level)), level) for level in (ERROR, WARNING, NOTE)]
+        counts = [count(len(self.of(level)), level) for level in LEVELS]
         return '\n'.join([*map(str, self.findings), f'check: {", ".join(counts)}'])

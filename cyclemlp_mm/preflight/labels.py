@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX as IGNORED
-from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file
+from cyclemlp_mm.datasets.image_files import BadImageError, read_facts
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels, label_step, stored_labels
 from cyclemlp_mm.errors import count, some
 
@@ -36,23 +36,19 @@ def check_labels(
     """Look at label images as the pipeline of a data set reads them."""
     where = Path(infos[0]['seg_map_path']).parent
     step = label_step(dataset)
-    ignore_label = _ignore_label(report, dataset)
-    reduces, label_map = False, None
+    ignored = {ignore_index, _ignore_label(report, dataset)}
+    reduces, label_map = False, {}
     if isinstance(step, LoadCheckedLabels):  # others do all by themselves
-        reduces, label_map = bool(infos[0].get('reduce_zero_label')), infos[0].get('label_map')
+        reduces = bool(infos[0].get('reduce_zero_label'))
+        label_map = infos[0].get('label_map') or {}
         own = step.transform.reduce_zero_label
         if own not in (None, reduces):
-            report.error(
-                'pipeline',
-                f'LoadAnnotations has reduce_zero_label={own}, but the data set {reduces}; mmseg '
-                'stops at its first image then',
-                'Leave it out of LoadAnnotations',
-            )
-    rule = _rule(len(classes), reduces, {ignore_label, ignore_index} - {None}, label_map)
-    chosen = sample(infos, full)
-    for looked_at in (chosen, infos):
-        title = f'labels in {where.name}'
-        looks = in_parallel(partial(_look, step=step), looked_at, title)
+            what = f'LoadAnnotations has reduce_zero_label={own}, but the data set {reduces}'
+            report.error('pipeline', what, 'Leave it out of LoadAnnotations')
+    rule = _rule(len(classes), reduces, ignored - {None}, label_map)
+    for looked_at in (sample(infos, full), infos):
+        look = partial(_look, step=step)
+        looks = in_parallel(look, looked_at, f'labels in {where.name}')
         pixels = sum((counts for counts, _, _ in looks), Counter())
         if set(pixels) != _BINARY or len(looked_at) == len(infos):
             break  # masks of 0 and 255 are too serious to judge by a sample
@@ -66,54 +62,45 @@ def check_labels(
         return
 
     # The class of each value; IGNORED, or None for one that names no class.
-    used, ignored = {}, 0
-    for stored in pixels:
+    used, share = {}, 0.0
+    for stored, number in pixels.items():
         value = stored
         if reduces:
             value = IGNORED if stored in _BINARY else stored - 1
-        ignored += pixels[stored] * (value in (ignore_index, ignore_label))  # label_map's is meant
-        value = (label_map or {}).get(value, value)
-        is_ignored = value in (ignore_index, ignore_label)
-        used[stored] = IGNORED if is_ignored else value if 0 <= value < len(classes) else None
-    share = ignored / pixels.total()
+        share += number / pixels.total() * (value in ignored)  # label_map's is meant
+        value = label_map.get(value, value)
+        used[stored] = value if 0 <= value < len(classes) else None
+        if value in ignored:
+            used[stored] = IGNORED
     # A class that is taken for 'ignore' shows in nothing else.
-    (report.warning if share > MOST_IGNORED else report.note)(
-        where,
-        f'{rule}; ignored: {share:.1%} of the pixels looked at',
-        'If 0 is a class here, give --ignore-label' if reduces and pixels[0] else '',
-    )
+    fix = 'If 0 is a class here, give --ignore-label' if reduces and pixels[0] else ''
+    level = 'warning' if share > MOST_IGNORED else 'note'
+    report.add(level, where, f'{rule}; ignored: {share:.1%} of the pixels looked at', fix)
     stray = sorted(value for value, label in used.items() if label is None)
     unseen = [name for i, name in enumerate(classes) if i not in used.values()]
     if stray:
         first = next(n for n, (counts, _, _) in zip(names, looks) if stray[0] in counts)
-        report.error(
-            where,
-            f'labels {some(stray, 10)} name no class; with {len(classes)} classes, {rule}; '
-            f'e.g. {stray[0]} in {first}',
-            'Labels seem to count from 1: leave --ignore-label out, or set reduce_zero_label=True'
-            if stray == [len(classes)] and 0 not in used
-            else 'Is a class name missing, or is one of these to be ignored (--ignore-label)?',
-        )
+        what = f'labels {some(stray, 10)} name no class; with {len(classes)} classes, {rule}'
+        fix = 'Is a class name missing, or is one of these to be ignored (--ignore-label)?'
+        if stray == [len(classes)] and 0 not in used:
+            fix = 'Labels seem to count from 1: leave --ignore-label out (reduce_zero_label=True)'
+        report.error(where, f'{what}; e.g. {stray[0]} in {first}', fix)
     elif set(pixels) == _BINARY and unseen:
-        (report.error if is_training or len(unseen) == len(classes) else report.warning)(
-            where,
-            f'the {looked} looked at hold 0 and 255 only, and '
-            f'{"both are" if used[0] == IGNORED else "255 is"} ignored: {some(unseen)} would never '
-            'be learned or evaluated',
-            'Write class indices: 1 for 255 (and give --ignore-label 255 with --data)',
-        )
+        those = 'both are' if used[0] == IGNORED else '255 is'
+        what = f'the {looked} looked at hold 0 and 255 only, and {those} ignored: {some(unseen)}'
+        level = 'error' if is_training or len(unseen) == len(classes) else 'warning'
+        fix = 'Write class indices: 1 for 255 (and give --ignore-label 255 with --data)'
+        report.add(level, where, f'{what} would never be learned or evaluated', fix)
     elif len(unseen) == len(classes) and not broken:
         found = some(sorted(pixels), 10)
         report.error(where, f'no pixel of any class: {rule}; labels found: {found}')
     elif reduces and classes[-1] in unseen and pixels[0]:
-        named = f', and the first class is named {classes[0]!r}'
-        report.warning(
-            where,
-            f'0 is in use and ignored, and {len(classes)}, the last class ({classes[-1]!r}), has '
-            f'no pixel in {looked}{named * (classes[0].lower() in _BACKGROUND)}: do labels count '
-            'from 0? Then every class is learned under the name of the one before it',
-            'With --data, give --ignore-label 255; in a config, set reduce_zero_label=False',
-        )
+        what = f'0 is in use and ignored, and {len(classes)}, the last class ({classes[-1]!r}), '
+        what += f'has no pixel in {looked}: do labels count from 0?'
+        if classes[0].lower() in _BACKGROUND:
+            what += f' The first class is named {classes[0]!r}'
+        fix = 'If so, give --ignore-label 255 with --data, or set reduce_zero_label=False'
+        report.warning(where, what, fix)
     if unseen and len(unseen) < len(classes):
         missing = f'no pixel of {count(len(unseen), "class")} in the {looked} looked at'
         report.warning(where, f'{missing}: {some(unseen)}')
@@ -124,32 +111,23 @@ def _ignore_label(report: Report, dataset: dict) -> int | None:
     checks = [s for s in dataset.get('pipeline') or () if s.get('type') == 'CheckLabels']
     if len({(s.get('num_classes'), s.get('ignore_label')) for s in checks}) > 1:
         labels = ', then '.join(f'ignore_label={s.get("ignore_label")}' for s in checks)
-        report.error(
-            'pipeline',
-            f'CheckLabels stands in it {len(checks)} times, with different settings ({labels}): '
-            'what one leaves out, the other takes for a class or for a stray label',
-            'Leave all but one out of the config',
-        )
+        what = f'CheckLabels stands in it {len(checks)} times, with different settings ({labels})'
+        report.error('pipeline', what, 'Leave all but one out of the config')
     return checks[0].get('ignore_label') if checks else None
 
 
-def _rule(num_classes: int, reduces: bool, ignored: set[int], label_map: dict | None) -> str:
+def _rule(num_classes: int, reduces: bool, ignored: set[int], label_map: dict) -> str:
     """In words, what the pixels of a label image mean."""
-    if label_map is not None:
+    if label_map:
         kept = sum(new != IGNORED for new in label_map.values())
-        return (
-            f"{kept} of the data set's {len(label_map)} classes are in use and numbered again by "
-            'their names (label_map), the others are ignored'
-        )
+        return f"{kept} of the data set's {len(label_map)} classes are in use (label_map)"
     if reduces:
-        return (
-            f'labels 1 to {num_classes} are the classes, 0 and 255 are ignored '
-            '(reduce_zero_label=True: 1 is taken off)'
+        return f'labels 1 to {num_classes} are the classes, 0 and 255 are ignored' + (
+            ' (reduce_zero_label=True: 1 is taken off)'
         )
     values = ' and '.join(map(str, sorted(ignored))) + (' are' if len(ignored) > 1 else ' is')
-    return (
-        f'labels 0 to {num_classes - 1} are the classes, {values} ignored (reduce_zero_label=False)'
-    )
+    classes = f'labels 0 to {num_classes - 1} are the classes'
+    return f'{classes}, {values} ignored (reduce_zero_label=False)'
 
 
 def _check_palettes(
@@ -160,15 +138,13 @@ def _check_palettes(
     for name, palette in zip(names, palettes):
         for value, colour in palette.items():
             found[value].setdefault(colour, name)
-    differ = {value: files for value, files in sorted(found.items()) if len(files) > 1}
-    for value, files in list(differ.items())[:1]:
+    differ = sorted((value, files) for value, files in found.items() if len(files) > 1)
+    if differ:
+        value, files = differ[0]
         (colour, name), (other, second) = list(files.items())[:2]
-        report.warning(
-            where,
-            f'the palettes of label images differ: {value} is {colour} in {name} and {other} in '
-            f'{second}, so it may be another class there ({count(len(differ), "value")} in all)',
-            'Convert all of them to one palette; training reads the indices and not the colours',
-        )
+        what = f'the palettes of label images differ: {value} is {colour} in {name} and {other} in '
+        what += f'{second} ({count(len(differ), "value")} in all); training reads indices'
+        report.warning(where, what, 'Convert all of them to one palette')
 
 
 def _look(info: dict, step: object) -> tuple[Counter[int], dict[int, tuple], str | None]:
@@ -184,23 +160,17 @@ def _look(info: dict, step: object) -> tuple[Counter[int], dict[int, tuple], str
         return Counter(), {}, trouble
     found, numbers = np.unique(values, return_counts=True)
     if (found != found.astype(np.uint8)).any():
-        trouble = (
-            f'has labels up to {found.max():g}; mmseg reads 8 bits, so whole numbers up to 255'
-        )
-        return Counter(), {}, trouble
+        return Counter(), {}, f'has labels up to {found.max():g}; mmseg reads 8 bits, up to 255'
     counts = Counter(dict(zip(found.astype(int).tolist(), numbers.tolist())))
     colours = _palette(path, counts) if isinstance(step, LoadCheckedLabels) else {}
     try:
-        facts = image_facts(read_file(info['img_path']), info['img_path'])
+        facts = read_facts(info['img_path'])
     except BadImageError:
         return counts, colours, None  # another kind of file, or the images' own check reports it
-    size = (facts.height, facts.width)
-    turned = size[::-1] if facts.is_transposed else size
-    trouble = None
-    if values.shape not in (size, turned):
-        height, width = values.shape
-        trouble = f'is {width}×{height}, but its image is {turned[1]}×{turned[0]}'
-    return counts, colours, trouble
+    if values.shape in (facts.stored, facts.turned):
+        return counts, colours, None
+    (height, width), (rows, columns) = values.shape, facts.turned
+    return counts, colours, f'is {width}×{height}, but its image is {columns}×{rows}'
 
 
 def _palette(path: str, values: Counter[int]) -> dict[int, tuple]:

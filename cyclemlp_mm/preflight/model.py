@@ -1,17 +1,20 @@
-"""Model and schedule of a config: classes of the heads, weights, learning rate."""
+"""Model, schedule, sharding and work dir of a config."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS
 from torch import nn
 
-from cyclemlp_mm.checks import model_errors
+from cyclemlp_mm.checks import check_writable, model_errors
 from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, heads, heads_classes
 from cyclemlp_mm.engine.hooks.check_weights import compare
@@ -23,16 +26,17 @@ from cyclemlp_mm.weights.whole_model import for_mmengine
 
 from .findings import Report
 
+_MIB = 1024 * 1024
+_FSDP = ('ShardedStrategy', 'FSDPStrategy')
+_NEED_GPUS = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
+
 
 def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
     """Every head must have as many classes as the data, and top-k accuracies need k of them."""
+    there = f'but the data set has {count(num_classes, "class")}'
     for key, value in heads_classes(cfg.model):
         if value != num_classes:
-            report.error(
-                key,
-                f'is {value}, but the data set has {num_classes} classes',
-                'Give --data DIR, which sets both, or make them equal',
-            )
+            report.error(key, f'is {value}, {there}', 'Give --data DIR, or make them equal')
     for key, settings in heads(cfg.model):
         for name in ('class_weight', 'pos_weight'):
             weights = settings.get(name)
@@ -45,20 +49,14 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
             background = key.endswith('loss_cls') and not settings.get('use_sigmoid')
             expected = num_classes + background
             if isinstance(weights, (list, tuple, np.ndarray)) and len(weights) != expected:
-                report.error(
-                    f'{key}.{name}',
-                    f'has {count(len(weights), "weight")}, but there are '
-                    f'{count(num_classes, "class")}{" and the background" * background}',
-                    f'Write {expected} weights, or leave it out',
-                )
+                what = f'has {count(len(weights), "weight")}, {there}'
+                fix = f'Write {expected} weights{" (one for the background)" * background}'
+                report.error(f'{key}.{name}', what, fix)
     for evaluator in evaluators(cfg):
         topk = evaluator.get('topk', 1)
         if max(topk if isinstance(topk, (list, tuple)) else (topk,)) > num_classes:
-            report.error(
-                'val_evaluator.topk',
-                f'is {topk}, but the data set has {num_classes} classes',
-                'Give --data DIR, which limits it, or leave the larger numbers out',
-            )
+            fix = 'Give --data DIR, or leave the larger numbers out'
+            report.error('val_evaluator.topk', f'is {topk}, {there}', fix)
             break  # test and validation mostly share one
 
 
@@ -79,12 +77,8 @@ def check_ignore_index(report: Report, cfg: Config) -> None:
         for name in ('ignore_index', 'ignore_label'):
             label = settings.get(name)
             if isinstance(label, int) and label != IGNORE_INDEX:
-                report.error(
-                    f'{key}.{name}',
-                    f'is {label}, but {writers[0]} makes {IGNORE_INDEX} of '
-                    'labels to ignore: they would be taken for a class',
-                    f'Leave {name} out, or set it to {IGNORE_INDEX}',
-                )
+                what = f'is {label}, but {writers[0]} makes {IGNORE_INDEX} of ignored labels'
+                report.error(f'{key}.{name}', what, f'Leave it out, or set it to {IGNORE_INDEX}')
 
 
 def check_batch(report: Report, cfg: Config) -> None:
@@ -95,18 +89,12 @@ def check_batch(report: Report, cfg: Config) -> None:
     images = every * cfg.train_dataloader.get('batch_size', 1)
     batch = images * int(os.environ.get('WORLD_SIZE', 1))
     if base not in (None, batch) and not auto.get('enable'):
-        report.warning(
-            'train_dataloader.batch_size',
-            f'the batch is {batch}, but the learning rate was chosen for {base}: consider '
-            '--auto-scale-lr',
-        )
+        what = f'the batch is {batch}, but the learning rate was chosen for {base}'
+        report.warning('train_dataloader.batch_size', what, 'Consider --auto-scale-lr')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if not hook.get('by_epoch', True) and hook.get('interval', 1) % every:
-        report.warning(
-            'default_hooks.checkpoint.interval',
-            f'is no multiple of accumulative_counts={every}: a training resumed in the middle of '
-            'an accumulated gradient loses its first half',
-        )
+        what = f'is no multiple of accumulative_counts={every}: a resumed training may lose a part'
+        report.warning('default_hooks.checkpoint.interval', f'{what} of one gradient')
 
 
 def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -133,12 +121,9 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
     names = [n for n, p in backbone.named_parameters() if p.requires_grad]
     idle = [n for n in names if n.startswith(tuple(f'norm{i}.' for i in unused))]
     if unused and kept and (idle or unused[-1] > kept[-1]):
-        report.warning(
-            'model.backbone.out_indices',
-            f'is {levels}, but neither neck nor heads use {some([f"level {i}" for i in unused])}: '
-            f'their output norms get no gradient, and DDP stops at them. Set it to {kept}; '
-            'in_index of the heads and in_channels of the neck count what is returned',
-        )
+        what = f'is {levels}, but neither neck nor heads use {some([f"level {i}" for i in unused])}'
+        fix = f'Set it to {kept}, and fit in_index of the heads and in_channels of the neck'
+        report.warning('model.backbone.out_indices', f'{what}: DDP stops at it', fix)
 
 
 def _read_levels(cfg: Config, model: nn.Module, number: int) -> set[int]:
@@ -164,25 +149,23 @@ def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
         report.error(
             'optim_wrapper.constructor',
             f'{kind} supports ConvNeXt, BEiT and MAE, not {backbone}',
-            'Classifiers take LearningRateDecayOptimWrapperConstructor (mmpretrain) with '
-            'paramwise_cfg=dict(layer_decay_rate=0.75). For others leave the constructor out and '
-            "set paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)})",
+            'Classifiers take LearningRateDecayOptimWrapperConstructor and paramwise_cfg='
+            'dict(layer_decay_rate=0.75), others paramwise_cfg.custom_keys without a constructor',
         )
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
     """Whether the named weights are there and fit; URLs are left to the training."""
+    key = 'model.backbone.init_cfg.checkpoint'
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
     source = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
-    if source and '://' not in source:
+    if source and '://' in source:
+        report.note(key, f'{source} will be downloaded if it is not cached')
+    elif source:
         try:
             model.backbone.init_weights()
         except UserError as error:
-            report.error('model.backbone.init_cfg.checkpoint', str(error))
-    elif source:
-        report.note(
-            'model.backbone.init_cfg.checkpoint', f'{source} will be downloaded if it is not cached'
-        )
+            report.error(key, str(error))
     load_from = cfg.get('load_from')
     if load_from and '://' not in load_from and not cfg.get('resume'):
         try:
@@ -203,3 +186,54 @@ def build_model(report: Report, cfg: Config) -> nn.Module | None:
     except UserError as error:
         report.error('model', str(error))
         return None
+
+
+def check_strategy(report: Report, cfg: Config) -> None:
+    """What a strategy that shards a model needs, and what it cannot do."""
+    kind = (cfg.get('strategy') or {}).get('type')
+    if kind in _NEED_GPUS and get_device() == 'cpu':
+        what = f'{kind} shards a model over GPUs, and PyTorch sees none'
+        report.error('strategy', what, 'See tools/doctor.py, or leave the strategy out of _base_')
+    elif kind in _FSDP and cfg.get('launcher', 'none') == 'none':
+        what = f'{kind} shards a model over processes, and this is one alone'
+        report.error('strategy', what, 'Start them with tools/dist_train.sh CONFIG NUM_PROCESSES')
+    if kind in _FSDP and any(h.get('type') == 'EMAHook' for h in cfg.get('custom_hooks') or []):
+        what = f'EMAHook copies the model, which {kind} shards'
+        report.error('custom_hooks', what, 'Leave one of them out')
+
+
+def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether the layers that FSDP is to shard one by one are in the model."""
+    wrapper = (cfg.get('strategy') or {}).get('model_wrapper') or {}
+    policy = wrapper.get('auto_wrap_policy')
+    if not isinstance(policy, dict) or policy.get('type') != 'shard_layers':
+        return
+    layers = list(policy.get('layers') or ())
+    if not {type(module).__name__ for module in model.modules()}.intersection(layers):
+        key = 'strategy.model_wrapper.auto_wrap_policy.layers'
+        what = f'the model has no layer of a class {some(layers)}, so sharding saves no memory'
+        report.warning(key, what, "Name the class of your backbone's blocks")
+
+
+def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether checkpoints can be written, and how many there is room for."""
+    try:
+        check_writable(cfg.work_dir, '--work-dir', is_folder=True)
+    except UserError as error:
+        report.error('work_dir', str(error))
+        return
+    folder = Path(cfg.work_dir).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    averages = any('EMA' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
+    # Weights, and what Adam keeps of each; twice as many weights with an average of them.
+    size = 4 * sum(p.numel() for p in model.parameters()) * (3 + averages)
+    kept = hook.get('max_keep_ckpts', -1)
+    needed = size * (max(kept, 0) + 1 + bool(hook.get('save_best')))  # one is being written
+    free = shutil.disk_usage(folder).free
+    what = f'{free // _MIB} MiB are free; a checkpoint takes about {size // _MIB} MiB'
+    if free < 2 * size:
+        report.error(folder, what, 'Make space, or take another --work-dir')
+    elif free < needed:
+        report.warning(folder, f'{what}, all of max_keep_ckpts={kept} {needed // _MIB} MiB')

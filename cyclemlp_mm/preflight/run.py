@@ -18,13 +18,13 @@ from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, other_evaluated_files
 from cyclemlp_mm.errors import UserError, some
 
-from . import machine, model
+from . import model
 from .classification import check_image_folder
 from .coco import check_coco
+from .files import check_channels, check_images, check_shared_images
 from .findings import Report
-from .images import check_channels, check_images, check_shared_images
 from .segmentation import check_batch_of_one, check_crop, check_segmentation
-from .settings import check_settings
+from .settings import check_settings, class_of
 
 
 @annotations_kept()
@@ -44,18 +44,36 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     check_settings(report, cfg)
     if report.findings:  # what is wrong there is read by all that follows
         return report
+    paths = _check_data_sets(report, cfg, full)
+    check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
+    for finding in other_evaluated_files(cfg):
+        report.error(*finding)
+    model.check_ignore_index(report, cfg)
+    model.check_batch(report, cfg)
+    model.check_strategy(report, cfg)
+    built = model.build_model(report, cfg)
+    if cfg.default_scope == 'mmseg':
+        check_crop(report, cfg)
+        if built is not None:
+            check_batch_of_one(report, cfg, built, len(paths['train']))
+    checks = [model.check_layers, model.check_levels, model.check_layer_decay, model.check_work_dir]
+    for check in [*checks, *[model.check_weights] * weights] if built is not None else ():
+        check(report, cfg, built)
+    return report
+
+
+def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[str]]:
+    """Check data sets and their images; returns the files of 'train' and of 'val'."""
     looked_at, trained, paths, channels = [], (), defaultdict(set), set()
     for split, dataset in data_sets(cfg):
         classes = _class_names(report, split, dataset)
         if not trained:  # the data set of training comes first
             trained = classes
         elif classes and list(classes) != list(trained):
-            report.error(
-                'metainfo.classes',
-                f'training has {some(list(trained))}, but {split}_dataloader or its test has '
-                f'{some(list(classes))}: labels would not mean the same',
-                'Write the same names in the same order into both',
-            )
+            what = f'training has {some(list(trained))}, but {split}_dataloader or its test has '
+            what += f'{some(list(classes))}: labels would not mean the same'
+            fix = 'Write the same names in the same order into both'
+            report.error('metainfo.classes', what, fix)
         keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
         place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same
@@ -65,7 +83,8 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
             model.check_num_classes(report, cfg, len(classes))
         files = _check_dataset(report, cfg, split, dataset, classes, full)
         # Only steps that load, or that resize to scales that leave nothing of long images.
-        pipeline = [s for s in dataset.get('pipeline') or () if _loads_or_resizes(s)]
+        needed = re.compile('Load|Resize|RandomChoice')
+        pipeline = [s for s in dataset.get('pipeline') or () if needed.search(str(s.get('type')))]
         steps = [TRANSFORMS.build(dict(step)) for step in pipeline]
         check_steps(steps, False, check_max_value(cfg))
         loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
@@ -73,42 +92,15 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         if loader is not None and not re.search('RGB2Gray|Albu', str(dataset.pipeline)):
             check_channels(report, cfg, files, loader, channels)
         paths[split].update(path for path, _ in files)
-    check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
-    for finding in other_evaluated_files(cfg):
-        report.error(*finding)
-    for check in (
-        model.check_ignore_index,
-        model.check_batch,
-        machine.check_strategy,
-        machine.check_shared_memory,
-    ):
-        check(report, cfg)
-    built = model.build_model(report, cfg)
-    if cfg.default_scope == 'mmseg':
-        check_crop(report, cfg)
-    if built is None:
-        return report
-    if cfg.default_scope == 'mmseg':
-        check_batch_of_one(report, cfg, built, len(paths['train']))
-    for check in (
-        machine.check_layers,
-        model.check_levels,
-        model.check_layer_decay,
-        machine.check_work_dir,
-        *[model.check_weights] * weights,
-    ):
-        check(report, cfg, built)
-    return report
+    return paths
 
 
 @annotations_kept()
 def check_test_data(report: Report, cfg: Config) -> None:
-    """Check what a model is evaluated on: annotations, labels and class names.
-
-    What is wrong there is wrong in the figures, which no training's check has seen.
+    """Check what a model is evaluated on, which no training's check has seen.
 
     Args:
-        report (Report): Gets the findings.
+        report (Report): Gets the findings about annotations, labels and class names.
         cfg (Config): As it goes to the Runner. Not changed.
     """
     if all(evaluator.get('format_only') for evaluator in evaluators(cfg, ['test'])):
@@ -118,25 +110,17 @@ def check_test_data(report: Report, cfg: Config) -> None:
         _check_dataset(report, cfg, split, dataset, classes, full=False)
 
 
-def _loads_or_resizes(step: dict) -> bool:
-    return bool(re.search('Load|Resize|RandomChoice', str(step.get('type'))))
-
-
 def _class_names(report: Report, split: str, dataset: ConfigDict) -> Sequence[str]:
     """Class names of a data set, of the config or of the class; a text that is none is reported."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if not isinstance(classes, str):
-        # Unlike `build`, `get` alone leaves the toolbox's scope out.
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(dataset.get('type', ''))
+        kind = class_of(dataset, DATASETS)
         return classes or getattr(kind, 'METAINFO', {}).get('classes') or ()
     if Path(classes).is_file():  # mmengine reads it
         return read_names(Path(classes))
-    report.error(
-        f'{split}_dataloader.dataset.metainfo.classes',
-        f'is the text {classes!r}, neither a tuple of names nor a file of them',
-        f'Write a comma: classes=({classes!r},)',
-    )
+    key = f'{split}_dataloader.dataset.metainfo.classes'
+    what = f'is the text {classes!r}, neither a tuple of names nor a file of them'
+    report.error(key, what, f'Write a comma: classes=({classes!r},)')
     return (classes,)
 
 
@@ -169,9 +153,6 @@ def _check_listed(report: Report, file: Path, classes: Sequence[str]) -> None:
     except UserError:  # not read by this config either
         return
     if sorted(names) == sorted(classes) and names != list(classes):
-        report.error(
-            file,
-            f'names the labels as {some(names)}, the config as {some(list(classes))}: names would '
-            'be exchanged',
-            'Take the order of the file for metainfo.classes',
-        )
+        what = f'names the labels as {some(names)}, the config as {some(list(classes))}: names '
+        fix = 'Take the order of the file for metainfo.classes'
+        report.error(file, f'{what}would be exchanged', fix)

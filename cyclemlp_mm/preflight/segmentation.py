@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch import nn
 
 from cyclemlp_mm.datasets.file_names import check_list_encoding
-from cyclemlp_mm.datasets.image_files import BadImageError, image_facts, read_file, split_images
+from cyclemlp_mm.datasets.image_files import BadImageError, read_facts, split_images
 from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.config_data import ignore_index
 from cyclemlp_mm.errors import UserError, some
@@ -35,15 +35,14 @@ def check_segmentation(
     infos = _infos(report, dataset)
     if not infos:
         return []
-    images = [str(info['img_path']) for info in infos]
-    folder = Path(os.path.commonpath([os.path.dirname(path) for path in images]))
+    folder = _common_folder(infos, 'img_path')
     if not dataset.get('ann_file') and folder.is_dir():
         keys = ('img_path', 'seg_map_path')
         listed = {os.path.abspath(info[key]) for info in infos for key in keys if info.get(key)}
         here, _ = split_images(folder.rglob('*'))
         others = [path for path in here if os.path.abspath(path) not in listed]
         report_passed_over(report, folder, others, 'img_suffix')
-    allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(images))
+    allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(infos))
     infos = _those_there(report, infos, 'img_path', dataset, allowed, 'are missing')
     reads_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     if reads_labels and infos and infos[0].get('seg_map_path'):
@@ -75,23 +74,15 @@ def check_crop(report: Report, cfg: Config) -> None:
     if not canvas or crop is None:
         return
     canvas, crop = ((s, s) if isinstance(s, int) else tuple(s) for s in (canvas, crop))
-    where = 'model.data_preprocessor.size'
-    if any(c > k for c, k in zip(canvas, crop)):
-        padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
-        report.warning(
-            where,
-            f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {padding:.0%} of each '
-            "training image will be padding, which counts in the branches' weights of every "
-            'CycleMLP block',
-            f'Set it to {crop}, or the size in the pipeline to {canvas}',
-        )
-    elif canvas != crop:
-        report.warning(
-            where,
-            f'is {_by(canvas)}, smaller than the {_by(crop)} of the pipeline: images '
-            'smaller than a crop are not padded to its size, and a batch of several sizes fails',
-            f'Set it to {crop}',
-        )
+    padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
+    what = f'is {_by(canvas)}, but the pipeline gives {_by(crop)}'
+    if padding > 0:
+        what += f': {padding:.0%} of each training image will be padding'
+    else:
+        what += ': smaller images are not padded to that, and a batch of several sizes fails'
+    if canvas != crop:
+        fix = f'Set it to {crop}, or fit the pipeline'
+        report.warning('model.data_preprocessor.size', what, fix)
 
 
 def check_batch_of_one(
@@ -124,29 +115,25 @@ def check_batch_of_one(
         fix = 'Set train_dataloader.drop_last=True'
         if size == 1:
             what, fix = 'is 1 for each process', 'Set it to 2 or more'
-        report.error(
-            'train_dataloader.batch_size',
-            f'{what}, but the model normalises a map of one pixel over the batch (BN behind a '
-            'global pooling, as in UPerHead, PSPHead and ASPPHead), which needs two values or more',
-            f'{fix}, or take GN: model.decode_head.norm_cfg=dict(type="GN", num_groups=8)',
-        )
+        what += ', but a BN of the model needs two values or more for each channel'
+        fix += ', or take GN: model.decode_head.norm_cfg=dict(type="GN", num_groups=8)'
+        report.error('train_dataloader.batch_size', what, fix)
 
 
 def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
     """What mmseg's data set lists, one dict per image; an empty list where something is wrong."""
-    root = Path(dataset.get('data_root') or '.')
-    prefix = dataset.get('data_prefix') or {}
+    root, prefix = Path(dataset.get('data_root') or '.'), dataset.get('data_prefix') or {}
     folders = [root / prefix[key] for key in ('img_path', 'seg_map_path') if prefix.get(key)]
     absent = [folder for folder in folders if '://' not in str(folder) and not folder.is_dir()]
     for folder in absent:
         report.error(folder, 'there is no such folder (data_prefix of a data set)')
     ann_file = root / (dataset.get('ann_file') or '')
-    if dataset.get('ann_file') and not ann_file.is_dir():
-        try:
+    try:
+        if dataset.get('ann_file') and not ann_file.is_dir():
             check_list_encoding(ann_file)
-        except UserError as error:
-            report.error(ann_file, str(error).removeprefix(f'{ann_file} '))
-            return []
+    except UserError as error:
+        report.error(ann_file, str(error).removeprefix(f'{ann_file} '))
+        return []
     if absent:
         return []
     try:
@@ -157,36 +144,35 @@ def _infos(report: Report, dataset: ConfigDict) -> list[dict]:
         report.error('dataset', f'{dataset.get("type")} cannot be built ({first})')
         return []
     if not infos:
-        suffix = getattr(data, 'img_suffix', '')
-        where = folders[0] if folders else root
+        where, suffix = [*folders, root][0], getattr(data, 'img_suffix', '')
         report.error(where, f'there is no image ending in {suffix} (img_suffix)')
     return [info for info in infos if isinstance(info.get('img_path'), str)]
+
+
+def _common_folder(infos: list[dict], key: str) -> Path:
+    return Path(os.path.commonpath([os.path.dirname(info[key]) for info in infos]))
 
 
 def _those_there(
     report: Report, infos: list[dict], key: str, dataset: ConfigDict, allowed: float, lack: str
 ) -> list[dict]:
     """Infos whose file is there; reports the others."""
-    paths = [str(info[key]) for info in infos]
-    folder = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
-    elsewhere = bool(dataset.get('backend_args'))
-    there = [elsewhere or '://' in path or os.path.exists(path) for path in paths]
-    missing = [
-        os.path.relpath(path, folder) for path, is_there in zip(paths, there) if not is_there
-    ]
-    report_missing(report, folder, folder, missing, len(paths), allowed, lack)
-    return [info for info, is_there in zip(infos, there) if is_there]
+    folder, there, missing = _common_folder(infos, key), [], []
+    for info in infos:
+        path = info[key]
+        if dataset.get('backend_args') or '://' in path or os.path.exists(path):
+            there.append(info)
+        else:
+            missing.append(os.path.relpath(path, folder))
+    report_missing(report, folder, folder, missing, len(infos), allowed, lack)
+    return there
 
 
 def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[dict]) -> None:
     """Whether images of one batch have one size after the pipeline, as mmseg needs it."""
-    batches = {
-        f'{phase}_dataloader.batch_size': cfg[f'{phase}_dataloader'].get('batch_size', 1)
-        for phase in ('val', 'test')
-        if cfg.get(f'{phase}_dataloader')
-    }
-    larger = {key: size for key, size in batches.items() if size > 1}
-    if not larger or not infos:
+    loaders = {key: cfg.get(key) or {} for key in ('val_dataloader', 'test_dataloader')}
+    batches = {f'{k}.batch_size': loader.get('batch_size', 1) for k, loader in loaders.items()}
+    if max(batches.values()) == 1 or not infos:
         return
     steps = [TRANSFORMS.build(step) for step in dataset.get('pipeline') or ()]
     check_steps(steps, True)
@@ -196,23 +182,19 @@ def _check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: list[d
         sizes = in_parallel(_size, infos, 'sizes of images')
         chosen = list(dict(zip(sizes, infos)).values())
     found = {size for size in map(partial(_size_after, steps), chosen[:_MOST_SIZES]) if size}
-    if len(found) > 1:
-        sizes = some([_by(size) for size in sorted(found)], 3)
-        for key, size in larger.items():
-            report.error(
-                key,
-                f'is {size}, but the pipeline makes images of several sizes ({sizes}), and '
-                'mmseg evaluates batches of one size only',
-                'Set it to 1',
-            )
+    for key, size in batches.items() if len(found) > 1 else ():
+        if size > 1:
+            sizes = some([_by(size) for size in sorted(found)], 3)
+            what = f'is {size}, but the pipeline makes images of several sizes ({sizes})'
+            report.error(key, what, 'Set it to 1')
 
 
 def _size(info: dict) -> tuple | None:
     try:
-        facts = image_facts(read_file(info['img_path']), info['img_path'])
+        facts = read_facts(info['img_path'])
     except BadImageError:
         return None
-    return facts.height, facts.width, facts.is_transposed
+    return facts.stored, facts.turned
 
 
 def _size_after(steps: list, info: dict) -> tuple[int, int] | None:

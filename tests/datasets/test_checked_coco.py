@@ -3,15 +3,22 @@
 Predictions are made by hand, so that the right figure is known.
 """
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS as ROOT
 from mmengine.registry import init_default_scope
 
+from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.datasets import coco_file
+from cyclemlp_mm.datasets.coco_file import annotations_kept, decode_runs, mask_trouble, read_coco
+from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.errors import UserError
 
 pytest.importorskip('mmdet')
@@ -24,32 +31,40 @@ CLASSES = ('cat', 'dog', 'eel')
 BOXES = [[2, 2, 20, 20], [30, 4, 12, 16], [5, 40, 20, 12], [40, 40, 10, 10]]
 
 
-def square(box):
-    x, y, w, h = box
+def square(x, y, w, h):
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def content():
-    images = [dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in (1, 2, 3)]
     annotations = [
-        dict(
-            id=4 * i + j + 1,
-            image_id=i + 1,
-            category_id=1 + (i + j) % 3,
-            bbox=box,
-            iscrowd=0,
-            area=box[2] * box[3],
-            segmentation=square(box),
-        )
+        dict(id=4 * i + j + 1, image_id=i + 1, category_id=1 + (i + j) % 3, iscrowd=0)
+        | dict(bbox=box, area=box[2] * box[3], segmentation=square(*box))
         for i in range(3)
         for j, box in enumerate(BOXES)
     ]
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
-    return dict(images=images, annotations=annotations, categories=categories)
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in (1, 2, 3)],
+        annotations=annotations,
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
+    )
 
 
-def each(key, change):
-    return lambda c: [change(number, entry) for number, entry in enumerate(c[key])]
+def each(key, **changes):
+    """A change of all entries of a list: values of their number and what they are now."""
+
+    def change(made):
+        for number, entry in enumerate(made[key]):
+            entry.update({name: value(number, entry.get(name)) for name, value in changes.items()})
+
+    return change
+
+
+def both(*changes):
+    return lambda made: [change(made) for change in changes]
+
+
+def drop(key, name):
+    return lambda made: [entry.pop(name) for entry in made[key]]
 
 
 def write(folder, change=None):
@@ -73,29 +88,18 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
     metric = METRICS.build(dict(type='CheckedCocoMetric', ann_file=file, metric=metric, **settings))
     metric.dataset_meta = dict(classes=classes)
     truth = content()
-    ids = json.loads(Path(file).read_text())['images']
-    for old, image in zip(truth['images'], ids):
+    for old, image in zip(truth['images'], json.loads(Path(file).read_text())['images']):
         objects = [a for a in truth['annotations'] if a['image_id'] == old['id']]
         boxes = torch.tensor([a['bbox'] for a in objects], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
-        labels = [classes.index(CLASSES[a['category_id'] - 1]) for a in objects]
+        labels = torch.tensor([classes.index(CLASSES[a['category_id'] - 1]) for a in objects])
         masks = torch.zeros(len(objects), 64, 64, dtype=torch.bool)
         for mask, (x, y, w, h) in zip(masks, (a['bbox'] for a in objects)):
             mask[y : y + h, x : x + w] = True
-        found = dict(
-            bboxes=boxes, scores=torch.ones(len(objects)), labels=torch.tensor(labels), masks=masks
-        )
-        metric.process(
-            {},
-            [
-                dict(
-                    img_id=image['id'],
-                    img_path=f'/data/{names or image["file_name"]}',
-                    ori_shape=(64, 64),
-                    pred_instances=found,
-                )
-            ],
-        )
+        found = dict(bboxes=boxes, scores=torch.ones(len(objects)), labels=labels, masks=masks)
+        path = f'/data/{names or image["file_name"]}'
+        sample = dict(img_id=image['id'], img_path=path, ori_shape=(64, 64), pred_instances=found)
+        metric.process({}, [sample])
     return metric.evaluate(size=3)
 
 
@@ -103,19 +107,18 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
     'change',
     [
         None,
-        each('annotations', lambda n, a: a.update(id=n)),
-        each('annotations', lambda n, a: a.update(id=-n)),
-        each('annotations', lambda n, a: a.update(id=f'{n}x')),
-        each('annotations', lambda n, a: a.update(id=n if n % 2 else f'{n}x')),
-        each('annotations', lambda n, a: a.update(id=7)),
-        each('annotations', lambda n, a: a.pop('iscrowd')),
-        lambda c: (
-            each('images', lambda n, i: i.update(id=f'i{i["id"]}'))(c),
-            each('annotations', lambda n, a: a.update(image_id=f'i{a["image_id"]}'))(c),
+        each('annotations', id=lambda n, i: n),
+        each('annotations', id=lambda n, i: -n),
+        each('annotations', id=lambda n, i: n if n % 2 else f'{n}x'),
+        each('annotations', id=lambda n, i: 7),
+        drop('annotations', 'iscrowd'),
+        both(
+            each('images', id=lambda n, i: f'i{i}'),
+            each('annotations', image_id=lambda n, i: f'i{i}'),
         ),
-        lambda c: (
-            each('categories', lambda n, k: k.update(id=90 - n))(c),
-            each('annotations', lambda n, a: a.update(category_id=91 - a['category_id']))(c),
+        both(
+            each('categories', id=lambda n, i: 90 - n),
+            each('annotations', category_id=lambda n, i: 91 - i),
         ),
     ],
 )
@@ -123,8 +126,9 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
 def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
     file = write(tmp_path, change)
     assert evaluate(file, classes)['coco/bbox_mAP'] == 1
-    data = build(file, classes)
-    names = [classes[one['bbox_label']] for one in data.get_data_info(1)['instances']]
+    names = [
+        classes[one['bbox_label']] for one in build(file, classes).get_data_info(1)['instances']
+    ]
     assert names == ['dog', 'eel', 'cat', 'dog']  # image 2 of content()
 
 
@@ -151,7 +155,6 @@ def test_figures_per_class_have_the_names_of_their_class(tmp_path):
         dict(area=-3.0),
         dict(bbox=[900, 2, 5, 5]),
         dict(iscrowd=1),
-        dict(ignore=1),
         dict(ignore=True, iscrowd=0),
         dict(image_id=99),
         dict(category_id=99),
@@ -173,31 +176,26 @@ def test_what_is_not_learned_is_not_missed_either(tmp_path, change, log_lines):
 @pytest.mark.parametrize(
     'change, said',
     [
-        (each('images', lambda n, i: i.update(id=[1, 'b', 3][n])), 'ids of its images mix'),
-        (each('images', lambda n, i: i.update(id=[-1, 2**63 + 1, 2**53 + 1][n])), 'ids of its im'),
-        (each('categories', lambda n, k: k.update(id=[1, '2', 3][n])), 'ids of its categories mix'),
+        (each('images', id=lambda n, i: [1, 'b', 3][n]), 'ids of its images mix'),
+        (each('images', id=lambda n, i: [-1, 2**63 + 1, 2**53 + 1][n]), 'ids of its im'),
+        (each('categories', id=lambda n, i: [1, '2', 3][n]), 'ids of its categories mix'),
         (
-            each('annotations', lambda n, a: a.update(category_id=str(a['category_id']))),
+            each('annotations', category_id=lambda n, i: str(i)),
             'none of its boxes can be used: 12 have an unknown category id',
         ),
-        (each('annotations', lambda n, a: a.update(bbox=[1, 2])), '"bbox" is not four'),
-        (each('annotations', lambda n, a: a.update(ignore='no')), '"ignore" is neither'),
-        (each('images', lambda n, i: i.pop('width')), '3 images have no "width"'),
-        (each('images', lambda n, i: i.update(id=1)), '1 image id are used twice'),
-        (each('categories', lambda n, k: k.update(name='xyz'[n])), 'does not fit the annotation'),
+        (each('annotations', bbox=lambda n, b: [1, 2]), '"bbox" is not four'),
+        (each('categories', name=lambda n, i: 'xyz'[n]), 'does not fit the annotation'),
     ],
 )
 def test_what_would_be_evaluated_wrongly_is_refused(tmp_path, change, said):
     file = write(tmp_path, change)
-    with pytest.raises(UserError, match=said):
-        evaluate(file)
-    with pytest.raises(UserError, match=said):
-        build(file)
+    for use in (evaluate, build):
+        with pytest.raises(UserError, match=said):
+            use(file)
 
 
-def runs(box):
+def runs(x, y, w, h):
     mask = np.zeros((64, 64), np.uint8, order='F')
-    x, y, w, h = box
     mask[y : y + h, x : x + w] = 1
     flat = np.concatenate([[0], mask.ravel(order='F')])
     return np.diff([0, *np.flatnonzero(np.diff(flat)), 64 * 64]).tolist()
@@ -207,8 +205,7 @@ def runs(box):
 def test_run_length_codes_that_end_early_are_never_decoded(tmp_path, as_text):
     def change(c, whole):
         for ann in c['annotations']:
-            counts = runs(ann['bbox'])
-            assert sum(counts) == 64 * 64
+            counts = runs(*ann['bbox'])
             counts = counts if whole else counts[:-1]
             if as_text:
                 code = mask_tools.frPyObjects(dict(size=[64, 64], counts=counts), 64, 64)
@@ -229,7 +226,7 @@ def test_run_length_codes_that_end_early_are_never_decoded(tmp_path, as_text):
 @pytest.mark.parametrize('mask', [[[1, 2]], [[1, 2, 3, 4]], 'x', [[1, 'x', 3, 4, 5, 6]], {}])
 def test_masks_that_nobody_asked_for_are_not_passed_on(tmp_path, mask):
     """Whoever reads the ground truth, as the gallery, decodes the others."""
-    file = write(tmp_path, each('annotations', lambda n, a: n or a.update(segmentation=mask)))
+    file = write(tmp_path, lambda c: c['annotations'][0].update(segmentation=mask))
     passed = ['mask' in one for one in build(file).get_data_info(0)['instances']]
     assert passed == [False, True, True, True]
 
@@ -249,16 +246,71 @@ def test_a_list_of_test_images_without_annotations(tmp_path, change):
 
 
 def test_another_file_than_the_loaders(tmp_path):
-    file = write(tmp_path)
     with pytest.raises(UserError, match=r'evaluator reads .*a\.json, but image /data/other\.jpg'):
-        evaluate(file, names='other.jpg')
+        evaluate(write(tmp_path), names='other.jpg')
 
 
 def test_without_mmdets_registry(tmp_path):
     """The toolboxes' own tools find the classes by our package alone."""
-    from mmengine.registry import DATASETS as ROOT
-
-    settings = {key: value for key, value in SETTINGS.items() if key != 'type'}
-    build = ROOT.module_dict['CheckedCocoDataset']
-    data = build(ann_file=write(tmp_path), metainfo=dict(classes=CLASSES), **settings)
+    settings = dict(SETTINGS, ann_file=write(tmp_path), metainfo=dict(classes=CLASSES))
+    data = ROOT.module_dict[settings.pop('type')](**settings)
     assert type(data).__name__ == 'CheckedCocoDataset' and len(data) == 3
+
+
+# Annotation files are read once, and let go of.
+
+
+def test_a_file_is_read_once_inside_and_let_go_of(tmp_path):
+    file = Path(write(tmp_path))
+
+    class Held(dict):
+        """Unlike a dict, can be watched."""
+
+    with annotations_kept():
+        assert not gc.isenabled()
+        with annotations_kept():  # the outer one lets go
+            first = read_coco(file)
+        assert read_coco(file) is first
+        coco_file._kept['held'] = held = Held()
+        watched = weakref.ref(held)
+        file.write_text(json.dumps(dict(content(), images=[])))
+        assert read_coco(file)['images'] == []  # it was written since
+        del held
+    assert gc.isenabled() and watched() is None and read_coco(file) is not read_coco(file)
+    with pytest.raises(UserError, match=r'a\.json .*JSON'), annotations_kept():
+        file.write_text('[' * 100_000)
+        read_coco(file)
+    assert gc.isenabled()
+
+
+def test_a_training_reads_each_file_once_for_data_and_check(tmp_path, monkeypatch):
+    parsed, parse = [], coco_file._parse
+    monkeypatch.setattr(coco_file, '_parse', lambda path: parsed.append(path.name) or parse(path))
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path / 'shapes', 4, 2, (64, 48))
+
+    def stop(*arguments):
+        assert coco_file._kept is None  # let go of before anything is built
+        raise UserError('far enough')
+
+    monkeypatch.setattr('cyclemlp_mm.apis.train.build_runner', stop)
+    with pytest.raises(UserError, match='far enough'):
+        train(['retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd'])
+    assert sorted(parsed) == ['instances_train2017.json', 'instances_val2017.json']
+
+
+@pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 1.0])
+def test_compressed_counts_are_read_as_pycocotools_writes_them(share):
+    mask = np.random.RandomState(0).rand(300, 200) < share
+    text = mask_tools.encode(np.asfortranarray(mask, np.uint8))['counts'].decode()
+    flat = np.concatenate([[False], mask.ravel(order='F'), [True]])
+    flat[-1] = not flat[-2]
+    assert decode_runs(text) == np.diff([0, *np.flatnonzero(flat[1:] != flat[:-1])]).tolist()
+    assert mask_trouble(dict(size=[300, 200], counts=text), (200, 300), True) is None
+    assert not decode_runs(text + 'P')  # 'P' says that more follows
+
+
+def test_a_mask_in_several_parts():
+    polygon = [1, 1, 9, 1, 9, 9, 1, 9]
+    assert mask_trouble([polygon, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
+    assert 'no polygon of at least' in mask_trouble([polygon, [1, 2]], (20, 20), True)
