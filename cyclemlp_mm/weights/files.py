@@ -237,7 +237,10 @@ def move_tensors(content: Any, map_location: Any) -> Any:
     if str(map_location or 'cpu') == 'cpu':
         return content
     file = io.BytesIO()
-    torch.save(content, file)  # it holds allowed types only, or was unpickled before
+    try:
+        torch.save(content, file)  # it holds allowed types only, or was unpickled before
+    except RuntimeError as error:  # one storage as several types, which torch.save never writes
+        raise CheckpointError(f'the tensors cannot be moved to {map_location}: {error}') from error
     file.seek(0)
     return torch.load(file, map_location, weights_only=False)
 
