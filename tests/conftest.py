@@ -14,21 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases 
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_every_time():
+def _same_start():
+    """The same random numbers for each test, no toolbox's scope, and no log file of another."""
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _no_scope_of_a_toolbox():
-    """Under the scope that a test before has left, names may be a toolbox's own classes."""
     with DefaultScope.overwrite_default_scope('mmengine'):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _no_closed_log_files():
-    """mmengine's init_weights() writes to the log file of the last run, which a test may close."""
-    yield
+    # mmengine's init_weights() writes to the log file of the last run, which a test may close.
     logger = MMLogger.get_current_instance()
     for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler) and handler.stream is None:
@@ -44,32 +35,24 @@ def log_lines():
         def emit(self, record):
             lines.append(record.getMessage())
 
-    logger = MMLogger.get_current_instance()
-    keep = Keep()
+    logger, keep = MMLogger.get_current_instance(), Keep()
     logger.addHandler(keep)
     yield lines
     logger.removeHandler(keep)
 
 
-@pytest.fixture(scope='session')
-def detector(tmp_path_factory):
-    """Config and checkpoint of a small RetinaNet with random weights."""
-    from toy_models import save_detector
+def _saved(function, **settings):
+    """A fixture with config and checkpoint of a small model with random weights."""
 
-    return save_detector(tmp_path_factory.mktemp('detector'))
+    @pytest.fixture(scope='session')
+    def model(tmp_path_factory):
+        import toy_models
 
+        return getattr(toy_models, function)(tmp_path_factory.mktemp('model'), **settings)
 
-@pytest.fixture(scope='session')
-def mask_detector(tmp_path_factory):
-    """Of a Mask R-CNN."""
-    from toy_models import save_detector
-
-    return save_detector(tmp_path_factory.mktemp('masks'), masks=True)
+    return model
 
 
-@pytest.fixture(scope='session')
-def segmentor(tmp_path_factory):
-    """Of a Semantic FPN."""
-    from toy_models import save_segmentor
-
-    return save_segmentor(tmp_path_factory.mktemp('segmentor'))
+detector = _saved('save_detector')  # RetinaNet
+mask_detector = _saved('save_detector', masks=True)
+segmentor = _saved('save_segmentor')  # Semantic FPN

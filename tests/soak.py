@@ -8,15 +8,16 @@ median of every minute) must stay within 5%: of the training process, and of the
 
 import argparse
 import os
-import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from paths import ROOT
 
 from cyclemlp_mm.datasets.shapes import write_coco
@@ -24,29 +25,23 @@ from cyclemlp_mm.engine.hooks.stop import EXIT_STOPPED
 
 SETTLING = 5 * 60  # seconds
 ALLOWED = 0.05
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+OPTIONS = ['train_cfg.max_epochs=100000', 'train_cfg.val_interval=5']
+OPTIONS += ['train_dataloader.num_workers=2', *(f'{x}.persistent_workers=False' for x in LOADERS)]
+COMMAND = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'retinanet_cyclemlp_demo']
+COMMAND += ['--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *OPTIONS]
 
 
-def resident(pid):
+def memory(process):
     """Resident memory of a process in MiB, or None where it has ended."""
-    try:
-        found = re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())
-    except OSError:
-        return None
-    return int(found[1]) / 1024 if found else None
+    with suppress(psutil.Error):
+        return process.memory_info().rss / 2**20
 
 
-def children(pid):
-    """Processes that a process started."""
-    try:
-        return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-    except OSError:
-        return []
-
-
-def sample(pid):
+def sample(process):
     """Memory of the training process and of its largest worker, in MiB."""
-    workers = [size for child in children(pid) if (size := resident(child))]
-    return dict(training=resident(pid), worker=max(workers, default=None))
+    workers = [size for child in process.children() if (size := memory(child))]
+    return dict(training=memory(process), worker=max(workers, default=None))
 
 
 def spread(samples, role):
@@ -68,41 +63,28 @@ def main():
     minutes = parser.parse_args().minutes
     with tempfile.TemporaryDirectory() as folder:
         write_coco(Path(folder) / 'shapes', 200, 20, (128, 128))
-        log = Path(folder) / 'log'
-        options = ['train_cfg.max_epochs=100000', 'train_cfg.val_interval=5']
-        options.append('train_dataloader.num_workers=2')
-        loaders = ('train', 'val', 'test')
-        options += [f'{name}_dataloader.persistent_workers=False' for name in loaders]
-        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'retinanet_cyclemlp_demo']
-        command += ['--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *options]
+        log, env = Path(folder) / 'log', {**os.environ, 'OMP_NUM_THREADS': '1'}
         started, samples = time.monotonic(), []
         with log.open('w') as file:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            )
+            streams = dict(stdout=file, stderr=subprocess.STDOUT)
+            process = psutil.Popen(COMMAND, cwd=folder, env=env, **streams)
             while process.poll() is None and time.monotonic() - started < 60 * minutes:
                 time.sleep(1)
-                samples.append((time.monotonic() - started, sample(process.pid)))
+                samples.append((time.monotonic() - started, sample(process)))
             process.send_signal(signal.SIGTERM)
             code = process.wait(300)
         text = log.read_text()
-        if code != EXIT_STOPPED:
-            raise SystemExit(f'training ended with {code}:\n{text[-3000:]}')
-        epochs = text.count('Saving checkpoint at')
-        failed = False
-        for role in ('training', 'worker'):
-            apart, medians = spread(samples, role)
-            failed |= apart > ALLOWED
-            print(
-                f'{role:<9} {medians[0]:.0f} MiB after 5 minutes, {medians[-1]:.0f} MiB at the '
-                f'end; minutes are within {100 * apart:.1f}% of each other'
-            )
-        print(f'{minutes:g} minutes, {epochs} epochs (workers started again in each)')
-        sys.exit(failed)
+    if code != EXIT_STOPPED:
+        raise SystemExit(f'training ended with {code}:\n{text[-3000:]}')
+    failed = False
+    for role in ('training', 'worker'):
+        apart, medians = spread(samples, role)
+        failed |= apart > ALLOWED
+        figures = f'{medians[0]:.0f} MiB after 5 minutes, {medians[-1]:.0f} MiB at the end'
+        print(f'{role:<9} {figures}; minutes are within {100 * apart:.1f}% of each other')
+    epochs = text.count('Saving checkpoint at')
+    print(f'{minutes:g} minutes, {epochs} epochs (workers started again in each)')
+    sys.exit(failed)
 
 
 if __name__ == '__main__':

@@ -4,109 +4,96 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cyclemlp_mm
 
 PACKAGE = Path(cyclemlp_mm.__file__).parent
+MODULES = [
+    '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts)
+    for path in sorted(PACKAGE.rglob('*.py'))
+    if path.name != '__init__.py'  # importing a module imports its package first
+]
+CODE = {
+    'registers names and changes nothing else': """
+import sys, warnings
+import torch
+import mmengine.fileio, mmengine.infer, mmengine.registry, mmengine.runner
+from mmengine.fileio import backends
+from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, TRANSFORMS
+from mmengine.runner import CheckpointLoader
+HOOKS.get('LoggerHook'), LOOPS.get('ValLoop')  # their locations are imported
+registries = DATASETS, HOOKS, LOOPS, METRICS, TRANSFORMS
+def state():
+    return (dict(CheckpointLoader._schemes), dict(vars(mmengine.infer.BaseInferencer)),
+            list(warnings.filters), dict(backends.registry_utils.backends),
+            [set(r.module_dict) for r in registries])
+before, names = state(), set(MODELS.module_dict)
+import cyclemlp_mm
+assert state() == before
+new = {'CycleMLP', 'MPViT', 'DenseRepMLPNet', 'RepMLPNet', 'SyncBNOrBN'}
+assert set(MODELS.module_dict) - names == new
+""",
+    "imports mmengine's registry only": """
+import sys, mmengine.registry
+before = set(sys.modules)
+import cyclemlp_mm
+heavy = {'torch', 'cv2', 'PIL', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine.runner'}
+assert not heavy & (set(sys.modules) - before)
+""",
+    'a backbone needs torch and mmengine only': """
+import sys
+for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'):
+    sys.modules[name] = None
+import cyclemlp_mm
+from mmengine.registry import MODELS
+model = MODELS.build(dict(type='CycleMLP', arch='b1'))
+import cyclemlp_mm.models
+assert type(model) is MODELS.get('CycleMLP') is cyclemlp_mm.models.CycleMLP
+""",
+    'mmpretrain is imported when a RepMLP is built': """
+import sys, cyclemlp_mm
+from mmengine.registry import MODELS
+assert 'mmpretrain' not in sys.modules
+arch = dict(channels=[8], depths=[1], sharesets_nums=[1])
+model = MODELS.build(dict(type='DenseRepMLPNet', arch=arch, out_indices=(0,)))
+assert type(model) is MODELS.get('DenseRepMLPNet')
+""",
+    'without mmpretrain a RepMLP names the extra': """
+import sys
+sys.modules['mmpretrain'] = None
+import cyclemlp_mm
+from mmengine.registry import MODELS
+try:
+    MODELS.build(dict(type='DenseRepMLPNet'))
+except ImportError as error:
+    assert 'cyclemlp_mm[cls]' in str(error), error
+else:
+    raise SystemExit('built')
+""",
+    'every module can be the first one imported': f"""
+import os, sys, traceback
+import torch, mmengine.runner, mmdet.apis, mmseg.apis, mmpretrain.apis
+for name in {MODULES}:
+    child = os.fork()
+    if child == 0:
+        try:
+            assert 'cyclemlp_mm' not in sys.modules
+            __import__(name)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        sys.exit('cannot be imported alone: ' + name)
+""",
+}
 
 
-def run(code):
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+@pytest.mark.parametrize('promise', CODE)
+def test_in_a_new_process(promise):
+    """The last one forks: each module in a process of its own, with our dependencies imported."""
+    assert len(MODULES) > 50
+    done = subprocess.run([sys.executable, '-c', CODE[promise]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_import_registers_names_and_changes_nothing_else():
-    run(
-        'import sys, warnings\n'
-        'import torch\n'
-        'import mmengine.fileio, mmengine.infer, mmengine.registry, mmengine.runner\n'
-        'from mmengine.fileio import backends\n'
-        'from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, TRANSFORMS\n'
-        'from mmengine.runner import CheckpointLoader\n'
-        'HOOKS.get("LoggerHook"), LOOPS.get("ValLoop")\n'  # their locations are imported
-        'registries = DATASETS, HOOKS, LOOPS, METRICS, TRANSFORMS\n'
-        'def state():\n'
-        '    return (dict(CheckpointLoader._schemes), dict(vars(mmengine.infer.BaseInferencer)),\n'
-        '            list(warnings.filters), dict(backends.registry_utils.backends),\n'
-        '            [set(r.module_dict) for r in registries])\n'
-        'before, names = state(), set(MODELS.module_dict)\n'
-        'import cyclemlp_mm\n'
-        'assert state() == before\n'
-        "new = {'CycleMLP', 'MPViT', 'DenseRepMLPNet', 'RepMLPNet', 'SyncBNOrBN'}\n"
-        'assert set(MODELS.module_dict) - names == new\n'
-    )
-
-
-def test_the_import_brings_in_mmengines_registry_only():
-    heavy = 'torch', 'cv2', 'PIL', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine.runner'
-    run(
-        'import sys, mmengine.registry\n'
-        'before = set(sys.modules)\n'
-        'import cyclemlp_mm\n'
-        f'new = (set(sys.modules) - before) & set({heavy})\n'
-        'assert not new, new\n'
-    )
-
-
-def test_a_backbone_needs_torch_and_mmengine_only():
-    run(
-        'import sys\n'
-        "for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'):\n"
-        '    sys.modules[name] = None\n'
-        'import cyclemlp_mm\n'
-        'from mmengine.registry import MODELS\n'
-        "model = MODELS.build(dict(type='CycleMLP', arch='b1'))\n"
-        "assert type(model) is MODELS.get('CycleMLP')\n"
-        'import cyclemlp_mm.models\n'
-        'assert type(model) is cyclemlp_mm.models.CycleMLP\n'
-    )
-
-
-def test_mmpretrain_is_imported_when_a_repmlp_is_built():
-    run(
-        'import sys, cyclemlp_mm\n'
-        'from mmengine.registry import MODELS\n'
-        "assert 'mmpretrain' not in sys.modules\n"
-        'arch = dict(channels=[8], depths=[1], sharesets_nums=[1])\n'
-        "model = MODELS.build(dict(type='DenseRepMLPNet', arch=arch, out_indices=(0,)))\n"
-        "assert type(model) is MODELS.get('DenseRepMLPNet')\n"
-    )
-
-
-def test_without_mmpretrain_a_repmlp_says_what_to_install():
-    run(
-        "import sys\nsys.modules['mmpretrain'] = None\nimport cyclemlp_mm\n"
-        'from mmengine.registry import MODELS\n'
-        "try:\n    MODELS.build(dict(type='DenseRepMLPNet'))\n"
-        "except ImportError as error:\n    assert 'cyclemlp_mm[cls]' in str(error), error\n"
-        "else:\n    raise SystemExit('built')\n"
-    )
-
-
-def test_every_module_can_be_the_first_one_imported():
-    """In a process of its own each, forked from one that has imported what we depend on."""
-    modules = [
-        '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts)
-        for path in sorted(PACKAGE.rglob('*.py'))
-        if path.name != '__init__.py'  # importing a module imports its package first
-    ]
-    assert len(modules) > 50
-    run(
-        'import os, sys, traceback\n'
-        'import torch, mmengine.runner, mmdet.apis, mmseg.apis, mmpretrain.apis\n'
-        'failed = []\n'
-        f'for name in {modules}:\n'
-        '    child = os.fork()\n'
-        '    if child == 0:\n'
-        '        try:\n'
-        "            assert 'cyclemlp_mm' not in sys.modules\n"
-        '            __import__(name)\n'
-        '            os._exit(0)\n'
-        '        except BaseException:\n'
-        '            traceback.print_exc()\n'
-        '            sys.stderr.flush()\n'
-        '            os._exit(1)\n'
-        '    if os.waitpid(child, 0)[1]:\n'
-        '        failed.append(name)\n'
-        'sys.exit(f"cannot be imported alone: {failed}" if failed else 0)\n'
-    )

@@ -1,7 +1,5 @@
 #!/usr/bin/env python
-"""``make demo``: generated images in, a trained detector and pictures out."""
-
-from __future__ import annotations
+"""Train a small RetinaNet-CycleMLP on generated images and draw what it finds."""
 
 import argparse
 import subprocess
@@ -16,21 +14,21 @@ from cyclemlp_mm.errors import UserError
 
 CONFIG = 'retinanet_cyclemlp_demo'
 NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
+EXAMPLES = '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n'
+WORK_DIR = dict(default='work_dirs/demo', help='folder for everything (default: %(default)s)')
+
+
+def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    return Parser(__doc__, EXAMPLES, {'--work-dir': WORK_DIR}).parse_args(argv)
 
 
 def demo(argv: Sequence[str] | None = None) -> float:
     """Generate data, train with ``tools/train.py``, evaluate and draw.
 
-    Args:
-        argv (Sequence[str], optional): Arguments. Defaults to the process's own.
-
-    Returns:
-        float: Box AP50 on the validation images.
-
-    Raises:
-        UserError: Training failed; names the log.
+    Returns the box AP50 on the validation images. Raises a UserError that names the log if training
+    fails.
     """
-    work_dir = Path(_parse_args(argv).work_dir)
+    work_dir = Path(_parse(argv).work_dir)
     # Slow to import, and not needed for --help.
     from cyclemlp_mm.apis.visualize import visualize
     from cyclemlp_mm.datasets.shapes import write_coco
@@ -54,30 +52,14 @@ def demo(argv: Sequence[str] | None = None) -> float:
     return ap50
 
 
-def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        'Train a small RetinaNet-CycleMLP on generated images and draw what it finds',
-        '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n',
-    )
-    parser.add_argument(
-        '--work-dir', default='work_dirs/demo', help='folder for everything (default: %(default)s)'
-    )
-    return parser.parse_args(argv)
-
-
 def _train(data: Path, work_dir: Path) -> None:
     """Run ``tools/train.py``, show its progress lines, and keep all it prints in a log."""
-    train = Path(__file__).with_name('train.py')
-    command = [sys.executable, str(train), CONFIG, '--data', str(data)]
-    command += ['--work-dir', str(work_dir)]
-    print('training   tools/train.py', *command[2:], flush=True)
+    arguments = [CONFIG, '--data', str(data), '--work-dir', str(work_dir)]
+    print('training   tools/train.py', *arguments, flush=True)
+    command = [sys.executable, str(Path(__file__).with_name('train.py')), *arguments]
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = work_dir / 'train.log'
-    with (
-        log.open('w') as file,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
+    with log.open('w') as file, subprocess.Popen(command, **pipe) as process:
         for line in process.stdout:
             file.write(line)
             if 'Epoch(' in line:
@@ -88,5 +70,5 @@ def _train(data: Path, work_dir: Path) -> None:
 
 
 if __name__ == '__main__':
-    _parse_args(None)  # --help does not wait for torch
+    _parse()  # --help does not wait for torch
     run_tool(demo)

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Check the installation: versions, matching builds, mmcv's ops, GPU; print how to fix problems.
 
-Needs nothing but Python: every part is imported in a process of its own, so that a broken one is
-reported and hides no other.
+Every part is imported in its own process, so that a broken one does not hide others.
 """
 
 import argparse
@@ -11,72 +10,60 @@ import re
 import subprocess
 import sys
 
+HEADLESS = 'pip install --force-reinstall --no-deps opencv-python-headless'
 PAIR = 'pip install --force-reinstall torch torchvision  (as a pair, from one index)'
 MMCV = (
     "pip install 'setuptools>=80,<82' wheel ninja psutil && pip install --no-build-isolation "
     '--no-cache-dir --force-reinstall --no-deps onedl-mmcv  (torch first; about 7 minutes)'
 )
 NUMPY = "pip install 'numpy<2'  (torch before 2.3), or a newer torch"
-#: How to fix what an error text means, for those seen with this stack; set-up uses them, too.
-HINTS = (
-    (
-        r'lib(GL|gthread-2\.0|glib-2\.0|xcb|X11|SM|ICE)\.so',
-        'pip install --force-reinstall --no-deps opencv-python-headless',
-    ),
-    (r'torchvision::nms does not exist', PAIR),
-    (r'mmcv[./]_ext|undefined symbol.*(c10|torch)', MMCV),
-    (r'MMCV==\S+ is used but incompatible', 'pip install the mmcv that the message names'),
-    (r'/transformers/|NoneType takes no arguments', "pip install 'transformers<5'"),
-    (r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),
-    (r'Numpy is not available|_ARRAY_API not found', NUMPY),
-    (r"No module named 'pkg_resources'", "pip install 'setuptools<82'"),
-    (r'No space left on device', 'make room: the environment needs 9 GB, a part of it in /tmp'),
-    (
-        r'No module named .?(venv|ensurepip)|ensurepip is not available',
-        'on Debian or Ubuntu: apt install python3-venv, or that of your version: python3.12-venv',
-    ),
-    (
-        r'(\+\+|cc1plus).*(Killed|out of memory)|Killed signal terminated program cc1plus',
-        'the compiler ran out of memory: MAX_JOBS=1 make setup',
-    ),
-    (
-        r'failure in name resolution|ConnectionError|Connection (refused|timed out)'
-        r'|[Nn]o matching distribution',
-        "check the network and pip config list: pip's index was not reached, or lacks a version of "
-        'constraints.txt (PyPI has them all)',
-    ),
+MEMORY = 'the compiler ran out of memory: MAX_JOBS=1 make setup'
+VENV = 'on Debian or Ubuntu: apt install python3-venv, or python3.12-venv for Python 3.12'
+NETWORK = "check the network and pip config list: pip's index lacks a pinned version or is down"
+OFFLINE = (
+    r'failure in name resolution|ConnectionError|Connection (refused|timed out)'
+    r'|[Nn]o matching distribution'
 )
-TOOLBOX = (
-    'import {0}, {0}.apis, {0}.datasets, {0}.engine, {0}.evaluation, {0}.models, '
-    '{0}.visualization; print({0}.__version__)'
+#: How to fix what a pattern of the error text means, also for set-up.
+HINTS = {
+    r'lib(GL|gthread-2\.0|glib-2\.0|xcb|X11|SM|ICE)\.so': HEADLESS,
+    r'torchvision::nms does not exist': PAIR,
+    r'mmcv[./]_ext|undefined symbol.*(c10|torch)': MMCV,
+    r'MMCV==\S+ is used but incompatible': 'pip install the mmcv that the message names',
+    r'/transformers/|NoneType takes no arguments': "pip install 'transformers<5'",
+    r"No module named '(ftfy|regex)'": 'pip install ftfy regex',
+    r'Numpy is not available|_ARRAY_API not found': NUMPY,
+    r"No module named 'pkg_resources'": "pip install 'setuptools<82'",
+    r'No space left on device': 'make room: the environment needs 9 GB, a part of it in /tmp',
+    r'No module named .?(venv|ensurepip)|ensurepip is not available': VENV,
+    r'(\+\+|cc1plus).*(Killed|out of memory)|Killed signal terminated program cc1plus': MEMORY,
+    OFFLINE: NETWORK,
+}
+OPS = (
+    'from mmcv.ops import get_compiling_cuda_version as cuda; '
+    'v = "CPU only" if "not" in str(cuda()) else "with CUDA"; print(v)'
 )
+PACKAGE = 'from {0} import __version__ as v; print(v)'
+TOOLBOX = 'from {0} import apis, datasets, engine, evaluation, models, visualization; ' + PACKAGE
 #: Each part with the code that is run, the extra that needs it, and the usual fix.
 PARTS = {
-    'torch': ('import torch; print(torch.__version__)', '', "pip install 'torch>=2.1'"),
-    'torchvision': (
-        'import torch, torchvision; torch.ops.torchvision.nms; print(torchvision.__version__)',
-        '',
-        PAIR,
-    ),
-    'numpy': ('import numpy, torch; torch.zeros(1).numpy(); print(numpy.__version__)', '', NUMPY),
-    'mmengine': ('import mmengine; print(mmengine.__version__)', '', 'pip install onedl-mmengine'),
-    'mmcv': ('import mmcv; print(mmcv.__version__)', 'det, seg, cls', MMCV),
-    "mmcv's ops": (
-        'import mmcv.ops as ops; cuda = ops.get_compiling_cuda_version(); '
-        'print("CPU only" if "not" in str(cuda) else "with CUDA")',
-        'det, seg',
-        MMCV,
-    ),
-    'mmdet': (TOOLBOX.format('mmdet'), 'det', "pip install 'cyclemlp_mm[det]'"),
-    'mmseg': (TOOLBOX.format('mmseg'), 'seg', "pip install 'cyclemlp_mm[seg]'"),
-    'mmpretrain': (TOOLBOX.format('mmpretrain'), 'cls', "pip install 'cyclemlp_mm[cls]'"),
+    'torch': (PACKAGE, '', "pip install 'torch>=2.1'"),
+    'torchvision': ('import {0}, torch; torch.ops.{0}.nms; ' + PACKAGE, '', PAIR),
+    'numpy': ('import torch; torch.zeros(1).numpy(); ' + PACKAGE, '', NUMPY),
+    'mmengine': (PACKAGE, '', 'pip install onedl-mmengine'),
+    'mmcv': (PACKAGE, 'det, seg, cls', MMCV),
+    "mmcv's ops": (OPS, 'det, seg', MMCV),
+    'mmdet': (TOOLBOX, 'det', "pip install 'cyclemlp_mm[det]'"),
+    'mmseg': (TOOLBOX, 'seg', "pip install 'cyclemlp_mm[seg]'"),
+    'mmpretrain': (TOOLBOX, 'cls', "pip install 'cyclemlp_mm[cls]'"),
     'cyclemlp_mm': (
-        'import cyclemlp_mm.engine, cyclemlp_mm.models; print(cyclemlp_mm.__version__)',
+        'import {0}.engine, {0}.models; ' + PACKAGE,
         '',
         'pip install -e .  (in a checkout)',
     ),
 }
-#: Distributions that put their files into the same folder: only one of each may be there.
+PARTS = {name: (code.format(name), *rest) for name, (code, *rest) in PARTS.items()}
+#: Distributions that put their files into the same folder: only one of each may be installed.
 SAME_FOLDER = (
     ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
     ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite'),
@@ -88,15 +75,9 @@ SAME_FOLDER = (
 
 def ask(command, **options):
     """Run a command; returns its exit code (127: it cannot be started) and its output."""
+    settings = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
     try:
-        done = subprocess.run(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            **options,
-        )
+        done = subprocess.run(command, **settings, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, str(error)
     return done.returncode, done.stdout
@@ -110,7 +91,7 @@ def run_python(code, python=sys.executable, **options):
 
 def hint(text):
     """How to fix an error text, or '' where it is not known."""
-    return next((fix for pattern, fix in HINTS if re.search(pattern, text)), '')
+    return next((fix for pattern, fix in HINTS.items() if re.search(pattern, text)), '')
 
 
 def has_gpu():
@@ -120,35 +101,38 @@ def has_gpu():
 
 
 def check_parts():
-    """Import every part; returns (lines, problems)."""
-    lines, problems = [], []
+    """Import every part and print a line for it; returns problems."""
+    problems = []
     for name, (code, extra, fix) in PARTS.items():
         failed, last, out = run_python(code)
-        if failed and extra and f"No module named '{name.split(chr(39))[0]}'" in last:
+        module = name.partition("'")[0]
+        if failed and extra and f"No module named '{module}'" in last:
             last = f'not installed (needed for {extra}): {fix}'
         elif failed:
             last = f'BROKEN: {last[:200]}'
             problems.append((f'{name} does not import', hint(out) or fix))
-        lines.append(f'{name:<13} {last}')
-    return lines, problems
+        print(f'{name:<13} {last}', flush=True)
+    return problems
 
 
 def check_gpu():
-    """Compare torch with the machine's GPU; returns (lines, problems)."""
+    """Compare torch with the machine's GPU and print a line; returns problems."""
     failed, last, _ = run_python(
         'import torch; cuda = torch.cuda; print(torch.version.cuda, *(cuda.get_device_name(i) '
         'for i in range(cuda.device_count() * cuda.is_available())), sep="|")'
     )
     if failed:
-        return [], []  # torch itself is broken, which was reported
+        return []  # torch itself is broken, which was reported
     built, *names = last.split('|')
     if names:
-        return [f'GPU           {", ".join(names)} (CUDA {built})'], []
-    if not has_gpu():
-        return ['GPU           none: everything runs on the CPU'], []
-    driver = f'update the driver to one that supports CUDA {built}, or unset CUDA_VISIBLE_DEVICES'
-    problem = ('torch does not see the GPU', PAIR if built == 'None' else driver)
-    return ['GPU           there, but torch does not see it'], [problem]
+        print(f'GPU           {", ".join(names)} (CUDA {built})')
+    elif not has_gpu():
+        print('GPU           none: everything runs on the CPU')
+    else:
+        print('GPU           there, but torch does not see it')
+        driver = f'update the driver to one for CUDA {built}, or unset CUDA_VISIBLE_DEVICES'
+        return [('torch does not see the GPU', PAIR if built == 'None' else driver)]
+    return []
 
 
 def check_distributions(installed):
@@ -157,26 +141,19 @@ def check_distributions(installed):
     for names in SAME_FOLDER:
         both = [name for name in names if name in installed]
         if len(both) > 1:
-            what = f'{" and ".join(both)} are both installed, into the same folder'
             fix = f'pip uninstall -y {" ".join(both)} && pip install {both[0]}'
-            problems.append((what, fix))
+            problems.append((f'{" and ".join(both)} are both installed, into the same folder', fix))
     return problems
 
 
 def main(argv=None):
     """Print a line for each part; returns the exit code, 1 where something is broken."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog='examples:\n  tools/doctor.py',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    settings = dict(epilog='examples:\n  tools/doctor.py', description=__doc__)
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(formatter_class=form, **settings).parse_args(argv)
     print(f'Python        {sys.version.split()[0]} ({sys.executable})')
-    lines, problems = check_parts()
-    gpu_lines, gpu_problems = check_gpu()
     installed = {d.metadata['Name'].lower() for d in importlib.metadata.distributions()}
-    problems += gpu_problems + check_distributions(installed)
-    print('\n'.join(lines + gpu_lines))
+    problems = check_parts() + check_gpu() + check_distributions(installed)
     for what, fix in problems:
         print(f'\nproblem: {what}\n   fix: {fix}')
     print(f'\ndoctor: {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')

@@ -1,8 +1,6 @@
 #!/usr/bin/env python
 """Write a data set of coloured shapes, in the layout of COCO 2017, ADE20K or ImageNet."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 
@@ -22,68 +20,42 @@ EXAMPLES = """\
   # few and small ones, for a quick try
   tools/make_demo_data.py coco data/tiny --num-train 8 --num-val 4 --size 64 48 --seed 1
 """
+#: Layout, and the function of cyclemlp_mm.datasets.shapes that writes it.
+LAYOUTS = {'ade20k': 'write_ade20k', 'coco': 'write_coco'}
+LAYOUTS |= {'folders': 'write_image_folders', 'lists': 'write_image_lists'}
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        'layout', choices=['ade20k', 'coco', 'folders', 'lists'], help='layout of the data set'
-    )
-    parser.add_argument(
-        'out_dir',
-        help='folder to write to: new, empty, or with the same data '
-        'set, which is then kept as it is',
-    )
-    parser.add_argument(
-        '--num-train',
-        type=int,
-        default=400,
-        metavar='N',
-        help='number of training images (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--num-val',
-        type=int,
-        default=100,
-        metavar='N',
-        help='number of validation images (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--size',
+def _number(default: int, text: str) -> dict:
+    return dict(type=int, default=default, metavar='N', help=f'{text} (default: {default})')
+
+
+OPTIONS = {
+    'layout': dict(choices=LAYOUTS, help='layout of the data set'),
+    'out_dir': dict(help='folder to write to: new, empty, or with the same data set, which stays'),
+    '--num-train': _number(400, 'number of training images'),
+    '--num-val': _number(100, 'number of validation images'),
+    '--size': dict(
         type=int,
         nargs=2,
         default=(128, 128),
         metavar=('WIDTH', 'HEIGHT'),
         help='size of the images, at least 32 32 (default: 128 128)',
-    )
-    parser.add_argument(
-        '--seed',
-        type=int,
-        default=0,
-        help='the same seed gives the same images (default: %(default)s)',
-    )
-    return parser.parse_args(argv)
+    ),
+    '--seed': _number(0, 'the same seed gives the same images'),
+}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    return Parser(__doc__, EXAMPLES, OPTIONS).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the tool.
-
-    Args:
-        argv (Sequence[str], optional): Arguments. Default: the process's own.
-
-    Raises:
-        UserError: If an argument or the folder cannot be used.
-    """
+    """Run the tool; raises a UserError if an argument or the folder cannot be used."""
     args = parse(argv)
     from cyclemlp_mm.datasets import shapes  # slow to import, and not needed for --help
 
-    write = {
-        'coco': shapes.write_coco,
-        'ade20k': shapes.write_ade20k,
-        'folders': shapes.write_image_folders,
-        'lists': shapes.write_image_lists,
-    }[args.layout]
+    write = getattr(shapes, LAYOUTS[args.layout])
     folder = write(args.out_dir, args.num_train, args.num_val, args.size, args.seed)
     print(f'{folder}: {args.num_train} training and {args.num_val} validation images')
 

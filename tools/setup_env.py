@@ -1,19 +1,17 @@
 #!/usr/bin/env python3
 """Make ``.venv`` with the tested versions, from nothing; at once when that is already done.
 
-Run by the system's Python, so it uses the standard library only::
-
-    python3 tools/setup_env.py [--cpu-ops]
-
-Versions come from ``constraints.txt``, dependencies from ``setup.py``. The full output of every
-step is kept in ``.venv/setup.log``. Exit code 0: the environment is ready; 1: a step failed, and
-the last lines tell which, why, and how to fix it.
+Run by the system's Python, so it uses the standard library only. Versions come from
+``constraints.txt``, dependencies from ``setup.py``, and every step's output goes to
+``.venv/setup.log``. Exit code 0: the environment is ready; 1: a step failed, and the last lines
+name the step, the cause and how to fix it.
 """
 
 import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,55 +38,42 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 
 
 class SetupError(Exception):
-    """A step that failed: what, and how to fix it or the output that tells."""
+    """A step failed: what, the last lines of its output, and how to fix it."""
 
     def __init__(self, what, fix='', output=''):
         lines = [line for line in output.splitlines() if line.strip()]
         super().__init__('\n'.join([what, *lines[-15:]]))
-        self.fix = fix or doctor.hint(output)
-
-
-def check_python(version):
-    """Raise SetupError if there are no wheels for this Python (major, minor)."""
-    if not OLDEST <= version <= NEWEST:
-        what = 'Python {}.{} cannot be used: the pinned versions have wheels for {}.{} to {}.{}'
-        fix = 'name another one: make setup PYTHON=python3.12'
-        raise SetupError(what.format(*version, *OLDEST, *NEWEST), fix)
+        self.fix = fix or doctor.hint(output) or 'see the log'
 
 
 def check_compiler():
     """Raise SetupError if there is no C++ compiler or no Python.h."""
     has_compiler = any(map(shutil.which, os.environ.get('CXX', 'c++ g++').split()))
     if not (has_compiler and Path(sysconfig.get_path('include'), 'Python.h').is_file()):
-        raise SetupError(
-            "no C++ compiler ($CXX, c++ or g++) or no Python.h to compile mmcv's ops with",
-            'on Debian or Ubuntu: apt install build-essential python3-dev',
-        )
+        what = "mmcv's ops cannot be compiled: no C++ compiler ($CXX, c++ or g++) or no Python.h"
+        raise SetupError(what, 'on Debian or Ubuntu: apt install build-essential python3-dev')
 
 
 def takes_gpu():
     """Whether there is a GPU to compile mmcv's ops for; SetupError where that cannot be done."""
-    _, cuda, torch_sees, home = torch_state()
+    _, _, cuda, torch_sees, home = torch_state()
     if not (torch_sees or doctor.has_gpu()):
         return False
     major = cuda.split('.')[0]
     _, out = doctor.ask([Path(home, 'bin', 'nvcc'), '--version'])
     release = (re.search(r'release (\d+)\.', out) or ['', ''])[1]
     toolkit = f'install the CUDA toolkit {major}.x and put nvcc on PATH, or set CUDA_HOME'
-    if cuda == 'None':
-        what = 'the installed torch is a CPU-only build'
-        fix = 'point pip at an index with the CUDA builds of torch, rm -rf .venv'
-    elif not release:
-        what, fix = f"no nvcc that runs to compile mmcv's ops with (CUDA_HOME: {home})", toolkit
-    elif release != major:
-        what, fix = f'nvcc is CUDA {release}, and torch is built for CUDA {cuda}', toolkit
-    elif not torch_sees:
-        what = f'torch cannot use it; mostly the driver is too old for CUDA {cuda}'
-        fix = f'install a driver for CUDA {major}'
-    else:
-        return True
-    fix += '; or go without the GPU in mmcv (torch still uses it): make setup SETUP_FLAGS=--cpu-ops'
-    raise SetupError(f'there is a GPU, but {what}', fix)
+    builds = 'point pip at an index with the CUDA builds of torch, rm -rf .venv'
+    for wrong, what, fix in (
+        (cuda == 'None', 'the installed torch is a CPU-only build', builds),
+        (not release, f'there is no nvcc that runs (CUDA_HOME: {home})', toolkit),
+        (release != major, f'nvcc is CUDA {release}, and torch is built for CUDA {cuda}', toolkit),
+        (not torch_sees, 'torch cannot use it', f'install a driver for CUDA {major}'),
+    ):
+        if wrong:
+            fix += "; or compile mmcv's ops without CUDA: make setup SETUP_FLAGS=--cpu-ops"
+            raise SetupError(f'there is a GPU, but {what}', fix)
+    return True
 
 
 def merge_sources(source):
@@ -98,11 +83,11 @@ def merge_sources(source):
     ``pytorch/cpu`` define the same names, so they stay apart.
     """
     folder = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    names = sorted(path.name for path in folder.glob('*.cpp'))
     (folder / 'parts').mkdir()
-    for name in names:
-        (folder / name).rename(folder / 'parts' / f'{name}.inc')
-    includes = ''.join(f'#include "parts/{name}.inc"\n' for name in names)
+    includes = ''
+    for path in sorted(folder.glob('*.cpp')):
+        path.rename(folder / 'parts' / f'{path.name}.inc')
+        includes += f'#include "parts/{path.name}.inc"\n'
     (folder / 'all_ops.cpp').write_text(includes)
 
 
@@ -123,28 +108,23 @@ def run_python(code):
     return doctor.run_python(code, PYTHON, env=environment(), cwd=VENV if VENV.is_dir() else None)
 
 
-def venv_version():
-    """Major and minor version of the environment's Python; zeros where it does not run."""
-    failed, last, _ = run_python('import sys; print(*sys.version_info[:2])')
-    return (0, 0) if failed else tuple(map(int, last.split()))
-
-
 def ops_state():
     """mmcv's ops in the environment: 'none', 'CPU only' or 'with CUDA'."""
-    failed, last, _ = run_python(doctor.PARTS["mmcv's ops"][0])
+    failed, last, _ = run_python(doctor.OPS)
     return 'none' if failed else last
 
 
 def torch_state():
-    """The environment's torch: version, CUDA version, whether it sees a GPU, CUDA's folder."""
+    """The environment's Python, torch, CUDA; whether torch sees a GPU; the folder of CUDA."""
     failed, last, out = run_python(
-        'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
-        'print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), CUDA_HOME)'
+        'import sys, torch; from torch.utils.cpp_extension import CUDA_HOME as home; '
+        'print("cp%d%d" % sys.version_info[:2], torch.__version__, torch.version.cuda, '
+        'torch.cuda.is_available(), home)'
     )
     if failed:
         raise SetupError('torch does not import:', output=out)
-    version, cuda, sees, home = last.split(maxsplit=3)
-    return version, cuda, sees == 'True', home
+    python, version, cuda, sees, home = last.split(maxsplit=4)
+    return python, version, cuda, sees == 'True', home
 
 
 def current_stamp():
@@ -163,35 +143,37 @@ def step(title):
     print(f'      done in {time.time() - start:.0f} s', flush=True)
 
 
-def run(command, what, **env):
-    """Run a command in ``.venv``, its output in the log; SetupError says what failed."""
-    command = [str(part) for part in command]
+def run(*command, **env):
+    """Run a command in ``.venv``, its output in the log; SetupError if it fails."""
+    text = shlex.join(map(str, command))
     with LOG.open('a+', encoding='utf-8', errors='replace') as log:
-        log.write(f'\n$ {" ".join(command)}\n')
-        log.flush()
+        print(f'\n$ {text}', file=log, flush=True)
         begin = log.tell()
-        env = {**environment(), **env}
-        streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        code = subprocess.run(command, cwd=VENV, env=env, **streams).returncode
+        settings = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=VENV)
+        code = subprocess.run(command, env={**environment(), **env}, **settings).returncode
         log.seek(begin)
         output = log.read()
     if code:
-        raise SetupError(f'{what} failed (exit code {code}):', output=output)
+        raise SetupError(f'{text} failed (exit code {code}):', output=output)
 
 
-def pip(*arguments, what, command='install', **env):
+def pip(*arguments, command='install', **env):
     """Run the environment's pip under the constraints."""
-    start = [PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt']
-    run([*start, *arguments], what, **env)
+    run(PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt', *arguments, **env)
 
 
 def make_venv():
     """Create ``.venv``; again where its Python does not run or is one the pins do not serve."""
-    if not (PYTHON.exists() and OLDEST <= venv_version() <= NEWEST):
-        check_python(sys.version_info[:2])
-        failed, out = doctor.ask([sys.executable, '-m', 'venv', '--clear', VENV], env=environment())
-        if failed:
-            raise SetupError('python -m venv failed:', output=out)
+    is_served = f'import sys; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})'
+    if PYTHON.exists() and not run_python(is_served)[0]:
+        return
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        what = 'Python {}.{} cannot be used: the pinned versions have wheels for {}.{} to {}.{}'
+        fix = 'name another one: make setup PYTHON=python3.12'
+        raise SetupError(what.format(*sys.version_info[:2], *OLDEST, *NEWEST), fix)
+    failed, out = doctor.ask([sys.executable, '-m', 'venv', '--clear', VENV], env=environment())
+    if failed:
+        raise SetupError('python -m venv failed:', output=out)
 
 
 def install_mmcv(cpu_ops):
@@ -208,23 +190,21 @@ def install_mmcv(cpu_ops):
     compile_mmcv(kept, gpu)
     if install_wheel(next(kept.glob('*.whl'))) not in wanted:
         shutil.rmtree(kept)
-        kind = 'CUDA ops' if gpu else 'ops'
         _, _, out = run_python('import mmcv.ops')
-        raise SetupError(f'mmcv was built, but not with {kind} that load:', output=out)
+        raise SetupError(f'mmcv was built, but its ops do not load (CUDA: {gpu}):', output=out)
 
 
 def wheel_folder(gpu):
     """Where mmcv's wheel is kept for this Python, torch and kind of ops."""
-    pins = (ROOT / 'constraints.txt').read_text()
-    mmcv = re.search(r'^onedl-mmcv==(\S+)', pins, re.MULTILINE)[1]
-    python, (torch, cuda, _, _) = '{}{}'.format(*venv_version()), torch_state()
-    return WHEELS / f'mmcv{mmcv}-cp{python}-torch{torch}-{f"cuda{cuda}" if gpu else "cpu"}'
+    mmcv = re.search(r'(?m)^onedl-mmcv==(\S+)', (ROOT / 'constraints.txt').read_text())[1]
+    python, torch, cuda, _, _ = torch_state()
+    return WHEELS / f'mmcv{mmcv}-{python}-torch{torch}-{f"cuda{cuda}" if gpu else "cpu"}'
 
 
 def install_wheel(wheel):
-    """Install mmcv from a wheel; returns :func:`ops_state` after it."""
-    pip('--force-reinstall', '--no-deps', wheel, what='installing mmcv')
-    pip(wheel, what='installing what mmcv needs')
+    """Install mmcv from a wheel, then what it needs; returns :func:`ops_state` after it."""
+    pip('--force-reinstall', '--no-deps', wheel)
+    pip(wheel)
     return ops_state()
 
 
@@ -234,7 +214,6 @@ def compile_mmcv(kept, gpu):
     env = {flags: f'{os.environ.get(flags, "")} -g0'.strip() for flags in ('CFLAGS', 'CXXFLAGS')}
     if not gpu:  # mmcv compiles CUDA ops when torch sees a GPU: hide it where they are not wanted
         env.update(CUDA_VISIBLE_DEVICES='', FORCE_CUDA='0')
-    env['what'] = "compiling mmcv's ops"
     build = ('--no-deps', '--no-build-isolation')
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -264,24 +243,21 @@ def set_up(cpu_ops):
     if cpu_ops:
         CPU_OPS.touch()
     with step('2/7] install pip and the build tools'):  # venv's setuptools is too old for mmcv
-        tools = ('setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
-        pip('--upgrade', 'pip', *tools, what='installing the build tools')
+        pip('--upgrade', 'pip', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
     # torch first: mmcv compiles against it, and without it silently leaves its ops out.
     with step('3/7] install torch and torchvision (about 1 minute)'):
-        pip('torch', 'torchvision', 'numpy', what='installing torch')
+        pip('torch', 'torchvision', 'numpy')
     # Both OpenCV packages are required, write one folder and stay registered. The one without a
     # window system comes last: the other needs libGL and libxcb, which bare machines lack.
     with step('4/7] install OpenCV, the build that needs no display libraries'):
-        pip('opencv-python', 'opencv-python-headless', what='installing OpenCV')
-        again = ('--force-reinstall', '--no-deps', 'opencv-python-headless')
-        pip(*again, what='installing OpenCV')
+        pip('opencv-python', 'opencv-python-headless')
+        pip('--force-reinstall', '--no-deps', 'opencv-python-headless')
     with step('5/7] install mmcv and compile its ops (about 2 minutes on 2 cores, once)'):
         install_mmcv(CPU_OPS.exists())
     with step('6/7] install mmdet, mmseg, mmpretrain, the test tools and this package'):
-        extras = f'{ROOT}[all,dev,docs]'
-        pip('--no-build-isolation', '-e', extras, what='installing the toolboxes')
+        pip('--no-build-isolation', '-e', f'{ROOT}[all,dev,docs]')
     with step('7/7] import everything'):
-        run([PYTHON, ROOT / 'tools' / 'doctor.py'], 'the check of the environment')
+        run(PYTHON, ROOT / 'tools' / 'doctor.py')
     STAMP.write_text(current_stamp())
 
 
@@ -289,26 +265,20 @@ def main(argv=None):
     """Make the environment unless it is ready; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog='examples:\n'
-        '  python3.12 tools/setup_env.py\n'
-        '  tools/setup_env.py --cpu-ops     # although there is a GPU\n',
+        epilog='examples:\n  python3.12 tools/setup_env.py\n  tools/setup_env.py --cpu-ops',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        '--cpu-ops',
-        action='store_true',
-        help="compile mmcv's ops for the CPU only, although there is a GPU (kept for later runs; "
-        'undone by removing .venv/cpu-ops)',
+    text = (
+        "compile mmcv's ops for the CPU only, although there is a GPU; rm .venv/cpu-ops undoes it"
     )
+    parser.add_argument('--cpu-ops', action='store_true', help=text)
     options = parser.parse_args(argv)
     start = time.time()
     try:
-        is_ready = PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == current_stamp()
-        if not is_ready:
+        if not (PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == current_stamp()):
             set_up(options.cpu_ops)
     except SetupError as error:
-        print(f'\nSet-up stopped: {error}', file=sys.stderr)
-        print(f'What to do: {error.fix or "see the log"}', file=sys.stderr)
+        print(f'\nSet-up stopped: {error}\nWhat to do: {error.fix}', file=sys.stderr)
         print('Then make setup continues; after rm -rf .venv, from nothing.', file=sys.stderr)
         if LOG.is_file():
             print(f'Full log: {LOG.relative_to(ROOT)}', file=sys.stderr)

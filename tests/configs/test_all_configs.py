@@ -2,13 +2,12 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
 from paths import ROOT
 
+from benchmarking.workloads import made_up_batch
 from cyclemlp_mm.engine import load_config, require_toolbox
 
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -17,40 +16,31 @@ SIZES, MPVITS = ('b1', 'b2', 'b3', 'b4', 'b5', 't', 's', 'b'), ('tiny', 'xsmall'
 # Parameters in millions. Quoted: CycleMLP's and MPViT's tables and model zoos. Not published, so
 # ours: CycleMLP's T, S and B with UperNet, and RepMLP's detector and segmentor. MPViT's zoo gives
 # 17 and 28 for the detectors of T: see test_the_sizes_quoted_of_tiny_are_those_of_ratio_4.
-CYCLEMLP_DENSE = {
+DENSE = {
     'retinanet_cyclemlp_{}_fpn_1x_coco': (24.9, 36.5, 48.1, 61.5, 85.9),
     'mask_rcnn_cyclemlp_{}_fpn_1x_coco': (34.8, 46.5, 58.0, 71.5, 95.3),
     'fpn_cyclemlp_{}_512x512_40k_ade20k': (18.9, 30.6, 42.1, 55.6, 79.4),
     'upernet_cyclemlp_{}_512x512_160k_ade20k': (45.1, 56.8, 68.4, 81.8, 107.4, 59.9, 81.2, 121.2),
 }
-CYCLEMLP_IN1K = {'cyclemlp_{}_in1k': (15.16, 26.80, 38.4, 51.8, 75.7, 28.27, 49.56, 87.71)}
-MPVIT_DENSE = {
+IN1K = {'cyclemlp_{}_in1k': (15.16, 26.80, 38.4, 51.8, 75.7, 28.27, 49.56, 87.71)}
+MPVIT = {
     'retinanet_mpvit_{}_fpn_1x_coco': (15, 20, 32, 85),
     'mask_rcnn_mpvit_{}_fpn_1x_coco': (26, 30, 43, 95),
     'upernet_mpvit_{}_512x512_160k_ade20k': (None, None, 52, 105),
+    'mpvit_{}_in1k': (5.843736, 10.573448, 22.892400, 74.845976),
 }
-MPVIT_IN1K = {'mpvit_{}_in1k': (5.843736, 10.573448, 22.892400, 74.845976)}
 
 
 def by_name(rows, sizes):
     """The figures of rows by the names of their configs."""
-    return {
-        name.format(size): figure
-        for name, figures in rows.items()
-        for size, figure in zip(sizes, figures)
-        if figure is not None
-    }
+    pairs = [(name.format(s), f) for name, row in rows.items() for s, f in zip(sizes, row)]
+    return {name: figure for name, figure in pairs if figure is not None}
 
 
-PUBLISHED = by_name(CYCLEMLP_DENSE, SIZES)
-CLASSIFIERS = {**by_name(CYCLEMLP_IN1K, SIZES), 'cyclemlp_b1_distill_in1k': 15.16}  # no teacher
-MPVIT = by_name(MPVIT_DENSE, MPVITS)
-REPMLP = {
-    'retinanet_repmlp_b_fpn_1x_coco': 78.4,
-    'fpn_repmlp_b_512x512_40k_ade20k': 71.8,
-    'repmlp_b_in1k': 68.242712,
-}
-PARAMETERS = {**PUBLISHED, **CLASSIFIERS, **MPVIT, **by_name(MPVIT_IN1K, MPVITS), **REPMLP}
+PUBLISHED, CLASSIFIERS = by_name(DENSE, SIZES), by_name(IN1K, SIZES)
+CLASSIFIERS['cyclemlp_b1_distill_in1k'] = 15.16  # without the teacher
+PARAMETERS = {**PUBLISHED, **CLASSIFIERS, **by_name(MPVIT, MPVITS), 'repmlp_b_in1k': 68.242712}
+PARAMETERS |= {'retinanet_repmlp_b_fpn_1x_coco': 78.4, 'fpn_repmlp_b_512x512_40k_ade20k': 71.8}
 
 
 def build(name):
@@ -63,34 +53,6 @@ def build(name):
     if 'teacher' in cfg.model:
         model.teacher.is_loaded = True  # with the random weights that it was built with
     return cfg, model
-
-
-def one_image(cfg, size=64):
-    """A packed image with a square on it, as the data loader would give."""
-    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    meta = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0), img_id=0)
-    if cfg.default_scope == 'mmpretrain':
-        from mmpretrain.structures import DataSample
-
-        return image, DataSample().set_gt_label(1)
-    if cfg.default_scope == 'mmseg':
-        from mmseg.structures import SegDataSample
-
-        sample = SegDataSample(metainfo=meta)
-        labels = torch.randint(0, 150, (1, size, size))
-        sample.gt_sem_seg = PixelData(data=labels)
-    else:
-        from mmdet.structures import DetDataSample
-        from mmdet.structures.mask import BitmapMasks
-
-        sample = DetDataSample(metainfo=meta)
-        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 16.0, 60.0, 60.0]])
-        masks = np.zeros((2, size, size), np.uint8)
-        masks[0, 8:40, 8:40] = masks[1, 16:60, 20:60] = 1
-        sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=torch.tensor([0, 1]), masks=BitmapMasks(masks, size, size)
-        )
-    return image, sample
 
 
 def test_the_experiments_are_there():
@@ -110,22 +72,17 @@ def test_parameters(name):
 
 # Other sizes of what is trained under another name.
 SIZES_APART = re.compile('cyclemlp_(b[2-5]|s|b)_|mpvit_(xsmall|base)_')
+SLOW = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(name, marks=pytest.mark.slow) if SIZES_APART.search(name) else name
-        for name in CONFIGS
-    ],
+    'name', [pytest.param(n, marks=SLOW if SIZES_APART.search(n) else []) for n in CONFIGS]
 )
 def test_trains_a_step_and_predicts(name):
     cfg, model = build(name)
     model.train()
-    image, sample = one_image(cfg)
-    _, other = one_image(cfg)
-    inputs = dict(inputs=[image, image.flip(2)], data_samples=[sample, other])
-    losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')
+    batch = made_up_batch(cfg, (2, 64, 64))
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
     loss, _ = model.parse_losses(losses)
     assert torch.isfinite(loss)
     loss.backward()
@@ -133,7 +90,7 @@ def test_trains_a_step_and_predicts(name):
     assert without == []
     model.eval()
     with torch.no_grad():
-        [result] = model.test_step(dict(inputs=[image], data_samples=[sample]))
+        [result] = model.test_step({key: value[:1] for key, value in batch.items()})
     if cfg.default_scope == 'mmpretrain':
         assert result.pred_score.shape == (cfg.model.head.num_classes,)
     elif cfg.default_scope == 'mmseg':
@@ -167,13 +124,9 @@ def test_hyper_parameters_are_the_published_ones(name):
         'fpn': (2e-4, 1e-4, 32, 4),
         'upernet': (6e-5, 0.01, 16, 2),
     }[name.split('_')[0]]
-    got = (
-        optimizer.lr,
-        optimizer.weight_decay,
-        cfg.auto_scale_lr.base_batch_size,
-        cfg.train_dataloader.batch_size,
-    )
-    assert optimizer.type == 'AdamW' and got == expected
+    batches = cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size
+    assert (optimizer.lr, optimizer.weight_decay, *batches) == expected
+    assert optimizer.type == 'AdamW'
     backbone = cfg.model.backbone
     assert backbone.out_indices == ((1, 2, 3) if 'retinanet' in name else (0, 1, 2, 3))
     assert backbone.get('drop_path_rate', 0.0) == (0.3 if 'upernet' in name else 0.0)

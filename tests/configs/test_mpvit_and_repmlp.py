@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.analysis import build_on_meta
-from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
+from cyclemlp_mm.engine import configs_dir, load_config
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
 from cyclemlp_mm.models import MPViT
@@ -21,12 +21,8 @@ DROP_PATH = dict(tiny=0.1, xsmall=0.1, small=0.2, base=0.4)
 
 @pytest.mark.parametrize('size, quoted', [('small', 943e9), ('base', 1185e9)])
 def test_upernets_multiply_adds_are_the_published_ones(size, quoted):
-    cfg = load_config(f'upernet_mpvit_{size}_512x512_160k_ade20k')
-    init_default_scope(require_toolbox(cfg))
-    cfg.model.backbone.init_cfg = None
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model).eval()
-        image = torch.empty(1, 3, 512, 2048)  # the size that mmseg's zoo counts at
+    model = build_on_meta(load_config(f'upernet_mpvit_{size}_512x512_160k_ade20k'))
+    image = torch.empty(1, 3, 512, 2048, device='meta')  # the size that mmseg's zoo counts at
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image, mode='tensor')
     assert counter.get_total_flops() / 2 == pytest.approx(quoted, rel=0.01)
@@ -43,21 +39,21 @@ def test_the_sizes_quoted_of_tiny_are_those_of_ratio_4(head, quoted):
 CONFIGS = [path.stem for path in configs_dir().glob('*.py')]
 
 
-def mmpretrains(name):
-    """A published RepMLPNet, as mmpretrain's own config builds it, without numbers."""
+def of_mmpretrain(name):
+    """The state dict, without numbers, of a published RepMLPNet that mmpretrain builds."""
     mmpretrain = pytest.importorskip('mmpretrain')
     configs = Path(mmpretrain.__file__).parent / '.mim/configs/repmlp'
     cfg = Config.fromfile(configs / f'{name}.py')
     init_default_scope('mmpretrain')
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(cfg.model)
+        return MODELS.build(cfg.model).state_dict()
 
 
 @pytest.mark.parametrize(
     'name', ['repmlp_b_in1k', 'retinanet_repmlp_b_fpn_1x_coco', 'fpn_repmlp_b_512x512_40k_ade20k']
 )
 def test_repmlps_take_the_zoos_file(name):
-    file = mmpretrains('repmlp-base_8xb64_in1k').state_dict()
+    file = of_mmpretrain('repmlp-base_8xb64_in1k')
     model = build_on_meta(load_config(name))
     report = model.backbone.check_fit(part_of(file, 'backbone.'), 'zoo.pth')
     assert not report.left and set(report.new) <= {'output norms', 'counters of batches'}
@@ -66,7 +62,7 @@ def test_repmlps_take_the_zoos_file(name):
 
 
 def test_repmlp_for_256_px():
-    file = mmpretrains('repmlp-base_8xb64_in1k-256px').state_dict()
+    file = of_mmpretrain('repmlp-base_8xb64_in1k-256px')
     cfg = load_config('repmlp_b_in1k', {'model.backbone.img_size': 256})
     compare(build_on_meta(cfg), file, 'zoo.pth', complete=True)
     with pytest.raises(CheckpointError, match='another shape'):
@@ -94,14 +90,14 @@ def test_mpvit_settings_are_the_published_ones(name):
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
     widths = list(MPViT.arch_zoo[backbone.arch]['widths'])
     levels = [*widths[1:], widths[-1]]
-    warm_up = cfg.param_scheduler[0]
+    warm_up, recipe = cfg.param_scheduler[0], (optimizer.type, optimizer.lr, optimizer.weight_decay)
     if 'upernet' in name:
-        assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+        assert recipe == ('AdamW', 6e-5, 0.01)
         assert (warm_up.end, optimizer.lr * warm_up.start_factor) == (1500, pytest.approx(1e-6))
         assert cfg.model.decode_head.in_channels == levels
-        assert cfg.model.auxiliary_head.in_channels == levels[2]
+        assert cfg.model.auxiliary_head.in_channels == levels[cfg.model.auxiliary_head.in_index]
         assert cfg.model.auxiliary_head.in_index == 2
     else:
-        assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+        assert recipe == ('AdamW', 1e-4, 0.05)
         assert (warm_up.end, warm_up.start_factor) == (1000, 0.01)
         assert cfg.model.neck.in_channels == levels[-len(backbone.out_indices) :]

@@ -9,19 +9,18 @@ from cyclemlp_mm.engine import load_config
 SegDataSample = pytest.importorskip('mmseg.structures').SegDataSample
 
 
-def build(name, padded):
+def build(name, **preprocessor):
     cfg = load_config(name)
     init_default_scope('mmseg')
     cfg.model.backbone.init_cfg = None
-    if not padded:
-        cfg.model.data_preprocessor.test_cfg = None
+    cfg.model.data_preprocessor.update(preprocessor)
     torch.manual_seed(0)
     return MODELS.build(cfg.model).eval()
 
 
-def predict(model, image):
-    size = tuple(image.shape[1:])
-    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+def predict(model, height, width):
+    image = torch.full((3, height, width), 7, dtype=torch.uint8)
+    sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
     with torch.no_grad():
         return model.test_step(dict(inputs=[image], data_samples=[sample]))[0]
 
@@ -30,15 +29,13 @@ def predict(model, image):
     'name', ['fpn_cyclemlp_b1_512x512_40k_ade20k', 'upernet_cyclemlp_b1_512x512_160k_ade20k']
 )
 def test_small_and_thin_images(name):
-    model, as_it_is = build(name, padded=True), build(name, padded=False)
-    for height, width in [(1, 1), (31, 33), (3, 200), (200, 5)]:
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        result = predict(model, image)
-        assert result.pred_sem_seg.data.shape == (1, height, width)
+    model, as_it_is = build(name), build(name, test_cfg=None)
+    for size in [(1, 1), (31, 33), (3, 200), (200, 5)]:
+        result = predict(model, *size)
+        assert result.pred_sem_seg.data.shape == (1, *size)
         assert result.seg_logits.data.isfinite().all()
         with pytest.raises(ValueError, match='at least 32x32'):
-            predict(as_it_is, image)
-    image = torch.randint(0, 256, (3, 45, 70), dtype=torch.uint8)  # nothing to pad
-    assert torch.equal(
-        predict(model, image).seg_logits.data, predict(as_it_is, image).seg_logits.data
-    )
+            predict(as_it_is, *size)
+    # nothing to pad
+    padded, plain = (predict(m, 45, 70).seg_logits.data for m in (model, as_it_is))
+    assert torch.equal(padded, plain)

@@ -23,13 +23,8 @@ from cyclemlp_mm.engine import find_config
 PAGES = [*sorted((ROOT / 'docs').rglob('*.md')), *sorted(ROOT.glob('*.md'))]
 #: Pages whose unmarked commands run here, in this order, in one folder.
 RUN = ('get_started.md', 'logging.md')
-#: What no test can run as it stands, and what else covers it.
-ELSEWHERE = {
-    'make': 'the Makefile has the target',
-    'source': 'a shell builtin',
-    'pip': 'tests/test_packaging.py',
-    'pre-commit': '.pre-commit-config.yaml',
-}
+#: Programs that no test can run as the pages do.
+ELSEWHERE = ('make', 'source', 'pip', 'pre-commit')
 MARK = re.compile(r'#\s+(needs|takes)\b')
 
 
@@ -58,42 +53,41 @@ def words_of(command):
     return words
 
 
-def test_there_are_commands():
+def test_every_command_runs_or_is_marked():
     assert len(ALL) > 40
-    assert sum(not marked for _, _, marked in ALL) > 5
-
-
-@pytest.mark.parametrize('page, command, marked', ALL, ids=IDS)
-def test_every_command_runs_or_is_marked(page, command, marked):
-    words = words_of(command)
-    if words[0] in ELSEWHERE:
+    for page, command, marked in ALL:
+        words = words_of(command)
         if words[0] == 'make':
             assert re.search(rf'^{words[1]}:', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-        return
-    in_docs = page.parent != ROOT or page.name == 'CONTRIBUTING.md'
-    if in_docs and not marked:
-        assert page.name in RUN, f'mark it "# needs …" or "# takes …", or run it: {command}'
+        elif words[0] not in ELSEWHERE and not marked:
+            in_docs = page.parent != ROOT or page.name == 'CONTRIBUTING.md'
+            what = f'mark it "# needs …" or "# takes …", or run it: {command}'
+            assert page.name in RUN or not in_docs, what
 
 
 class Parsed(Exception):
     """A tool's parser took the command line."""
 
 
+def tool_of(words):
+    """The tool that a command runs, and its arguments; None for other commands."""
+    if words[0] == 'python' and words[1].startswith('tools/'):
+        return words[1], words[2:]
+    if not (words[0].startswith('tools/') and words[0].endswith('.sh')):
+        return None
+    assert (ROOT / words[0]).is_file()
+    kind = 'train' if 'train' in words[0] else 'test'
+    arguments = words[3:] if 'slurm' in words[0] else words[1:]
+    if 'slurm' not in words[0]:  # CONFIG [CHECKPOINT] NUM_PROCESSES …
+        assert int(arguments.pop(1 if kind == 'train' else 2)) > 0
+    return f'tools/{kind}.py', arguments
+
+
 @pytest.mark.parametrize('page, command, marked', ALL, ids=IDS)
 def test_every_command_is_one_that_its_tool_takes(page, command, marked, monkeypatch):
-    words = words_of(command)
-    if words[0] == 'python' and words[1].startswith('tools/'):
-        tool, arguments = words[1], words[2:]
-    elif words[0].startswith('tools/') and words[0].endswith('.sh'):
-        kind = 'train' if 'train' in words[0] else 'test'
-        arguments = words[3:] if 'slurm' in words[0] else words[1:]
-        if 'slurm' not in words[0]:  # CONFIG [CHECKPOINT] NUM_PROCESSES …
-            number = 1 if kind == 'train' else 2
-            assert int(arguments.pop(number)) > 0
-        assert (ROOT / words[0]).is_file()
-        tool = f'tools/{kind}.py'
-    else:
+    if (found := tool_of(words_of(command))) is None:
         return
+    tool, arguments = found
     arguments = [a for a in arguments if not re.fullmatch(r'\[.*|.*\]', a)]  # [--optional]
     real = argparse.ArgumentParser.parse_args
 
@@ -125,27 +119,26 @@ def test_links_lead_somewhere(page):
             assert anchor in slugs, f'{page.name} links to {target}, which has {sorted(slugs)}'
 
 
+def run(command, cwd, **env):
+    """Run a command; returns what it printed."""
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, **streams)
+    assert done.returncode == 0, f'{command}\n{done.stdout[-4000:]}'
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_builds_without_a_warning(tmp_path):
-    if importlib.util.find_spec('mkdocs') is None or importlib.util.find_spec('material') is None:
-        pytest.skip('the documentation tools are not installed (extra docs)')
-    done = subprocess.run(
-        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],
-        cwd=ROOT,
-        env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout
-    assert 'WARNING' not in done.stdout
-    api = (tmp_path / 'site' / 'api' / 'models.html').read_text()
+    pytest.importorskip('mkdocs')
+    pytest.importorskip('material')
+    site = tmp_path / 'site'
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(site)]
+    assert 'WARNING' not in run(command, ROOT, NO_MKDOCS_2_WARNING='1')
+    api = (site / 'api' / 'models.html').read_text()
     assert 'drop_path_rate' in api and 'Stochastic depth of the last block' in api
-    for page in (tmp_path / 'site').rglob('*.html'):
-        fetched = re.findall(
-            r'<(?:link|script|img)[^>]+(?:href|src)="?(https?://[^"> ]+)', page.read_text()
-        )
-        assert fetched == [], f'{page.name} fetches from elsewhere'
+    fetches = re.compile(r'<(?:link|script|img)[^>]+(?:href|src)="?https?://')
+    for page in site.rglob('*.html'):
+        assert not fetches.search(page.read_text()), f'{page.name} fetches from elsewhere'
 
 
 @pytest.mark.slow
@@ -156,28 +149,13 @@ def test_unmarked_commands_run(tmp_path):
     (tmp_path / 'bin').mkdir()
     (tmp_path / 'bin' / 'python').symlink_to(sys.executable)
     paths = [str(tmp_path / 'bin'), str(Path(sys.executable).parent), os.environ['PATH']]
-    env = {**os.environ, 'PATH': os.pathsep.join(paths), 'PYTHON': sys.executable}
-    ran = []
-    for name in RUN:
-        for command, marked in commands(ROOT / 'docs' / name):
-            if marked or words_of(command)[0] in ELSEWHERE:
-                continue
-            if '--vis tensorboard' in command and not importlib.util.find_spec('tensorboard'):
-                continue
-            words = words_of(command)
-            if words[0] == 'python':
-                words[0] = sys.executable
-            done = subprocess.run(
-                words,
-                cwd=tmp_path,
-                env=env,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            assert done.returncode == 0, f'{command}\n{done.stdout[-4000:]}'
-            ran.append(command)
-    assert len(ran) >= 3
+    unmarked = [c for n in RUN for c, marked in commands(ROOT / 'docs' / n) if not marked]
+    todo = [command for command in unmarked if words_of(command)[0] not in ELSEWHERE]
+    assert len(todo) >= 3
+    for command in todo:
+        if '--vis tensorboard' not in command or importlib.util.find_spec('tensorboard'):
+            words = [sys.executable if w == 'python' else w for w in words_of(command)]
+            run(words, tmp_path, PATH=os.pathsep.join(paths), PYTHON=sys.executable)
     assert (tmp_path / 'work_dirs' / 'first' / 'epoch_6.pth').is_file()
 
 

@@ -65,7 +65,7 @@ def test_our_results_are_those_of_their_logs():
 
 
 def test_quoted_results_are_only_those_with_a_known_source():
-    """The brief's table: what is not in it must not appear as the papers'."""
+    """What is not in this table must not appear as the papers'."""
     quoted = {
         (name, metric): value
         for name, model in MODELS.items()
@@ -74,11 +74,10 @@ def test_quoted_results_are_only_those_with_a_known_source():
         for metric, value in result['Metrics'].items()
     }
     top1 = dict(b1=78.9, b2=81.6, b3=82.4, b4=83.0, b5=83.2, t=81.3, s=82.9, b=83.4)
-    assert quoted == {
-        **{(f'cyclemlp_{arch}_in1k', 'Top 1 Accuracy'): value for arch, value in top1.items()},
-        ('retinanet_cyclemlp_b1_fpn_1x_coco', 'box AP'): 38.6,
-        ('fpn_cyclemlp_b4_512x512_40k_ade20k', 'mIoU'): 45.1,
-    }
+    expected = {(f'cyclemlp_{arch}_in1k', 'Top 1 Accuracy'): value for arch, value in top1.items()}
+    expected['retinanet_cyclemlp_b1_fpn_1x_coco', 'box AP'] = 38.6
+    expected['fpn_cyclemlp_b4_512x512_40k_ade20k', 'mIoU'] = 45.1
+    assert quoted == expected
 
 
 def test_the_generated_pages_are_up_to_date(capsys):
@@ -125,13 +124,15 @@ Models:
 @pytest.fixture
 def project(tmp_path):
     """A checkout with one small family."""
-    (tmp_path / 'docs').mkdir()
-    (tmp_path / 'configs').mkdir()
-    (tmp_path / 'configs' / 'metafile.yml').write_text(METAFILE)
-    (tmp_path / 'model-index.yml').write_text('Import: [configs/metafile.yml]\n')
-    (tmp_path / 'README.md').write_text('above\n' + readme_block([]) + '\nbelow\n')
-    base = ROOT / 'configs' / 'cyclemlp_b1_in1k.py'
-    (tmp_path / 'configs' / 'toy_in1k.py').write_text(f"_base_ = '{base}'\n")
+    for folder in ('docs', 'configs'):
+        (tmp_path / folder).mkdir()
+    for name, text in {
+        'configs/metafile.yml': METAFILE,
+        'model-index.yml': 'Import: [configs/metafile.yml]\n',
+        'README.md': 'above\n' + readme_block([]) + '\nbelow\n',
+        'configs/toy_in1k.py': f"_base_ = '{ROOT}/configs/cyclemlp_b1_in1k.py'\n",
+    }.items():
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
@@ -201,3 +202,11 @@ def test_the_figure(project, tmp_path, capsys):
     assert 'drawn' in capsys.readouterr().out
     page = (project / 'docs' / 'model_zoo.md').read_text()
     assert 'images/accuracy_latency.png' in page and '**not measured**. The' not in page
+    for wrong, message in (
+        ([*rows, dict(rows[0], size='1x9x9')], 'one size and dtype'),
+        ([dict(rows[0], mode='train')], 'must hold inference'),
+        ([{}], 'is not a benchmark.json'),
+    ):
+        path.write_text(json.dumps(dict(content, rows=wrong)))
+        with pytest.raises(UserError, match=message):
+            read_latencies(path)

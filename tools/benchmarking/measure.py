@@ -1,7 +1,5 @@
 """What a call takes: time, memory, bytes for backward, multiply-adds; what a machine can do."""
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import gc
@@ -23,16 +21,12 @@ from cyclemlp_mm.ops.shifted_product import operand_width
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes."""
-    _synchronize(device)
+    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda _: None
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
 
 
 def _median(call: Callable[[], object], device: torch.device) -> float:
@@ -62,8 +56,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
-        _synchronize(device)
+        timed(call, device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
         # Freed memory that malloc still holds would hide what the call takes.
@@ -92,19 +85,16 @@ def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del result
-    return size
+        result = forward()  # noqa: F841 (held, with all that it keeps)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def describe(device: torch.device) -> dict:
     """Machine and versions, for the record."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
+    name, cpuinfo = platform.processor() or platform.machine(), Path('/proc/cpuinfo')
     text = cpuinfo.read_text() if cpuinfo.exists() else ''
     if found := re.search(r'model name\s*:\s*(.+)', text):
-        known = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16')
+        known = 'avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16'
         has = [flag for flag in known if re.search(rf'\b{flag}\b', text)]
         name = f'{found[1]} ({", ".join(has) or "no AVX"})'
     return dict(
@@ -116,9 +106,9 @@ def describe(device: torch.device) -> dict:
     )
 
 
-def published_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of a backbone for images (B, 3, H, W), a CycleFC counting C · C per token."""
-    return backbone_multiply_adds(copy.deepcopy(model).to('meta', torch.float32).eval(), shape)
+def on_meta(model: nn.Module) -> nn.Module:
+    """Copy a model to the meta device, in float32 and eval mode."""
+    return copy.deepcopy(model).to('meta', torch.float32).eval()
 
 
 def run_operations(
@@ -126,11 +116,7 @@ def run_operations(
 ) -> int:
     """Multiply-adds of the forms that the mixers take, making the matrices included.
 
-    Args:
-        model (nn.Module): A backbone.
-        shape (tuple[int]): Of the images, (B, 3, H, W).
-        device (torch.device): Where it runs.
-        dtype (torch.dtype): Of the products.
+    ``shape`` is that of the images, (B, 3, H, W); ``dtype`` that of the products on ``device``.
     """
     differences = []
 
@@ -146,7 +132,7 @@ def run_operations(
             run = tokens * columns * channels + extra * channels**2
             differences.append(run - 4 * tokens * channels**2)
 
-    model = copy.deepcopy(model).to('meta', torch.float32).eval()
+    model = on_meta(model)
     for module in model.modules():
         if isinstance(module, CycleMixer):
             module.register_forward_hook(count)

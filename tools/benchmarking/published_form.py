@@ -5,8 +5,6 @@ Same weights, same outputs; the order of operations, and what each of them reads
 published code's (github.com/ShoufaChen/CycleMLP). Only the layout at stage borders is ours.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -69,16 +67,8 @@ class WholeMapBlock(nn.Module):
 def published_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
     """Copy a model, with every CycleMLP block in the form it was published in.
 
-    Args:
-        model (nn.Module): A CycleMLP backbone, or anything that holds one.
-        mixer (str): 'published' (``deform_conv2d``) or 'reference' (plain shift + Linear).
-            Defaults to 'published'.
-
-    Returns:
-        nn.Module: Same state dict, same outputs.
-
-    Raises:
-        ValueError: There is no CycleMLP block in the model.
+    ``mixer`` is 'published' (``deform_conv2d``) or 'reference' (plain shift + Linear). State dict
+    and outputs are the same. Raises a ValueError if there is no CycleMLP block in the model.
     """
     model = copy.deepcopy(model)
     blocks = [name for name, module in model.named_modules() if isinstance(module, CycleBlock)]

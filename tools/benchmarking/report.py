@@ -1,7 +1,5 @@
 """Rows of measurements as a table, csv, json and a plot."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -11,12 +9,7 @@ COLORS = {'ours': 'tab:green', 'published': 'darkgray', 'reference': 'lightgray'
 
 
 def add_ratios(rows: list[dict], rates: dict[str, float]) -> None:
-    """Add what a reader compares: time over ours, and the part of the machine's rate reached.
-
-    Args:
-        rows (list[dict]): From ``benchmark.compare``; changed.
-        rates (dict[str, float]): Measured operations per second of a matrix product, by dtype.
-    """
+    """Add to rows the time over ours, and the part reached of ``rates``, operations/s by dtype."""
     for row in rows:
         for ours in rows:
             is_same = (ours['mode'], ours['size']) == (row['mode'], row['size'])
@@ -32,7 +25,7 @@ def add_ratios(rows: list[dict], rates: dict[str, float]) -> None:
 def table(rows: list[dict]) -> str:
     """The main columns as aligned text."""
 
-    def number(row: dict, key: str, scale: float, form: str) -> str:
+    def number(row: dict, key: str, scale: float = 1e6, form: str = '.0f') -> str:
         return '-' if row.get(key) is None else f'{row[key] / scale:{form}}'
 
     named = ('contender', 'arch', 'dtype', 'mode', 'size')
@@ -45,8 +38,8 @@ def table(rows: list[dict]) -> str:
                 *(row[name] for name in named),
                 f'{row["median_ms"]:.1f}',
                 f'{row["q1_ms"]:.1f}-{row["q3_ms"]:.1f}',
-                number(row, 'peak_bytes', 1e6, '.0f'),
-                number(row, 'saved_bytes', 1e6, '.0f'),
+                number(row, 'peak_bytes'),
+                number(row, 'saved_bytes'),
                 number(row, 'matmul_rate_reached', 1, '.2f'),
                 ', '.join(f'{row[key]:.2f} ({key.removeprefix("times_ours_")})' for key in ratios),
             ]
@@ -69,6 +62,7 @@ def write(rows: list[dict], facts: dict, folder: Path) -> None:
 
 def _plot(rows: list[dict], path: Path) -> None:
     """A panel of bars from zero for each mode and size."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     panels = {}
@@ -79,12 +73,9 @@ def _plot(rows: list[dict], path: Path) -> None:
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axes, ((mode, size), panel) in zip(grid[:, 0], panels.items()):
         names = [' '.join(filter(None, (r['contender'], r['arch'], r['dtype']))) for r in panel]
-        medians = [r['median_ms'] for r in panel]
-        spread = [
-            [r['median_ms'] - r['q1_ms'] for r in panel],
-            [r['q3_ms'] - r['median_ms'] for r in panel],
-        ]
+        low, medians, high = np.array([[r['q1_ms'], r['median_ms'], r['q3_ms']] for r in panel]).T
         colors = [COLORS.get(r['contender'], 'tab:blue') for r in panel]
+        spread = medians - low, high - medians
         axes.barh(range(len(panel)), medians, xerr=spread, color=colors)
         axes.set_yticks(range(len(panel)), names, fontsize=7)
         axes.set_ylim(len(panel) - 0.4, -0.6)

@@ -1,7 +1,6 @@
 """What is timed, ready to run: a backbone on images, or a whole config on a made-up batch."""
 
-from __future__ import annotations
-
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 from .published_form import published_form
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+Size = tuple[int, int, int]  # batch, height, width
 #: Backbones of ours by name: CycleMLP's archs, and MPViT's with a prefix.
 MPVIT = 'mpvit_'
 ARCHS = (*CycleMLP.arch_zoo, *(MPVIT + arch for arch in MPViT.arch_zoo))
@@ -30,10 +30,7 @@ RIVALS = dict(
 
 
 class Workload(NamedTuple):
-    """A model on its device, a forward pass that returns the loss in training, the images' shape.
-
-    ``image_shape`` is (B, 3, H, W).
-    """
+    """A model on its device, a forward pass that returns the loss in training, and (B, 3, H, W)."""
 
     model: nn.Module
     forward: Callable[[], object]
@@ -42,19 +39,15 @@ class Workload(NamedTuple):
     def call(self, train: bool) -> Callable[[], object]:
         """One inference, or one training step without the optimiser."""
 
-        def infer() -> None:
-            with torch.inference_mode():
-                self.forward()
-
         def step() -> None:
             self.model.zero_grad(set_to_none=True)
             self.forward().backward()
 
-        return step if train else infer
+        return step if train else torch.inference_mode()(self.forward)
 
 
 def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False) -> nn.Module:
-    """Build a backbone by name, randomly initialised.
+    """Build a backbone, randomly initialised.
 
     Args:
         name (str): 'ours', 'compiled' (ours by ``torch.compile``), 'published' (CycleMLP on
@@ -78,22 +71,13 @@ def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False)
     return torch.compile(model) if name == 'compiled' else model
 
 
-def backbone_workload(
-    name: str,
-    arch: str,
-    dtype: str,
-    size: tuple[int, int, int],
-    train: bool,
-    device: torch.device,
-    backend: str = 'auto',
-    deploy: bool = False,
-) -> Workload:
+def backbone_workload(name: str, arch: str, dtype: str, size: Size, args: Namespace) -> Workload:
     """A backbone on random images; its loss is the mean square of its maps.
 
-    ``dtype`` is a key of :data:`DTYPES`, or 'amp': autocast to bfloat16; ``size`` is batch, height
-    and width. For the others see :func:`contender`.
+    ``dtype`` is a key of :data:`DTYPES`, or 'amp': autocast to bfloat16.
     """
-    model = contender(name, arch, backend, deploy).to(device).train(train)
+    train, device = args.mode == 'train', args.device
+    model = contender(name, arch, args.backend, args.deploy).to(device).train(train)
     image = torch.randn(size[0], 3, *size[1:], device=device)
     if dtype != 'amp':
         model, image = model.to(DTYPES[dtype]), image.to(DTYPES[dtype])
@@ -111,22 +95,14 @@ def backbone_workload(
     return Workload(model, forward, tuple(image.shape))
 
 
-def config_workload(
-    name: str,
-    config: str,
-    dtype: str,
-    size: tuple[int, int, int],
-    train: bool,
-    device: torch.device,
-    deploy: bool = False,
-) -> Workload:
+def config_workload(name: str, config: str, dtype: str, size: Size, args: Namespace) -> Workload:
     """A config's whole model, randomly initialised, on random images with made-up labels.
 
     Inference is what ``tools/test.py`` does with a loaded image, post-processing included; it finds
     nothing in noise. Training is the loss of the model's own heads. ``name`` is 'ours', or a form
     of :func:`~benchmarking.published_form.published_form`.
     """
-    cfg = load_config(config)
+    cfg, train, device = load_config(config), args.mode == 'train', args.device
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
@@ -134,10 +110,10 @@ def config_workload(
     model.init_weights()
     if name != 'ours':
         model = published_form(model, name)
-    elif deploy:
+    elif args.deploy:
         to_deploy(model)
     model = model.to(device).train(train)
-    batch = _batch(cfg, size)
+    batch = made_up_batch(cfg, size)
 
     def forward() -> object:
         with _autocast(dtype, device):
@@ -152,7 +128,7 @@ def _autocast(dtype: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if dtype == 'amp' else nullcontext()
 
 
-def _batch(cfg: dict, size: tuple[int, int, int]) -> dict:
+def made_up_batch(cfg: dict, size: Size) -> dict:
     """Images as a data loader gives them, and a sample for each, with 8 objects to detect."""
     images, height, width = size
     if cfg.default_scope == 'mmdet':
@@ -172,9 +148,8 @@ def _batch(cfg: dict, size: tuple[int, int, int]) -> dict:
 
         classes = cfg.model.decode_head.num_classes
         labels = torch.randint(classes, (images, 1, height, width), generator=random)
-        samples = [
-            SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=sizes) for label in labels
-        ]
+        maps = [PixelData(data=label) for label in labels]
+        samples = [SegDataSample(gt_sem_seg=data, metainfo=sizes) for data in maps]
     else:
         from mmpretrain.structures import DataSample
 

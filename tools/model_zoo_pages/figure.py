@@ -1,9 +1,6 @@
 """Accuracy against latency, from a ``benchmark.json`` of ``tools/benchmark.py``."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -25,32 +22,27 @@ RIVALS_TITLE = 'torchvision (its IMAGENET1K_V1)'
 
 
 def read_latencies(path: str | Path) -> dict:
-    """Read and check a ``benchmark.json``: inference, of one size and dtype.
+    """Read a ``benchmark.json`` with inference of one size and dtype.
 
-    Raises:
-        MissingFileError: It is not there.
-        UserError: It is something else, or mixes what cannot be compared.
+    Raises a MissingFileError if it is not there, a UserError if it is something else or mixes what
+    cannot be compared.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f'{path} does not exist: tools/benchmark.py writes it')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-        rows = content['rows']
-        kinds = {(row['mode'], row['size'], row['dtype']) for row in rows}
+        kinds = {(row['mode'], row['size'], row['dtype']) for row in content['rows']}
         content['device'], content['threads']  # the figure says where
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path} is not a benchmark.json of tools/benchmark.py ({error!r})'
-        ) from error
+        what = f'{path} is not a benchmark.json of tools/benchmark.py ({error!r})'
+        raise UserError(what) from error
     if len(kinds) != 1 or next(iter(kinds))[0] != 'infer':
-        raise UserError(
-            f'{path} must hold inference at one size and dtype, but has {sorted(kinds)}'
-        )
+        raise UserError(f'{path} must hold inference at one size and dtype, not {sorted(kinds)}')
     return content
 
 
-def points(content: dict, collections: Sequence[Collection]) -> dict[str, list[tuple]]:
+def points(content: dict, collections: list[Collection]) -> dict[str, list[tuple]]:
     """What is drawn: by series, (latency per image in ms, quoted top-1, label).
 
     Series are a family in our form, the same in the published form where it was measured, and
@@ -59,39 +51,37 @@ def points(content: dict, collections: Sequence[Collection]) -> dict[str, list[t
     from torchvision import models as torchvision_models
 
     top1 = {
-        (c.family['Metadata']['Backbone'], model['Metadata']['Arch']): (
-            c.family['Name'],
+        (collection.family['Metadata']['Backbone'], model['Metadata']['Arch']): (
+            collection.family['Name'],
             result['Metrics']['Top 1 Accuracy'],
         )
-        for c in collections
-        for model in c.models
+        for collection in collections
+        for model in collection.models
         for result in model.get('Results', ())
         if 'Quoted From' in result and 'Top 1 Accuracy' in result['Metrics']
     }
     series: dict[str, list[tuple]] = {}
     for row in content['rows']:
-        milliseconds = row['median_ms'] / int(row['size'].split('x')[0])
-        name, title = row['contender'], RIVALS_TITLE
+        name, key = row['contender'], (row.get('backbone', 'CycleMLP'), row['arch'])
         if name in RIVALS:
-            label, weights = RIVALS[name]
-            meta = getattr(torchvision_models, weights).IMAGENET1K_V1.meta
-            accuracy = meta['_metrics']['ImageNet-1K']['acc@1']
-        else:
-            key = row.get('backbone', 'CycleMLP'), row['arch']
-            if key not in top1 or name not in ('ours', 'published'):
-                continue
+            title, (label, weights) = RIVALS_TITLE, RIVALS[name]
+            metrics = getattr(torchvision_models, weights).IMAGENET1K_V1.meta['_metrics']
+            accuracy = metrics['ImageNet-1K']['acc@1']
+        elif key in top1 and name in ('ours', 'published'):
             title, accuracy = top1[key]
             title += ', published form' if name == 'published' else ''
             label = row['arch'].upper()
+        else:
+            continue
+        milliseconds = row['median_ms'] / int(row['size'].split('x')[0])
         series.setdefault(title, []).append((milliseconds, accuracy, label))
     return {title: sorted(found) for title, found in series.items()}
 
 
-def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> Path:
-    """Draw the figure from what :func:`read_latencies` returned; returns ``path``.
+def draw(content: dict, collections: list[Collection], path: str | Path) -> Path:
+    """Draw what :func:`read_latencies` returned; returns ``path``.
 
-    Raises:
-        UserError: No measured backbone has a quoted accuracy.
+    Raises a UserError if no measured backbone has a quoted accuracy.
     """
     found = points(content, collections)
     if not found:
@@ -111,9 +101,8 @@ def draw(content: dict, collections: Sequence[Collection], path: str | Path) -> 
     axes.margins(x=0.1, y=0.12)
     row = content['rows'][0]
     batch, height, width = row['size'].split('x')
-    axes.set_xlabel(
-        f'milliseconds per {height}×{width} image at batch {batch}, {row["dtype"]} (measured)'
-    )
+    what = f'{height}×{width} image at batch {batch}, {row["dtype"]}'
+    axes.set_xlabel(f'milliseconds per {what} (measured)')
     axes.set_ylabel('ImageNet top-1 in % (quoted)')
     axes.set_title(f'{content["device"]}, {content["threads"]} threads', fontsize=8)
     axes.grid(alpha=0.25)

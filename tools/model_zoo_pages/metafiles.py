@@ -6,11 +6,9 @@ config with one of its own) and FLOPs Size (height x width); a result has Quoted
 or Log (of ours); a collection may have a Note for readers, and Shown Settings of its ``arch_zoo``.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -19,27 +17,15 @@ from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 #: What each entry must have, and the pattern of its value.
-COLLECTION = {
-    'Name': '.',
-    'Code': r'.+\.py',
-    'Metadata/Backbone': '.',
-    'Paper/Title': '.',
-    'Paper/URL': '.',
-}
-MODEL = {
-    'Name': '.',
-    'Config': r'.+\.py',
-    'In Collection': '.',
-    'Metadata/Recipe': '.',
-    'Metadata/Training Data': '.',
-    'Metadata/Parameters': r'\d+$',
-    'Metadata/FLOPs': r'\d+$',
-    'Metadata/FLOPs Size': r'\d+x\d+$',
-}
+COLLECTION = dict.fromkeys(('Name', 'Metadata/Backbone', 'Paper/Title', 'Paper/URL'), '.')
+COLLECTION['Code'] = r'.+\.py'
+MODEL = dict.fromkeys(('Name', 'In Collection', 'Metadata/Recipe', 'Metadata/Training Data'), '.')
+MODEL |= {'Config': r'.+\.py', 'Metadata/FLOPs Size': r'\d+x\d+$'}
+MODEL |= {'Metadata/Parameters': r'\d+$', 'Metadata/FLOPs': r'\d+$'}
+RESULT = {'Dataset': '.', 'Metrics': '.'}
 
 
-@dataclass(frozen=True)
-class Collection:
+class Collection(NamedTuple):
     """A family of backbones: its entry, those of its models in their order, and their file."""
 
     family: dict
@@ -57,9 +43,8 @@ class Collection:
 def read_collections(root: str | Path) -> list[Collection]:
     """Read ``model-index.yml`` in the project's root, and every metafile that it imports.
 
-    Raises:
-        MissingFileError: The index or a metafile is not there.
-        UserError: A field is missing or wrong; names file, model and field.
+    Raises a MissingFileError if one is not there, a UserError with file, model and field if a field
+    is missing or wrong.
     """
     index = _load(Path(root) / 'model-index.yml')
     return [_read_metafile(Path(root) / name) for name in index['Import']]
@@ -93,7 +78,7 @@ def _read_metafile(path: Path) -> Collection:
         if names.count(name) > 1:
             raise UserError(f'{where} is listed more than once')
         for result in model.get('Results', ()):
-            _check_fields(f'{where}, a result', result, {'Dataset': '.', 'Metrics': '.'})
+            _check_fields(f'{where}, a result', result, RESULT)
             if ('Quoted From' in result) == ('Log' in result):
                 raise UserError(f'{where}: a result has either Quoted From or Log, a log of ours')
     return Collection(family, tuple(models), path)
@@ -123,11 +108,7 @@ def measure(model: dict, root: str | Path) -> dict[str, int]:
 
 
 def write_measured(collection: Collection, root: str | Path) -> list[str]:
-    """Put what was counted into the metafile; comments and order stay.
-
-    Returns:
-        list[str]: Names of the models whose figures changed.
-    """
+    """Write the counts into the metafile, with its comments; returns the names that changed."""
     text = collection.metafile.read_text(encoding='utf-8')
     changed = []
     for model in collection.models:

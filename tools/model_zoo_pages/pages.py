@@ -1,7 +1,5 @@
 """Markdown made from the metafiles: ``docs/model_zoo.md``, and the tables in ``README.md``."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ BEGIN = '<!-- model zoo: written by tools/model_zoo.py from the metafiles -->'
 END = '<!-- end of model zoo -->'
 #: Data sets whose recipes get a column in the README, and their usual metric.
 BENCHMARKS = {'COCO 2017': 'box AP', 'ADE20K': 'mIoU'}
+TOP1 = 'Top 1 Accuracy'
 FIGURE = 'images/accuracy_latency.png'
 LATENCY = 'logs/accuracy_latency.json'
 LATENCY_COMMANDS = """\
@@ -39,18 +38,18 @@ our results for them are "not measured", and no weights of detectors or segmento
 Configs are in `configs/`; the name is enough: `python tools/train.py NAME`."""
 
 
-def model_zoo_page(collections: Sequence[Collection], docs: str | Path) -> str:
+def model_zoo_page(collections: Sequence[Collection], docs: Path) -> str:
     """Make ``docs/model_zoo.md``, with the figure where the docs folder holds the latencies."""
-    how = f'The commands that measure it and draw the figure:\n\n{LATENCY_COMMANDS}'
     figure = 'Latency: **not measured**. '
-    if (Path(docs) / LATENCY).is_file():
+    if (docs / LATENCY).is_file():
         figure = f'![ImageNet top-1, quoted, against latency, ours]({FIGURE})\n\n'
         figure += f'[Data]({LATENCY}). '
-    parts = [INTRO, '## Accuracy against latency', figure + how]
+    figure += 'The commands that measure it and draw the figure:\n\n'
+    parts = [INTRO, '## Accuracy against latency', figure + LATENCY_COMMANDS]
     for collection in collections:
         family = collection.family
-        paper = '[{Title}]({URL})'.format(**family['Paper'])
-        parts += [f'## {family["Name"]}', paper, *_note(family)]
+        parts += [f'## {family["Name"]}', '[{Title}]({URL})'.format(**family['Paper'])]
+        parts += _note(family)
         others = []
         for recipe, models in collection.by_recipe().items():
             if len(models) > 1 or _data(models[0]) in BENCHMARKS:
@@ -95,10 +94,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _recipe_table(models: Sequence[dict]) -> str:
     """Models of one recipe, trained on one data set, counted at one size."""
     first, data = models[0]['Metadata'], _data(models[0])
-    found = dict.fromkeys(
-        name for m in models for r in m.get('Results', ()) for name in r['Metrics']
-    )
-    names = list(found) or [BENCHMARKS.get(data, 'Top 1 Accuracy')]
+    names = list(dict.fromkeys(n for m in models for r in _results(m) for n in r['Metrics']))
+    names = names or [BENCHMARKS.get(data, TOP1)]
     has_weights = any(model.get('Weights') for model in models)
     head = ['config', 'parameters', 'FLOPs, {}×{}'.format(*size_of(models[0]))]
     head += [f'{name}, {whose}' for name in names for whose in ('quoted', 'ours')]
@@ -134,13 +131,13 @@ def _size_table(collection: Collection) -> str:
     """Parameters of every dense model: a row per arch, a column per recipe."""
     groups = collection.by_recipe().items()
     recipes = [recipe for recipe, models in groups if _data(models[0]) in BENCHMARKS]
-    rows: dict[str, dict] = {}
-    for model in collection.models:
-        arch, recipe = model['Metadata'].get('Arch'), model['Metadata']['Recipe']
-        if arch:
-            rows.setdefault(arch, {})[recipe] = _parameters(model)
-    shown = [(arch, [sizes.get(recipe, '') for recipe in recipes]) for arch, sizes in rows.items()]
-    return _table(['parameters', *recipes], [[f'`{a}`', *row] for a, row in shown if any(row)])
+    sizes: dict[str, dict] = {}
+    for recipe, models in groups:
+        for model in models:
+            if 'Arch' in model['Metadata']:
+                sizes.setdefault(model['Metadata']['Arch'], {})[recipe] = _parameters(model)
+    rows = [[f'`{arch}`', *(own.get(r, '') for r in recipes)] for arch, own in sizes.items()]
+    return _table(['parameters', *recipes], [row for row in rows if any(row[1:])])
 
 
 def _arch_table(collection: Collection) -> str:
@@ -155,20 +152,18 @@ def _arch_table(collection: Collection) -> str:
     for model in collection.by_recipe().get('ImageNet', ()):
         name = model['Metadata']['Arch']
         shown = ['-'.join(map(str, kind.arch_zoo[name][setting])) for setting in settings]
-        quoted = _quoted(model, 'Top 1 Accuracy')
-        rows.append([f'`{name}`', *shown, _parameters(model), _flops(model), quoted])
-    head = ['arch', *settings, 'parameters', 'FLOPs', 'ImageNet top-1, quoted']
-    return _table(head, rows)
+        rows.append([f'`{name}`', *shown, _parameters(model), _flops(model), _quoted(model, TOP1)])
+    return _table(['arch', *settings, 'parameters', 'FLOPs', 'ImageNet top-1, quoted'], rows)
 
 
 def _data(model: dict) -> str:
     return model['Metadata']['Training Data']
 
 
-def _results(model: dict, source: str, metric: str | None = None) -> Iterator[dict]:
-    """Results quoted or of ours ('Quoted From' or 'Log'), with this metric if one is given."""
+def _results(model: dict, source: str | None = None, metric: str | None = None) -> Iterator[dict]:
+    """Results, optionally only quoted ones or ours ('Quoted From' or 'Log'), or of a metric."""
     for result in model.get('Results', ()):
-        if source in result and metric in (None, *result['Metrics']):
+        if source in (None, *result) and metric in (None, *result['Metrics']):
             yield result
 
 
