@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -110,9 +111,11 @@ def _check_numbers(report: Report, cfg: Config) -> None:
         for key, value in parts(cfg, path):
             is_whole = is_number(value) and value == int(value)
             is_whole &= path.startswith('train_cfg') or type(value) is int  # loops take 12.0
+            most = 2**32 - 1 if path == 'randomness.seed' else math.inf  # NumPy's limit
             is_none = value is None and path == 'randomness.seed'
-            if not is_none and not (is_whole and value >= least):
-                report.error(key, f'is {value!r}, but must be a whole number from {least}')
+            if not is_none and not (is_whole and least <= value <= most):
+                expected = f'a whole number from {least}' + f' to {most}' * (most < math.inf)
+                report.error(key, f'is {value!r}, but must be {expected}')
     fraction = cfg.get('max_bad_fraction', 0)
     if not is_number(fraction) or not 0 <= fraction <= 1:
         report.error('max_bad_fraction', f'is {fraction!r}, but must be a number in [0, 1]')

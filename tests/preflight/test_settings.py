@@ -105,6 +105,7 @@ WHOLE = 'but must be a whole number from'
         ('train_cfg.max_epochs', 'abc', f"is 'abc', {WHOLE} 1"),
         ('train_cfg.max_epochs', 0, f'is 0, {WHOLE} 1'),
         ('randomness.seed', 'abc', f"is 'abc', {WHOLE} 0"),
+        ('randomness.seed', 2**32, f'is 4294967296, {WHOLE} 0 to 4294967295'),
         ('max_bad_fraction', 'abc', "is 'abc', but must be a number in [0, 1]"),
         ('max_non_finite', 'abc', f"is 'abc', {WHOLE} 1"),
         ('train_dataloader.batch_size', 0, f'is 0, {WHOLE} 1'),
