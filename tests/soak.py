@@ -40,7 +40,10 @@ def memory(process):
 
 def sample(process):
     """Memory of the training process and of its largest worker, in MiB."""
-    workers = [size for child in process.children() if (size := memory(child))]
+    children = []
+    with suppress(psutil.Error):
+        children = process.children()
+    workers = [size for child in children if (size := memory(child))]
     return dict(training=memory(process), worker=max(workers, default=None))
 
 
