@@ -81,8 +81,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             ids = named.get('keep_ckpt_ids')
             ids = [i for i in ids if type(i) is int] if isinstance(ids, (list, tuple)) else []
-            self._remove(*map(self.filename_tmpl.format, ids[: -self.max_keep_ckpts]))
-            hub.update_info('keep_ckpt_ids', ids[-self.max_keep_ckpts :])
+            hub.update_info('keep_ckpt_ids', ids)
         for end in self._ends().values():
             score, path = named.get(f'best_score{end}'), named.get(f'best_ckpt{end}')
             found = self._own_file(path)
