@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from paths import ROOT
 
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.engine import resume_training
-from cyclemlp_mm.engine.runner.resume import find_newest
+from cyclemlp_mm.engine.runner.resume import compare_settings, find_newest
 from cyclemlp_mm.engine.work_dir import (
     LOCK,
     PARTIAL,
@@ -307,3 +309,16 @@ def test_equal_to_the_bit(arguments):
     assert done.returncode == 0, done.stdout[-4000:]
     assert 'equal to the bit' in done.stdout.splitlines()[-1]
     print(done.stdout.splitlines()[-1])
+
+
+def test_settings_of_several_optimisers_are_compared():
+    def wrapper(lr):
+        parts = {name: torch.nn.Linear(2, 2).parameters() for name in 'ab'}
+        kinds = {name: torch.optim.SGD(part, lr=lr) for name, part in parts.items()}
+        return OptimWrapperDict(**{name: OptimWrapper(kind) for name, kind in kinds.items()})
+
+    lines = []
+    logger = SimpleNamespace(warning=lines.append)
+    runner = SimpleNamespace(optim_wrapper=wrapper(0.2), param_schedulers=None, logger=logger)
+    compare_settings(runner, dict(optimizer=wrapper(0.1).state_dict()), 'x.pth')
+    assert len(lines) == 1 and 'lr 0.1 (config: 0.2)' in lines[0]

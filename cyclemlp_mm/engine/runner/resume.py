@@ -6,6 +6,7 @@ mmengine continues with the optimiser and schedule of the checkpoint, whatever t
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import traceback
 from collections import Counter
@@ -266,14 +267,17 @@ def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
 
     Raises CheckpointError where the state is of another optimiser, or of other parameters.
     """
-    if isinstance(runner.optim_wrapper, OptimWrapperDict):
-        return
-    changes = []
-    optimizer, state = runner.optim_wrapper.optimizer, checkpoint['optimizer']
-    _check_groups(optimizer, state['param_groups'], source)
-    for own, saved in zip(optimizer.param_groups, state['param_groups']):
-        changes += _differences(_at_start(own), _at_start(saved))
-    schedules, states = runner.param_schedulers, checkpoint.get('param_schedulers')
+    changes, wrapper, state = [], runner.optim_wrapper, checkpoint['optimizer']
+    several = isinstance(wrapper, OptimWrapperDict)
+    for name, part in wrapper.items() if several else [('', wrapper)]:
+        groups = (state[name] if several else state)['param_groups']
+        _check_groups(part.optimizer, groups, source)
+        for own, saved in zip(part.optimizer.param_groups, groups):
+            changes += _differences(_at_start(own), _at_start(saved))
+    schedules, states = (
+        list(itertools.chain(*part.values())) if isinstance(part, dict) else part
+        for part in (runner.param_schedulers, checkpoint.get('param_schedulers'))
+    )
     if schedules is not None and states is not None:
         for i, (schedule, state) in enumerate(zip(schedules, states)):
             own = _arguments(schedule)
