@@ -39,7 +39,7 @@ FREE = frozenset(
     """.split()  # noqa: SIM905
 )
 
-#: Height and width that a model is counted at, unless told: ImageNet's, COCO's 800 px in a padded
+#: Height and width that a model is counted at by default: ImageNet's, COCO's 800 px in a padded
 #: 5:8 frame, ADE20K's crop.
 SIZES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 512)}
 _HEADS = ('rpn_head', 'bbox_head', 'roi_head', 'decode_head', 'auxiliary_head', 'head')

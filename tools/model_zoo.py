@@ -22,8 +22,8 @@ LATENCY_HELP = 'draw accuracy against latency from what tools/benchmark.py measu
 def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
     """Write the pages as the command line says, and return those that were out of date.
 
-    Raises a UserError if a metafile is wrong, this is no checkout, or, with ``--check``, a page is
-    out of date.
+    Raises a UserError if a metafile is wrong, this is not a checkout, or, with ``--check``, a page
+    is out of date.
     """
     args = _parse_args(argv)
     # Slow to import, and not needed for --help.

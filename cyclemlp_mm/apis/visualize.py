@@ -84,7 +84,7 @@ def _build_backbone(cfg: Config, weights: str | None) -> nn.Module:
     with model_errors(cfg.filename):
         backbone = MODELS.build(cfg.model.backbone)
     if not hasattr(backbone, 'out_strides'):
-        raise UserError(f'{cfg.model.backbone.type} is no backbone of cyclemlp_mm')
+        raise UserError(f'{cfg.model.backbone.type} is not a backbone of cyclemlp_mm')
     cfg.model.backbone.out_indices = tuple(range(backbone.out_indices[-1] + 1))
     torch.manual_seed(0)
     backbone = MODELS.build(cfg.model.backbone)

@@ -40,7 +40,7 @@ class DistilledClassifier(ImageClassifier):
     ``loss = (1 - alpha) · base + alpha · distillation``, where ``base`` is the head's own loss and
     ``distillation`` is that of the two functions above, on the logits of the same images.
 
-    The teacher is no part of the model: it is frozen, in eval mode, not in the optimizer, in
+    The teacher is not part of the model: it is frozen, in eval mode, not in the optimizer, in
     ``state_dict()`` or in DDP, and moves with the model to other devices. To evaluate or to
     fine-tune, a plain ``ImageClassifier`` loads the same checkpoint.
 

@@ -14,7 +14,7 @@ IGNORE_INDEX = 255  # what mmseg's losses and metrics leave out
 class CheckLabels:
     """Turns the data's own ignore label into mmseg's, and stops on labels that name no class.
 
-    Stands right behind ``LoadAnnotations``. Without it, a stray label reaches the loss as an index
+    Stands right after ``LoadAnnotations``. Without it, a stray label reaches the loss as an index
     outside its range: a crash inside a kernel on a GPU, or a nan accuracy; metrics leave it out.
 
     Args:

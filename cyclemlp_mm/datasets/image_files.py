@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = tuple(s for kind in _SUFFIXES for s in _SUFFIXES[kind] if kind 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values under which width and height change places
 _BITS_PER_SAMPLE = 258  # TIFF tag
-#: What files that are no images begin with, and what to say about them.
+#: What files that are not images begin with, and what to say about them.
 _NO_IMAGES = {
     b'<!doctype': ' (it is an HTML page)',
     b'<html': ' (it is an HTML page)',

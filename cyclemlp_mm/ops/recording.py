@@ -188,7 +188,7 @@ def gradients(
     one; differentiable again, which a gradient that is written by hand is not."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: of two inputs one may be made from the other, which is no part of this function.
+        # Views: of two inputs one may be made from the other, outside this function.
         inputs = [t.view_as(t) if isinstance(t, Tensor) else t for t in inputs]
         outputs = plain(*inputs)
     wanted = {i: t for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad}

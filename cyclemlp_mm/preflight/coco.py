@@ -62,7 +62,7 @@ def check_coco(
     if empty:
         level, verb = ('warning', 'learned') if split == 'train' else ('note', 'evaluated')
         what = f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be {verb}'
-        report.add(level, ann_file, what, 'Leave out what is no class (--classes)')
+        report.add(level, ann_file, what, 'Leave out what is not a class (--classes)')
     if split == 'train' and not dataset.get('test_mode'):
         with_objects = {ann['image_id'] for ann in of_classes}
         filter_cfg = dataset.get('filter_cfg') or {}

@@ -67,7 +67,7 @@ def check_labels(
         value = stored
         if reduces:
             value = IGNORED if stored in _BINARY else stored - 1
-        share += number / pixels.total() * (value in ignored)  # label_map's is meant
+        share += number / pixels.total() * (value in ignored)  # not what label_map ignores
         value = label_map.get(value, value)
         used[stored] = value if 0 <= value < len(classes) else None
         if value in ignored:

@@ -93,7 +93,9 @@ def check_batch(report: Report, cfg: Config) -> None:
         report.warning('train_dataloader.batch_size', what, 'Consider --auto-scale-lr')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if not hook.get('by_epoch', True) and hook.get('interval', 1) % every:
-        what = f'is no multiple of accumulative_counts={every}: a resumed training may lose a part'
+        what = (
+            f'is not a multiple of accumulative_counts={every}: a resumed training may lose a part'
+        )
         report.warning('default_hooks.checkpoint.interval', f'{what} of one gradient')
 
 

@@ -67,7 +67,7 @@ def convert(
 
     Raises:
         UserError: ``target`` is there and ``force`` is not set, or cannot be written.
-        CheckpointError: ``source`` cannot be read, or is no complete CycleMLP.
+        CheckpointError: ``source`` cannot be read, or is not a complete CycleMLP.
     """
     target, source = user_path(target), str(source)
     to = to or ('safetensors' if target.suffix == '.safetensors' else 'ours')

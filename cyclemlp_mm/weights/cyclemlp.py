@@ -72,7 +72,7 @@ def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in ours.items():
         begin = next((begin for begin in beginnings if name.startswith(begin)), None)
         if begin is None:
-            raise CheckpointError(f'{shorten(name)} is no name of a CycleMLP of ours')
+            raise CheckpointError(f'{shorten(name)} is not a tensor name of our CycleMLP')
         group = groups[beginnings[begin]]
         new = beginnings[begin] + name.removeprefix(begin).replace('.mixer.', '.attn.')
         kernel_size, leaf = _shifted(new)

@@ -288,6 +288,6 @@ def is_counter(name: str) -> bool:
 
 
 def fits(name: str, tensor: Tensor, own: Tensor) -> bool:
-    """Same shape; ints are no weights, though copying them into floats would work."""
+    """Same shape; ints are not weights, though copying them into floats would work."""
     same_kind = is_counter(name) or tensor.is_floating_point() == own.is_floating_point()
     return tensor.shape == own.shape and same_kind

@@ -42,7 +42,7 @@ def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
     wrong = [name for name, value in found.items() if not _is_named(name, value)]
     if len(wrong) == len(found) or not all(_is_metadata(name, found[name]) for name in wrong):
         raise CheckpointError(
-            f'checkpoint {source} is no state dict: {len(wrong)} of {len(found)} entries are '
+            f'checkpoint {source} is not a state dict: {len(wrong)} of {len(found)} entries are '
             f'not tensors under a name, e.g. {shorten([str(k) for k in wrong[:3]], 240)}'
         )
     plain: dict[str, Tensor] = {}
