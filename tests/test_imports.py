@@ -43,7 +43,7 @@ assert not heavy & (set(sys.modules) - before)
 """,
     'a backbone needs torch and mmengine only': """
 import sys
-for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'):
+for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'safetensors'):
     sys.modules[name] = None
 import cyclemlp_mm
 from mmengine.registry import MODELS

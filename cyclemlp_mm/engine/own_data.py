@@ -143,7 +143,11 @@ def _splits(
     root: Path, splits: dict[str, tuple[str, ...]], needed: Sequence[str], layout: str
 ) -> dict[str, tuple[str, ...]]:
     """The parts of a layout that are needed or there."""
-    lacking = {s: [p for p in parts if not (root / p).exists()] for s, parts in splits.items()}
+
+    def is_there(path: Path) -> bool:
+        return path.is_file() if path.suffix else path.is_dir()
+
+    lacking = {s: [p for p in parts if not is_there(root / p)] for s, parts in splits.items()}
     missing = ', '.join(part for split in needed for part in lacking[split])
     if missing:
         exports = sorted(root.glob('*/_annotations.coco.json')) if splits is COCO else []

@@ -58,6 +58,15 @@ def _bytearray(data: Any = b'', *codec: str) -> bytearray:
     return bytearray(_encode(data, *codec) if codec else memoryview(data))
 
 
+def _namespace(kind: type) -> Callable:
+    def make(*, state: Any = None) -> object:
+        made = kind()
+        vars(made).update(state or {})  # names may be anything
+        return made
+
+    return make
+
+
 def _type(value: object) -> type:
     if value not in (None, NotImplemented, ...):
         raise RefusedContent(f'it asks for the type of {shorten(value)}')
@@ -234,8 +243,8 @@ FUNCTIONS: dict[str, Callable] = {
     'builtins.xrange': _of_simple_types(range),
     '_codecs.encode': _encode,
     'uuid.UUID': lambda *, state: uuid.UUID(int=state['int']),
-    'argparse.Namespace': lambda *, state=None: argparse.Namespace(**(state or {})),
-    'types.SimpleNamespace': lambda *, state=None: types.SimpleNamespace(**(state or {})),
+    'argparse.Namespace': _namespace(argparse.Namespace),
+    'types.SimpleNamespace': _namespace(types.SimpleNamespace),
     _HISTORY: _history,
 }
 _VALUES = {

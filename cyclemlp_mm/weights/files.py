@@ -233,16 +233,36 @@ def _read(path: Path, tensors: bool) -> Any:
 
 
 def move_tensors(content: Any, map_location: Any) -> Any:
-    """What was read, on the CPU, as ``torch.load`` would place it."""
+    """Tensors of containers, on the CPU, to a device; one that is there twice stays one tensor."""
     if str(map_location or 'cpu') == 'cpu':
         return content
-    file = io.BytesIO()
-    try:
-        torch.save(content, file)  # it holds allowed types only, or was unpickled before
-    except RuntimeError as error:  # one storage as several types, which torch.save never writes
-        raise CheckpointError(f'the tensors cannot be moved to {map_location}: {error}') from error
-    file.seek(0)
-    return torch.load(file, map_location, weights_only=False)
+    moved: dict[int, torch.Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if id(value) not in moved:
+                moved[id(value)] = _to(value, map_location)
+            return moved[id(value)]
+        if isinstance(value, dict):
+            for key in dict.keys(value):
+                dict.__setitem__(value, key, move(dict.__getitem__(value, key)))
+        elif isinstance(value, list):
+            value[:] = map(move, value)
+        return tuple(map(move, value)) if type(value) is tuple else value
+
+    return move(content)
+
+
+def _to(tensor: torch.Tensor, map_location: Any) -> torch.Tensor:
+    if callable(map_location):  # torch.load's third form: from a storage to where it belongs
+        placed = map_location(tensor.untyped_storage(), 'cpu')
+        map_location = 'cpu' if placed is None else placed.device
+    elif isinstance(map_location, dict):
+        map_location = map_location.get('cpu', 'cpu')
+    data = tensor.detach().to(map_location)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(data, tensor.requires_grad)
+    return data.requires_grad_(tensor.requires_grad)
 
 
 def _looks_like(path: Path) -> str:

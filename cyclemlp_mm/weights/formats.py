@@ -15,12 +15,10 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from cyclemlp_mm.errors import shorten
+from cyclemlp_mm.errors import UserError, shorten
 
 from .allowed_types import DamagedFile, RefusedContent
 from .pickles import PickleReader, Storage
@@ -181,15 +179,24 @@ def _header_size(content: bytes) -> int:
     return int.from_bytes(content[:8], 'little')
 
 
+def _library() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:  # a backbone does not need it
+        raise UserError('safetensors files need `pip install safetensors`') from error
+    return safetensors
+
+
 def read_safetensors(content: bytes) -> dict[str, object]:
     """Names to tensors, on the CPU; under ``state_dict`` where we wrote class names with them."""
+    library = _library()
     try:
-        state_dict = safetensors.torch.load(content)
+        state_dict = library.torch.load(content)
         metadata = json.loads(content[8 : 8 + _header_size(content)]).get(_METADATA) or {}
         if DATASET_META in metadata:
             meta = {DATASET_META: json.loads(metadata[DATASET_META])}
             return {'state_dict': state_dict, 'meta': meta}
-    except safetensors.SafetensorError as error:
+    except library.SafetensorError as error:
         raise DamagedFile(f'the safetensors library reports: {error}') from error
     except (ValueError, RecursionError) as error:
         raise DamagedFile('its metadata are not JSON') from error
@@ -200,7 +207,7 @@ def to_safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Names, tensors and metadata as the content of a file: the same each time."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state_dict.items()}
     try:
-        content = safetensors.torch.save(tensors)
+        content = _library().torch.save(tensors)
     except KeyError as error:
         raise DamagedFile(f'a tensor is of {error}, which safetensors does not have') from error
     # The library (0.8) writes several metadata in an order that differs from run to run.

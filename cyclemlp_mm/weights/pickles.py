@@ -12,7 +12,7 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -231,6 +231,14 @@ class PickleReader(pickle.Unpickler):
         return torch.empty(0, dtype=storage.dtype).set_(data)
 
 
+def _operations(file: io.BytesIO) -> Iterator[tuple]:
+    try:
+        yield from pickletools.genops(file)
+    except UnicodeDecodeError as error:
+        what = "its pickle is Python 2's protocol 0: save it again with protocol 2 or later"
+        raise RefusedContent(what) from error
+
+
 def _without_hashing(file: io.BytesIO) -> bytes:
     """The next pickle of a file, with references in place of what makes dicts and sets.
 
@@ -238,7 +246,7 @@ def _without_hashing(file: io.BytesIO) -> bytes:
     where the unpickler would take gigabytes for an index of its memo.
     """
     data, parts, copied = file.getbuffer(), [], file.tell()
-    for count, (operation, argument, at) in enumerate(pickletools.genops(file)):
+    for count, (operation, argument, at) in enumerate(_operations(file)):
         name = operation.name
         if name in _REPLACED:
             parts += data[copied:at], _REPLACED[name]

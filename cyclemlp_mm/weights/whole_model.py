@@ -68,12 +68,13 @@ def for_mmengine(content: Any, source: str, renamed: bool = True) -> Any:
 def _without_configs(content: dict) -> dict:
     """A checkpoint without config texts: mmengine runs them as Python when it resumes, and in
     inferencers that are given weights and no config."""
-    content, hub = dict(content), content.get('message_hub')
+    changed, hub = {}, content.get('message_hub')
     if 'meta' in content:
-        content['meta'] = _but(content['meta'], 'cfg', 'config')
+        changed['meta'] = _but(content['meta'], 'cfg', 'config')
     if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
-        content['message_hub'] = {**hub, 'runtime_info': _but(hub['runtime_info'], 'cfg')}
-    return content
+        changed['message_hub'] = {**hub, 'runtime_info': _but(hub['runtime_info'], 'cfg')}
+    # A bare state dict stays itself: the versions of its modules are an attribute.
+    return {**content, **changed} if changed else content
 
 
 def _but(part: dict, *keys: str) -> dict:

@@ -334,8 +334,11 @@ def test_mistakes_in_folders_and_lists(folders, lists, tmp_path):
         r'train/CLASS/IMAGE or of lists: it lacks train/, val/',
         MissingFileError,
     )
-    for split in ('train', 'val'):
-        (tmp_path / 'empty' / split).mkdir()
+    (tmp_path / 'empty' / 'val').mkdir()
+    (tmp_path / 'empty' / 'train').write_text('')
+    refuse(tmp_path / 'empty', 'lacks train/', MissingFileError)
+    (tmp_path / 'empty' / 'train').unlink()
+    (tmp_path / 'empty' / 'train').mkdir()
     refuse(tmp_path / 'empty', 'has no class folder', MissingFileError)
 
 

@@ -205,6 +205,7 @@ def same(weights, expected):
 def test_stopped_and_resumed_it_sees_the_same(tmp_path, by_epoch, workers, last):
     """To the bit, and whatever the number of workers: batches, augmentation, dropout, weights."""
     expected, all_seen = train(config(tmp_path / 'whole', by_epoch))
+    assert len({number for _, noise, _ in all_seen for number in noise}) == 80  # of 4 epochs
     message = stop(config(tmp_path / 'parts', by_epoch, workers, **at(last)))
     assert f'stopped by SIGTERM after iteration {last}: saved' in message
     assert Line.seen == all_seen[:last]
@@ -398,6 +399,7 @@ SCHEDULE = [
         ({'optim_wrapper.optimizer.lr': 0.002}, r'lr 0\.01 \(config: 0\.002\).*load_from=FILE'),
         ({'optim_wrapper.optimizer.betas': (0.8, 0.9)}, r'betas \[0\.9, 0\.999\] \(config: \[0\.8'),
         ({'param_scheduler.1.milestones': [3, 4]}, r'milestones \[2, 3\] \(config: \[3, 4\]\)'),
+        ({'param_scheduler.1.milestones': [2, 2, 3]}, r'config: \[2, 2, 3\]'),
         ({'param_scheduler.0.end': 3}, r'param_schedulers\.0\.end 6 \(config: 3\)'),
         ({'param_scheduler': SCHEDULE[:1]}, r'2 param_schedulers \(config: 1\)'),
         ({'param_scheduler': None}, None),

@@ -71,6 +71,9 @@ def python_objects():
     arguments = argparse.Namespace(lr=0.1, out=pathlib.Path('out'), when=datetime.timedelta(1))
     yield 'arguments', arguments
     yield 'nested arguments', argparse.Namespace(a=arguments, b=types.SimpleNamespace(c=[1]))
+    named = argparse.Namespace()
+    vars(named).update({'self': 1, 'a b': 2})
+    yield 'arguments of any name', named
     yield 'paths', [pathlib.Path('/a/b'), pathlib.PurePosixPath('c')]
     utc = datetime.timezone.utc
     times = [datetime.datetime(2024, 1, 1), datetime.datetime.now(utc), datetime.time(1, 2)]

@@ -56,6 +56,13 @@ def test_other_models_may_hold_what_they_like(installed, wrapper, tmp_path):
             load_checkpoint(torch.nn.Linear(2, 2), str(path))
 
 
+def test_a_bare_state_dict_keeps_the_versions_of_its_modules(installed, tmp_path):
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    torch.save(state, tmp_path / 'bn.pth')
+    content = CheckpointLoader.load_checkpoint(str(tmp_path / 'bn.pth'))
+    assert content._metadata['']['version'] == state._metadata['']['version'] == 2
+
+
 def repmlp_of_mmpretrain():
     module = pytest.importorskip('mmpretrain.models.backbones.repmlp')
     return module.RepMLPNet(REPMLP, img_size=64)

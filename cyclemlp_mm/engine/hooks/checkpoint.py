@@ -196,7 +196,7 @@ class AtomicCheckpointHook(CheckpointHook):
             return {}
         if 'auto' in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])
-        hub, replaced = runner.message_hub, {}
+        hub, replaced, failures = runner.message_hub, {}, []
         for (metric, end), rule in zip(self._ends().items(), self.rules):
             score, best = metrics[metric], hub.get_info(f'best_score{end}')
             limit = self.init_value_map[rule] if best is None else best
@@ -208,13 +208,15 @@ class AtomicCheckpointHook(CheckpointHook):
             info = {f'best_score{end}': score, f'best_ckpt{end}': path}
             failure = self._write(runner, name, meta, info, weights_only=True)
             if failure:
-                self._report(runner, failure)
+                failures.append(failure)
                 continue
             replaced[path] = old
             at = f'{step} {"epoch" if self.by_epoch else "iter"}'
             runner.logger.info(
                 f'The best checkpoint with {score:0.4f} {metric} at {at} is saved to {name}.'
             )
+        if failures:  # after all were tried
+            self._report(runner, '; '.join(failures))
         return replaced
 
     def _ends(self) -> dict[str, str]:

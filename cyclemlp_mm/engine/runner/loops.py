@@ -35,11 +35,12 @@ class _ResumableLoop:
     """What both loops share: their data, its length, and the random state of an iteration."""
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
+        differ = runner._randomness_cfg.get('diff_rank_seed', False)
         if isinstance(dataloader, dict):
-            differ = runner._randomness_cfg.get('diff_rank_seed', False)
             dataloader = runner.build_dataloader(dataloader, runner.seed, differ)
-        super().__init__(runner, training_loader(dataloader, runner.seed), **kwargs)
-        self.seed = runner.seed
+        # The seed that all processes share: mmengine adds the rank to the runner's.
+        self.seed = runner.seed - get_rank() if differ else runner.seed
+        super().__init__(runner, training_loader(dataloader, self.seed), **kwargs)
 
     def run_iter(self, *args) -> None:
         seed_all(self.seed, _ITERATION, self._iter, get_rank())

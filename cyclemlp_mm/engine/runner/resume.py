@@ -216,11 +216,12 @@ def run_training(runner: Runner) -> None:
     except (UserError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # the state of any library may be wrong in any way
+        part = _damaged_part(error) if is_resumed(runner) else None
+        if part is None:
+            raise
         unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iter'
         # After an epoch or an iteration every part was used: the error has another cause.
-        is_late = type(start.get(unit)) is int and getattr(runner, unit) > start[unit]
-        part = _damaged_part(error)
-        if part is None or is_late or not is_resumed(runner):
+        if type(start.get(unit)) is int and getattr(runner, unit) > start[unit]:
             raise
         raise CheckpointError(
             f'checkpoint {loaded_from(runner)} cannot be resumed: its part {part!r} makes no sense '
@@ -327,9 +328,12 @@ def _arguments(schedule: object) -> dict:
 
 def _differences(own: dict, saved: dict, prefix: str = '') -> Iterator[str]:
     for key in sorted(own.keys() & saved.keys() - {'last_step', 'verbose'}):
-        was, now = (
-            sorted(v) if isinstance(v, Counter) else list(v) if isinstance(v, tuple) else v
-            for v in (saved[key], own[key])
-        )
+        was, now = _listed(saved[key]), _listed(own[key])
         if isinstance(was, _SIMPLE) and isinstance(now, _SIMPLE) and was != now:
             yield f'{prefix}{key} {str(was)[:60]} (config: {str(now)[:60]})'
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, Counter):  # milestones
+        return sorted(value.elements())
+    return list(value) if isinstance(value, tuple) else value
