@@ -284,7 +284,7 @@ def _is_complete(folder: Path, made: dict) -> bool:
         found = dict(json.loads((folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
         found = {}
-    wrong = [f'{key} {found.get(key)!r}' for key in made if found.get(key) != made[key]]
+    wrong = [f'{k} {found.get(k)!r}, not {v!r}' for k, v in made.items() if found.get(k) != v]
     if wrong:
         what = f'a data set with {", ".join(wrong)}' if found else 'something else'
         raise FolderInUseError(f'{folder} holds {what}: remove it, or choose a new folder')

@@ -159,12 +159,14 @@ def _hint(trouble: str, these: list[dict], judged: JudgedCoco) -> str:
     ):
         if trouble == kind and {str(ann[key]) for ann in these} <= set(map(str, known)):
             return f'Their {key} is a number in one place and a text in the other: write numbers'
-    boxes = [(*ann['bbox'], *judged.sizes[ann['image_id']]) for ann in these if trouble == CUT]
-    if boxes and all(
-        -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
-        for x1, y1, x2, y2, width, height in boxes
-    ):
-        return 'All of them fit as [x1, y1, x2, y2]: write [x1, y1, width, height]'
+    boxes = [(ann['bbox'], judged.sizes[ann['image_id']]) for ann in these if trouble == CUT]
+    centred = [([x - w / 2, y - h / 2, x + w / 2, y + h / 2], s) for (x, y, w, h), s in boxes]
+    for kind, corners in (('x1, y1, x2, y2', boxes), ('centre x, y, width, height', centred)):
+        if boxes and all(
+            -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
+            for (x1, y1, x2, y2), size in corners
+        ):
+            return f'All of them fit as [{kind}]: write [x1, y1, width, height]'
     return ''
 
 
@@ -226,7 +228,7 @@ def _check_filter(
 def _check_number(report: Report, where: Path, cfg: Config, good: list[dict]) -> None:
     """Images with more objects than are ever predicted."""
     settings = [part for key, part in heads(cfg.model.get('test_cfg')) if 'rpn' not in key]
-    limits = [part['max_per_img'] for part in settings if part.get('max_per_img')]
+    limits = [p['max_per_img'] for p in settings if isinstance(p.get('max_per_img'), int)]
     most = min([_MAX_DETECTIONS, *limits])  # those of rpn are proposals
     per_image = Counter(ann['image_id'] for ann in good).values()
     more = [n for n in per_image if n > most]

@@ -33,6 +33,13 @@ _LEAST = {
     'max_non_finite': 1,
     'randomness.seed': 0,
 }
+#: Sections that are looked into. Other names at the top of a config are variables of it.
+_SECTIONS = (
+    *_LOADERS,
+    *('train_cfg', 'val_cfg', 'test_cfg', 'val_evaluator', 'test_evaluator'),
+    *('optim_wrapper', 'param_scheduler', 'default_hooks', 'custom_hooks', 'visualizer'),
+    *('log_processor', 'env_cfg', 'randomness', 'auto_scale_lr'),
+)
 #: Registries of the types in a section, at whatever depth it is.
 _REGISTRIES = {
     **dict.fromkeys(('train_cfg', 'val_cfg', 'test_cfg'), mm.LOOPS),
@@ -126,9 +133,9 @@ def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -
 
     ``only`` has beginnings of the sections to look at; the toolbox's scope has to be the default.
     """
-    for name, value in cfg.items():
-        if name.startswith(tuple(only)) and (name in _REGISTRIES or name in _KEYS):
-            _check_part(report, name, value, _REGISTRIES.get(name))
+    for name in _SECTIONS:
+        if name in cfg and name.startswith(tuple(only)):
+            _check_part(report, name, cfg[name], _REGISTRIES.get(name))
 
 
 def _check_part(report: Report, key: str, settings: object, registry: mm.Registry | None) -> None:
@@ -185,7 +192,10 @@ def class_of(settings: dict, registry: mm.Registry) -> type | None:
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(settings.get('_scope_')) as scoped:
-        return scoped.get(kind)
+        try:
+            return scoped.get(kind)
+        except RuntimeError:  # the name of a module that registers classes
+            return None
 
 
 def _parameters(kind: object) -> set[str] | None:

@@ -116,7 +116,9 @@ def test_folders_of_something_else_are_not_touched(tmp_path):
         ('coco', dict(size=(64, 49)), r'size \[64, 48\]'),
         ('lists', {}, "layout 'coco'"),
     ):
-        with pytest.raises(FileExistsError, match=f'holds a data set with {found}: .*new folder'):
+        with pytest.raises(
+            FileExistsError, match=f'holds a data set with {found}, not .*new folder'
+        ):
             write_shapes(layout, tmp_path / 'data', **SMALL | change)
     assert contents(tmp_path / 'data') == before
     for name, text in (('mine.txt', 'x'), ('shapes.json', 'no json'), ('shapes.json', '[1]')):

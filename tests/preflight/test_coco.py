@@ -163,6 +163,7 @@ CASES = [
     # Plausible areas, but all the same.
     (ann(area=150, bbox=lambda a: [1, 1, 20, 10 + a['id'] % 2]), '"area" of 12 of 12 boxes'),
     (ann(bbox=lambda a: [70, a['bbox'][1], 90, a['bbox'][1] + 10]), 'All .* as .x1, y1, x2, y2.'),
+    (ann(bbox=[90, 70, 20, 20], area=400), 'All of them fit as .centre x, y, width, height.'),
     (ann(bbox=[0.1, 0.2, 0.3, 0.25], area=0.07), 'error: .*numbers from 0 to 1'),
     (ann(iscrowd=lambda a: a['id'] % 2), 'warning: .*6 of 12 boxes have "iscrowd" of 1'),
     (ann(ignore=lambda a: a['id'] % 2), 'warning: .*6 of 12 boxes have "ignore" of 1'),

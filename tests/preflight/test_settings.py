@@ -91,6 +91,17 @@ def test_a_misspelt_setting_is_named_with_the_right_one(config, key, right):
     assert found.startswith(f'error: {key}: there is no such setting') and right in found
 
 
+def test_variables_of_a_config_are_not_sections():
+    merged = dict(type='AdamW', lr=1e-4, momentum=0.9)  # by mmengine, from a base's SGD
+    others = dict(transforms=[dict(type='HorizontalFlip')], metrics=dict(type='bbox'))
+    more = dict(dataset=dict(type='coco'), pipeline=[dict(type='x')], clip_grad=dict(norm=1))
+    cfg = load_config(DET)
+    cfg.update(optimizer=merged, **others, **more)
+    assert not findings(cfg)
+    [found] = findings(DET, {'train_dataloader.dataset.type': 'coco'})
+    assert found.startswith("error: train_dataloader.dataset.type: there is no 'coco'")
+
+
 TYPES = ('optim_wrapper.optimizer', 'optim_wrapper', 'train_cfg', 'val_evaluator')
 TYPES += ('param_scheduler.0', 'default_hooks.logger', 'train_dataloader.sampler')
 WHOLE = 'but must be a whole number from'
