@@ -117,7 +117,7 @@ def test_mixed_precision_and_a_scaled_learning_rate(coco, tmp_path):
     losses = [float(loss) for loss in re.findall(r' loss: (\S+)', printed)]
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
     assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
-    assert 'consider --auto-scale-lr' not in printed
+    assert 'Consider --auto-scale-lr' not in printed
 
 
 def test_two_processes_without_a_gpu(coco, tmp_path):
