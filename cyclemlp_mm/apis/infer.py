@@ -19,7 +19,7 @@ from cyclemlp_mm.inference.inputs import Video, own_suffixes
 from cyclemlp_mm.inference.writer import PredictionWriter
 
 from .arguments import parse
-from .run_tool import track
+from .screen import track
 
 
 @dataclass

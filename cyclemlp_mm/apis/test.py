@@ -11,6 +11,8 @@ from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch, is_first_process
 from cyclemlp_mm.engine.config_data import other_evaluated_files
 from cyclemlp_mm.engine.hooks.logger import progress_bar
+from cyclemlp_mm.engine.per_class import add_per_class_results
+from cyclemlp_mm.engine.summary import LogSummary
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures
@@ -59,6 +61,8 @@ def test(argv: Sequence[str] | None = None) -> dict:
         drawing = (cfg.get('default_hooks') or {}).get('visualization') or {}
         folder = str(Path(args.show_dir).absolute())
         runner.register_hook(DrawResults(folder, drawing.get('score_thr', 0.3)))
+    runner.register_hook(LogSummary())
+    add_per_class_results(runner)
     with progress_bar(runner):
         metrics = runner.test()
     if args.show_dir is not None and is_main_process():

@@ -18,7 +18,7 @@ from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, res
 from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.engine.hooks.stop import TrainingStopped, stoppable
 from cyclemlp_mm.engine.runner.resume import build_runner, checkpoint_folder, run_training
-from cyclemlp_mm.engine.summary import run_summary
+from cyclemlp_mm.engine.summary import LogSummary, run_summary
 from cyclemlp_mm.engine.training_config import add_vis_backends
 from cyclemlp_mm.engine.work_dir import work_dir_lock
 from cyclemlp_mm.errors import UserError
@@ -44,6 +44,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         runner = build_runner(cfg, start_from)
         log(runner, lines)
         try:
+            runner.register_hook(LogSummary())
             with progress_bar(runner):
                 run_training(runner)
         except TrainingStopped:  # in all processes alike

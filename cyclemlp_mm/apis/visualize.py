@@ -21,7 +21,7 @@ from cyclemlp_mm.visualization import curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
 from .arguments import parse
-from .run_tool import track
+from .screen import track
 
 #: By sub-command: smallest and largest value of its options.
 _RANGES = {

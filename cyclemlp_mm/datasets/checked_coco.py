@@ -92,7 +92,10 @@ class CheckedCOCO(COCO):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset`` on a :class:`CheckedCOCO`; takes the same settings."""
+    """mmdet's ``CocoDataset`` on a :class:`CheckedCOCO`; takes the same settings.
+
+    ``num_objects`` is the number of objects in the images that it has.
+    """
 
     def load_data_list(self) -> list[dict]:
         """Images with their objects, labelled in the order of ``metainfo.classes``."""
@@ -100,6 +103,12 @@ class CheckedCocoDataset(CocoDataset):
         with_masks = any(getattr(step, 'with_mask', False) for step in steps)
         self.COCOAPI = partial(CheckedCOCO, with_masks=with_masks)
         return super().load_data_list()
+
+    def filter_data(self) -> list[dict]:
+        """Leave images out as mmdet does, and count the objects of the others."""
+        kept = super().filter_data()
+        self.num_objects = sum(len(image['instances']) for image in kept)
+        return kept
 
 
 @METRICS.register_module()
@@ -143,11 +152,16 @@ class CheckedCocoMetric(CocoMetric):
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """The metrics, by name; those per class under the class's own name."""
+        """The metrics, by name; those per class come last, under the class's own name."""
         if self._coco_api is not None:
             # pycocotools sorts the ids, and mmdet numbers its results per class by this list.
             self.cat_ids = sorted(self._coco_api.get_cat_ids(self.dataset_meta['classes']))
-        return super().compute_metrics(results)
+        metrics = super().compute_metrics(results)
+        if not metrics and not self.format_only:
+            print_log(
+                'no box was predicted in any image: there is no AP', 'current', logging.WARNING
+            )
+        return dict(sorted(metrics.items(), key=lambda item: item[0].endswith('_precision')))
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
         """Write predictions with the category id of each label's class; returns the files."""

@@ -1,4 +1,4 @@
-"""What a training ends with: the best figure, where the weights are, and what to do with them."""
+"""What a run begins with (data, model, schedule, device) and what a training ends with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,106 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.hooks import CheckpointHook
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cyclemlp_mm.errors import count, some
 
 from .config_files import tools_dir
 from .hooks.stop import StopOnNonFiniteLoss
+from .runner.strategy import is_sharded
+
+
+class LogSummary(Hook):
+    """Logs, in one line each, what is trained or tested: data, model, schedule, device, folder.
+
+    The tools give it to the runner, not to the config.
+    """
+
+    priority = 'VERY_LOW'  # after the weights are loaded
+
+    def before_train(self, runner: Runner) -> None:
+        """Log what is trained."""
+        loaders = [('train', runner.train_dataloader)]
+        if isinstance(runner.val_dataloader, DataLoader):
+            loaders.append(('val', runner.val_dataloader))
+        lines = [f'schedule  {_schedule(runner)}']
+        backbone = getattr(runner.model, 'backbone', None)
+        if not (getattr(backbone, 'init_cfg', None) or runner.cfg.get('load_from')):
+            lines.insert(0, 'weights   random: the config names none to start from')
+        self._log(runner, loaders, *lines)
+
+    def before_test(self, runner: Runner) -> None:
+        """Log what is tested."""
+        self._log(runner, [('test', runner.test_dataloader)])
+
+    def _log(self, runner: Runner, loaders: list[tuple[str, DataLoader]], *lines: str) -> None:
+        names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
+        classes = [f'classes   {len(names)}: {some(list(names))}'] * bool(names)
+        data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders]
+        model = f'model     {_model(runner.model)}'
+        written = f'written   {_relative(runner.work_dir)} (log: {_relative(runner.log_dir)})'
+        for line in [*data, *classes, model, *lines, f'device    {_device()}', written]:
+            runner.logger.info(line)
+
+
+def _data(dataset: object) -> str:
+    root = getattr(dataset, 'data_root', None)
+    objects = count_objects(dataset)
+    found = count(len(dataset), 'image')
+    found += '' if objects is None else f', {count(objects, "object")}'
+    return found + (f', in {_relative(root)}' if root else '')
+
+
+def count_objects(dataset: object) -> int | None:
+    """Number of objects of a detector's data set, also in others around it; None if not known."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        return getattr(dataset, 'num_objects', None)
+    counts = [count_objects(one) for one in inner]
+    return None if None in counts else sum(counts)
+
+
+def _model(model: nn.Module) -> str:
+    while is_model_wrapper(model):
+        model = model.module
+    text = f'{type(model).__name__}{_parameters(model)}'
+    backbone = getattr(model, 'backbone', None)
+    return text if backbone is None else f'{text}; {type(backbone).__name__}{_parameters(backbone)}'
+
+
+def _parameters(model: nn.Module) -> str:
+    if is_sharded(model):  # this process has a part of them
+        return ''
+    return f', {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters'
+
+
+def _schedule(runner: Runner) -> str:
+    loop, loader, wrapper = runner.train_loop, runner.train_dataloader, runner.optim_wrapper
+    length = f'{loop.max_iters} iterations'
+    if not isinstance(loop, IterBasedTrainLoop):
+        length = f'{count(loop.max_epochs, "epoch")} of {count(len(loader), "iteration")}'
+    size = getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
+    processes = f' in each of {get_world_size()} processes' if get_world_size() > 1 else ''
+    parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    names = ', '.join(type(part.optimizer).__name__ for part in parts)
+    groups = [group for part in parts for group in part.param_groups]
+    rates = sorted({group.get('initial_lr', group['lr']) for group in groups})
+    text = f'{length}, batch {size}{processes}; {names}, learning rate '
+    text += f'{rates[0]:.4g}' + (f' to {rates[-1]:.4g}' if len(rates) > 1 else '')
+    return text + (f'; continues after iteration {runner.iter}' if runner.iter else '')
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f'{get_world_size()} × {torch.cuda.get_device_name()}'
+    return f'CPU, {count(torch.get_num_threads(), "thread")}'
 
 
 def run_summary(runner: Runner) -> str:

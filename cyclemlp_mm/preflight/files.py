@@ -134,7 +134,8 @@ def check_images(
         else:
             report.note(where, f'{looked} are converted ({kind}): {names}')
     if len(chosen) < len(files):
-        report.note(where, f'{len(chosen)} of {len(files)} images were looked at; --full takes all')
+        seen = f'{len(chosen)} of {len(files)} images were looked at'
+        report.note(where, f'{seen}; tools/check.py --full looks at all')
 
 
 def _look(file: tuple[str, dict], loader: LoadCheckedImage | None) -> tuple[list[str], list[str]]:

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from cyclemlp_mm.apis.run_tool import guard_screen, run_tool, show, track
+from cyclemlp_mm.apis.run_tool import run_tool
+from cyclemlp_mm.apis.screen import guard_screen, show, track
 from cyclemlp_mm.errors import UserError
 
 HOSTILE = ['\x1b[2J', '\x1b]0;a\x07', '\x9b31m', 'a\rb', '\x08', '\u202egpj.exe', '\udcff', '\0']

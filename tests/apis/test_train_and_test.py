@@ -62,8 +62,61 @@ def in_two_processes(config, data, options, folder, port):
     return done.stdout
 
 
+#: Lines of other packages, as they begin.
+FOREIGN = (
+    'Could not import OneDL',
+    'faster_coco_eval',
+    'loading annotations into memory',
+    'Done (t=',
+    'creating index',
+    'index created',
+    'Loads checkpoint by',
+    'Failed to add',
+    'avg_non_ignore',
+    'Failed to search registry',
+    'FileClient',
+    'HardDiskBackend',
+    'The prefix is not set',
+    'paramwise_options',
+    'testing results of the whole dataset is empty',
+    'buffer is not writable',
+    'System environment',
+    'Config:',
+    'Hooks will be executed',
+    'out of bounds',
+    'UserWarning',
+    'The draw is False',
+    'FutureWarning',
+    'DeprecationWarning',
+)
+
+
+def check_screen(printed, folder=None):
+    """No foreign line is printed, and few lines before the first loss; the log file has all."""
+    assert not [line for line in printed.splitlines() if any(one in line for one in FOREIGN)]
+    if folder is not None:
+        lines = printed.splitlines()
+        first = next(number for number, line in enumerate(lines) if ' loss: ' in line)
+        assert first <= 15, printed
+        assert [*folder.rglob('*.log')]
+        log = ''.join(path.read_text() for path in folder.rglob('*.log'))
+        assert 'System environment' in log and 'Config:' in log and 'Hooks will be' in log
+
+
 def test_a_detector(trained, tmp_path):
     work_dir, printed = trained
+    check_screen(printed, work_dir)
+    for line in (
+        r'train +8 images, \d+ objects, in \S+',
+        r'val +4 images, \d+ objects, in \S+',
+        'classes +4: circle, square, triangle, star',
+        'weights +random',
+        'device +',
+        r'model +RetinaNet, \d\.\d M parameters; CycleMLP, \d\.\d M parameters',
+        r'schedule +1 epoch of 4 iterations, batch 2; AdamW, learning rate 0\.001',
+        r'written +wd \(log: wd/\d+_\d+\)',
+    ):
+        assert re.search(f'INFO - {line}', printed), line
     assert re.search(r'Epoch\(train\)\s+\[1\]\[4/4\].* loss: \d', printed)
     assert 'the batch is 2, but the learning rate was chosen for 8' in printed
     assert 'UserWarning: Converting a tensor' not in printed
@@ -74,6 +127,10 @@ def test_a_detector(trained, tmp_path):
     assert len(list((tmp_path / 'drawn').glob('*.jpg'))) == 4
     assert re.search('^pictures drawn$', printed, re.MULTILINE)
     assert 'Epoch(test) [1/1]' in printed
+    check_screen(printed)
+    assert 'no box was predicted in any image' in printed
+    assert (tmp_path / 'test' / 'confusion_matrix.png').is_file()
+    assert 'onfusion' not in (tmp_path / 'test' / f'{DET}.py').read_text()
     (tmp_path / 'file').write_text('')
     for option, name in (('--out', 'found.pkl'), ('--show-dir', 'drawn')):
         model = [str(work_dir / f'{DET}.py'), str(work_dir / 'epoch_1.pth')]
@@ -113,7 +170,7 @@ def test_a_config_that_resumes_another_run_is_asked_about(trained, coco, tmp_pat
 
 def test_mixed_precision_and_a_scaled_learning_rate(coco, tmp_path):
     printed = train_toy(DET, coco, '--amp', '--auto-scale-lr', options=TINY, cwd=tmp_path)
-    assert 'AmpOptimWrapper' in printed
+    assert "type='CpuAmpOptimWrapper'" in (tmp_path / 'wd' / f'{DET}.py').read_text()
     losses = [float(loss) for loss in re.findall(r' loss: (\S+)', printed)]
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
     assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
@@ -136,6 +193,7 @@ def test_launchers_without_a_gpu():
 
 def test_a_segmentor(ade, tmp_path):
     printed = train_toy(SEG, ade, options=TINY_SEGMENTOR, cwd=tmp_path)
+    check_screen(printed, tmp_path / 'wd')
     assert 'BN is used in place of SyncBN' in printed
     assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', printed)
     assert 'star' in printed  # the class-wise table
@@ -146,6 +204,9 @@ def test_a_segmentor(ade, tmp_path):
     printed = evaluated(SEG, 'iter_2.pth', tmp_path, '--show-dir', 'drawn')
     assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
     assert len(list((tmp_path / 'drawn').glob('*.png'))) == 2
+    check_screen(printed)
+    assert 'most often confused: ' in printed
+    assert (tmp_path / 'wd' / 'confusion_matrix.png').is_file()
 
 
 def test_labels_counted_from_zero_with_a_void_class(ade, tmp_path, monkeypatch):
@@ -199,6 +260,7 @@ def teacher(folders, tmp_path_factory):
     pytest.importorskip('mmpretrain')
     folder = tmp_path_factory.mktemp('teacher')
     printed = train_toy(CLS, folders, options=[*FAST, *FEW], cwd=folder)
+    check_screen(printed, folder / 'wd')
     assert re.search(r'Epoch\(train\)\s+\[1\]\[3/3\].* loss: \d', printed)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1: \d', printed)
     checkpoint = folder / 'wd' / 'epoch_1.pth'
@@ -217,7 +279,8 @@ def test_a_classifier_distills_saves_the_student_alone_and_resumes(
     assert re.search(r'teacher: loaded \d+ tensors from', printed)
     assert re.search(r'\[1\]\[3/3\].* loss_base: \d\S+  loss_distill: \d', printed)
     mixed_on_cpu = bool(amp) and not torch.cuda.is_available()
-    assert ("type='CpuAmpOptimWrapper'" in printed) == mixed_on_cpu
+    config = (tmp_path / 'wd' / f'{DISTILL}.py').read_text()
+    assert ("type='CpuAmpOptimWrapper'" in config) == mixed_on_cpu
     saved = torch.load(tmp_path / 'wd' / 'epoch_1.pth', weights_only=False)
     assert not any('teacher' in name for name in saved['state_dict'])
     groups = saved['optimizer']['param_groups']
