@@ -54,8 +54,9 @@ _FOREIGN = (
     'Running per image evaluation',
     'Evaluate annotation type ',
     'Accumulating evaluation results',
-    # torch, of a buffer that nobody writes to
+    # torch: of a buffer that nobody writes to; of steps that gradient accumulation leaves out
     'The given buffer is not writable',
+    r'Detected call of `(?:lr_)?scheduler\.step\(\)` before',
 )
 #: Before the text: mmengine's time, logger and level (of an error, the place in its code), or file,
 #: line and kind of a warning.

@@ -44,8 +44,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         runner = build_runner(cfg, start_from)
         log(runner, lines)
         try:
-            runner.register_hook(LogSummary())
             with progress_bar(runner):
+                runner.register_hook(LogSummary())
                 run_training(runner)
         except TrainingStopped:  # in all processes alike
             finish_launch()

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+from toy_runs import TINY_BACKBONE, TINY_DETECTOR
 
+from cyclemlp_mm.apis.train import train
+from cyclemlp_mm.datasets import shapes
 from cyclemlp_mm.engine import find_config
 
 PAGES = [*sorted((ROOT / 'docs').rglob('*.md')), *sorted(ROOT.glob('*.md'))]
@@ -157,6 +160,23 @@ def test_unmarked_commands_run(tmp_path):
             words = [sys.executable if w == 'python' else w for w in words_of(command)]
             run(words, tmp_path, PATH=os.pathsep.join(paths), PYTHON=sys.executable)
     assert (tmp_path / 'work_dirs' / 'first' / 'epoch_6.pth').is_file()
+
+
+def test_training_options_train(tmp_path, monkeypatch):
+    """Each block of the page, with ``--data``."""
+    pytest.importorskip('mmdet')
+    text = (ROOT / 'docs' / 'training_options.md').read_text()
+    _, *options = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    assert len(options) == 4
+    data = shapes.write_coco(tmp_path / 'data', 4, 2, (64, 64))
+    monkeypatch.chdir(tmp_path)
+    base = ROOT / 'configs' / 'retinanet_cyclemlp_demo.py'
+    for number, lines in enumerate(options):
+        config = tmp_path / f'option{number}.py'
+        config.write_text(f"_base_ = '{base}'\n{lines}")
+        small = ['--cfg-options', *TINY_DETECTOR, *TINY_BACKBONE]
+        train([str(config), '--data', str(data), '--work-dir', f'wd{number}', *small])
+        assert (tmp_path / f'wd{number}' / 'epoch_1.pth').is_file()
 
 
 def test_python_examples(capsys):
