@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/model_zoo.md and the tables of README.md from the metafiles of model-index.yml."""
+"""Write docs/model_zoo.md from the metafiles of model-index.yml."""
 
 import argparse
 import shutil
@@ -11,30 +11,30 @@ from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.errors import MissingFileError, UserError
 
 EXAMPLES = """\
-  tools/model_zoo.py                  # write docs/model_zoo.md and the tables of README.md
-  tools/model_zoo.py --check          # only report whether they are up to date
+  tools/model_zoo.py                  # write docs/model_zoo.md
+  tools/model_zoo.py --check          # only report whether it is up to date
   tools/model_zoo.py --measure        # first count parameters and FLOPs of every config
   tools/model_zoo.py --latency work_dirs/latency/benchmark.json
 """
 LATENCY_HELP = 'draw accuracy against latency from what tools/benchmark.py measured, and keep it'
 
 
-def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
-    """Write the pages as the command line says, and return those that were out of date.
+def model_zoo(argv: Sequence[str] | None = None) -> bool:
+    """Write the page as the command line says, and return whether it was out of date.
 
-    Raises a UserError if a metafile is wrong, this is not a checkout, or, with ``--check``, a page
-    is out of date.
+    Raises a UserError if a metafile is wrong, this is not a checkout, or, with ``--check``, the
+    page is out of date.
     """
     args = _parse_args(argv)
     # Slow to import, and not needed for --help.
     from cyclemlp_mm.engine import configs_dir
     from model_zoo_pages.figure import draw, read_latencies
     from model_zoo_pages.metafiles import read_collections, write_measured
-    from model_zoo_pages.pages import FIGURE, LATENCY, model_zoo_page, put_block, readme_block
+    from model_zoo_pages.pages import FIGURE, LATENCY, model_zoo_page
 
     root = args.root or configs_dir().parent
-    docs, readme = root / 'docs', root / 'README.md'
-    for path in (readme, docs, root / 'model-index.yml'):
+    docs = root / 'docs'
+    for path in (docs, root / 'model-index.yml'):
         if not path.exists():
             what = f'{path} does not exist: tools/model_zoo.py works in a checkout of the project'
             raise MissingFileError(what)
@@ -49,26 +49,21 @@ def model_zoo(argv: Sequence[str] | None = None) -> list[Path]:
         if args.latency.resolve() != target.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(args.latency, target)
-    pages = {
-        docs / 'model_zoo.md': model_zoo_page(collections, docs),
-        readme: put_block(readme.read_text(encoding='utf-8'), readme_block(collections)),
-    }
-    stale = [p for p, text in pages.items() if not p.is_file() or p.read_text('utf-8') != text]
-    if args.check and stale:
-        names = ', '.join(path.relative_to(root).as_posix() for path in stale)
-        raise UserError(f'{names} differ from the metafiles: run tools/model_zoo.py')
-    for path in stale:
-        path.write_text(pages[path], encoding='utf-8')
-        print(f'written   {path}')
-    if not stale:
-        print('docs/model_zoo.md and README.md are up to date')
-    return stale
+    page, text = docs / 'model_zoo.md', model_zoo_page(collections, docs)
+    if page.is_file() and page.read_text('utf-8') == text:
+        print('docs/model_zoo.md is up to date')
+        return False
+    if args.check:
+        raise UserError('docs/model_zoo.md differs from the metafiles: run tools/model_zoo.py')
+    page.write_text(text, encoding='utf-8')
+    print(f'written   {page}')
+    return True
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     group = parser.add_mutually_exclusive_group()
-    check = 'write nothing; exit with 2 where a page is not up to date'
+    check = 'write nothing; exit with 2 if the page is not up to date'
     group.add_argument('--check', action='store_true', help=check)
     measure = 'count parameters and FLOPs of every config, and write them into the metafiles'
     group.add_argument('--measure', action='store_true', help=measure)

@@ -1,4 +1,4 @@
-"""Markdown made from the metafiles: ``docs/model_zoo.md``, and the tables in ``README.md``."""
+"""Markdown made from the metafiles: ``docs/model_zoo.md``."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,9 +10,7 @@ from cyclemlp_mm.errors import UserError
 
 from .metafiles import Collection, size_of
 
-BEGIN = '<!-- model zoo: written by tools/model_zoo.py from the metafiles -->'
-END = '<!-- end of model zoo -->'
-#: Data sets whose recipes get a column in the README, and their usual metric.
+#: Data sets whose recipes get a table each, and their usual metric.
 BENCHMARKS = {'COCO 2017': 'box AP', 'ADE20K': 'mIoU'}
 TOP1 = 'Top 1 Accuracy'
 FIGURE = 'images/accuracy_latency.png'
@@ -32,8 +30,8 @@ INTRO = """\
 Parameters are counted on the built model. FLOPs are multiply-adds for one image of the size in the
 table's head (`tools/get_flops.py CONFIG`); for a two-stage detector, with 1000 proposals and 100
 masks. **Quoted** results are from the cited authors and their own code. **Ours** are measured with
-this project, and the log is given. The COCO, ADE20K and ImageNet trainings were not run here, so
-our results for them are "not measured", and no weights of detectors or segmentors are published.
+this project, and the log is given. The COCO, ADE20K and ImageNet trainings were not run here: there
+are only quoted results for them, and no weights of detectors or segmentors are published.
 
 Configs are in `configs/`; the name is enough: `python tools/train.py NAME`."""
 
@@ -49,7 +47,7 @@ def model_zoo_page(collections: Sequence[Collection], docs: Path) -> str:
     for collection in collections:
         family = collection.family
         parts += [f'## {family["Name"]}', '[{Title}]({URL})'.format(**family['Paper'])]
-        parts += _note(family)
+        parts += [*_note(family), _arch_table(collection)]
         others = []
         for recipe, models in collection.by_recipe().items():
             if len(models) > 1 or _data(models[0]) in BENCHMARKS:
@@ -62,24 +60,6 @@ def model_zoo_page(collections: Sequence[Collection], docs: Path) -> str:
         if quoted:
             parts.append('Quoted from: ' + '; '.join(dict.fromkeys(quoted)) + '.')
     return '\n\n'.join(parts) + '\n'
-
-
-def readme_block(collections: Sequence[Collection]) -> str:
-    """Make the tables of ``README.md``, with the lines that mark their beginning and end."""
-    parts = [BEGIN]
-    for collection in collections:
-        family = collection.family
-        parts += [f'**{family["Name"]}** ([paper]({family["Paper"]["URL"]}))']
-        parts += [_arch_table(collection), _size_table(collection), *_note(family)]
-    return '\n\n'.join([*parts, END])
-
-
-def put_block(text: str, block: str) -> str:
-    """Replace the marked block of the README's text; UserError where the marks are missing."""
-    begin, end = text.find(BEGIN), text.find(END)
-    if begin < 0 or end < begin:
-        raise UserError(f'README.md must hold the lines {BEGIN!r} and {END!r}, in this order')
-    return text[:begin] + block + text[end + len(END) :]
 
 
 def _note(family: dict) -> list[str]:
@@ -95,16 +75,22 @@ def _recipe_table(models: Sequence[dict]) -> str:
     """Models of one recipe, trained on one data set, counted at one size."""
     first, data = models[0]['Metadata'], _data(models[0])
     names = list(dict.fromkeys(n for m in models for r in _results(m) for n in r['Metrics']))
-    names = names or [BENCHMARKS.get(data, TOP1)]
     has_weights = any(model.get('Weights') for model in models)
     head = ['config', 'parameters', 'FLOPs, {}×{}'.format(*size_of(models[0]))]
-    head += [f'{name}, {whose}' for name in names for whose in ('quoted', 'ours')]
+    kinds = [('quoted', 'Quoted From'), ('ours', 'Log')]
+    columns = [
+        (name, whose)
+        for name in names
+        for whose, source in kinds
+        if any(True for model in models for _ in _results(model, source, name))
+    ]
+    head += [f'{name}, {whose}' for name, whose in columns]
     rows = []
     for model in models:
         row = [f'`{model["Name"]}`', _parameters(model), _flops(model)]
-        for name in names:
+        for name, whose in columns:
             ours = [_with_log(r, f'{r["Metrics"][name]:g}') for r in _results(model, 'Log', name)]
-            row += [_quoted(model, name), ours[0] if ours else 'not measured']
+            row.append(_quoted(model, name) if whose == 'quoted' else ''.join(ours[:1]))
         weights = [f'[authors]({model["Weights"]})' if model.get('Weights') else '']
         rows.append(row + weights * has_weights)
     unit = next((unit for unit in ('Epochs', 'Iterations') if unit in first), None)
@@ -118,30 +104,18 @@ def _others_table(models: Sequence[dict]) -> str:
     rows = []
     for model in models:
         results = []
-        for result in _results(model, 'Log'):
+        for result in _results(model):
             metrics = ', '.join(f'{name} {value:g}' for name, value in result['Metrics'].items())
-            results.append(_with_log(result, f'{result["Dataset"]}: {metrics}'))
+            text = f'{result["Dataset"]}: {metrics}'
+            results.append(_with_log(result, text) if 'Log' in result else f'{text} (quoted)')
         size = '{} at {}×{}'.format(_flops(model), *size_of(model))
         row = [f'`{model["Name"]}`', model['Metadata']['Recipe'], _parameters(model), size]
-        rows.append([*row, '; '.join(results) or 'not measured'])
-    return _table(['config', 'what', 'parameters', 'FLOPs', 'results, ours'], rows)
-
-
-def _size_table(collection: Collection) -> str:
-    """Parameters of every dense model: a row per arch, a column per recipe."""
-    groups = collection.by_recipe().items()
-    recipes = [recipe for recipe, models in groups if _data(models[0]) in BENCHMARKS]
-    sizes: dict[str, dict] = {}
-    for recipe, models in groups:
-        for model in models:
-            if 'Arch' in model['Metadata']:
-                sizes.setdefault(model['Metadata']['Arch'], {})[recipe] = _parameters(model)
-    rows = [[f'`{arch}`', *(own.get(r, '') for r in recipes)] for arch, own in sizes.items()]
-    return _table(['parameters', *recipes], [row for row in rows if any(row[1:])])
+        rows.append([*row, '; '.join(results)])
+    return _table(['config', 'what', 'parameters', 'FLOPs', 'results'], rows)
 
 
 def _arch_table(collection: Collection) -> str:
-    """The backbones, as classifiers."""
+    """The backbones of a family."""
     family = collection.family
     importlib.import_module(family['Code'].removesuffix('.py').replace('/', '.'))
     kind = MODELS.get(family['Metadata']['Backbone'])
@@ -152,8 +126,8 @@ def _arch_table(collection: Collection) -> str:
     for model in collection.by_recipe().get('ImageNet', ()):
         name = model['Metadata']['Arch']
         shown = ['-'.join(map(str, kind.arch_zoo[name][setting])) for setting in settings]
-        rows.append([f'`{name}`', *shown, _parameters(model), _flops(model), _quoted(model, TOP1)])
-    return _table(['arch', *settings, 'parameters', 'FLOPs', 'ImageNet top-1, quoted'], rows)
+        rows.append([f'`{name}`', *shown, _parameters(model), _flops(model)])
+    return _table(['arch', *settings, 'parameters', 'FLOPs, 224×224'], rows)
 
 
 def _data(model: dict) -> str:
