@@ -27,6 +27,7 @@ _FOREIGN = (
     'paramwise_options -- ',
     'Distributed training is not used, all SyncBatchNorm',
     'Checkpoints will be saved to',
+    'Setting (?:OMP|MKL)_NUM_THREADS environment variable for each process',
     'Exp name: ',
     'Loads checkpoint by ',
     'Load checkpoint from ',

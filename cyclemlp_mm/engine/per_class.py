@@ -24,7 +24,8 @@ def add_per_class_results(runner: Runner) -> None:
 
     Segmentors report IoU by class anyway. Nothing is added to the config.
     """
-    evaluator, names = runner.test_loop.evaluator, runner.test_loop.dataloader.dataset.metainfo
+    evaluator, data = runner.test_loop.evaluator, runner.test_loop.dataloader.dataset
+    names = getattr(data, 'metainfo', {})
     for metric in evaluator.metrics:
         if hasattr(metric, 'classwise'):
             metric.classwise = True
@@ -62,10 +63,10 @@ class ConfusionMatrix(BaseMetric):
         """Count what is in one batch; samples without ground truth add nothing."""
         number = len(self.dataset_meta['classes'])
         for sample in data_samples:
-            if 'gt_instances' in sample:
+            if 'pred_instances' in sample and 'labels' in sample.get('gt_instances', ()):
                 self.unit = 'boxes'
                 truth, found = self._match(sample, number)
-            elif 'gt_sem_seg' in sample:
+            elif 'pred_sem_seg' in sample and 'gt_sem_seg' in sample:
                 self.unit = 'pixels'
                 truth, found = (_flat(sample[k]['data']) for k in ('gt_sem_seg', 'pred_sem_seg'))
                 truth, found = truth[truth < number], found[truth < number]
@@ -73,8 +74,11 @@ class ConfusionMatrix(BaseMetric):
                 truth, found = _flat(sample['gt_label']), _flat(sample['pred_label'])
             else:
                 truth = found = np.zeros(0, int)
-            codes, counts = np.unique(truth * (number + 1) + found, return_counts=True)
-            self.results.append((codes, counts))  # few pairs: an image has few of the classes
+            # A head may have more classes than the data.
+            codes = truth * (number + 1) + np.minimum(found, number)
+            counts = np.bincount(codes, minlength=(number + 1) ** 2)
+            present = np.flatnonzero(counts)  # an image has few of the classes
+            self.results.append((present, counts[present]))
 
     def _match(self, sample: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels of true and predicted boxes, pair by pair; ``number`` is the background."""

@@ -33,9 +33,9 @@ class LogSummary(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log what is trained."""
-        loaders = [('train', runner.train_dataloader)]
-        if isinstance(runner.val_dataloader, DataLoader):
-            loaders.append(('val', runner.val_dataloader))
+        loaders = [('train', runner.train_loop.dataloader)]
+        if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
+            loaders.append(('val', runner.val_loop.dataloader))
         lines = [f'schedule  {_schedule(runner)}']
         backbone = getattr(runner.model, 'backbone', None)
         if not (getattr(backbone, 'init_cfg', None) or runner.cfg.get('load_from')):
@@ -44,7 +44,7 @@ class LogSummary(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Log what is tested."""
-        self._log(runner, [('test', runner.test_dataloader)])
+        self._log(runner, [('test', runner.test_loop.dataloader)])
 
     def _log(self, runner: Runner, loaders: list[tuple[str, DataLoader]], *lines: str) -> None:
         names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
@@ -59,7 +59,7 @@ class LogSummary(Hook):
 def _data(dataset: object) -> str:
     root = getattr(dataset, 'data_root', None)
     objects = count_objects(dataset)
-    found = count(len(dataset), 'image')
+    found = count(len(dataset), 'image') if hasattr(dataset, '__len__') else 'images'
     found += '' if objects is None else f', {count(objects, "object")}'
     return found + (f', in {_relative(root)}' if root else '')
 
@@ -88,7 +88,7 @@ def _parameters(model: nn.Module) -> str:
 
 
 def _schedule(runner: Runner) -> str:
-    loop, loader, wrapper = runner.train_loop, runner.train_dataloader, runner.optim_wrapper
+    loop, loader, wrapper = runner.train_loop, runner.train_loop.dataloader, runner.optim_wrapper
     length = f'{loop.max_iters} iterations'
     if not isinstance(loop, IterBasedTrainLoop):
         length = f'{count(loop.max_epochs, "epoch")} of {count(len(loader), "iteration")}'

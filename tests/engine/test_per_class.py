@@ -63,8 +63,24 @@ def test_pixels_and_images(tmp_path):
     assert counted(samples, tmp_path).tolist() == [[0, 3], [0, 0]]
 
 
-def test_without_ground_truth_nothing_is_drawn(tmp_path):
-    assert counted([dict(pred_label=torch.tensor([0]))], tmp_path) is None
+def test_a_head_with_more_classes_than_the_data(tmp_path):
+    sample = dict(gt_label=torch.tensor([0]), pred_label=torch.tensor([999]))
+    right = dict(gt_label=torch.tensor([0]), pred_label=torch.tensor([0]))
+    assert counted([sample, right], tmp_path).tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    'sample',
+    [
+        dict(pred_label=torch.tensor([0])),
+        dict(gt_label=torch.tensor([0, 1]), pred_label=torch.tensor([0])),
+        # mmdet's, where the pipeline loads no annotations
+        dict(gt_instances={}, pred_instances=dict(bboxes=BOXES, labels=torch.zeros(4))),
+        dict(pred_sem_seg=dict(data=torch.zeros(1, 2, 2))),
+    ],
+)
+def test_without_ground_truth_nothing_is_drawn(sample, tmp_path):
+    assert counted([sample], tmp_path) is None
     assert not (tmp_path / 'matrix.png').exists()
 
 
