@@ -66,7 +66,9 @@ RUN = {
     '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
     **CFG_OPTIONS,
     **UNSAFE_LOAD,
-    '--data': _option("your own data: in COCO's or ADE20K's layout, or a folder per class", 'DIR'),
+    '--data': _option(
+        "your own data: COCO files, ADE20K's or CamVid's layout, or a folder per class", 'DIR'
+    ),
     '--classes': _option(
         'for --data: class names, in the order of labels (default: classes.txt), or a selection of '
         'the annotated classes',

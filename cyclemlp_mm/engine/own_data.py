@@ -1,7 +1,8 @@
 """``--data DIR``: point a config at your own folder, without editing the config.
 
 It sets the data roots of every loader and evaluator, the class names and the ``num_classes`` of
-every head. Layouts: COCO 2017's, ADE20K's, and for classification one of two:
+every head. Layouts: COCO's, ADE20K's, and for classification one of two (others are recognised, see
+``layouts.py``):
 
 - Class folders: ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``.
 - Lists: ``train/`` and ``val/`` with images, however deep, and ``train_list.txt`` and
@@ -15,8 +16,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 
-from cyclemlp_mm.datasets.coco_file import category_names
+from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
 from cyclemlp_mm.datasets.file_names import (
     check_list_encoding,
     files_in,
@@ -30,24 +32,14 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
 from .config_data import class_palette, data_sets, evaluators, heads, needs_masks
+from .layouts import ADE20K, CAMVID, COCO, TASKS, find_coco, recognise
 
-COCO = {
-    'train': ('annotations/instances_train2017.json', 'train2017/'),
-    'val': ('annotations/instances_val2017.json', 'val2017/'),
-}
-ADE20K = {
-    'train': ('images/training', 'annotations/training'),
-    'val': ('images/validation', 'annotations/validation'),
-}
 FOLDERS = {'train': ('train/',), 'val': ('val/',)}
 #: Where a split's list of ``NAME LABEL`` lines may lie, under the folder.
 LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
-_ROBOFLOW = (
-    f'. {{}} is as Roboflow exports: move it to {COCO["train"][0]}, rename its folder to '
-    f'{COCO["train"][1]}, and likewise "valid" to {", ".join(COCO["val"])}'
-)
 
 
+@annotations_kept()
 def use_own_data(
     cfg: Config,
     data_dir: str | Path,
@@ -58,7 +50,7 @@ def use_own_data(
     """Point ``cfg`` at ``data_dir``.
 
     Args:
-        cfg (Config): A config whose ``default_scope`` is mmdet (COCO 2017's layout), mmseg
+        cfg (Config): A config whose ``default_scope`` is mmdet (COCO's layout), mmseg
             (ADE20K's layout) or mmpretrain. Changed in place.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
@@ -74,7 +66,8 @@ def use_own_data(
 
     Raises:
         MissingFileError: The folder lacks a part of the layout; says which.
-        UserError: Class names are missing, double, or differ between train and val.
+        UserError: Class names are missing, double, or differ between train and val; the folder
+            has the layout of another task, or one that has to be converted (with the command).
     """
     root = user_path(data_dir).resolve()
     if not root.is_dir():
@@ -82,8 +75,11 @@ def use_own_data(
     scope = cfg.get('default_scope')
     if ignore_label is not None and scope != 'mmseg':
         raise UserError('--ignore-label is for segmentation: labels of other tasks have none')
+    if scope not in TASKS:
+        raise UserError(f'--data needs a config of mmdet, mmseg or mmpretrain, not of {scope!r}')
+    _check_layout(root, scope)
     if scope == 'mmdet':
-        there = _splits(root, COCO, needed, 'COCO 2017')
+        there = _splits(root, COCO | find_coco(root), needed, 'COCO')
         names = _coco_classes(cfg, root, there, classes)
         settings = {
             split: dict(type='CheckedCocoDataset', ann_file=file, data_prefix=dict(img=images))
@@ -91,9 +87,13 @@ def use_own_data(
         }
         for evaluator in evaluators(cfg):
             if 'ann_file' in evaluator:
-                evaluator.ann_file = str(root / COCO['val'][0])
+                evaluator.ann_file = str(root / there.get('val', COCO['val'])[0])
     elif scope == 'mmseg':
-        there = _splits(root, ADE20K, needed, 'ADE20K')
+        is_camvid = (root / CAMVID['val'][1]).is_dir()
+        there = _splits(root, CAMVID if is_camvid else ADE20K, needed, 'ADE20K')
+        if is_camvid and ignore_label is None:
+            names, ignore_label = _camvid_classes(root)
+            classes = names if classes is None else classes
         names = _segmentation_classes(root, classes, ignore_label)
         settings = {
             split: dict(
@@ -105,7 +105,7 @@ def use_own_data(
             )
             for split, (images, labels) in there.items()
         }
-    elif scope == 'mmpretrain':
+    else:
         there = _splits(root, FOLDERS, needed, 'train/CLASS/IMAGE or of lists')
         lists = {split: _find_list(root, split) for split in there}
         in_lists = any(lists.values())
@@ -121,8 +121,6 @@ def use_own_data(
             )
             for split, name in lists.items()
         }
-    else:
-        raise UserError(f'--data needs a config of mmdet, mmseg or mmpretrain, not of {scope!r}')
     for split, dataset in data_sets(cfg):
         dataset.metainfo = dict(classes=names, palette=class_palette(len(names)))
         if split in settings:
@@ -139,6 +137,21 @@ def use_own_data(
     return cfg
 
 
+def _check_layout(root: Path, scope: str) -> None:
+    """Raise a UserError for a layout of another task, or one that has to be converted."""
+    name, task, command, result = recognise(root, scope)
+    if task == scope and not command:
+        return
+    said = f'--data {root} is in the layout of {name}'
+    if task != scope:
+        said += f', for {TASKS[task][0]}, but the config is for {TASKS[scope][0]}: take a config '
+        said += f'such as {TASKS[task][1]}'
+    if command:
+        said += f'. This command converts it:\n\n{command}\n\n'
+        said += f'Then give --data {result}'
+    raise UserError(said)
+
+
 def _splits(
     root: Path, splits: dict[str, tuple[str, ...]], needed: Sequence[str], layout: str
 ) -> dict[str, tuple[str, ...]]:
@@ -150,10 +163,8 @@ def _splits(
     lacking = {s: [p for p in parts if not is_there(root / p)] for s, parts in splits.items()}
     missing = ', '.join(part for split in needed for part in lacking[split])
     if missing:
-        exports = sorted(root.glob('*/_annotations.coco.json')) if splits is COCO else []
-        hint = _ROBOFLOW.format(exports[0].relative_to(root)) if exports else ''
         raise MissingFileError(
-            f'--data {root} is not in the layout of {layout}: it lacks {missing}{hint}'
+            f'--data {root} is not in the layout of {layout}: it lacks {missing}'
         )
     return {split: parts for split, parts in splits.items() if not lacking[split]}
 
@@ -171,10 +182,28 @@ def _coco_classes(
             f'{found["val"]}. Write the same names into both files, used or not'
         )
     names = next(iter(found.values()))  # train's, if it is there
+    roots = _unused_parents(root, splits)
+    if roots and classes is None:
+        what = 'no objects and only group other categories, as in exports of Roboflow'
+        print_log(f'{root}: {roots} have {what}: they are left out of the classes', 'current')
+        names = [name for name in names if name not in roots]
     unknown = [name for name in classes or () if name not in names]
     if unknown:
         raise UserError(f'--classes {unknown} are not in {root}; it has {names}')
     return tuple(name for name in names if classes is None or name in classes)  # the file's order
+
+
+def _unused_parents(root: Path, splits: dict[str, tuple[str, ...]]) -> list[str]:
+    """Categories that are the supercategory of another one, and have no objects in any split."""
+    parents, used = set(), set()
+    for file, _ in splits.values():
+        content = read_coco(root / file)
+        names = {one['id']: one['name'] for one in content['categories']}
+        pairs = ((one['name'], one.get('supercategory')) for one in content['categories'])
+        parents |= {parent for name, parent in pairs if parent != name} & {*names.values()}
+        objects = (ann for ann in content['annotations'] if isinstance(ann, dict))
+        used |= {names.get(ann.get('category_id')) for ann in objects}
+    return sorted(parents - used)
 
 
 def _segmentation_classes(
@@ -197,6 +226,15 @@ def _segmentation_classes(
             f'the classes {list(names)}. If 0 is ignored, leave --ignore-label out'
         )
     return names
+
+
+def _camvid_classes(root: Path) -> tuple[list[str] | None, int]:
+    """Names in ``label_colors.txt``, None without it, and the label to ignore."""
+    file = root / 'label_colors.txt'
+    names = [line.split(maxsplit=3)[-1] for line in read_names(file)] if file.is_file() else []
+    if names[-1:] == ['ignored']:  # what datumaro calls VOC's 255
+        return names[:-1], len(names) - 1
+    return names or None, 255
 
 
 def _image_suffix(images: Path, labels: Path) -> str:

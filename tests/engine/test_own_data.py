@@ -130,19 +130,13 @@ def without(part):
     return remove
 
 
-def as_roboflow_exports(coco):
-    (coco / 'train2017').rename(coco / 'train')
-    (coco / TRAIN).rename(coco / 'train/_annotations.coco.json')
-
-
 @pytest.mark.parametrize(
     'spoil, options, message',
     [
         (lambda coco: rewrite(coco / TRAIN, categories=[]), {}, 'has no categories'),
         (shutil.rmtree, {}, 'no such folder'),
-        (without('val2017'), {}, 'COCO 2017: it lacks val2017/'),
+        (without('val2017'), {}, 'COCO: it lacks val2017/'),
         (without('val2017'), dict(needed=('val',)), 'lacks val2017'),
-        (as_roboflow_exports, {}, r'train/_annotations\.coco\.json is as Roboflow exports: move'),
         (str, dict(classes=['dog']), r"\['dog'\] are not in"),
         (str, dict(ignore_label=3), '--ignore-label is for segmentation'),
     ],
