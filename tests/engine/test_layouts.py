@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from paths import ROOT
+from pycocotools.coco import COCO as COCOApi
 from toy_runs import NO_WORKERS
 
 from cyclemlp_mm.apis.test import test as run_test
@@ -263,6 +265,16 @@ def scratch(tmp_path_factory):
     return folder / 'bin'
 
 
+def distinct_names(root):
+    """Images have the same names in both splits; VOC and CVAT put them into one folder."""
+    for split in COCO:
+        file = root / f'annotations/instances_{split}.json'
+        images = json.loads(file.read_text())['images']
+        change(file, images=[dict(i, file_name=f'{split}_{i["file_name"]}') for i in images])
+        for image in list((root / f'images/{split}').iterdir()):
+            image.rename(image.with_name(f'{split}_{image.name}'))
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """Shapes as datumaro, supervision and globox read COCO: boxes only, one image without any."""
@@ -274,14 +286,12 @@ def source(tmp_path_factory):
         anns = [ann for ann in content['annotations'] if ann['image_id'] > 1]
         for ann in anns:
             ann.update(segmentation=[], area=ann['bbox'][2] * ann['bbox'][3])
-        for image in content['images']:
-            old = image['file_name']
-            image['file_name'] = f'{split}_{old}'
-            (root / f'images/{split}/{old}').rename(root / f'images/{split}/{split}_{old}')
-        change(file, annotations=anns, images=content['images'])
+        change(file, annotations=anns)
+    distinct_names(root)
     return root
 
 
+HEAD = 'import sys\nsource, out, kind, *folders = sys.argv[1:]'
 WRITERS = {
     'datumaro': """
 import datumaro as dm
@@ -347,19 +357,24 @@ EXPORTS = {
 }
 
 
-def converted(kind, source, scratch, out):
-    """Write an export, convert it with the command of the message; the folder for --data."""
-    name, library, arguments, after = EXPORTS[kind]
-    head = 'import sys\nsource, out, kind, *folders = sys.argv[1:]'
-    command = [scratch / 'python', '-c', head + WRITERS[library], source, out, *arguments]
-    run([str(word) for word in command])
-    if after is not None:
-        after(out)
-    with pytest.raises(UserError, match=re.escape(f'is in the layout of {name}.')) as error:
-        use(out)
+def convert(folder, scratch, scope='mmdet'):
+    """Run the command of the message; returns the folder that it names for --data."""
+    with pytest.raises(UserError, match='This command converts it') as error:
+        use(folder, scope)
     _, command, result = str(error.value).split('\n\n')
     run(command, path=scratch)
     return result.split('--data ')[1]
+
+
+def converted(kind, source, scratch, out):
+    """Write an export, and convert it; the folder for --data."""
+    name, library, arguments, after = EXPORTS[kind]
+    command = [scratch / 'python', '-c', HEAD + WRITERS[library], source, out, *arguments]
+    run([str(word) for word in command])
+    if after is not None:
+        after(out)
+    assert recognise(out, 'mmdet')[0] == name
+    return convert(out, scratch)
 
 
 @pytest.mark.slow
@@ -377,6 +392,35 @@ def test_the_command_makes_the_same_boxes(kind, source, scratch, tmp_path):
             assert [box[0] for box in found[split][name]] == [box[0] for box in boxes]
             for one, other in zip(found[split][name], boxes):
                 assert one[1:] == pytest.approx(other[1:], abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_vocs_masks_become_the_same_label_maps(scratch, tmp_path):
+    source, out = tmp_path / 'coco', tmp_path / 'masks'
+    write_shapes('coco', source, 6, 4, (64, 64))
+    names = {s: (f'annotations/instances_{s}.json', f'images/{s}') for s in COCO}
+    move(source, names)
+    distinct_names(source)
+    kind = ['voc_segmentation']
+    write = WRITERS['datumaro'].replace('.export', ".transform('polygons_to_masks').export")
+    run([str(word) for word in (scratch / 'python', '-c', HEAD + write, source, out, *kind)])
+    with pytest.raises(UserError, match=r'Pascal VOC \(masks\), for segmentation'):
+        use(out)
+    cfg = use(convert(out, scratch, 'mmseg'), 'mmseg')
+    init_default_scope('mmseg')
+    for split, count in (('train', 6), ('val', 4)):
+        steps = [dict(type='LoadAnnotations')]
+        dataset = DATASETS.build(dict(cfg[f'{split}_dataloader'].dataset, pipeline=steps))
+        assert dataset.metainfo['classes'] == ('background', *CLASSES)
+        coco = COCOApi(source / names[split][0])
+        for number, image in coco.imgs.items():
+            [found] = [x for x in dataset if Path(x['img_path']).name == image['file_name']]
+            expected = np.zeros((64, 64), np.uint8)
+            for ann in coco.imgToAnns[number]:
+                expected[coco.annToMask(ann) > 0] = ann['category_id']
+            assert (found['gt_seg_map'] == expected).all()
+        assert len(dataset) == len(coco.imgs) == count
 
 
 @pytest.mark.slow
