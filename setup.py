@@ -3,6 +3,7 @@
 Tool settings live in ``pyproject.toml``, the tested versions in ``constraints.txt``.
 """
 
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -19,22 +20,25 @@ MIM_IGNORE = shutil.ignore_patterns(
     '__pycache__', '*.py[co]', 'setup_env.py', 'benchmark*', 'model_zoo*', 'demo.py'
 )
 
-# onedl-* is the maintained continuation of OpenMMLab with the same import names. An environment of
-# the original packages (mmengine, mmcv, ...) works as well, but a requirement can name only one
-# distribution, and pip would lay onedl-mmengine over an installed mmengine: there, install with
-# `pip install --no-deps cyclemlp_mm`.
-MMENGINE = 'onedl-mmengine>=0.10.10'
-# torchvision is used by mmengine's checkpoint loader, mmcv's ops and mmdet, and declared by none.
-MMCV = ['onedl-mmcv>=2.3', 'torchvision']
-
-DET = ['onedl-mmdetection>=3.5', *MMCV]
-SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MMCV]
-CLS = ['onedl-mmpretrain>=1.3', *MMCV]
+# OpenMMLab has two lineages with the same import names: the maintained packages (onedl-*) and the
+# original ones. pip would install one over the other, so the package itself requires neither, and
+# each lineage has its extras. torchvision is used by mmcv and mmdet, and declared by none.
+MAINTAINED = ['onedl-mmengine>=0.10.10', 'onedl-mmcv>=2.3', 'torchvision']
+DET = ['onedl-mmdetection>=3.5', *MAINTAINED]
+SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MAINTAINED]
+CLS = ['onedl-mmpretrain>=1.3', *MAINTAINED]
+# Without mmengine and mmcv, like mmdet's own requirements: they may be mmengine-lite or mmcv-lite,
+# and mmcv has to be built for the installed torch (mim does it).
+ORIGINAL = {
+    'openmmlab-det': ['mmdet>=3.3', 'torchvision'],
+    'openmmlab-seg': ['mmsegmentation>=1.2.2', 'ftfy', 'regex', 'torchvision'],
+    'openmmlab-cls': ['mmpretrain>=1.2', 'torchvision'],
+}
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
-WEB = ['gradio>=6', *DET, *SEG]
+WEB = ['gradio>=6']
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
-DEV = ['build', 'hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff']
+DEV = ['build', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff']
 DEV += ['selenium', *VIS]
 
 
@@ -61,25 +65,34 @@ def read(name):
     return path.read_text(encoding='utf-8') if path.is_file() else ''
 
 
+def long_description():
+    """The README without images and links that only work inside a checkout."""
+    text = re.sub(r'<img src="(?!http)[^>]*>', '', read('README.md'))
+    return re.sub(r'!?\[([^][]*)\]\((?!https?:)[^)]*\)', r'\1', text)
+
+
 setup(
     name='cyclemlp_mm',
     version=runpy.run_path(str(ROOT / 'cyclemlp_mm' / 'version.py'))['__version__'],
     description='CycleMLP and other MLP-like backbones for mmdet, mmseg and mmpretrain',
-    long_description=read('README.md'),
+    long_description=long_description(),
     long_description_content_type='text/markdown',
+    author='cyclemlp_mm contributors',
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['cyclemlp_mm', 'cyclemlp_mm.*']),
     package_data={'cyclemlp_mm': ['py.typed']},
     cmdclass={'build_py': BuildPyWithMim},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy', 'safetensors', 'filelock>=4.1', MMENGINE],
+    # mmengine is imported as well, and brings PyYAML and more: `import cyclemlp_mm` asks for it.
+    install_requires=['torch>=2.1', 'filelock', 'matplotlib', 'numpy', 'rich', 'safetensors'],
     extras_require={
         'det': DET,
         'seg': SEG,
         'cls': CLS,
+        **ORIGINAL,
         'export': EXPORT,
-        'web': sorted({*WEB}),
+        'web': WEB,
         'all': sorted({*DET, *SEG, *CLS, *EXPORT, *WEB}),
         'vis': VIS,
         'docs': DOCS,

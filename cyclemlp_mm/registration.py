@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.registry import MODELS
 
+from . import openmmlab
 from .errors import MissingToolboxError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _builder(name: str, module: str):
                 raise
             raise MissingToolboxError(
                 f'{name} needs mmpretrain, which cannot be imported ({error}): in a checkout, run '
-                "`make setup`; elsewhere, `pip install 'cyclemlp_mm[cls]'`"
+                f'`make setup`; elsewhere, `pip install {openmmlab.requirement("cls")}`'
             ) from error
         return backbone(*args, **kwargs)
 

@@ -5,10 +5,12 @@ Every part is imported in its own process, so that a broken one does not hide ot
 """
 
 import argparse
-import importlib.metadata
 import re
+import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 HEADLESS = 'pip install --force-reinstall --no-deps opencv-python-headless'
 PAIR = 'pip install --force-reinstall torch torchvision  (as a pair, from one index)'
@@ -16,6 +18,7 @@ MMCV = (
     "pip install 'setuptools>=80,<82' wheel ninja psutil && pip install --no-build-isolation "
     '--no-cache-dir --force-reinstall --no-deps onedl-mmcv  (torch first; about 7 minutes)'
 )
+MMENGINE = 'pip install onedl-mmengine  (beside the original mmcv or mmdet: pip install mmengine)'
 NUMPY = "pip install 'numpy<2'  (torch before 2.3), or a newer torch"
 MEMORY = 'the compiler ran out of memory: MAX_JOBS=1 make setup'
 VENV = 'on Debian or Ubuntu: apt install python3-venv, or python3.12-venv for Python 3.12'
@@ -45,17 +48,18 @@ OPS = (
 )
 PACKAGE = 'from {0} import __version__ as v; print(v)'
 TOOLBOX = 'from {0} import apis, datasets, engine, evaluation, models, visualization; ' + PACKAGE
-#: Each part with the code that is run, the extra that needs it, and the usual fix.
+#: Each part with the code that is run, the extra that needs it, and the usual fix; without one,
+#: pip installs that extra.
 PARTS = {
     'torch': (PACKAGE, '', "pip install 'torch>=2.1'"),
     'torchvision': ('import {0}, torch; torch.ops.{0}.nms; ' + PACKAGE, '', PAIR),
     'numpy': ('import torch; torch.zeros(1).numpy(); ' + PACKAGE, '', NUMPY),
-    'mmengine': (PACKAGE, '', 'pip install onedl-mmengine'),
+    'mmengine': (PACKAGE, '', MMENGINE),
     'mmcv': (PACKAGE, 'det, seg, cls', MMCV),
     "mmcv's ops": (OPS, 'det, seg', MMCV),
-    'mmdet': (TOOLBOX, 'det', "pip install 'cyclemlp_mm[det]'"),
-    'mmseg': (TOOLBOX, 'seg', "pip install 'cyclemlp_mm[seg]'"),
-    'mmpretrain': (TOOLBOX, 'cls', "pip install 'cyclemlp_mm[cls]'"),
+    'mmdet': (TOOLBOX, 'det', ''),
+    'mmseg': (TOOLBOX, 'seg', ''),
+    'mmpretrain': (TOOLBOX, 'cls', ''),
     'cyclemlp_mm': (
         'import {0}.engine, {0}.models; ' + PACKAGE,
         '',
@@ -63,14 +67,12 @@ PARTS = {
     ),
 }
 PARTS = {name: (code.format(name), *rest) for name, (code, *rest) in PARTS.items()}
-#: Distributions that put their files into the same folder: only one of each may be installed.
-SAME_FOLDER = (
-    ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
-    ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite'),
-    ('onedl-mmdetection', 'mmdet'),
-    ('onedl-mmsegmentation', 'mmsegmentation'),
-    ('onedl-mmpretrain', 'mmpretrain'),
-)
+LINEAGES = {
+    'maintained': 'the maintained packages (onedl-*)',
+    'original': 'the original packages (mmengine, mmcv, ...)',
+    'mixed': 'packages of both lineages: onedl-* and the original ones',
+    'none': 'not installed',
+}
 
 
 def ask(command, **options):
@@ -100,18 +102,20 @@ def has_gpu():
     return not failed and 'GPU' in listed
 
 
-def check_parts():
-    """Import every part and print a line for it; returns problems."""
+def check_parts(requirement):
+    """Import every part, two at a time, and print a line for each; returns problems."""
     problems = []
-    for name, (code, extra, fix) in PARTS.items():
-        failed, last, out = run_python(code)
-        module = name.partition("'")[0]
-        if failed and extra and f"No module named '{module}'" in last:
-            last = f'not installed (needed for {extra}): {fix}'
-        elif failed:
-            last = f'BROKEN: {last[:200]}'
-            problems.append((f'{name} does not import', hint(out) or fix))
-        print(f'{name:<13} {last}', flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(run_python, [code for code, *_ in PARTS.values()])
+        for (name, (_, extra, fix)), (failed, last, out) in zip(PARTS.items(), results):
+            fix = fix or f'pip install {requirement(extra)}'
+            module = name.partition("'")[0]
+            if failed and extra and f"No module named '{module}'" in last:
+                last = f'not installed (needed for {extra}): {fix}'
+            elif failed:
+                last = f'BROKEN: {last[:200]}'
+                problems.append((f'{name} does not import', hint(out) or fix))
+            print(f'{name:<13} {last}', flush=True)
     return problems
 
 
@@ -135,15 +139,11 @@ def check_gpu():
     return []
 
 
-def check_distributions(installed):
-    """Find distributions that overwrite each other; returns problems."""
-    problems = []
-    for names in SAME_FOLDER:
-        both = [name for name in names if name in installed]
-        if len(both) > 1:
-            fix = f'pip uninstall -y {" ".join(both)} && pip install {both[0]}'
-            problems.append((f'{" and ".join(both)} are both installed, into the same folder', fix))
-    return problems
+def read_openmmlab():
+    """The content of ``cyclemlp_mm/openmmlab.py``; importing the package needs mmengine."""
+    here = Path(__file__).resolve().parents[1]  # a checkout, or .mim in an installed package
+    places = here / 'cyclemlp_mm' / 'openmmlab.py', here.parent / 'openmmlab.py'
+    return runpy.run_path(str(next(path for path in places if path.is_file())))
 
 
 def main(argv=None):
@@ -152,8 +152,10 @@ def main(argv=None):
     form = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(formatter_class=form, **settings).parse_args(argv)
     print(f'Python        {sys.version.split()[0]} ({sys.executable})')
-    installed = {d.metadata['Name'].lower() for d in importlib.metadata.distributions()}
-    problems = check_parts() + check_gpu() + check_distributions(installed)
+    openmmlab = read_openmmlab()
+    print(f'OpenMMLab     {LINEAGES[openmmlab["lineage"]()]}', flush=True)
+    problems = [found] if (found := openmmlab['conflict']()) else []
+    problems += check_parts(openmmlab['requirement']) + check_gpu()
     for what, fix in problems:
         print(f'\nproblem: {what}\n   fix: {fix}')
     print(f'\ndoctor: {len(problems) or "no"} problem{"s" * (len(problems) != 1)}')

@@ -55,8 +55,12 @@ def check_compiler():
 
 
 def takes_gpu():
-    """Whether there is a GPU to compile mmcv's ops for; SetupError where that cannot be done."""
+    """Whether there is a GPU to compile mmcv's ops for; SetupError where that cannot be done.
+
+    FORCE_CUDA=1, a variable of mmcv's build, stands for a GPU: an image is built without one.
+    """
     _, _, cuda, torch_sees, home = torch_state()
+    torch_sees |= os.environ.get('FORCE_CUDA') == '1'
     if not (torch_sees or doctor.has_gpu()):
         return False
     major = cuda.split('.')[0]
@@ -159,7 +163,10 @@ def run(*command, **env):
 
 def pip(*arguments, command='install', **env):
     """Run the environment's pip under the constraints."""
-    run(PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt', *arguments, **env)
+    # Python compiles a module when it is imported first; pip would compile all of them, one by one.
+    flags = ('--no-compile',) if command == 'install' else ()
+    constraints = ROOT / 'constraints.txt'
+    run(PYTHON, '-m', 'pip', command, *flags, '-c', constraints, *arguments, **env)
 
 
 def make_venv():

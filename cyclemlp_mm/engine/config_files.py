@@ -14,6 +14,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
+from cyclemlp_mm import openmmlab
 from cyclemlp_mm.errors import CodeError, MissingFileError, MissingToolboxError, UserError
 from cyclemlp_mm.user_path import user_path
 
@@ -285,7 +286,7 @@ def require_toolbox(cfg: Config) -> str:
         raise MissingToolboxError(
             f'{scope}, which the config needs, cannot be imported ({type(error).__name__}: '
             f'{error}). tools/doctor.py finds the cause. Run `make setup` in a checkout, else '
-            f"`pip install 'cyclemlp_mm[{EXTRAS[scope]}]'`"
+            f'`pip install {openmmlab.requirement(EXTRAS[scope])}`'
         ) from error
     if scope == 'mmdet':
         importlib.import_module('cyclemlp_mm.datasets.checked_coco')  # classes that need mmdet

@@ -110,7 +110,10 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
     """
     path = Path(work_dir) / LOCK
     # No fallback to a lock that would stay after a kill. A second: the other one may just end.
-    lock = FileLock(path, timeout=1, fallback_to_soft=False)
+    try:
+        lock = FileLock(path, timeout=1, fallback_to_soft=False)
+    except TypeError:  # filelock 3 has no such fallback
+        lock = FileLock(path, timeout=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
@@ -128,7 +131,7 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
             f'another training writes into the work dir {path.parent} '
             f'({owner or "its process is not known"}). Wait for it, or take another --work-dir'
         ) from error
-    except OSError:
+    except (OSError, NotImplementedError):  # the second: filelock 3 where there are no locks
         pass  # the training itself reports a folder that cannot be written
     if lock.is_locked:
         with suppress(OSError):  # a full disk
