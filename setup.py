@@ -38,8 +38,8 @@ EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6']
 VIS = ['tensorboard']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
-DEV = ['build', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff']
-DEV += ['selenium', *VIS]
+DEV = ['build', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-timeout', 'pytest-xdist']
+DEV += ['ruff', 'selenium', *VIS]
 
 
 class BuildPyWithMim(build_py):

@@ -57,7 +57,8 @@ def conflict() -> tuple[str, str] | None:
         kept = [[p for p in found if p[0].startswith('onedl-') is is_onedl] for found in clashes]
         pins = ' '.join(f'{found[0][0]}=={found[0][1]}' for found in kept if found)
         if pins:
-            ways.append(f'`pip install --no-deps --no-build-isolation {pins}` (the {kind} packages)')
+            command = f'pip install --no-deps --no-build-isolation {pins}'
+            ways.append(f'`{command}` (the {kind} packages)')
     return (
         f'installed over each other, into the same folders: {pairs}. Removing only one of two also '
         'removes files of the other',

@@ -26,9 +26,8 @@ if [ ! -f "$venv/ready" ]; then
     CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 pip --no-build-isolation mmcv==2.1.0
     "$python" -c 'import mmcv.ops' # else it was built without torch
     pip --no-build-isolation mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 \
-        mmpretrain==1.2.0 ftfy regex pytest pytest-timeout pytest-xdist hypothesis safetensors
-    # Its requirements name the maintained packages, which would overwrite these.
-    pip --no-deps --no-build-isolation -e "$root"
+        mmpretrain==1.2.0 pytest pytest-timeout pytest-xdist hypothesis
+    pip --no-build-isolation -e "$root[openmmlab-det,openmmlab-seg,openmmlab-cls]"
     touch "$venv/ready"
 fi
 cd "$root"

@@ -51,6 +51,16 @@ model = MODELS.build(dict(type='CycleMLP', arch='b1'))
 import cyclemlp_mm.models
 assert type(model) is MODELS.get('CycleMLP') is cyclemlp_mm.models.CycleMLP
 """,
+    'without mmengine it names the fix': """
+import sys
+sys.modules['mmengine'] = None
+try:
+    import cyclemlp_mm
+except ImportError as error:
+    assert 'pip install --force-reinstall --no-deps' in str(error), error
+else:
+    raise SystemExit('imported')
+""",
     'mmpretrain is imported when a RepMLP is built': """
 import sys, cyclemlp_mm
 from mmengine.registry import MODELS

@@ -73,6 +73,15 @@ def test_gpu(driver_sees, torch_sees, cuda, nvcc, takes, fix, monkeypatch):
     assert fix in caught.value.fix and '--cpu-ops' in caught.value.fix  # the way out is named
 
 
+def test_force_cuda(monkeypatch):
+    """An image is built without a GPU: a variable of mmcv's build asks for its ops."""
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    monkeypatch.setattr(doctor, 'has_gpu', lambda: False)
+    monkeypatch.setattr(doctor, 'ask', lambda command: (0, 'release 13.0, V13.0.88'))
+    monkeypatch.setattr(setup_env, 'torch_state', lambda: ('cp312', '2', '13.0', False, '/cuda'))
+    assert setup_env.takes_gpu()
+
+
 def test_hints():
     for text, fix in {
         'ImportError: libGL.so.1: cannot open shared object file': 'headless',

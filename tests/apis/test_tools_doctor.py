@@ -54,11 +54,3 @@ def test_a_toolbox_whose_models_do_not_import(name, tmp_path):
     failed, last, out = module['run_python'](f'{path}; {module["PARTS"][name][0]}')
     assert failed and last == 'TypeError: NoneType takes no arguments'
     assert module['hint'](out) == "pip install 'transformers<5'"
-
-
-def test_two_lineages_in_one_folder():
-    check = runpy.run_path(str(DOCTOR))['check_distributions']
-    [(what, fix)] = check({'mmcv', 'onedl-mmcv', 'torch'})
-    assert what.startswith('onedl-mmcv and mmcv are both installed')
-    assert fix == 'pip uninstall -y onedl-mmcv mmcv && pip install onedl-mmcv'
-    assert check({'mmcv', 'mmdet'}) == []
