@@ -23,7 +23,8 @@ MIM_IGNORE = shutil.ignore_patterns(
 # OpenMMLab has two lineages with the same import names: the maintained packages (onedl-*) and the
 # original ones. pip would install one over the other, so the package itself requires neither, and
 # each lineage has its extras. torchvision is used by mmcv and mmdet, and declared by none.
-MAINTAINED = ['onedl-mmengine>=0.10.10', 'onedl-mmcv>=2.3', 'torchvision']
+# filelock 3 works, but is a little worse (engine/work_dir.py): kept beside the original packages.
+MAINTAINED = ['onedl-mmengine>=0.10.10', 'onedl-mmcv>=2.3', 'torchvision', 'filelock>=4.1']
 DET = ['onedl-mmdetection>=3.5', *MAINTAINED]
 SEG = ['onedl-mmsegmentation>=1.4', 'ftfy', 'regex', *MAINTAINED]
 CLS = ['onedl-mmpretrain>=1.3', *MAINTAINED]

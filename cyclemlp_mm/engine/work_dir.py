@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -104,16 +105,17 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
     """Keep other trainings out of a work dir, which is made if needed, while the block runs.
 
-    The operating system releases the lock when the process ends, killed or not. Where the file
-    system has no locks, nothing is kept out. Raises UserError where another training has it, or
-    where the lock file is a link or no regular file.
+    The operating system releases the lock when the process ends, killed or not; with filelock 3,
+    when its workers have ended, too. Where the file system has no locks, nothing is kept out.
+    Raises UserError where another training has it, or where the lock file is a link or no regular
+    file.
     """
     path = Path(work_dir) / LOCK
     # No fallback to a lock that would stay after a kill. A second: the other one may just end.
-    try:
-        lock = FileLock(path, timeout=1, fallback_to_soft=False)
-    except TypeError:  # filelock 3 has no such fallback
-        lock = FileLock(path, timeout=1)
+    options = {'fallback_to_soft': False}
+    if not options.keys() & signature(FileLock).parameters:  # filelock 3 has no such fallback
+        options = {}
+    lock = FileLock(path, timeout=1, **options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
@@ -131,7 +133,7 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
             f'another training writes into the work dir {path.parent} '
             f'({owner or "its process is not known"}). Wait for it, or take another --work-dir'
         ) from error
-    except (OSError, NotImplementedError):  # the second: filelock 3 where there are no locks
+    except (OSError, NotImplementedError):  # the second is filelock 3's, where there are no locks
         pass  # the training itself reports a folder that cannot be written
     if lock.is_locked:
         with suppress(OSError):  # a full disk

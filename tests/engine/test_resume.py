@@ -268,6 +268,23 @@ def test_a_work_dir_is_for_one_training(tmp_path):
         pass
 
 
+def test_the_lock_of_filelock_3(tmp_path, monkeypatch):
+    """It has no argument for the fallback, and another error where there are no locks."""
+
+    class Lock:
+        is_locked = False
+
+        def __init__(self, path, timeout):
+            pass
+
+        def acquire(self):
+            raise NotImplementedError
+
+    monkeypatch.setattr('cyclemlp_mm.engine.work_dir.FileLock', Lock)
+    with work_dir_lock(tmp_path / 'wd'):
+        assert (tmp_path / 'wd').is_dir()
+
+
 @pytest.mark.parametrize('kind', ['link', 'link to nothing', 'folder', 'pipe', 'hard link'])
 def test_a_lock_that_is_no_file_of_the_training(tmp_path, kind):
     precious = tmp_path / 'precious'
