@@ -163,10 +163,7 @@ def run(*command, **env):
 
 def pip(*arguments, command='install', **env):
     """Run the environment's pip under the constraints."""
-    # pip would compile the modules on one core; the last step does it on all.
-    flags = ('--no-compile',) if command == 'install' else ()
-    constraints = ROOT / 'constraints.txt'
-    run(PYTHON, '-m', 'pip', command, *flags, '-c', constraints, *arguments, **env)
+    run(PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt', *arguments, **env)
 
 
 def make_venv():
@@ -263,9 +260,7 @@ def set_up(cpu_ops):
         install_mmcv(CPU_OPS.exists())
     with step('6/7] install mmdet, mmseg, mmpretrain, the test tools and this package'):
         pip('--no-build-isolation', '-e', f'{ROOT}[all,dev,docs]')
-    with step('7/7] compile the Python modules, and import everything'):
-        # Some packages have files of other Python versions, so the exit code says nothing.
-        doctor.ask([PYTHON, '-m', 'compileall', '-q', '-j', '0', VENV / 'lib'], env=environment())
+    with step('7/7] import everything'):
         run(PYTHON, ROOT / 'tools' / 'doctor.py')
     STAMP.write_text(current_stamp())
 
