@@ -1,18 +1,28 @@
 #!/usr/bin/env python
-"""Train a small RetinaNet-CycleMLP on generated images and draw what it finds."""
+"""Train a detector, one with masks and a segmentor on generated images; draw what they find."""
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from cyclemlp_mm.apis.arguments import Parser
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.errors import UserError
 
-CONFIG = 'retinanet_cyclemlp_demo'
+#: By task: config, sub-folders of the work dir for the run and its data, and metric.
+TASKS = {
+    'boxes': ('retinanet_cyclemlp_demo', '.', 'data', 'coco/bbox_mAP_50'),
+    'masks': ('mask_rcnn_cyclemlp_demo', 'masks', 'data', 'coco/segm_mAP_50'),
+    'segments': ('fpn_cyclemlp_demo', 'segments', 'data_ade20k', 'mIoU'),
+}
 NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
 EXAMPLES = '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n'
 WORK_DIR = dict(default='work_dirs/demo', help='folder for everything (default: %(default)s)')
@@ -22,51 +32,84 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return Parser(__doc__, EXAMPLES, {'--work-dir': WORK_DIR}).parse_args(argv)
 
 
-def demo(argv: Sequence[str] | None = None) -> float:
+def demo(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Generate data, train with ``tools/train.py``, evaluate and draw.
 
-    Returns the box AP50 on the validation images. Raises a UserError that names the log if training
-    fails.
+    Returns box AP50, mask AP50 and mIoU on the validation images, in 0..1, by task. Raises a
+    UserError that names the log if a training fails.
     """
     work_dir = Path(_parse(argv).work_dir)
     # Slow to import, and not needed for --help.
-    from cyclemlp_mm.apis.visualize import visualize
-    from cyclemlp_mm.datasets.shapes import write_coco
-    from cyclemlp_mm.visualization import read_scalars
+    from cyclemlp_mm.datasets.shapes import write_ade20k, write_coco
+    from cyclemlp_mm.visualization.curves import draw_curves, evaluations, read_scalars
 
     work_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    data = write_coco(work_dir / 'data', NUM_TRAIN, NUM_VAL, SIZE)
-    print(f'data       {NUM_TRAIN} + {NUM_VAL} images of shapes in {data}', flush=True)
-    _train(data, work_dir)
-    name = 'coco/bbox_mAP_50'
-    ap50 = [line[name] for line in read_scalars(work_dir) if name in line][-1]
-    checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    visualize(['curves', str(work_dir), '--out', str(work_dir / 'loss_curve.png')])
-    gallery = ['gallery', str(work_dir / f'{CONFIG}.py'), checkpoint, '--limit', '6']
-    gallery += ['--score-thr', '0.5', '--device', 'cpu']
-    visualize([*gallery, '--out', str(work_dir / 'predictions.png')])
-    print(f'box AP50   {ap50:.3f} on the {NUM_VAL} validation images')
-    print(f'checkpoint {checkpoint}')
+    write_coco(work_dir / 'data', NUM_TRAIN, NUM_VAL, SIZE)
+    write_ade20k(work_dir / 'data_ade20k', NUM_TRAIN, NUM_VAL, SIZE)  # the same images
+    print(f'data       {NUM_TRAIN} + {NUM_VAL} images of shapes in {work_dir / "data"}', flush=True)
+    # Two at a time, of one thread each: images this small keep no more threads busy.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda task: _train(task, work_dir), TASKS))
+    folders = [work_dir / folder for _, folder, _, _ in TASKS.values()]
+    draw_curves(folders, work_dir / 'loss_curve.png')
+    _draw(work_dir)
+    results = {}
+    for (task, (_, _, _, metric)), folder in zip(TASKS.items(), folders, strict=True):
+        results[task] = evaluations(read_scalars(folder), metric)[1][-1][1]
+        name = dict(boxes='box AP50', masks='mask AP50', segments='mIoU')[task]
+        print(
+            f'{name:<10} {results[task]:.3f}   {(folder / "last_checkpoint").read_text().strip()}'
+        )
+    print(f'pictures   {work_dir / "predictions.png"}, {work_dir / "loss_curve.png"}')
     print(f'done in {time.perf_counter() - start:.0f} s')
-    return ap50
+    return results
 
 
-def _train(data: Path, work_dir: Path) -> None:
-    """Run ``tools/train.py``, show its progress lines, and keep all it prints in a log."""
-    arguments = [CONFIG, '--data', str(data), '--work-dir', str(work_dir)]
-    print('training   tools/train.py', *arguments, flush=True)
+def _train(task: str, work_dir: Path) -> None:
+    """Run ``tools/train.py``, show its results of each epoch, and keep all it prints in a log."""
+    config, folder, data, metric = TASKS[task]
+    work_dir, data = work_dir / folder, work_dir / data
+    work_dir.mkdir(exist_ok=True)
+    arguments = [config, '--data', str(data), '--work-dir', str(work_dir)]
+    print(f'{task:<10} tools/train.py', *arguments, flush=True)
     command = [sys.executable, str(Path(__file__).with_name('train.py')), *arguments]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = work_dir / 'train.log'
-    with log.open('w') as file, subprocess.Popen(command, **pipe) as process:
+    environment = {'OMP_NUM_THREADS': '1', **os.environ}
+    log, epoch = work_dir / 'train.log', 0
+    with log.open('w') as file, subprocess.Popen(command, env=environment, **pipe) as process:
         for line in process.stdout:
             file.write(line)
-            if 'Epoch(' in line:
-                print('          ', line.split(' - ')[-1].strip(), flush=True)
+            value = re.search(rf'(?:Epoch|Iter)\(val\).*{metric}: ([\d.]+)', line)
+            if value:
+                epoch += 1
+                print(f'{task:<10} epoch {epoch}: {metric} {value[1]}', flush=True)
     if process.returncode:
         tail = '\n'.join(log.read_text().splitlines()[-15:])
         raise UserError(f'training failed; all it printed is in {log}, at the end:\n{tail}')
+
+
+def _draw(work_dir: Path) -> None:
+    """Draw the validation images with most objects: what each model finds, side by side."""
+    from cyclemlp_mm.inference import Predictor, Segments
+    from cyclemlp_mm.visualization.gallery import draw_tasks
+
+    predictors = {}
+    for task, (config, folder, _, _) in TASKS.items():
+        checkpoint = (work_dir / folder / 'last_checkpoint').read_text().strip()
+        predictors[task] = Predictor(work_dir / folder / f'{config}.py', checkpoint, 'cpu')
+    detector = predictors['boxes']
+    files = sorted((work_dir / 'data' / 'val2017').iterdir())
+    images = [detector.read(file)[0] for file in files[:24]]
+    found = detector.predict(images)
+    most = sorted(range(len(images)), key=lambda i: -len(found[i].above(0.5)))[:2]
+    images = [images[i] for i in most]
+    found = {task: predictor.predict(images) for task, predictor in predictors.items()}
+    # Without the background, so that a class has the same number, and colour, everywhere.
+    found['segments'] = [Segments(one.label_map - np.uint8(1)) for one in found['segments']]
+    images = [image[..., ::-1] for image in images]
+    look = detector.classes, detector.palette
+    draw_tasks(images, found, *look, work_dir / 'predictions.png')
 
 
 if __name__ == '__main__':

@@ -48,6 +48,12 @@ FORCE = {'--force': _flag('overwrite DST')}
 DEVICE = {'--device': _option('cpu, cuda, cuda:1, … (default: a GPU if there is one)')}
 DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches, after loading the weights')}
 SCORE_THR = {'--score-thr': _option('minimum score', 'S', default=0.3)}
+#: How predictions are drawn.
+STYLE = {
+    '--line-width': _option('of boxes, in pixels (default: by the size)', 'PX', type=int),
+    '--hide-labels': _flag('draw no class names and scores'),
+    '--hide-scores': _flag('draw class names without scores'),
+}
 SIZE = dict(nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'))
 UNSAFE_LOAD = {'--unsafe-load': _flag('unpickle rejected checkpoints: they can run any code')}
 CFG_OPTIONS = {
@@ -99,7 +105,7 @@ test: Evaluate a checkpoint
 check: Look for problems with data, config and machine, without training
   tools/check.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells
   tools/check.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --full
-infer: Predict images and videos: boxes, masks or segments
+infer: Predict images and videos: boxes, masks, segments or categories
   tools/infer.py fpn_cyclemlp_b1_512x512_40k_ade20k CHECKPOINT 'photos/**/*.jpg' walk.mp4
   tools/infer.py mask_rcnn_cyclemlp_b2_fpn_1x_coco CHECKPOINT aerial.tif --tile 1024 --json
 export: Write a model as ONNX or torch.export file, checked against PyTorch
@@ -143,6 +149,7 @@ OPTIONS = {
         **CHECKPOINT,
         '--out': _option('write the predictions to a file', 'FILE.pkl'),
         '--show-dir': _option('draw predictions next to ground truth', 'DIR'),
+        **STYLE,
         **DEPLOY,
         **RUN,
     },
@@ -158,6 +165,7 @@ OPTIONS = {
         '--json': _flag("write predictions.json in COCO's format, with all scores"),
         '--as-stored': _flag('ignore EXIF orientation, to compare with annotations'),
         '--no-vis': _flag('draw no pictures'),
+        **STYLE,
         '--tile': _option('cut large images into tiles of SIZE x SIZE px', 'SIZE', type=int),
         '--tile-overlap': _option('fraction that two tiles share (default: 0.2)', 'F', type=float),
     },
@@ -237,6 +245,7 @@ OPTIONS = {
         '--number': _option('images drawn', 'N', default=6),
         '--limit': _option('use the first N images (default: all)', 'N', type=int),
         **SCORE_THR,
+        **STYLE,
         **DEVICE,
         **PICTURE,
     },
@@ -277,6 +286,19 @@ def parse(tool: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     if getattr(args, 'local_rank', None) is not None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # as torchrun does
     return args
+
+
+def style_of(args: argparse.Namespace):
+    """How a tool draws; a UserError if ``--score-thr`` or ``--line-width`` is out of its range."""
+    from cyclemlp_mm.checks import check_score_thr
+    from cyclemlp_mm.errors import UserError
+    from cyclemlp_mm.visualization.overlay import Style
+
+    score_thr = getattr(args, 'score_thr', 0.3)
+    check_score_thr(score_thr)
+    if args.line_width is not None and args.line_width < 1:
+        raise UserError(f'--line-width must be at least 1, but got {args.line_width}')
+    return Style(score_thr, args.line_width, args.hide_labels, args.hide_scores)
 
 
 def read_setting(text: str) -> object:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cyclemlp_mm.checks import check_score_thr, check_writable
+from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
@@ -18,7 +18,7 @@ from cyclemlp_mm.inference import Input, Predictor, Tiling, find_inputs, predict
 from cyclemlp_mm.inference.inputs import Video, own_suffixes
 from cyclemlp_mm.inference.writer import PredictionWriter
 
-from .arguments import parse
+from .arguments import parse, style_of
 from .screen import track
 
 
@@ -55,7 +55,7 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     when all others are done.
     """
     args = parse('infer', argv)
-    check_score_thr(args.score_thr)
+    style = style_of(args)
     if args.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
     if args.tile_overlap is not None and args.tile is None:
@@ -69,7 +69,9 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     inputs = find_inputs(args.inputs, passed_over, suffixes)
     options = args.device, args.cfg_options, args.deploy, args.as_stored
     predictor = Predictor(args.config, args.checkpoint, *options)
-    options = args.score_thr, args.json, not args.no_vis
+    if tiling is not None and predictor.scope == 'mmpretrain':
+        raise UserError('--tile is for detectors and segmentors; this is a classification config')
+    options = style, args.json, not args.no_vis
     writer = PredictionWriter(args.out, predictor.classes, predictor.palette, *options)
     report = InferReport(Path(args.out), written=writer.written)
 

@@ -17,13 +17,14 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures
 
-from .arguments import parse
+from .arguments import parse, style_of
 from .prepare import log, prepare_config, take_classes_of
 
 
 def test(argv: Sequence[str] | None = None) -> dict:
     """Evaluate a checkpoint; returns metrics by name."""
     args = parse('test', argv)
+    style = style_of(args)
     cfg = prepare_config(args, needed=('val',))
     init_default_scope(cfg.default_scope)
     report = Report()
@@ -59,8 +60,8 @@ def test(argv: Sequence[str] | None = None) -> dict:
         runner.register_hook(DeployModel())
     if args.show_dir is not None:
         drawing = (cfg.get('default_hooks') or {}).get('visualization') or {}
-        folder = str(Path(args.show_dir).absolute())
-        runner.register_hook(DrawResults(folder, drawing.get('score_thr', 0.3)))
+        style.score_thr = drawing.get('score_thr', 0.3)
+        runner.register_hook(DrawResults(str(Path(args.show_dir).absolute()), style))
     runner.register_hook(LogSummary())
     add_per_class_results(runner)
     with progress_bar(runner):

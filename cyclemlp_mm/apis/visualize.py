@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from cyclemlp_mm.checks import check_score_thr, check_writable, model_errors
+from cyclemlp_mm.checks import check_writable, model_errors
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
@@ -20,7 +20,7 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.visualization import curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
-from .arguments import parse
+from .arguments import parse, style_of
 from .screen import track
 
 #: By sub-command: smallest and largest value of its options.
@@ -140,7 +140,7 @@ def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
     from cyclemlp_mm.visualization import gallery
 
-    check_score_thr(args.score_thr)
+    style = style_of(args)
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)
@@ -161,7 +161,7 @@ def _gallery(args: argparse.Namespace) -> Path:
                 [prediction] = predictor.predict([image])
             except UserError as error:
                 raise UserError(f'{item.path}: {error}') from error
-            if predictor.is_segmentor:
+            if predictor.scope == 'mmseg':
                 score = gallery.judge_segments(item.truth, prediction, len(classes))
             else:
                 score = gallery.judge_instances(
@@ -177,4 +177,4 @@ def _gallery(args: argparse.Namespace) -> Path:
     print(f'{len(scores)} images, mean {np.mean(scores):.3f}; the worst:')
     for one in worst:
         print(f'  {one.name}: {one.summary}')
-    return gallery.draw_gallery(worst, classes, predictor.palette, args.out, args.score_thr)
+    return gallery.draw_gallery(worst, classes, predictor.palette, args.out, style)

@@ -12,8 +12,9 @@ from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
 from cyclemlp_mm.errors import UserError
 
 _OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')
-#: Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), without black.
-OKABE_ITO = (
+#: 20 colours: Okabe and Ito's without black (jfly.uni-koeln.de/color), then those that stay
+#: farthest apart, blended with grey and seen with normal, deuteranopic and protanopic vision.
+COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -21,6 +22,19 @@ OKABE_ITO = (
     (0, 114, 178),
     (213, 94, 0),
     (204, 121, 167),
+    (0, 0, 255),
+    (45, 15, 165),
+    (135, 75, 15),
+    (195, 255, 135),
+    (120, 0, 60),
+    (90, 120, 255),
+    (120, 255, 255),
+    (210, 255, 0),
+    (0, 195, 90),
+    (105, 45, 255),
+    (120, 30, 30),
+    (195, 0, 135),
+    (225, 240, 195),
 )
 
 
@@ -152,9 +166,17 @@ def needs_masks(cfg: Config, split: str) -> bool:
 
 
 def class_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """RGB colours in 0..255, one per class: the safe ones first, then darker rounds of them."""
-    rounds = [(0.75 ** (i // len(OKABE_ITO)), i % len(OKABE_ITO)) for i in range(num_classes)]
-    return [tuple(int(c * shade) for c in OKABE_ITO[colour]) for shade, colour in rounds]
+    """RGB colours in 0..255, one per class: :data:`COLOURS`, then darker rounds."""
+    rounds = [(0.75 ** (i // len(COLOURS)), i % len(COLOURS)) for i in range(num_classes)]
+    return [tuple(int(c * shade) for c in COLOURS[colour]) for shade, colour in rounds]
+
+
+def palette_of(metainfo: dict, num_classes: int) -> list[tuple[int, int, int]]:
+    """The palette of a data set, or :func:`class_palette` where it has none for all classes."""
+    palette = metainfo.get('palette')
+    if not isinstance(palette, (list, tuple)) or len(palette) < num_classes:
+        palette = class_palette(num_classes)
+    return [tuple(int(c) for c in colour) for colour in palette[:num_classes]]
 
 
 def trained_classes(checkpoint: object) -> list[str]:

@@ -1,11 +1,12 @@
 """From images, folders and videos to predictions on disk, through OpenMMLab's inferencers."""
 
 from .inputs import Input, find_inputs, image_reader, read_image
-from .predictions import Instances, Prediction, Segments
+from .predictions import Categories, Instances, Prediction, Segments
 from .predictor import Predictor
 from .tiling import Tiling, predict_tiled
 
 __all__ = [
+    'Categories',
     'Input',
     'Instances',
     'Prediction',

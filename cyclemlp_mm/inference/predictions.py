@@ -1,10 +1,11 @@
-"""Predictions of a model for an image, as plain arrays: instances or a label map."""
+"""Predictions of a model for an image, as plain arrays: instances, a label map or scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 
 @dataclass
@@ -45,4 +46,47 @@ class Segments:
     label_map: np.ndarray
 
 
-Prediction = Instances | Segments
+@dataclass
+class Categories:
+    """A score for each class, float32 (C,), in 0..1."""
+
+    scores: np.ndarray
+
+    def best(self, number: int) -> list[int]:
+        """Class indices of the highest scores, the best one first."""
+        return np.argsort(-self.scores, kind='stable')[:number].tolist()
+
+
+Prediction = Instances | Segments | Categories
+
+
+def from_sample(sample: object, num_classes: int, part: str = 'pred') -> Prediction | None:
+    """What a toolbox's data sample holds: the prediction, or with ``part='gt'`` the ground truth.
+
+    Scores of the ground truth are 1. Returns None where the sample has no such part.
+    """
+    if f'{part}_sem_seg' in sample:
+        labels = getattr(sample, f'{part}_sem_seg').data[0].cpu().numpy()
+        return Segments(labels.astype(np.uint8 if num_classes <= 256 else np.int32))
+    if part == 'pred' and 'pred_score' in sample:
+        return Categories(sample.pred_score.cpu().numpy().astype(np.float32))
+    if part == 'gt' and 'gt_label' in sample:
+        labels = sample.gt_label.cpu().numpy()
+        return Categories(np.isin(np.arange(num_classes), labels).astype(np.float32))
+    if f'{part}_instances' not in sample or 'bboxes' not in getattr(sample, f'{part}_instances'):
+        return None
+    found = getattr(sample, f'{part}_instances').cpu().numpy()
+    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    scores = np.asarray(found.scores if 'scores' in found else np.ones(len(boxes)), np.float32)
+    masks = found.masks if 'masks' in found else None
+    if masks is not None:
+        masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
+        masks = [encode_mask(mask) for mask in masks]
+    return Instances(boxes, scores, found.labels.astype(np.int64), masks)
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """A bool or 0/1 mask (H, W) as COCO's run-length code, its counts as text for json."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())

@@ -1,4 +1,4 @@
-"""A trained model, ready to predict: one interface to mmdet's and mmseg's inferencers."""
+"""A trained model, ready to predict: one interface to the inferencers of the three toolboxes."""
 
 import copy
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.logging import print_log
-from pycocotools import mask as coco_mask
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
-from cyclemlp_mm.engine import class_palette, load_config, require_toolbox
-from cyclemlp_mm.engine.config_data import class_names, heads_classes
+from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.engine.config_data import class_names, heads_classes, palette_of
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
@@ -24,11 +24,11 @@ from cyclemlp_mm.weights import install_safe_loading
 from cyclemlp_mm.weights.unwrap import find_state_dict
 
 from .inputs import image_reader, loading_steps
-from .predictions import Instances, Prediction, Segments
+from .predictions import Prediction, from_sample
 
 
 class Predictor:
-    """A detector or segmentor with its weights.
+    """A detector, segmentor or classifier with its weights.
 
     Args:
         config (str | Path): Config file, or the name of a shipped config.
@@ -39,8 +39,8 @@ class Predictor:
         as_stored (bool): Whether ``read`` ignores EXIF rotation. Defaults to False.
 
     Attributes:
-        inferencer (DetInferencer | MMSegInferencer): What predicts.
-        is_segmentor (bool): Whether predictions are :class:`Segments`.
+        inferencer (DetInferencer | MMSegInferencer | ImageClassificationInferencer): What predicts.
+        scope (str): The toolbox: 'mmdet', 'mmseg' or 'mmpretrain'.
         classes (tuple[str]): Class names, in the order of the labels.
         palette (list[tuple]): RGB in 0..255 of each class.
         device (str): Where it runs.
@@ -48,7 +48,7 @@ class Predictor:
 
     Raises:
         UserError: A file or the device is not there, the checkpoint does not fit (CheckpointError),
-            or the config is for another task or cannot be built.
+            or the config cannot be built.
     """
 
     def __init__(
@@ -62,24 +62,20 @@ class Predictor:
     ) -> None:
         cfg = load_config(str(config), cfg_options)
         install_safe_loading()
-        scope = require_toolbox(cfg)
+        self.scope = require_toolbox(cfg)
         checkpoint = str(checkpoint)
         if not Path(checkpoint).is_file() and '://' not in checkpoint:
             raise MissingFileError(f'checkpoint {checkpoint} does not exist')
-        self.is_segmentor = scope == 'mmseg'
         self.device = check_device(device)
         with model_errors(config):
-            self.inferencer = _build_inferencer(cfg, scope, checkpoint, self.device)
+            self.inferencer = _build_inferencer(cfg, self.scope, checkpoint, self.device)
         self._takes_grey = [s.get('color_type') for s in loading_steps(cfg)] == ['grayscale']
         self.read = image_reader(cfg, as_stored)  # the inferencer has set the toolbox's scope
         if deploy:
             to_deploy(self.inferencer.model)
         meta = self.inferencer.model.dataset_meta
         self.classes = tuple(meta['classes'])
-        palette, number = meta.get('palette'), len(self.classes)
-        if not isinstance(palette, (list, tuple)) or len(palette) < number:
-            palette = class_palette(number)
-        self.palette = [tuple(int(c) for c in colour) for colour in palette[:number]]
+        self.palette = palette_of(meta, len(self.classes))
 
     def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
         """Predict images that are in memory, one by one or in batches.
@@ -99,7 +95,7 @@ class Predictor:
             ]
         predictions = []
         options = dict(return_datasamples=True, batch_size=batch_size)
-        if not self.is_segmentor:
+        if self.scope == 'mmdet':
             options['no_save_vis'] = True
         for shape, group in groupby(images, key=lambda image: image.shape):
             try:
@@ -112,33 +108,23 @@ class Predictor:
                 raise UserError(f'{what}: {reason}') from error
             samples = samples['predictions'] if isinstance(samples, dict) else samples
             samples = samples if isinstance(samples, list) else [samples]
-            predictions += map(self._prediction, samples)
+            predictions += [from_sample(sample, len(self.classes)) for sample in samples]
         return predictions
-
-    def _prediction(self, sample: object) -> Prediction:
-        if self.is_segmentor:
-            labels = sample.pred_sem_seg.data[0].cpu().numpy()
-            return Segments(labels.astype(np.uint8 if len(self.classes) <= 256 else np.int32))
-        found = sample.pred_instances.cpu().numpy()
-        boxes, scores = found.bboxes.astype(np.float32), found.scores.astype(np.float32)
-        masks = [encode_mask(mask) for mask in found.masks] if 'masks' in found else None
-        return Instances(boxes.reshape(-1, 4), scores, found.labels.astype(np.int64), masks)
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """A bool or 0/1 mask (H, W) as COCO's run-length code, its counts as text for json."""
-    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return dict(size=[int(side) for side in code['size']], counts=code['counts'].decode())
 
 
 def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:
+    # Images are read before, by the config's own loading step; the inferencers require this one.
+    cfg = copy.deepcopy(cfg)
+    for step in loading_steps(cfg):
+        if step['type'] != 'LoadImageFromFile':
+            step.clear()
+            step['type'] = 'LoadImageFromFile'
+    if scope == 'mmpretrain':
+        return _build_classifier(cfg, checkpoint, device)
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer as Inferencer
-    elif scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer as Inferencer
     else:
-        fix = "use mmpretrain's ImageClassificationInferencer"
-        raise UserError(f'this is a classification config, not of a detector or segmentor: {fix}')
+        from mmseg.apis import MMSegInferencer as Inferencer
 
     class CheckedInferencer(Inferencer):
         """Raises for missing weights, and uses the config's class names if the file has none."""
@@ -147,15 +133,22 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
             compare(model, find_state_dict(content, checkpoint), checkpoint, complete=True)
             super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
 
-    # Images are read before, by the config's own loading step; the inferencers require this one.
-    cfg = copy.deepcopy(cfg)
-    for step in loading_steps(cfg):
-        if step['type'] != 'LoadImageFromFile':
-            step.clear()
-            step['type'] = 'LoadImageFromFile'
     # mmseg 1.2.2 has no such argument.
     quiet = {key: False for key in signature(Inferencer).parameters if key == 'show_progress'}
     return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
+
+
+def _build_classifier(cfg: Config, checkpoint: str, device: str) -> BaseInferencer:
+    """mmpretrain's, which loads without checking that a checkpoint is complete."""
+    from mmpretrain.apis import ImageClassificationInferencer, get_model
+
+    model = get_model(cfg, device=device)
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    weights = find_state_dict(content, checkpoint)
+    compare(model, weights, checkpoint, complete=True)
+    model.load_state_dict(weights)
+    model.dataset_meta = _with_names(content, cfg, checkpoint)['meta']['dataset_meta']
+    return ImageClassificationInferencer(model, classes=model.dataset_meta['classes'])
 
 
 def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 
 from cyclemlp_mm.errors import UserError
 
-from .predictions import Instances, Prediction, Segments
-from .predictor import Predictor, encode_mask
+from .predictions import Instances, Prediction, Segments, encode_mask
+from .predictor import Predictor
 
 SAME_IOU = 0.5  # of two boxes' parts in the shared strip, if they may be of one object
 PIECE_COVERED = 0.5  # part of a cut box that another tile's box covers, if it is a piece of that

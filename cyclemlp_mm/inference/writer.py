@@ -12,10 +12,10 @@ from PIL import Image
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine.work_dir import write_atomically
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.visualization.overlay import draw_prediction, with_legend
+from cyclemlp_mm.visualization.overlay import Style, draw_prediction, with_legend
 
 from .inputs import Input
-from .predictions import Prediction, Segments
+from .predictions import Categories, Prediction, Segments
 
 
 class PredictionWriter:
@@ -32,12 +32,12 @@ class PredictionWriter:
         out_dir: str | Path,
         classes: Sequence[str],
         palette: Sequence[tuple[int, int, int]],
-        score_thr: float = 0.3,
+        style: Style = Style(),  # noqa: B008 (is not changed)
         with_json: bool = False,
         with_pictures: bool = True,
     ) -> None:
         self.out_dir, self.written = Path(out_dir), []
-        self.classes, self.palette, self.score_thr = tuple(classes), list(palette), score_thr
+        self.classes, self.palette, self.style = tuple(classes), list(palette), style
         self.with_json, self.with_pictures = with_json, with_pictures
         self._images, self._annotations = [], []
         self._video = self._video_source = None
@@ -73,7 +73,7 @@ class PredictionWriter:
         if not self.with_pictures:
             return
         colours = self.classes, self.palette
-        picture = draw_prediction(as_picture(image), prediction, *colours, self.score_thr)
+        picture = draw_prediction(as_picture(image), prediction, *colours, self.style)
         if frame is not None:
             if source != self._video_source:
                 self._close_video()
@@ -111,6 +111,9 @@ class PredictionWriter:
         """Add an image and its annotations. Category ids start at 1."""
         entry['id'] = len(self._images) + 1
         self._images.append(entry)
+        if isinstance(prediction, Categories):
+            entry['scores'] = prediction.scores.tolist()
+            return
         if isinstance(prediction, Segments):
             labels, areas = np.unique(prediction.label_map, return_counts=True)
             entry['segments_info'] = [

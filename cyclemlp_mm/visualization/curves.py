@@ -89,16 +89,19 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     return save(figure, path)
 
 
-def evaluations(lines: Sequence[dict]) -> tuple[str, list[tuple[int, float]]]:
+def evaluations(
+    lines: Sequence[dict], name: str | None = None
+) -> tuple[str, list[tuple[int, float]]]:
     """Find the name of a run's headline metric, or '', and (iteration, value) of each evaluation.
 
-    An evaluation's own ``step`` may be an epoch; that of the training line before it is not.
+    Values are in 0..1, as scores are; mmseg and mmpretrain log per cent. An evaluation's own
+    ``step`` may be an epoch; that of the training line before it is not.
     """
-    name = next((n for n in HEADLINES if any(n in line for line in lines)), '')
-    points, step = [], 0
+    name = name or next((n for n in HEADLINES if any(n in line for line in lines)), '')
+    points, step, unit = [], 0, 1 if name.startswith('coco/') else 100
     for line in lines:
         if 'loss' in line:
             step = line['step']
         elif name in line:
-            points.append((step, line[name]))
+            points.append((step, line[name] / unit))
     return name, points

@@ -1,7 +1,7 @@
 """Predictions next to ground truth, the worst images first."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from cyclemlp_mm.inference.predictions import Instances, Prediction, Segments
 
 from .figures import save
-from .overlay import Palette, draw_prediction, fit
+from .overlay import Palette, Style, draw_prediction, fit
 
 
 @dataclass
@@ -77,9 +77,9 @@ def draw_gallery(
     classes: Sequence[str],
     palette: Palette,
     path: str | Path,
-    score_thr: float = 0.3,
+    style: Style = Style(),  # noqa: B008 (is not changed)
 ) -> Path:
-    """Draw a column per image, the truth above the prediction, without instances below a score.
+    """Draw a column per image, the truth above the prediction.
 
     ``classes`` and ``palette`` are names and RGB in 0..255; returns ``path``.
     """
@@ -92,23 +92,56 @@ def draw_gallery(
     for column, one in zip(grid.T, judged, strict=True):
         for axes, what in zip(column, (one.truth, one.prediction), strict=True):
             is_map = isinstance(what, Segments)
-            shown = what if is_map else what.above(score_thr)
+            shown = what if is_map else what.above(style.score_thr)
             if not is_map and one.prediction.masks is None:
                 shown.masks = None  # a truth with masks next to boxes would look like another image
             seen |= set(np.unique(shown.label_map if is_map else shown.labels).tolist())
-            small, shown = fit(one.image, shown, 320)
-            with_scores = what is one.prediction
-            axes.imshow(draw_prediction(small, shown, classes, palette, 0, with_scores))
+            small, shown = fit(one.image, shown, 480)
+            look = replace(style, hide_scores=style.hide_scores or what is one.truth, longer_side=1)
+            axes.imshow(draw_prediction(small, shown, classes, palette, look))
             axes.set(xticks=[], yticks=[])
         name = one.name if len(one.name) <= 34 else f'…{one.name[-33:]}'
         column[0].set_title(name, fontsize=8)
         column[1].set_xlabel(one.summary, fontsize=8)
     grid[0, 0].set_ylabel('ground truth')
-    grid[1, 0].set_ylabel('predicted' if is_map else f'predicted, score ≥ {score_thr:g}')
-    labels = [i for i in sorted(seen) if i < len(classes)]
+    grid[1, 0].set_ylabel('predicted' if is_map else f'predicted, score ≥ {style.score_thr:g}')
+    _add_legend(figure, seen, classes, palette, 2 * number + 1)
+    return save(figure, path)
+
+
+def draw_tasks(
+    images: Sequence[np.ndarray],
+    found: Mapping[str, Sequence[Prediction]],
+    classes: Sequence[str],
+    palette: Palette,
+    path: str | Path,
+) -> Path:
+    """Draw a row per image, RGB uint8 (H, W, 3): the image, then what was found, by title."""
+    figure = Figure(figsize=(2.9 * len(found) + 2.9, 2.95 * len(images) + 0.6), dpi=140)
+    figure.set_layout_engine('constrained', h_pad=0.02, w_pad=0.02)
+    grid = figure.subplots(len(images), len(found) + 1, squeeze=False)
+    for i, row in enumerate(grid):
+        nothing = Instances(*np.zeros((3, 0, 4), np.float32))
+        columns = {'image': nothing} | {title: some[i] for title, some in found.items()}
+        for axes, (title, prediction) in zip(row, columns.items(), strict=True):
+            style = Style(0.5, longer_side=400)
+            axes.imshow(draw_prediction(images[i], prediction, classes, palette, style))
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(title if i == 0 else '', fontsize=15)
+    _add_legend(figure, range(len(classes)), classes, palette, len(classes), 14)
+    return save(figure, path)
+
+
+def _add_legend(
+    figure: Figure,
+    labels: Iterable[int],
+    classes: Sequence[str],
+    palette: Palette,
+    columns: int,
+    size: int = 8,
+) -> None:
+    labels = [i for i in sorted(labels) if i < len(classes)]
     handles = [Patch(fc=np.divide(palette[i], 255), ec='#444444', label=classes[i]) for i in labels]
     if handles:
-        columns = min(len(handles), 2 * number + 1)
-        look = dict(loc='outside lower center', frameon=False, fontsize=8)
-        figure.legend(handles=handles, ncols=columns, **look)
-    return save(figure, path)
+        look = dict(loc='outside lower center', frameon=False, fontsize=size)
+        figure.legend(handles=handles, ncols=min(len(handles), columns), **look)

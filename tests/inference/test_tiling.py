@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.inference import Instances, Segments, Tiling, predict_tiled
-from cyclemlp_mm.inference.predictor import encode_mask
+from cyclemlp_mm.inference.predictions import encode_mask
 from cyclemlp_mm.inference.tiling import join_tiles
 
 

@@ -13,10 +13,11 @@ from toy_models import ARCH
 from cyclemlp_mm.engine import class_palette
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.inference import Instances, Segments
-from cyclemlp_mm.inference.predictor import encode_mask
+from cyclemlp_mm.inference.predictions import encode_mask
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.ops.cycle_fc import cycle_offsets
 from cyclemlp_mm.visualization import curves, figures, gallery, overlay, receptive_field
+from cyclemlp_mm.visualization.overlay import Style
 
 CLASSES = ('circle', 'square', 'star')
 PALETTE = class_palette(3)
@@ -104,7 +105,7 @@ def test_the_starts_of_a_run_are_joined(tmp_path):
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.0)]
     write_run(tmp_path, [dict(loss=1.5, step=6), dict(loss=1.2, step=8)], time=1)
     assert steps() == [(2, 3.0), (4, 2.0), (6, 1.5), (8, 1.2)]
-    assert curves.evaluations(curves.read_scalars(tmp_path)) == ('mIoU', [(4, 40.0)])
+    assert curves.evaluations(curves.read_scalars(tmp_path)) == ('mIoU', [(4, 0.4)])
     # Another training, that logs more seldom.
     write_run(tmp_path, [dict(loss=9.0, step=5), dict(loss=8.0, step=10)], time=2)
     assert steps() == [(5, 9.0), (10, 8.0)]
@@ -158,11 +159,13 @@ def test_miou_of_segments():
 def test_boxes_are_drawn_where_they_are_and_labels_stay_inside():
     image = np.full((100, 120, 3), 128, np.uint8)
     found = instances([(30, 40, 80, 90), (100, 0, 130, 12)], [0.9, 0.8], [0, 2])
-    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE, 0.5)
+    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE, Style(0.5, longer_side=1))
     assert picture.shape == image.shape and (image == 128).all()
     assert tuple(picture[60, 31]) == PALETTE[0] and tuple(picture[89, 60]) != (128, 128, 128)
     assert (picture[60:80, 45:70] == 128).all()  # the box's inside is left as it is
-    assert (overlay.draw_prediction(image, found, CLASSES, PALETTE, 0.95) == image).all()
+    assert (
+        overlay.draw_prediction(image, found, CLASSES, PALETTE, Style(0.95, longer_side=1)) == image
+    ).all()
     whole_label = (picture[:14] == PALETTE[2]).all(axis=2)
     assert whole_label.any(axis=1).sum() >= 12 and whole_label.any(axis=0).sum() > 25
 
@@ -172,7 +175,12 @@ def test_boxes_are_drawn_where_they_are_and_labels_stay_inside():
 )
 def test_odd_boxes_draw_without_error(box):
     image = np.zeros((100, 100, 3), np.uint8)
-    assert overlay.draw_prediction(image, instances([box]), CLASSES, PALETTE).shape == image.shape
+    assert (
+        overlay.draw_prediction(
+            image, instances([box]), CLASSES, PALETTE, Style(longer_side=1)
+        ).shape
+        == image.shape
+    )
 
 
 def test_masks_and_segments_are_tinted():
@@ -180,10 +188,10 @@ def test_masks_and_segments_are_tinted():
     mask = np.zeros((300, 40), bool)
     mask[250:290, 10:30] = True
     found = instances([(10, 250, 30, 290)], masks=[encode_mask(mask)])
-    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE)
+    picture = overlay.draw_prediction(image, found, CLASSES, PALETTE, Style(longer_side=1))
     assert picture[270, 20].sum() > 0 and (picture[100] == 0).all()
     segments = Segments(np.where(mask, 1, 255).astype(np.uint8))
-    picture = overlay.draw_prediction(image, segments, CLASSES, PALETTE)
+    picture = overlay.draw_prediction(image, segments, CLASSES, PALETTE, Style(longer_side=1))
     expected = np.array(PALETTE[1]) * overlay.OPACITY
     assert np.abs(picture[270, 20] - expected).max() <= 1
     assert (picture[0] == 0).all()  # 255 is no class

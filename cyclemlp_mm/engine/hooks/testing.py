@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from PIL import Image
 
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import as_picture, image_loader, read_image
+from cyclemlp_mm.engine.config_data import palette_of
 from cyclemlp_mm.models import to_deploy
 
 _WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -41,26 +44,27 @@ class DeployModel(Hook):
 
 @HOOKS.register_module()
 class DrawResults(Hook):
-    """Draws every image of a test as the model saw it, next to its ground truth.
+    """Draws every image of a test as the model saw it: ground truth left, prediction right.
 
     Unlike by the toolboxes' hooks, images are turned as they were loaded, and the pictures are in
     the same sub-folders as the images.
 
     Args:
         out_dir (str): Folder for the pictures.
-        score_thr (float): Minimum score of objects that are drawn. Defaults to 0.3.
+        style (Style, optional): See :class:`cyclemlp_mm.visualization.overlay.Style`.
     """
 
-    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
+    def __init__(self, out_dir: str, style: object = None) -> None:
         self.out_dir = Path(out_dir)
-        self.score_thr = score_thr
+        self.style = style
 
     def before_test_epoch(self, runner: Runner) -> None:
         data = runner.test_loop.dataloader.dataset
         self._loader = image_loader(data)
-        self._is_detector = runner.cfg.get('default_scope') == 'mmdet'
+        self._classes = data.metainfo['classes']
+        self._palette = palette_of(data.metainfo, len(self._classes))
         paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
-        self._names = _picture_names(paths, self._is_detector)
+        self._names = _picture_names(paths, runner.cfg.get('default_scope') == 'mmdet')
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         for sample in outputs:
@@ -68,12 +72,29 @@ class DrawResults(Hook):
             name = self._names.get(path) or f'{Path(path).name}.png'
             file = self.out_dir / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            image, visualizer = self._read(path, sample), runner.visualizer
-            if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
-                visualizer.visualize_cls(image, sample, out_file=str(file))
-                continue
-            more = dict(pred_score_thr=self.score_thr) if self._is_detector else {}
-            visualizer.add_datasample(name, image, data_sample=sample, out_file=str(file), **more)
+            image = self._read(path, sample)
+            parts = [self._draw(image, sample, part) for part in ('gt', 'pred')]
+            parts = [part for part in parts if part is not None]
+            height = max(len(part) for part in parts)
+            parts = [
+                np.pad(p, ((0, height - len(p)), (0, 8), (0, 0)), constant_values=255)
+                for p in parts
+            ]
+            Image.fromarray(np.concatenate(parts, axis=1)[:, :-8]).save(file)
+
+    def _draw(self, image: np.ndarray, sample: object, part: str) -> np.ndarray | None:
+        """The image with its ground truth ('gt') or prediction ('pred'); None without labels."""
+        # Not above: these modules import the engine.
+        from cyclemlp_mm.inference.predictions import from_sample
+        from cyclemlp_mm.visualization.overlay import Style, draw_prediction, with_legend
+
+        prediction = from_sample(sample, len(self._classes), part)
+        if prediction is None:
+            return None
+        style = self.style or Style()
+        style = replace(style, hide_scores=style.hide_scores or part == 'gt')
+        look = prediction, self._classes, self._palette
+        return with_legend(draw_prediction(image, *look, style), *look)
 
     def _read(self, path: str, sample: object) -> np.ndarray:
         """RGB image of the size that the predictions are for; black where it cannot be read."""

@@ -1,0 +1,78 @@
+# What `make demo` trains for instance masks: a small Mask R-CNN-CycleMLP, from scratch, on a CPU.
+_base_ = [
+    '_base_/models/mask_rcnn_cyclemlp.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/runtime/mmdet.py',
+]
+norm_cfg = dict(type='GN', num_groups=8)
+model = dict(
+    backbone=dict(
+        arch=dict(
+            depths=(1, 1, 3, 1),
+            widths=(32, 64, 128, 192),
+            mlp_ratios=(4, 4, 4, 4),
+            reweight=True,
+            downsample='conv',
+        ),
+        out_indices=(1, 2, 3),
+    ),
+    neck=dict(in_channels=[64, 128, 192], out_channels=96, num_outs=3, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        in_channels=96, feat_channels=96, anchor_generator=dict(scales=[4], strides=[8, 16, 32])
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=96, featmap_strides=[8, 16, 32], finest_scale=28),
+        bbox_head=dict(in_channels=96, fc_out_channels=256, num_classes=4),
+        mask_roi_extractor=dict(out_channels=96, featmap_strides=[8, 16, 32], finest_scale=28),
+        mask_head=dict(
+            num_convs=2, in_channels=96, conv_out_channels=64, num_classes=4, norm_cfg=norm_cfg
+        ),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=300, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=50), rcnn=dict(max_per_img=20)),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+max_epochs = 4
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
+    dict(
+        type='CosineAnnealingLR',
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
+    clip_grad=dict(max_norm=10.0),
+)
+auto_scale_lr = dict(enable=False, base_batch_size=8)
+default_hooks = dict(logger=dict(interval=25))
