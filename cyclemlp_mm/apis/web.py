@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cyclemlp_mm.checks import check_device
 from cyclemlp_mm.errors import MissingToolboxError, UserError
-from cyclemlp_mm.web import UploadLimits, Workbench, find_models
+from cyclemlp_mm.web import UploadLimits, Workbench, find_examples, find_models
 
 from .arguments import parse
 
@@ -24,5 +24,5 @@ def web(argv: Sequence[str] | None = None) -> None:
         fix = "in a checkout, `make web` installs it; elsewhere, `pip install 'cyclemlp_mm[web]'`"
         raise MissingToolboxError(f'{what}: {fix}') from error
     limits = UploadLimits(megabytes=args.max_mb)
-    page = build_page(workbench, limits)
+    page = build_page(workbench, limits, find_examples(args.work_dirs))
     launch(page, limits, args.host, args.port, names=args.allow_host)

@@ -75,6 +75,8 @@ class PredictionWriter:
         colours = self.classes, self.palette
         picture = draw_prediction(as_picture(image), prediction, *colours, self.style)
         if frame is not None:
+            height, width = (side // 2 * 2 for side in picture.shape[:2])  # H.264 has no odd sides
+            picture = picture[:height, :width]
             if source != self._video_source:
                 self._close_video()
                 with self._new_file(f'vis/{source.name}.mp4', source) as path:

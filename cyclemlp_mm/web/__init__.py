@@ -4,6 +4,14 @@ Everything but :mod:`.page` works without Gradio.
 """
 
 from .uploads import UploadLimits, read_upload
-from .workbench import Answer, ModelChoice, Workbench, find_models
+from .workbench import Answer, ModelChoice, Workbench, find_examples, find_models
 
-__all__ = ['Answer', 'ModelChoice', 'UploadLimits', 'Workbench', 'find_models', 'read_upload']
+__all__ = [
+    'Answer',
+    'ModelChoice',
+    'UploadLimits',
+    'Workbench',
+    'find_examples',
+    'find_models',
+    'read_upload',
+]

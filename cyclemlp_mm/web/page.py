@@ -14,24 +14,33 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.visualization.overlay import Style
 
 from .same_site import SameSite
 from .uploads import UploadLimits, read_upload
 from .workbench import Workbench
 
-NONE = 'none'
+NONE, SHOWN = 'none', ['labels', 'scores']
 # Fonts of the visitor's own machine: the page asks no other server for anything.
 FONTS = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
 CSS = """
 .swatch {display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 0.7em;
          border: 1px solid #555; vertical-align: -0.08em}
+/* The place of what comes later: nothing moves. */
+#first-facts, #second-facts {min-height: 5.5em}
+#first-knows, #second-knows {min-height: 2.6em; font-size: 0.9em}
 .problem {padding: 0.6em 0.9em; border-left: 4px solid #d55e00; background: #d55e0018}
 """
 QUIET = dict(show_progress='hidden', api_visibility='private')
 
 
-def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
-    """Build the page for the models of a workbench, with limits for what the browser sends."""
+def build_page(
+    workbench: Workbench, limits: UploadLimits, examples: Sequence[str] = ()
+) -> gr.Blocks:
+    """Build the page for the models of a workbench, with limits for what the browser sends.
+
+    ``examples`` are images of this machine that a visitor can choose.
+    """
     about = (
         '# cyclemlp_mm\nDrop an image to see what the model finds in it: JPEG, PNG, WebP or BMP,'
     )
@@ -44,21 +53,27 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
                 # Gradio only checks that the path is its own: read_upload decodes, with better
                 # messages. (A subclass would do, but Gradio writes a .pyi next to every one.)
                 upload.preprocess = lambda payload: payload and payload.path
-                first = _model_choice(workbench, 'Config', 'first')
-                second = _model_choice(workbench, 'Compare with config', 'second')
+                if examples:
+                    look = dict(label='Examples', elem_id='examples')
+                    chosen = gr.Examples([[path] for path in examples], [upload], **look)
+                first = _model_choice(page, workbench, 'Config', 'first')
+                second = _model_choice(page, workbench, 'Compare with config', 'second')
                 button = gr.Button('Predict', variant='primary', elem_id='predict')
-            with gr.Column(scale=3):
-                look = dict(label='Minimum score', elem_id='score')
-                slider = gr.Slider(0.05, 0.95, value=0.3, step=0.05, **look)
                 problem = gr.HTML(elem_id='problem', visible=True)
+            with gr.Column(scale=3):
+                with gr.Row():
+                    look = dict(label='Minimum score', elem_id='score', scale=3)
+                    slider = gr.Slider(0.05, 0.95, value=0.3, step=0.05, **look)
+                    look = dict(label='Show', elem_id='show', min_width=200)
+                    show = gr.CheckboxGroup(SHOWN, value=SHOWN, **look)
                 with gr.Row():
                     shown = [*_result_panel('first'), *_result_panel('second')]
         one_image = threading.Lock()  # decoded at a time, whichever way requests come
         answers = gr.State([None, None], time_to_live=3600)
 
-        def predict(path: str | None, score_thr: float, *choices: str) -> list:
+        def predict(path: str | None, score_thr: float, *choices) -> list:
             """Run one model or both; the slider's answers are those from here on."""
-            found, message = [None, None], ''
+            found, message, (*choices, shows) = [None, None], '', choices
             try:
                 with one_image:
                     if path is not None:
@@ -76,19 +91,21 @@ def build_page(workbench: Workbench, limits: UploadLimits) -> gr.Blocks:
             if message:
                 message = html.escape(without_folders(message))
                 message = f'<div class="problem" role="alert">{message}</div>'
-            return [*_redraw(found, score_thr), found, message]
+            return [*_redraw(found, score_thr, shows), found, message]
 
-        gr.on(
-            [upload.upload, upload.clear, button.click],
-            predict,
-            [upload, slider, *first, *second],
-            [*shown, answers, problem],
+        call = dict(
+            fn=predict,
+            inputs=[upload, slider, *first, *second, show],
+            outputs=[*shown, answers, problem],
             concurrency_limit=1,
+            concurrency_id='predict',
             show_progress_on=[shown[1]],
-            api_name='predict',
         )
-        moved = [slider.input, slider.change]
-        gr.on(moved, _redraw, [answers, slider], shown, trigger_mode='always_last', **QUIET)
+        gr.on([upload.upload, upload.clear, button.click], api_name='predict', **call)
+        if examples:
+            chosen.load_input_event.then(api_visibility='private', **call)
+        moved = [slider.input, slider.change, show.change]
+        gr.on(moved, _redraw, [answers, slider, show], shown, trigger_mode='always_last', **QUIET)
     return page
 
 
@@ -97,35 +114,46 @@ def without_folders(text: str) -> str:
     return re.sub(r'(?<![\w.:/~])~?/(?:[^/\'"<>|:;,\n]*[^/\'"<>|:;,\s]/)+', '', text)
 
 
-def _model_choice(workbench: Workbench, label: str, key: str) -> tuple[gr.Dropdown, gr.Dropdown]:
-    """A config and, following it, its checkpoints; the second may be none."""
+def _model_choice(
+    page: gr.Blocks, workbench: Workbench, label: str, key: str
+) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """A config, following it its checkpoints, and what it knows; the second may be none."""
     names = [*workbench.models] if key == 'first' else [NONE, *workbench.models]
 
     def checkpoints(name: str) -> dict:
         there = [NONE] if name == NONE else [p.name for p in workbench.model(name).checkpoints]
         return dict(choices=there, value=there[0], visible=name != NONE)
 
+    def knows(name: str, checkpoint: str) -> gr.HTML:
+        try:
+            text = '' if NONE in (name, checkpoint) else workbench.knows(name, checkpoint)
+            return gr.HTML(html.escape(text), visible=bool(text) or key == 'first')
+        except UserError:  # reported with the prediction
+            return gr.HTML('', visible=key == 'first')
+
     config = gr.Dropdown(names, value=names[0], label=label, elem_id=f'{key}-config')
     look = dict(label='Checkpoint', elem_id=f'{key}-checkpoint')
     checkpoint = gr.Dropdown(**checkpoints(names[0]), **look)
+    known = gr.HTML(elem_id=f'{key}-knows', visible=key == 'first')
     config.change(lambda name: gr.Dropdown(**checkpoints(name)), config, checkpoint, **QUIET)
+    gr.on([page.load, checkpoint.change], knows, [config, checkpoint], known, **QUIET)
     return config, checkpoint
 
 
 def _result_panel(key: str) -> tuple[gr.Column, gr.Image, gr.HTML]:
     look = dict(label='Result', height=480, buttons=['download', 'fullscreen'])
     with gr.Column(visible=key == 'first', min_width=280) as column:
-        facts = gr.HTML(elem_id=f'{key}-facts')
         kind = dict(type='numpy', format='png', interactive=False, elem_id=f'{key}-result')
-        return column, gr.Image(**look, **kind), facts
+        picture = gr.Image(**look, **kind)
+        return column, picture, gr.HTML(elem_id=f'{key}-facts')
 
 
-def _redraw(answers: list, score_thr: float) -> list:
+def _redraw(answers: list, score_thr: float, shows: list[str]) -> list:
     """Column, picture and facts of both panels, from what is known; no model runs."""
-    parts = []
+    style, parts = Style(score_thr, None, 'labels' not in shows, 'scores' not in shows), []
     for i, answer in enumerate(answers):
         there = answer is not None
-        drawn = [answer.draw(score_thr), answer.describe(score_thr)] if there else [None, '']
+        drawn = [answer.draw(style), answer.describe(score_thr)] if there else [None, '']
         parts += [gr.Column(visible=i == 0 or there), *drawn]
     return parts
 

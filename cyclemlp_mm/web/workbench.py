@@ -13,10 +13,10 @@ import numpy as np
 
 from cyclemlp_mm.engine import find_config
 from cyclemlp_mm.errors import MissingFileError
-from cyclemlp_mm.inference import Predictor, Segments, Tiling, predict_tiled
+from cyclemlp_mm.inference import Categories, Predictor, Segments, Tiling, predict_tiled
 from cyclemlp_mm.inference.predictions import Prediction
 from cyclemlp_mm.user_path import user_path
-from cyclemlp_mm.visualization.overlay import draw_prediction, fit
+from cyclemlp_mm.visualization.overlay import Style, draw_prediction, fit
 
 #: A segmentor takes larger images in tiles: it does not resize them, and memory would grow.
 TILE_FROM_PIXELS, TILING = 2048 * 2048, Tiling(1024)
@@ -32,10 +32,10 @@ class ModelChoice:
 
 
 def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) -> list[ModelChoice]:
-    """Find all detectors and segmentors; the page offers only these, as a config is a program.
+    """Find all trained models; the page offers only these, as a config is a program.
 
     Args:
-        work_dirs (str | Path): Its folders may have a config next to checkpoints.
+        work_dirs (str | Path): Its folders, and theirs, may have a config next to checkpoints.
         named (Sequence[tuple[str, str]]): More, as config (path or name) and checkpoint.
 
     Returns:
@@ -52,17 +52,18 @@ def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) ->
         name += f' {same + 1}' if same else ''
         found.append(ModelChoice(name, find_config(config), (path,)))
     root = Path(work_dirs)
-    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    for folder in sorted(folders, key=lambda path: (path.name != 'demo', path)):
+    folders = [path for depth in ('*', '*/*') for path in root.glob(depth) if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: ('demo' not in path.parts, path)):
         checkpoints = _checkpoints(folder)
         for config in sorted(folder.glob('*.py')) if checkpoints else ():
             # Not run: it may be any program, and only a training writes this line.
             text = config.read_text(encoding='utf-8', errors='replace') if config.is_file() else ''
-            if re.search(r"^default_scope = '(mmdet|mmseg)'", text, re.MULTILINE):
-                found.append(ModelChoice(f'{folder.name}: {config.stem}', config, checkpoints))
+            if re.search(r"^default_scope = '(mmdet|mmseg|mmpretrain)'", text, re.MULTILINE):
+                name = folder.relative_to(root).as_posix()
+                found.append(ModelChoice(f'{name}: {config.stem}', config, checkpoints))
     if not found:
         fix = 'run `make demo` first, or give --model CONFIG CHECKPOINT'
-        raise MissingFileError(f'no trained detector or segmentor in {root}: {fix}')
+        raise MissingFileError(f'no trained model in {root}: {fix}')
     return found
 
 
@@ -95,27 +96,51 @@ class Answer:
     device: str
     size: tuple[int, int]
 
-    def draw(self, score_thr: float) -> np.ndarray:
-        """Draw all instances from this score on, RGB uint8; the model does not run."""
-        return draw_prediction(self.image, self.prediction, self.classes, self.palette, score_thr)
+    def draw(self, style: Style) -> np.ndarray:
+        """Draw all instances from its score on, RGB uint8; the model does not run."""
+        return draw_prediction(self.image, self.prediction, self.classes, self.palette, style)
 
     def describe(self, score_thr: float) -> str:
-        """HTML: time, size, and the classes that are drawn, with their colours."""
+        """HTML: time, size, and the classes that are drawn, with their colours, or why none is."""
         width, height = self.size
         facts = f'{1000 * self.seconds:.0f} ms on {self.device} · {width}×{height} px'
-        is_map = isinstance(self.prediction, Segments)
-        if is_map:
-            drawn = self.prediction.label_map
+        found, legend = self.prediction, ''
+        if isinstance(found, Categories):
+            shown = {label: f'{found.scores[label]:.2f}' for label in found.best(5)}
+        elif isinstance(found, Segments):
+            counts = zip(*np.unique(found.label_map, return_counts=True), strict=True)
+            shown = {label: f'{n / found.label_map.size:.0%}' for label, n in counts}
         else:
-            drawn = self.prediction.above(score_thr).labels
-            facts += f' · {len(drawn)} of {len(self.prediction)} objects'
-        legend = ''.join(
+            drawn = found.above(score_thr)
+            shown = dict(zip(*np.unique(drawn.labels, return_counts=True), strict=True))
+            facts += f' · {len(drawn)} of {len(found)} objects'
+            if not len(drawn):
+                legend = f'Nothing found. {knows(self.classes)} '
+                legend += 'No object was predicted at any score.'
+            if len(found) and not len(drawn):
+                best = found.scores.argmax()
+                name = self.classes[found.labels[best]]
+                legend = f'Nothing found. {knows(self.classes)} The best score, '
+                legend += f'{found.scores[best]:.2f} ({name}), is below the minimum {score_thr:g}.'
+        legend = html.escape(legend) + ''.join(
             f'<span class="swatch" style="background:rgb{tuple(self.palette[label])}"></span>'
-            f'{html.escape(self.classes[label])} ({f"{n / drawn.size:.0%}" if is_map else n}) '
-            for label, n in zip(*np.unique(drawn, return_counts=True), strict=True)
+            f'{html.escape(self.classes[label])} ({value}) '
+            for label, value in shown.items()
             if label < len(self.classes)
         )
         return f'<p class="facts">{html.escape(facts)}</p><p class="legend">{legend}</p>'
+
+
+def knows(classes: Sequence[str], most: int = 12) -> str:
+    """What a model can find, in a sentence with at most so many names."""
+    names = ', '.join(classes[:most]) + (', …' if len(classes) > most else '')
+    plural = 'class' if len(classes) == 1 else 'classes'
+    return f'The model knows {len(classes)} {plural}: {names}.'
+
+
+def find_examples(work_dirs: str | Path, number: int = 5) -> list[str]:
+    """The first validation images of ``make demo``; [] without it."""
+    return [str(p) for p in sorted(Path(work_dirs).glob('demo/data/val2017/*.jpg'))[:number]]
 
 
 class Workbench:
@@ -141,12 +166,17 @@ class Workbench:
             raise MissingFileError(f'there is no model {name!r} here: reload the page')
         return self.models[name]
 
+    def knows(self, name: str, checkpoint: str) -> str:
+        """What a model can find; it is loaded, and so ready for the first image."""
+        with self._lock:
+            return knows(self._load(self.model(name), checkpoint).classes)
+
     def predict(self, name: str, checkpoint: str, image: np.ndarray) -> Answer:
         """Predict an image, BGR uint8, (H, W, 3), by the names of model and checkpoint."""
         with self._lock:
             predictor = self._load(self.model(name), checkpoint)
             start = time.perf_counter()
-            if predictor.is_segmentor and image.shape[0] * image.shape[1] > TILE_FROM_PIXELS:
+            if predictor.scope == 'mmseg' and image.shape[0] * image.shape[1] > TILE_FROM_PIXELS:
                 prediction = predict_tiled(predictor, image, TILING)
             else:
                 [prediction] = predictor.predict([image])

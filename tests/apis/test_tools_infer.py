@@ -86,7 +86,7 @@ def test_detections_are_the_inferencers(kind, number, images, tmp_path, request)
     assert run(model, images, '--out', tmp_path, '--json').num_images == 3
     check_detections(model, images, json_of(tmp_path), number)
     assert sorted(p.name for p in (tmp_path / 'vis').iterdir()) == ['0.png', '1.png', '2.png']
-    assert Image.open(tmp_path / 'vis' / '1.png').size == (96, 128)
+    assert Image.open(tmp_path / 'vis' / '1.png').size == (480, 640)  # enlarged
     COCO(str(tmp_path / 'predictions.json'))  # readable by COCO's own tools
 
 
@@ -208,7 +208,7 @@ def test_errors(detector, images):
     config, checkpoint = detector
     with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
         run((config, 'gone.pth'), images)
-    with pytest.raises(UserError, match='classification config'):
+    with pytest.raises(UserError, match='does not fit the model'):
         run(('cyclemlp_b1_in1k', checkpoint), images)
     for line, message in {
         '--score-thr 3': 'score-thr must be 0 to 1',

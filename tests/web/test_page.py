@@ -234,7 +234,7 @@ def inputs_for(url, file):
     """Uploads an image; returns what the page's function takes for it and the first model."""
     _, body = upload(url, file.read_bytes(), file.name)
     image = {'path': json.loads(body)[0], 'meta': {'_type': 'gradio.FileData'}}
-    return [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none']
+    return [image, 0.3, 'demo: toy', 'epoch_1.pth', 'none', 'none', ['labels', 'scores']]
 
 
 def test_uploads(served, images):
