@@ -138,7 +138,7 @@ def knows(classes: Sequence[str], most: int = 12) -> str:
     return f'The model knows {len(classes)} {plural}: {names}.'
 
 
-def find_examples(work_dirs: str | Path, number: int = 5) -> list[str]:
+def find_examples(work_dirs: str | Path, number: int = 3) -> list[str]:
     """The first validation images of ``make demo``; [] without it."""
     return [str(p) for p in sorted(Path(work_dirs).glob('demo/data/val2017/*.jpg'))[:number]]
 

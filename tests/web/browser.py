@@ -17,14 +17,14 @@ WAIT = 60  # seconds, for a busy machine
 
 
 @contextmanager
-def serving(work_dirs, **limits):
+def serving(work_dirs, examples=(), **limits):
     """The page on a free port; yields its address and its workbench."""
-    from cyclemlp_mm.web import UploadLimits, Workbench, find_models
+    from cyclemlp_mm.web import UploadLimits, Workbench, find_examples, find_models
     from cyclemlp_mm.web.page import build_page, launch
 
     workbench = Workbench(find_models(work_dirs), 'cpu')
     limits = UploadLimits(**limits)
-    page = build_page(workbench, limits)
+    page = build_page(workbench, limits, examples or find_examples(work_dirs))
     url = launch(page, limits, '127.0.0.1', 0, block=False, names=['my.name'])
     try:
         yield url, workbench

@@ -40,8 +40,8 @@ def work_dirs(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def served(work_dirs):
-    with serving(work_dirs, megabytes=0.5) as (url, workbench):
+def served(work_dirs, images):
+    with serving(work_dirs, [str(images / 'good.png')], megabytes=0.5) as (url, workbench):
         yield url, workbench
 
 
@@ -73,11 +73,17 @@ def test_a_visit(served, driver, images):
     visitor = Visitor(driver, url)
     assert 'cyclemlp_mm' in visitor.text('h1')
 
-    visitor.upload(images / 'good.png')
+    visitor.wait(lambda: 'The model knows 4 classes' in visitor.text('#first-knows'))
+    place = visitor.find('#first-result')[0].rect
+    visitor.find('#examples button')[0].click()  # of the server
     first = visitor.wait(visitor.picture)
+    assert visitor.find('#first-result')[0].rect == place  # nothing moves
+    visitor.upload(images / 'good.png')
+    first = visitor.wait(lambda: len(runs) == 2 and visitor.picture())
     facts = visitor.wait(lambda: visitor.text('#first-facts'))
     assert 'ms on cpu' in facts and '160×128 px' in facts
-    assert runs == ['demo: toy']
+    assert runs == ['demo: toy'] * 2
+    runs.pop()
 
     # The slider draws other boxes, from the same run of the model: it shows the very same time.
     def number(facts):
@@ -87,6 +93,8 @@ def test_a_visit(served, driver, images):
     visitor.wait(lambda: visitor.picture() not in ('', first))
     visitor.wait(lambda: visitor.text('#first-facts') != facts)
     none_left = visitor.text('#first-facts')
+    for part in ('The model knows 4 classes: circle, square', 'The best score, 0.', 'minimum 0.95'):
+        assert part in none_left
     assert none_left.split('·')[0] == facts.split('·')[0]
     visitor.move_slider(0.05)
     visitor.wait(lambda: number(visitor.text('#first-facts')) > number(none_left))
@@ -104,7 +112,8 @@ def test_a_visit(served, driver, images):
 
     visitor.choose('second-config', 2)  # none, the detector, the segmentor
     chosen = '#second-checkpoint input'
-    visitor.wait(lambda: visitor.find(chosen)[0].get_attribute('value') == 'epoch_1.pth')
+    values = lambda: [field.get_attribute('value') for field in visitor.find(chosen)]  # noqa: E731
+    visitor.wait(lambda: values() == ['epoch_1.pth'])
     visitor.find('#predict')[0].click()
     visitor.wait(lambda: visitor.picture('second'))
     assert visitor.picture('first') != visitor.picture('second')

@@ -29,14 +29,14 @@ def work_dirs(tmp_path):
 
 def test_the_demo_comes_first_then_the_others(work_dirs):
     models = find_models(work_dirs)
-    assert [model.name for model in models] == ['demo: toy', 'a_run: toy']
+    assert [model.name for model in models] == ['demo: toy', 'a_run: toy', 'classifier: c']
     assert [path.name for path in models[0].checkpoints] == CHECKPOINTS
 
 
 def test_named_models_come_before(work_dirs):
     named = ('retinanet_cyclemlp_demo', str(work_dirs / 'demo' / 'epoch_10.pth'))
     models = find_models(work_dirs, [named, named])
-    assert models[0].name == 'retinanet_cyclemlp_demo (demo/epoch_10.pth)' and len(models) == 4
+    assert models[0].name == 'retinanet_cyclemlp_demo (demo/epoch_10.pth)' and len(models) == 5
     assert models[1].name == f'{models[0].name} 2'
     with pytest.raises(MissingFileError, match=r'gone\.pth does not exist'):
         find_models(work_dirs, [('retinanet_cyclemlp_demo', 'gone.pth')])
@@ -80,4 +80,4 @@ def test_names_cannot_inject_html(work_dirs):
 def test_files_that_are_no_config_are_passed_over(work_dirs):
     (work_dirs / 'demo' / 'notes.py').write_bytes('# Größe'.encode('latin-1'))
     (work_dirs / 'demo' / 'last_checkpoint').write_bytes(b'/elsewhere/\xe4.pth')
-    assert [model.name for model in find_models(work_dirs)] == ['demo: toy', 'a_run: toy']
+    assert [model.name for model in find_models(work_dirs)] == ['demo: toy', 'a_run: toy', 'classifier: c']
