@@ -55,6 +55,14 @@ def save_segmentor(folder, classes=('sky', 'road', 'tree'), channels=3, load=Non
     return _save(cfg, folder, dict(classes=classes, palette=palette))
 
 
+def save_classifier(folder, classes=('cat', 'dog', 'cow')):
+    """A classifier for generated shapes; returns the paths of config and checkpoint."""
+    cfg = load_config('cyclemlp_demo')
+    cfg.model.head.num_classes = len(classes)
+    cfg.model.head.in_channels = ARCH['widths'][-1]
+    return _save(cfg, folder, dict(classes=classes))
+
+
 def _save(cfg, folder, meta):
     folder.mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.arch = ARCH

@@ -96,7 +96,7 @@ def draw_gallery(
             if not is_map and one.prediction.masks is None:
                 shown.masks = None  # a truth with masks next to boxes would look like another image
             seen |= set(np.unique(shown.label_map if is_map else shown.labels).tolist())
-            small, shown = fit(one.image, shown, 480)
+            small, shown = fit(one.image, shown, 320)
             look = replace(style, hide_scores=style.hide_scores or what is one.truth, longer_side=1)
             axes.imshow(draw_prediction(small, shown, classes, palette, look))
             axes.set(xticks=[], yticks=[])
@@ -117,14 +117,14 @@ def draw_tasks(
     path: str | Path,
 ) -> Path:
     """Draw a row per image, RGB uint8 (H, W, 3): the image, then what was found, by title."""
-    figure = Figure(figsize=(2.9 * len(found) + 2.9, 2.95 * len(images) + 0.6), dpi=140)
-    figure.set_layout_engine('constrained', h_pad=0.02, w_pad=0.02)
+    figure = Figure(figsize=(2.9 * len(found) + 2.9, 2.9 * len(images) + 0.55), dpi=140)
+    figure.set_layout_engine('constrained', h_pad=0.05, w_pad=0.02)
     grid = figure.subplots(len(images), len(found) + 1, squeeze=False)
     for i, row in enumerate(grid):
         nothing = Instances(*np.zeros((3, 0, 4), np.float32))
         columns = {'image': nothing} | {title: some[i] for title, some in found.items()}
         for axes, (title, prediction) in zip(row, columns.items(), strict=True):
-            style = Style(0.5, longer_side=400)
+            style = Style(0.5, longer_side=256)
             axes.imshow(draw_prediction(images[i], prediction, classes, palette, style))
             axes.set(xticks=[], yticks=[])
             axes.set_title(title if i == 0 else '', fontsize=15)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 import gradio as gr
+import numpy as np
 from starlette.middleware import Middleware
 
 from cyclemlp_mm.errors import UserError
@@ -29,6 +30,7 @@ CSS = """
 /* The place of what comes later: nothing moves. */
 #first-facts, #second-facts {min-height: 5.5em}
 #first-knows, #second-knows {min-height: 2.6em; font-size: 0.9em}
+#examples, #examples .grid-wrap {overflow: hidden}
 .problem {padding: 0.6em 0.9em; border-left: 4px solid #d55e00; background: #d55e0018}
 """
 QUIET = dict(show_progress='hidden', api_visibility='private')
@@ -48,14 +50,27 @@ def build_page(
         gr.Markdown(f'{about} up to {limits.megabytes:g} MB.')
         with gr.Row():
             with gr.Column(scale=1, min_width=340):
-                look = dict(label='Image', height=230, elem_id='upload')
+                look = dict(label='Image', height=230, format='png', elem_id='upload')
                 upload = gr.Image(type='filepath', sources=['upload', 'clipboard'], **look)
                 # Gradio only checks that the path is its own: read_upload decodes, with better
                 # messages. (A subclass would do, but Gradio writes a .pyi next to every one.)
                 upload.preprocess = lambda payload: payload and payload.path
                 if examples:
-                    look = dict(label='Examples', elem_id='examples')
-                    chosen = gr.Examples([[path] for path in examples], [upload], **look)
+                    pictures = [read_upload(path, limits)[..., ::-1] for path in examples]
+                    look = dict(
+                        label='Examples',
+                        elem_id='examples',
+                        columns=3,
+                        height=120,
+                        show_label=False,
+                    )
+                    look |= dict(allow_preview=False, interactive=False, buttons=[])
+                    gallery = gr.Gallery(pictures, **look)
+
+                    def choose(event: gr.SelectData) -> np.ndarray:
+                        return pictures[event.index]
+
+                    chosen = gallery.select(choose, None, upload, **QUIET)
                 first = _model_choice(page, workbench, 'Config', 'first')
                 second = _model_choice(page, workbench, 'Compare with config', 'second')
                 button = gr.Button('Predict', variant='primary', elem_id='predict')
@@ -103,7 +118,7 @@ def build_page(
         )
         gr.on([upload.upload, upload.clear, button.click], api_name='predict', **call)
         if examples:
-            chosen.load_input_event.then(api_visibility='private', **call)
+            chosen.then(api_visibility='private', **call)
         moved = [slider.input, slider.change, show.change]
         gr.on(moved, _redraw, [answers, slider, show], shown, trigger_mode='always_last', **QUIET)
     return page

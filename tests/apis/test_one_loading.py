@@ -70,7 +70,9 @@ def test_annotations_for_the_image_as_stored(task, request, tmp_path, monkeypatc
     run_test(config, checkpoint, data, '--out', 'found.pkl')
     found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
     assert [tuple(one['ori_shape']) for one in found] == 3 * [SIZE[::-1]]
-    assert {height for _, height in sizes((tmp_path / 'drawn').iterdir())} == {SIZE[1]}
+    large = [round(side * 640 / max(SIZE)) for side in SIZE]  # pictures are enlarged
+    for width, height in sizes((tmp_path / 'drawn').iterdir()):  # a legend may stand below
+        assert width == 2 * large[0] + 8 and large[1] <= height < 1.3 * large[1]
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
 
     drawn = []
@@ -84,7 +86,8 @@ def test_inference_turns_images_unless_told(detector, tmp_path, capsys):
     for options, size in (([], SIZE[::-1]), (['--as-stored'], SIZE)):
         out = tmp_path / f'out{len(options)}'
         infer([config, checkpoint, f'{data}/val2017', '--out', str(out), '--json', *options])
-        assert sizes((out / 'vis').iterdir()) == {size}
+        large = tuple(round(side * 640 / max(size)) for side in size)
+        assert sizes((out / 'vis').iterdir()) == {large}
         [entry, *_] = json.loads((out / 'predictions.json').read_text())['images']
         assert (entry['width'], entry['height']) == size
         assert 'converted 3 of 3 images' in capsys.readouterr().out
@@ -101,7 +104,8 @@ def test_a_broken_image_in_a_test_counts_as_black(detector, tmp_path, monkeypatc
         run_test(config, checkpoint, data, max_bad_fraction=0.5)
         [log] = (tmp_path / 'wd').glob('*/*.log')
         assert f'image skipped: {broken}: is truncated' in log.read_text()
-        assert sizes([tmp_path / 'drawn' / broken.name]) == {(2 * SIZE[0], SIZE[1])}
+        large = [round(side * 640 / max(SIZE)) for side in SIZE]
+        assert sizes([tmp_path / 'drawn' / broken.name]) == {(2 * large[0] + 8, large[1])}
         visualize(['gallery', config, checkpoint, '--data', data, '--out', 'g.png'])
     finally:
         broken.write_bytes(content)

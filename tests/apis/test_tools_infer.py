@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from toy_models import save_classifier
 
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.errors import CheckpointError, MissingFileError, UserError
@@ -231,3 +232,19 @@ def test_weights_of_another_model_predict_nothing(detector, images, tmp_path):
     with pytest.raises(CheckpointError, match='1 of 34 tensors are missing'):
         run((detector[0], tmp_path / 'half.pth'), images, '--out', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_classifier(images, tmp_path):
+    """The scores are mmpretrain's own."""
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    config, checkpoint = save_classifier(tmp_path / 'model')
+    run((config, checkpoint), images, '--out', tmp_path, '--json')
+    inferencer = ImageClassificationInferencer(str(config), str(checkpoint), device='cpu')
+    for entry in json_of(tmp_path)['images']:
+        [expected] = inferencer(entry['file_name'])
+        np.testing.assert_array_equal(np.float32(entry['scores']), expected['pred_scores'])
+    assert len(list((tmp_path / 'vis').iterdir())) == 3
+    with pytest.raises(UserError, match='--tile is for detectors and segmentors'):
+        run((config, checkpoint), images, '--out', tmp_path, '--tile', '64')

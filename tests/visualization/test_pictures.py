@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -210,3 +211,83 @@ def test_fitting_moves_everything_alike():
     _, segments = overlay.fit(image, Segments(mask.astype(np.uint8)), 200)
     assert segments.label_map[20:40, 80:160].all() and segments.label_map.sum() == 20 * 80
     assert found.boxes.tolist() == [[40, 10, 80, 20]]
+
+
+def test_labels_go_where_nothing_is_covered():
+    boxes = np.float32([(0, 0, 60, 60), (0, 0, 60, 60), (60, 20, 80, 40)])
+    sizes = np.array([[(40.0, 14.0)] * 3])
+    places = overlay.place_labels(boxes, np.array([False, False, True]), sizes, (100, 100))
+    rects = [np.array([x, y, x + 40, y + 14]) for _, x, y in places]
+    rects.append(boxes[2])
+    for i, one in enumerate(rects):
+        for other in rects[:i]:
+            assert (np.minimum(one[2:], other[2:]) <= np.maximum(one[:2], other[:2])).any()
+    # No room at all, as all of it is small objects: no label.
+    assert overlay.place_labels(boxes[2:], np.array([True]), sizes[:, 2:] * 9, (100, 100)) == [None]
+
+
+def test_options_of_drawing():
+    image = np.full((100, 120, 3), 128, np.uint8)
+    found = instances([(30, 40, 80, 90)], [0.9])
+
+    def drawn(**options):
+        style = Style(longer_side=1, **options)
+        return (overlay.draw_prediction(image, found, CLASSES, PALETTE, style) != image).sum()
+
+    assert drawn(line_width=6) > drawn() > drawn(hide_scores=True) > drawn(hide_labels=True) > 0
+    large = overlay.draw_prediction(image, found, CLASSES, PALETTE)
+    assert large.shape == (533, 640, 3)
+
+
+def test_names_in_any_script(tmp_path, monkeypatch):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    overlay._font_of.cache_clear()
+    overlay._system_fonts.cache_clear()
+    overlay._warn_once.cache_clear()
+    monkeypatch.setattr(overlay, 'findSystemFonts', lambda: [])
+    with pytest.warns(UserWarning, match='no font .* install one'):
+        assert overlay.label_text('\u732b', 12)[0] == r'\u732b'
+    assert overlay.label_text('\u732b', 14)[0] == r'\u732b'  # warned of once
+    assert overlay.label_text('Größe', 12)[0] == 'Größe'
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0)), pen.lineTo((500, 0)), pen.lineTo((500, 500)), pen.closePath()
+    glyph = pen.glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(['.notdef', 'cat'])
+    builder.setupCharacterMap({0x732B: 'cat'})
+    builder.setupGlyf({'.notdef': glyph, 'cat': glyph})
+    builder.setupHorizontalMetrics({'.notdef': (600, 0), 'cat': (600, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable(dict(familyName='Cat', styleName='Regular'))
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / 'cat.ttf')
+    (tmp_path / 'bad.ttf').write_bytes(b'no font')
+    fonts = [str(tmp_path / name) for name in ('bad.ttf', 'cat.ttf')]
+    monkeypatch.setattr(overlay, 'findSystemFonts', lambda: fonts)
+    overlay._font_of.cache_clear()
+    overlay._system_fonts.cache_clear()
+    text, font = overlay.label_text('\u732b', 12)
+    assert text == '\u732b' and font.path == fonts[1]
+    overlay._font_of.cache_clear()
+    overlay._system_fonts.cache_clear()
+
+
+def test_the_20_colours_stay_distinct():
+    """Blended with grey, and as deuteranopes and protanopes see them (Machado et al., 2009)."""
+    linear = np.array(class_palette(20)) * overlay.OPACITY + 128 * (1 - overlay.OPACITY)
+    linear = np.where(linear > 10.3, ((linear / 255 + 0.055) / 1.055) ** 2.4, linear / 3294.6)
+    seen = dict(
+        all=np.eye(3),
+        deuteranope=[[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        protanope=[[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    )
+    for matrix in seen.values():
+        rgb = (linear @ np.transpose(matrix)).clip(0, 1)
+        srgb = np.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
+        lab = cv2.cvtColor(np.float32(srgb[None]), cv2.COLOR_RGB2LAB)[0]
+        distances = np.linalg.norm(lab[:, None] - lab, axis=2)
+        assert distances[np.triu_indices(20, 1)].min() > 7  # 2.3 is just noticeable

@@ -68,6 +68,18 @@ def test_models_are_loaded_once_and_the_oldest_freed(work_dirs):
         workbench.predict('demo: toy', '../a_run/epoch_1.pth', image)
 
 
+def test_it_is_said_why_nothing_was_found(work_dirs):
+    image = np.zeros((64, 64, 3), np.uint8)
+    answer = Workbench(find_models(work_dirs), 'cpu').predict('demo: toy', 'epoch_1.pth', image)
+    answer.prediction.scores[:] = np.linspace(0.1, 0.2, len(answer.prediction))
+    answer.prediction.labels[:] = 2
+    said = answer.describe(0.3)
+    assert 'The model knows 4 classes: circle, square, triangle, star.' in said
+    assert 'The best score, 0.20 (triangle), is below the minimum 0.3.' in said
+    answer.prediction = answer.prediction.above(1)
+    assert 'No object was predicted at any score.' in answer.describe(0.3)
+
+
 def test_names_cannot_inject_html(work_dirs):
     save_segmentor(work_dirs / 'b', classes=('<script>alert(1)</script>', 'a', 'b'))
     image = np.zeros((64, 64, 3), np.uint8)
@@ -80,4 +92,8 @@ def test_names_cannot_inject_html(work_dirs):
 def test_files_that_are_no_config_are_passed_over(work_dirs):
     (work_dirs / 'demo' / 'notes.py').write_bytes('# Größe'.encode('latin-1'))
     (work_dirs / 'demo' / 'last_checkpoint').write_bytes(b'/elsewhere/\xe4.pth')
-    assert [model.name for model in find_models(work_dirs)] == ['demo: toy', 'a_run: toy', 'classifier: c']
+    assert [model.name for model in find_models(work_dirs)] == [
+        'demo: toy',
+        'a_run: toy',
+        'classifier: c',
+    ]
