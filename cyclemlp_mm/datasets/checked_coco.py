@@ -89,6 +89,11 @@ class CheckedCOCO(COCO):
             raise UserError(f'{what}: write a tuple of its categories, {list(ids)}, in any order')
         return [ids[name] for name in cat_names]
 
+    def loadCats(self, ids: Sequence | float | str = ()) -> list[dict]:
+        """As pycocotools', but a single id may also be a text or 1.0."""
+        several = not isinstance(ids, str) and hasattr(ids, '__iter__')
+        return [self.cats[i] for i in (ids if several else [ids])]
+
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):

@@ -120,12 +120,21 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
             each('categories', id=lambda n, i: 90 - n),
             each('annotations', category_id=lambda n, i: 91 - i),
         ),
+        both(
+            each('categories', id=lambda n, i: float(i)),
+            each('annotations', category_id=lambda n, i: float(i)),
+        ),
+        both(
+            each('categories', id=lambda n, i: f'c{i}'),
+            each('annotations', category_id=lambda n, i: f'c{i}'),
+        ),
     ],
 )
 @pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1], ('dog', 'eel', 'cat')])
 def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
     file = write(tmp_path, change)
-    assert evaluate(file, classes)['coco/bbox_mAP'] == 1
+    found = evaluate(file, classes, classwise=True)
+    assert found['coco/bbox_mAP'] == found['coco/cat_precision'] == 1
     names = [
         classes[one['bbox_label']] for one in build(file, classes).get_data_info(1)['instances']
     ]
