@@ -288,8 +288,11 @@ def parse(tool: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def style_of(args: argparse.Namespace):
-    """How a tool draws; a UserError if ``--score-thr`` or ``--line-width`` is out of its range."""
+def style_of(args: argparse.Namespace, draws: bool, how: str):
+    """How a tool draws; a UserError for a value out of its range, or where nothing is drawn.
+
+    ``how`` says what to do about the latter.
+    """
     from cyclemlp_mm.checks import check_score_thr
     from cyclemlp_mm.errors import UserError
     from cyclemlp_mm.visualization.overlay import Style
@@ -298,6 +301,9 @@ def style_of(args: argparse.Namespace):
     check_score_thr(score_thr)
     if args.line_width is not None and args.line_width < 1:
         raise UserError(f'--line-width must be at least 1, but got {args.line_width}')
+    given = [name for name in STYLE if getattr(args, name[2:].replace('-', '_'))]
+    if given and not draws:
+        raise UserError(f'{", ".join(given)}: nothing is drawn. {how}')
     return Style(score_thr, args.line_width, args.hide_labels, args.hide_scores)
 
 

@@ -55,7 +55,7 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     when all others are done.
     """
     args = parse('infer', argv)
-    style = style_of(args)
+    style = style_of(args, not args.no_vis, 'Leave out --no-vis')
     if args.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
     if args.tile_overlap is not None and args.tile is None:

@@ -24,7 +24,7 @@ from .prepare import log, prepare_config, take_classes_of
 def test(argv: Sequence[str] | None = None) -> dict:
     """Evaluate a checkpoint; returns metrics by name."""
     args = parse('test', argv)
-    style = style_of(args)
+    style = style_of(args, args.show_dir is not None, 'Give --show-dir DIR')
     cfg = prepare_config(args, needed=('val',))
     init_default_scope(cfg.default_scope)
     report = Report()

@@ -140,7 +140,7 @@ def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
     from cyclemlp_mm.visualization import gallery
 
-    style = style_of(args)
+    style = style_of(args, True, '')
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)

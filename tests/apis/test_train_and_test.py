@@ -131,6 +131,11 @@ def test_a_detector(trained, tmp_path):
     assert 'no box was predicted in any image' in printed
     assert (tmp_path / 'test' / 'confusion_matrix.png').is_file()
     assert 'onfusion' not in (tmp_path / 'test' / f'{DET}.py').read_text()
+    model = [str(work_dir / f'{DET}.py'), str(work_dir / 'epoch_1.pth')]
+    with pytest.raises(
+        UserError, match=r'--line-width, --hide-scores: nothing is drawn\..*--show-dir'
+    ):
+        evaluate([*model, '--line-width', '2', '--hide-scores'])
     (tmp_path / 'file').write_text('')
     for option, name in (('--out', 'found.pkl'), ('--show-dir', 'drawn')):
         model = [str(work_dir / f'{DET}.py'), str(work_dir / 'epoch_1.pth')]
