@@ -99,7 +99,8 @@ class CheckedCOCO(COCO):
 class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` on a :class:`CheckedCOCO`; takes the same settings.
 
-    ``num_objects`` is the number of objects in the images that it has.
+    ``num_objects`` is the number of objects in the images that it has; None where ``indices``
+    leaves some out.
     """
 
     def load_data_list(self) -> list[dict]:
@@ -112,8 +113,13 @@ class CheckedCocoDataset(CocoDataset):
     def filter_data(self) -> list[dict]:
         """Leave images out as mmdet does, and count the objects of the others."""
         kept = super().filter_data()
-        self.num_objects = sum(len(image['instances']) for image in kept)
+        self._counted = len(kept), sum(len(image['instances']) for image in kept)
         return kept
+
+    @property
+    def num_objects(self) -> int | None:
+        images, objects = self._counted
+        return objects if images == len(self) else None
 
 
 @METRICS.register_module()

@@ -37,8 +37,8 @@ class LogSummary(Hook):
         if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
             loaders.append(('val', runner.val_loop.dataloader))
         lines = [f'schedule  {_schedule(runner)}']
-        backbone = getattr(runner.model, 'backbone', None)
-        if not (getattr(backbone, 'init_cfg', None) or runner.cfg.get('load_from')):
+        settings = [str(getattr(part, 'init_cfg', None)) for part in runner.model.modules()]
+        if not (any('Pretrained' in text for text in settings) or runner.cfg.get('load_from')):
             lines.insert(0, 'weights   random: the config names none to start from')
         self._log(runner, loaders, *lines)
 
@@ -52,6 +52,10 @@ class LogSummary(Hook):
         data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders]
         model = f'model     {_model(runner.model)}'
         written = f'written   {_relative(runner.work_dir)} (log: {_relative(runner.log_dir)})'
+        for hook in runner.hooks:
+            out_dir = getattr(hook, 'out_dir', None) if isinstance(hook, CheckpointHook) else None
+            if lines and out_dir and out_dir != runner.work_dir:
+                written += f'; checkpoints: {out_dir}'
         for line in [*data, *classes, model, *lines, f'device    {_device()}', written]:
             runner.logger.info(line)
 
@@ -66,11 +70,13 @@ def _data(dataset: object) -> str:
 
 def count_objects(dataset: object) -> int | None:
     """Number of objects of a detector's data set, also in others around it; None if not known."""
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner == [None]:
-        return getattr(dataset, 'num_objects', None)
-    counts = [count_objects(one) for one in inner]
-    return None if None in counts else sum(counts)
+    if hasattr(dataset, 'datasets'):
+        counts = [count_objects(one) for one in dataset.datasets]
+        return None if None in counts else sum(counts)
+    inner = getattr(dataset, 'dataset', None)
+    if inner is not None:  # of one that repeats images, the number says nothing
+        return count_objects(inner) if len(inner) == len(dataset) else None
+    return getattr(dataset, 'num_objects', None)
 
 
 def _model(model: nn.Module) -> str:
