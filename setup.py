@@ -38,6 +38,8 @@ ORIGINAL = {
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 WEB = ['gradio>=6']
 VIS = ['tensorboard']
+# The module of mmdet's own corruptions. imagecorruptions, without -imaug, has it too, but no seeds.
+CORRUPTIONS = ['imagecorruptions-imaug>=1.1.5']
 DOCS = ['mkdocs-material', 'mkdocstrings[python]', 'pymdown-extensions<12']
 DEV = ['build', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-timeout', 'pytest-xdist']
 DEV += ['ruff', 'selenium', *VIS]
@@ -94,7 +96,8 @@ setup(
         **ORIGINAL,
         'export': EXPORT,
         'web': WEB,
-        'all': sorted({*DET, *SEG, *CLS, *EXPORT, *WEB}),
+        'corruptions': CORRUPTIONS,
+        'all': sorted({*DET, *SEG, *CLS, *EXPORT, *WEB, *CORRUPTIONS}),
         'vis': VIS,
         'docs': DOCS,
         'dev': DEV,

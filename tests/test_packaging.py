@@ -82,7 +82,8 @@ def test_wheel_metadata(wheel):
     assert metadata['Version'] == cyclemlp_mm.__version__
     assert metadata['Requires-Python'] == '>=3.10'
     original = {'openmmlab-det', 'openmmlab-seg', 'openmmlab-cls'}
-    extras = {'det', 'seg', 'cls', 'export', 'web', 'all', 'vis', 'docs', 'dev'} | original
+    extras = {'det', 'seg', 'cls', 'export', 'web', 'corruptions', 'all', 'vis', 'docs', 'dev'}
+    extras |= original
     assert set(metadata.get_all('Provides-Extra')) == extras
     required = {}
     for line in metadata.get_all('Requires-Dist'):
@@ -104,7 +105,14 @@ def test_every_import_is_required_or_comes_with_a_toolbox():
         'mmengine': {'mmengine', 'yaml'},
         'mmcv': {'mmcv', 'cv2', 'PIL'},
         'extras': {'mmdet', 'mmseg', 'mmpretrain', 'pycocotools', 'torchvision'},
-        'other extras': {'gradio', 'starlette', 'onnx', 'onnxruntime', 'tensorboard'},
+        'other extras': {
+            'gradio',
+            'starlette',
+            'onnx',
+            'onnxruntime',
+            'tensorboard',
+            'imagecorruptions',
+        },
         'torch': {'triton'},
     }
     allowed = set(sys.stdlib_module_names) | REQUIRED | {'cyclemlp_mm'}

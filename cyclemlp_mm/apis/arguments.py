@@ -67,6 +67,19 @@ CFG_OPTIONS = {
 }
 PICTURE = {'--out': _option('picture (default: work_dirs/pictures/WHAT.png)', 'FILE')}
 MODEL = {**CONFIG, **CHECKPOINT, **UNSAFE_LOAD, **CFG_OPTIONS}
+#: Tests of one model, one after the other.
+SERIES = {
+    '--sizes': _option('test a classifier at these image sizes', 'PX', nargs='+', type=int),
+    '--corruptions': _option(
+        "also test on corrupted images (default: ImageNet-C's 15 kinds)", 'NAME', nargs='*'
+    ),
+    '--corrupted-data': _option(
+        "for --corruptions of a classifier: images in ImageNet-C's layout", 'DIR'
+    ),
+    '--reference': _option(
+        'for --corruptions of a classifier: alexnet or a corruptions.json, to compare with', 'FILE'
+    ),
+}
 #: Of tools that make a run: work dir, data and processes.
 RUN = {
     '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
@@ -102,6 +115,7 @@ train: Train a detector, segmentor or classifier
 test: Evaluate a checkpoint
   tools/test.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py work_dirs/RUN/epoch_12.pth
   tools/test.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT --show-dir drawn
+  tools/test.py configs/cyclemlp_b1_in1k.py CHECKPOINT --corruptions --reference alexnet
 check: Look for problems with data, config and machine, without training
   tools/check.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells
   tools/check.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --full
@@ -151,6 +165,7 @@ OPTIONS = {
         '--show-dir': _option('draw predictions next to ground truth', 'DIR'),
         **STYLE,
         **DEPLOY,
+        **SERIES,
         **RUN,
     },
     'check': {**CONFIG, '--full': _flag('check all images and labels, not a sample'), **RUN},

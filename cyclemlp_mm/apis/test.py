@@ -1,8 +1,10 @@
 """CLI entry point of tools/test.py."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -13,6 +15,7 @@ from cyclemlp_mm.engine.config_data import other_evaluated_files
 from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.engine.per_class import add_per_class_results
 from cyclemlp_mm.engine.summary import LogSummary
+from cyclemlp_mm.engine.test_series import CorruptionSeries, SizeSeries
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures
@@ -22,7 +25,7 @@ from .prepare import log, prepare_config, take_classes_of
 
 
 def test(argv: Sequence[str] | None = None) -> dict:
-    """Evaluate a checkpoint; returns metrics by name."""
+    """Evaluate a checkpoint; returns metrics by name, those of a series of tests by test."""
     args = parse('test', argv)
     style = style_of(args, args.show_dir is not None, 'Give --show-dir DIR')
     cfg = prepare_config(args, needed=('val',))
@@ -36,6 +39,7 @@ def test(argv: Sequence[str] | None = None) -> dict:
         raise MissingFileError(f'checkpoint {args.checkpoint} does not exist')
     for key, what, fix in other_evaluated_files(cfg, ['test']):
         raise UserError(f'{key} {what}. {fix}')
+    series = _series(args, cfg)
     cfg.load_from = args.checkpoint
     cfg.resume = False  # the config of a resumed run has True, which requires optimiser state
     if args.show_dir is not None:
@@ -63,10 +67,28 @@ def test(argv: Sequence[str] | None = None) -> dict:
         style.score_thr = drawing.get('score_thr', 0.3)
         runner.register_hook(DrawResults(str(Path(args.show_dir).absolute()), style))
     runner.register_hook(LogSummary())
-    add_per_class_results(runner)
+    if series is None:
+        add_per_class_results(runner)
     with progress_bar(runner):
-        metrics = runner.test()
+        metrics = runner.test() if series is None else series.run(runner)
     if args.show_dir is not None and is_main_process():
         print(f'pictures {args.show_dir}', flush=True)
     finish_launch()
     return metrics
+
+
+def _series(args: argparse.Namespace, cfg: Config) -> SizeSeries | CorruptionSeries | None:
+    """The series of tests that is asked for; a UserError for options that do not go together."""
+    corruptions = args.corruptions is not None or args.corrupted_data is not None
+    if args.reference is not None and not corruptions:
+        raise UserError('--reference is compared with the errors of --corruptions: give it too')
+    if not corruptions and args.sizes is None:
+        return None
+    given = dict(vars(args), corruptions=corruptions or None)
+    options = [key for key in ('sizes', 'corruptions', 'out', 'show_dir') if given.get(key)]
+    if len(options) > 1:
+        listed = ' and '.join(f'--{key.replace("_", "-")}' for key in options)
+        raise UserError(f'{listed} do not go together: run tools/test.py once for each')
+    if args.sizes is not None:
+        return SizeSeries(cfg, args.sizes)
+    return CorruptionSeries(cfg, args.corruptions or (), args.corrupted_data, args.reference)

@@ -3,8 +3,9 @@
 from mmengine.registry import DATASETS, METRICS
 
 from .check_labels import CheckLabels
+from .corrupt import CorruptImage
 
-__all__ = ['CheckLabels', 'checked_coco_dataset', 'checked_coco_metric']
+__all__ = ['CheckLabels', 'CorruptImage', 'checked_coco_dataset', 'checked_coco_metric']
 
 
 # Functions, as the classes need mmdet, which importing this package must not; once they are

@@ -30,6 +30,7 @@ class LogSummary(Hook):
     """
 
     priority = 'VERY_LOW'  # after the weights are loaded
+    _is_logged = False
 
     def before_train(self, runner: Runner) -> None:
         """Log what is trained."""
@@ -43,10 +44,12 @@ class LogSummary(Hook):
         self._log(runner, loaders, *lines)
 
     def before_test(self, runner: Runner) -> None:
-        """Log what is tested."""
-        self._log(runner, [('test', runner.test_loop.dataloader)])
+        """Log what is tested, before the first of several tests."""
+        if not self._is_logged:
+            self._log(runner, [('test', runner.test_loop.dataloader)])
 
     def _log(self, runner: Runner, loaders: list[tuple[str, DataLoader]], *lines: str) -> None:
+        self._is_logged = True
         names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
         classes = [f'classes   {len(names)}: {some(list(names))}'] * bool(names)
         data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders]

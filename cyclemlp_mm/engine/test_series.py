@@ -1,0 +1,306 @@
+"""A series of tests of one model: a classifier at several sizes, any model on corrupted images."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from cyclemlp_mm.datasets.corrupt import CORRUPTIONS, SEVERITIES, require_library
+from cyclemlp_mm.errors import MissingFileError, UserError, some
+from cyclemlp_mm.visualization.curves import HEADLINES
+from cyclemlp_mm.visualization.series import draw_corruptions, draw_sizes
+
+from .config_data import data_sets, heads_classes
+from .test_pipelines import (
+    check_size,
+    corrupt_data,
+    input_size,
+    scale_pipeline,
+    use_corrupted_folder,
+)
+from .work_dir import write_atomically
+
+TOP1 = 'accuracy/top1'
+_TITLES = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', TOP1: 'top-1'}
+#: The 15 of ImageNet-C, in the order of its paper's tables.
+BENCHMARK = tuple(name for group in list(CORRUPTIONS)[:4] for name in CORRUPTIONS[group])
+#: Errors of AlexNet on ImageNet-C in %, means over the severities: ``ALEXNET_ERR`` in imagenet.py
+#: of github.com/google-research/augmix, there from github.com/hendrycks/robustness.
+ALEXNET = dict(
+    zip(
+        BENCHMARK,
+        (88.6428, 89.4468, 92.2640, 81.9880, 82.6268, 78.5948, 79.8360)
+        + (86.6816, 82.6572, 81.9324, 56.4592, 85.3204, 64.6056, 71.7840, 60.6500),
+        strict=True,
+    )
+)
+
+
+class SizeSeries:
+    """Tests a classifier at several image sizes.
+
+    The ``CenterCrop`` of the test pipeline, or the ``Resize`` where there is none, gets the size;
+    steps that resize before a crop are scaled with it, so that it keeps its share of the image.
+
+    Args:
+        cfg (Config): A classifier's; not changed.
+        sizes (Sequence[int]): Sides of the square images in pixels.
+
+    Raises:
+        UserError: The config is no classifier's, its pipeline has other steps, or sizes are wrong.
+    """
+
+    name = 'sizes'
+
+    def __init__(self, cfg: Config, sizes: Sequence[int]) -> None:
+        require_classifier(cfg, '--sizes')
+        if min(sizes) < 1 or len(set(sizes)) < len(sizes):
+            raise UserError(f'--sizes must be different numbers from 1, but got {list(sizes)}')
+        self.own_size = input_size(cfg)
+        self.loaders = {}
+        for size in sorted(sizes):
+            changed = copy.deepcopy(cfg)
+            for _, dataset in data_sets(changed, ['test']):
+                scale_pipeline(dataset.pipeline, size)
+            self.loaders[size] = changed.test_dataloader
+
+    def run(self, runner: Runner) -> dict:
+        """Test; returns metrics by size, and writes table, json and plot into the work dir.
+
+        Raises a UserError before the first test for a size that the backbone does not take.
+        """
+        for size in self.loaders:
+            check_size(runner.model, size)
+        found = {}
+        for size, metrics in run_tests(runner, self.loaders, [TOP1]):
+            found[size] = metrics
+            write_results(runner, self.name, dict(sizes=found))
+        points = [(size, metrics[TOP1]) for size, metrics in found.items()]
+        lines = ['| size | top-1 |', '|---|---|', *(f'| {size} | {y:.2f} |' for size, y in points)]
+        finish(runner, self.name, lines, lambda path: draw_sizes(points, self.own_size, path))
+        return found
+
+
+class CorruptionSeries:
+    """Tests a model on its test data, and on these or others corrupted at severities 1 to 5.
+
+    Classifiers get images that are corrupted after resizing and cropping, as those of ImageNet-C
+    were; detectors and segmentors images that are corrupted as they are stored.
+
+    Args:
+        cfg (Config): Not changed.
+        names (Sequence[str]): Corruptions or groups of :data:`CORRUPTIONS`; empty means the 15 of
+            ImageNet-C, or all of ``folder``. Defaults to ().
+        folder (str, optional): For classifiers: corrupted images in ImageNet-C's layout
+            ``CORRUPTION/SEVERITY/CLASS/IMAGE``. Defaults to None: they are made.
+        reference (str, optional): For classifiers: whose errors the corruption errors are relative
+            to, 'alexnet' or a ``corruptions.json``. Defaults to None: they are not computed.
+
+    Raises:
+        UserError: A name is unknown, or the config, the folder or the reference do not fit.
+    """
+
+    name = 'corruptions'
+
+    def __init__(
+        self,
+        cfg: Config,
+        names: Sequence[str] = (),
+        folder: str | None = None,
+        reference: str | None = None,
+    ) -> None:
+        for option, value in (('--corrupted-data', folder), ('--reference', reference)):
+            if value is not None:
+                require_classifier(cfg, option)
+        if folder is None:
+            require_library()
+        self.metrics = [TOP1] if cfg.default_scope == 'mmpretrain' else HEADLINES
+        names = _names(names, folder)
+        self.source = reference
+        self.reference = None if reference is None else _reference_errors(cfg, names, reference)
+        self.loaders = {('clean', 0): None}
+        for name in names:
+            for severity in SEVERITIES:
+                changed = copy.deepcopy(cfg)
+                for _, dataset in data_sets(changed, ['test']):
+                    if folder is None:
+                        corrupt_data(dataset, name, severity)
+                    else:
+                        use_corrupted_folder(dataset, Path(folder), f'{name}/{severity}')
+                self.loaders[name, severity] = changed.test_dataloader
+
+    def run(self, runner: Runner) -> dict:
+        """Test; returns what ``corruptions.json`` holds, next to table and plot in the work dir."""
+        results = dict(clean={}, corrupted={}, summary={})
+        for (name, severity), metrics in run_tests(runner, self.loaders, self.metrics):
+            if severity:
+                results['corrupted'].setdefault(name, {})[str(severity)] = metrics
+            else:
+                results['clean'] = metrics
+            write_results(runner, self.name, results)
+        lines, panels = [], {}
+        for metric in (name for name in self.metrics if name in results['clean']):
+            clean = _per_cent(results['clean'], metric)
+            rows = {name: _by_severity(one, metric) for name, one in results['corrupted'].items()}
+            panels[_TITLES.get(metric, metric)] = {name: [clean, *y] for name, y in rows.items()}
+            is_error = metric == TOP1
+            table, summary = self._errors(clean, rows) if is_error else _table(clean, rows, metric)
+            results['summary'][metric] = summary
+            lines += [*table, '']
+        write_results(runner, self.name, results)
+        finish(runner, self.name, lines, lambda path: draw_corruptions(panels, path))
+        return results
+
+    def _errors(self, clean: float, rows: dict[str, list[float]]) -> tuple[list[str], dict]:
+        """Table and summary of a classifier: the corruption errors of arXiv 1903.12261."""
+        rows = {name: [100 - value for value in values] for name, values in rows.items()}
+        means = {name: float(np.mean(values)) for name, values in rows.items()}
+        summary = dict(clean_error=100 - clean, mean_error=float(np.mean([*means.values()])))
+        text = f'clean error {100 - clean:.1f}, mean error {summary["mean_error"]:.1f}'
+        columns = {'mean': means}
+        if self.reference is not None:
+            summary['CE'] = {name: 100 * y / self.reference[name] for name, y in means.items()}
+            summary['mCE'] = float(np.mean([*summary['CE'].values()]))
+            columns['CE'] = summary['CE']
+            text += f', mCE {summary["mCE"]:.1f} (reference: {self.source})'
+        return [*_rows('top-1 error in %', rows, columns), '', text], summary
+
+
+def _table(clean: float, rows: dict[str, list[float]], metric: str) -> tuple[list[str], dict]:
+    """Table and summary of others: P, mPC and rPC of arXiv 1907.07484."""
+    means = {name: float(np.mean(values)) for name, values in rows.items()}
+    mean = float(np.mean([*means.values()]))
+    summary = dict(P=clean, mPC=mean, rPC=100 * mean / clean if clean > 0 else None)
+    relative = f'{summary["rPC"]:.1f} %' if clean > 0 else 'undefined'
+    text = f'P {clean:.1f}, mPC {mean:.1f}, rPC {relative}'
+    return [*_rows(_TITLES.get(metric, metric), rows, dict(mean=means)), '', text], summary
+
+
+def _rows(title: str, rows: dict[str, list[float]], columns: dict[str, dict]) -> Iterator[str]:
+    names = [f'{title}, severity', *map(str, SEVERITIES), *columns]
+    yield f'| {" | ".join(names)} |'
+    yield '|---' * len(names) + '|'
+    for name, values in rows.items():
+        values = [*values, *(column[name] for column in columns.values())]
+        yield f'| {name} | {" | ".join(f"{value:.1f}" for value in values)} |'
+
+
+def run_tests(
+    runner: Runner, loaders: dict, metrics: Sequence[str]
+) -> Iterator[tuple[object, dict]]:
+    """Test with one loader after the other, None is the runner's own; yields key and metrics.
+
+    The first test is logged in full, of the others a line each is on the screen. Raises a UserError
+    if the first one reports none of ``metrics``.
+    """
+    for number, (key, loader) in enumerate(loaders.items(), 1):
+        if loader is not None:
+            runner.test_loop.dataloader = runner.build_dataloader(loader)
+        with _only_warnings(runner) if number > 1 else nullcontext():
+            found = runner.test()
+        if number == 1 and not any(name in found for name in metrics):
+            what = f'the test reports {some(sorted(found)) or "no metric (was nothing found?)"}'
+            raise UserError(f'{what}: a series of tests needs {" or ".join(metrics)}')
+        name = f'{key} px' if isinstance(key, int) else f'{key[0]} {key[1] or ""}'.strip()
+        values = [f'{_TITLES.get(m, m)} {_per_cent(found, m):.1f}' for m in metrics if m in found]
+        text = ', '.join(values) or 'nothing was found'
+        runner.logger.info(f'test {number} of {len(loaders)}: {name}: {text}')
+        yield key, {k: float(v) for k, v in found.items() if isinstance(v, Real)}
+
+
+@contextmanager
+def _only_warnings(runner: Runner) -> Iterator[None]:
+    """Let the log of the block go to the log file only, but for warnings."""
+    screens = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    levels = [handler.level for handler in screens]
+    for handler in screens:
+        handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler, level in zip(screens, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _per_cent(metrics: dict, name: str) -> float:
+    """A metric in %; 0 where it is missing, as mmdet's AP is where no box was found."""
+    return metrics.get(name, 0.0) * (100 if name.startswith('coco/') else 1)
+
+
+def _by_severity(tests: dict, metric: str) -> list[float]:
+    return [_per_cent(tests[str(severity)], metric) for severity in SEVERITIES]
+
+
+def require_classifier(cfg: Config, option: str) -> None:
+    """Raise a UserError with the name of an option unless the config is mmpretrain's."""
+    if cfg.default_scope != 'mmpretrain':
+        raise UserError(f'{option} is for classifiers, but the config is of {cfg.default_scope}')
+
+
+def _names(names: Sequence[str], folder: str | None) -> list[str]:
+    """Names of corruptions, each once, with groups written out."""
+    known = [name for group in CORRUPTIONS.values() for name in group]
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise MissingFileError(f'--corrupted-data {folder}: no such folder')
+        there = {path.name for path in Path(folder).iterdir() if path.is_dir()}
+        known = [*(n for n in known if n in there), *sorted(there.difference(known))]
+    if not known:
+        raise UserError(f'--corrupted-data {folder} has no folders of corruptions')
+    names = names or (BENCHMARK if folder is None else known)
+    listed = [one for name in names for one in CORRUPTIONS.get(name, (name,))]
+    if unknown := [name for name in listed if name not in known]:
+        where = '' if folder is None else f' in {folder}'
+        what = f'--corruptions: {some(unknown)} unknown; there are {", ".join(known)}{where}'
+        raise UserError(f'{what}, and the groups are {", ".join(CORRUPTIONS)}')
+    return list(dict.fromkeys(listed))
+
+
+def _reference_errors(cfg: Config, names: Sequence[str], source: str) -> dict[str, float]:
+    """Mean top-1 errors in %, by corruption, of 'alexnet' or of a ``corruptions.json``."""
+    if source == 'alexnet':
+        errors, numbers = ALEXNET, {number for _, number in heads_classes(cfg.model)}
+        if numbers != {1000}:
+            what = f"its errors are for ImageNet's 1000 classes, but the model has {numbers}"
+            raise UserError(f'--reference alexnet: {what}. Give the corruptions.json of a model')
+    else:
+        try:
+            found = json.loads(Path(source).read_bytes())['corrupted']
+            top1 = {k: [v[str(s)][TOP1] for s in SEVERITIES] for k, v in found.items()}
+            errors = {name: 100 - float(np.mean(values)) for name, values in top1.items()}
+        except FileNotFoundError as error:
+            raise MissingFileError(f'--reference {source} does not exist') from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f'is not the complete corruptions.json of a classifier ({error!r})'
+            raise UserError(f'--reference {source} {what}: test one with --corruptions') from error
+    missing = [name for name in names if not errors.get(name)]
+    if missing:
+        fix = 'leave them out, or give another reference'
+        raise UserError(f'--reference {source} has no error for {some(missing)}: {fix}')
+    return errors
+
+
+def write_results(runner: Runner, name: str, content: dict) -> None:
+    """Write ``NAME.json`` into the work dir, after each test; the first process does."""
+    if is_main_process():
+        text = json.dumps(dict(checkpoint=str(runner.cfg.get('load_from')), **content), indent=2)
+        write_atomically(text.encode(), Path(runner.work_dir) / f'{name}.json')
+
+
+def finish(runner: Runner, name: str, lines: Sequence[str], draw: Callable[[Path], object]) -> None:
+    """Print the table, and write it and the plot into the work dir; the first process does."""
+    if is_main_process():
+        file, table = Path(runner.work_dir) / name, '\n'.join(lines).strip()
+        write_atomically(f'{table}\n'.encode(), f'{file}.md')
+        draw(Path(f'{file}.png'))
+        print(f'\n{table}\n\ntable {file}.md, {file}.json; plot {file}.png', flush=True)
