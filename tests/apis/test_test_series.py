@@ -226,6 +226,19 @@ def test_folders_that_do_not_fit(tmp_path):
         CorruptionSeries(cfg, folder=str(tmp_path / 'empty'))
 
 
+def test_imagenet_c_itself(tmp_path):
+    """Its folders have WordNet's numbers; their order is that of the labels."""
+    cfg = load_config('cyclemlp_b1_in1k')
+    for severity, number in itertools.product('12345', range(1000)):
+        (tmp_path / 'frost' / severity / f'n{number:08}').mkdir(parents=True)
+    series = CorruptionSeries(cfg, folder=str(tmp_path), reference='alexnet')
+    dataset = series.loaders['frost', 2].dataset
+    assert dataset.type == 'CustomDataset' and dataset.pipeline[1]['scale'] == (224, 224)
+    (tmp_path / 'frost' / '5' / 'n00000999').rmdir()
+    with pytest.raises(UserError, match=r"frost/5 has .* needs ImageNet's 1000: n01440764"):
+        CorruptionSeries(cfg, folder=str(tmp_path))
+
+
 @pytest.mark.slow
 def test_made_and_stored_corruptions_give_the_same_results(classifier, tmp_path):
     """The stored images are PNGs of what the first run makes; workers change nothing."""
