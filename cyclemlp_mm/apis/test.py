@@ -85,7 +85,7 @@ def _series(args: argparse.Namespace, cfg: Config) -> SizeSeries | CorruptionSer
     if not corruptions and args.sizes is None:
         return None
     given = dict(vars(args), corruptions=corruptions or None)
-    options = [key for key in ('sizes', 'corruptions', 'out', 'show_dir') if given.get(key)]
+    options = [key for key in ('sizes', 'corruptions', 'tta', 'out', 'show_dir') if given.get(key)]
     if len(options) > 1:
         listed = ' and '.join(f'--{key.replace("_", "-")}' for key in options)
         raise UserError(f'{listed} do not go together: run tools/test.py once for each')

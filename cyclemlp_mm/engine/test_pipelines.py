@@ -60,7 +60,9 @@ def _sizing_step(pipeline: list[dict]) -> tuple[dict, str, int]:
 
 def check_size(model: torch.nn.Module, size: int) -> None:
     """Raise a UserError if a classifier's backbone does not take square images of this side."""
-    backbone = (model.module if is_model_wrapper(model) else model).backbone
+    backbone = getattr(model.module if is_model_wrapper(model) else model, 'backbone', None)
+    if backbone is None:  # a classifier of timm's or others, of which nothing is known
+        return
     what = f'--sizes {size}: {type(backbone).__name__}'
     # A RepMLP's partitions are as large as in training; ours fills up smaller images with zeros.
     if hasattr(backbone, 'patch_hs') and any(size % s for s in backbone.img_size):

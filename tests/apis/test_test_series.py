@@ -105,12 +105,17 @@ def scaled(config, size):
         ('cyclemlp_b1_in1k', 224, {224: [248, 224], 128: [142, 128], 384: [425, 384]}),
         ('cyclemlp_b4_in1k', 224, {224: [256, 224], 112: [128, 112]}),
         ('cyclemlp_demo', 64, {64: [(64, 64)], 96: [(96, 96)]}),
-        ('repmlp_b_in1k', 224, {448: [(512, 512), 448]}),
     ],
 )
 def test_a_size_scales_the_pipeline(config, own, sizes):
     assert input_size(load_config(config)) == own
     assert {size: scaled(config, size) for size in sizes} == sizes
+
+
+def test_a_size_scales_all_steps_before_a_crop():
+    steps = [dict(type='Resize', scale=(256, 256)), dict(type='CenterCrop', crop_size=(224, 224))]
+    scale_pipeline([dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')], 448)
+    assert [steps[0]['scale'], steps[1]['crop_size']] == [(512, 512), (448, 448)]
 
 
 @pytest.mark.parametrize(
