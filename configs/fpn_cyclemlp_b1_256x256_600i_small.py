@@ -44,3 +44,8 @@ val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)  # the documented figures are of this seed
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale_factor=factor, keep_ratio=True)
+    for factor in (1.0, 0.5, 0.75, 1.25, 1.5, 1.75)
+]

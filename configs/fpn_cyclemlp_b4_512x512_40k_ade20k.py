@@ -1,6 +1,6 @@
 _base_ = [
     '_base_/models/fpn_cyclemlp.py',
-    '_base_/datasets/ade20k_512x512.py',
+    '_base_/datasets/ade20k_512x512_fpn.py',
     '_base_/runtime/mmseg.py',
     '_base_/schedules/ade20k_40k.py',
 ]

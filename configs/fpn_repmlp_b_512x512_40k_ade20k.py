@@ -1,7 +1,7 @@
 # The recipe is CycleMLP's: RepMLP's authors published none on this data.
 _base_ = [
     '_base_/models/fpn_repmlp.py',
-    '_base_/datasets/ade20k_512x512.py',
+    '_base_/datasets/ade20k_512x512_fpn.py',
     '_base_/runtime/mmseg.py',
     '_base_/schedules/ade20k_40k.py',
 ]

@@ -29,3 +29,8 @@ val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)  # the documented figures are of this seed
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True)
+    for scale in [(320, 240), (160, 120), (480, 360)]
+]

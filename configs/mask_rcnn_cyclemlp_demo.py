@@ -76,3 +76,8 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 default_hooks = dict(logger=dict(interval=25))
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True)
+    for scale in [(128, 128), (96, 96), (160, 160)]
+]

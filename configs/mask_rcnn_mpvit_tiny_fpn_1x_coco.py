@@ -1,6 +1,6 @@
 _base_ = [
     '_base_/models/mask_rcnn_mpvit.py',
-    '_base_/datasets/coco_instance.py',
+    '_base_/datasets/coco_instance_mpvit.py',
     '_base_/schedules/coco_1x_mpvit.py',
     '_base_/runtime/mmdet.py',
 ]

@@ -1,6 +1,6 @@
 _base_ = [
     '_base_/models/retinanet_mpvit.py',
-    '_base_/datasets/coco_detection.py',
+    '_base_/datasets/coco_detection_mpvit.py',
     '_base_/schedules/coco_1x_mpvit.py',
     '_base_/runtime/mmdet.py',
 ]

@@ -2,7 +2,7 @@ _base_ = [
     '_base_/models/upernet_mpvit.py',
     '_base_/datasets/ade20k_512x512.py',
     '_base_/runtime/mmseg.py',
-    '_base_/schedules/ade20k_160k.py',
+    '_base_/schedules/ade20k_160k_mpvit.py',
 ]
 checkpoint = 'https://dl.dropbox.com/s/la8w31m0apj2830/mpvit_base.pth'
 model = dict(

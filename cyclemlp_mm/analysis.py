@@ -163,10 +163,14 @@ def count_parts(model: Any, size: tuple[int, int]) -> dict[str, int]:
             if head.with_mask:
                 numbers['mask'] = model.test_cfg.rcnn.max_per_img
             for kind, number in numbers.items():
-                extractor = getattr(head, f'{kind}_roi_extractor')
-                shape = number, extractor.out_channels, *extractor.roi_layers[0].output_size
-                regions = torch.empty(shape, device='meta')
-                run(f'roi_head.{kind}_head', getattr(head, f'{kind}_head'), regions)
+                extractors = getattr(head, f'{kind}_roi_extractor')
+                heads = getattr(head, f'{kind}_head')
+                is_cascade = isinstance(heads, nn.ModuleList)  # all stages see all regions
+                stages = list(zip(extractors, heads) if is_cascade else [(extractors, heads)])
+                for i, (extractor, stage) in enumerate(stages):
+                    shape = number, extractor.out_channels, *extractor.roi_layers[0].output_size
+                    regions = torch.empty(shape, device='meta')
+                    run(f'roi_head.{kind}_head' + f'.{i}' * is_cascade, stage, regions)
         elif name != 'auxiliary_head' and head is not None:
             run(name, head, features)
     return counts

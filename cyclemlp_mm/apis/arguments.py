@@ -116,6 +116,7 @@ test: Evaluate a checkpoint
   tools/test.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py work_dirs/RUN/epoch_12.pth
   tools/test.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT --show-dir drawn
   tools/test.py configs/cyclemlp_b1_in1k.py CHECKPOINT --corruptions --reference alexnet
+  tools/test.py configs/upernet_cyclemlp_b2_512x512_160k_ade20k.py CHECKPOINT --tta
 check: Look for problems with data, config and machine, without training
   tools/check.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells
   tools/check.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --full
@@ -163,6 +164,7 @@ OPTIONS = {
         **CHECKPOINT,
         '--out': _option('write the predictions to a file', 'FILE.pkl'),
         '--show-dir': _option('draw predictions next to ground truth', 'DIR'),
+        '--tta': _flag("test-time augmentation: the config's scales and flips, merged"),
         **STYLE,
         **DEPLOY,
         **SERIES,

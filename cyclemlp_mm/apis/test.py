@@ -1,6 +1,7 @@
 """CLI entry point of tools/test.py."""
 
 import argparse
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.engine.per_class import add_per_class_results
 from cyclemlp_mm.engine.summary import LogSummary
 from cyclemlp_mm.engine.test_series import CorruptionSeries, SizeSeries
+from cyclemlp_mm.engine.test_time_augmentation import use_test_time_augmentation
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures
@@ -57,7 +59,13 @@ def test(argv: Sequence[str] | None = None) -> dict:
         evaluators = cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=args.out)]
+    plain = copy.deepcopy(cfg)
+    if args.tta:
+        lines += use_test_time_augmentation(cfg)
     runner = Runner.from_cfg(cfg)
+    if args.tta:  # the work dir's config stays the one to train and test with
+        runner.cfg = plain
+        runner.dump_config()
     log(runner, lines)
     # Hooks that are not in the config, which goes into the work dir: the next run is asked again.
     if args.deploy:

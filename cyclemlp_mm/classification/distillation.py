@@ -14,9 +14,10 @@ from .teacher import FrozenTeacher
 
 
 def soft_distillation_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ))``, float32, the mean over images.
+    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) / (B · K)``, float32.
 
-    Of DeiT's paper (Sec. 4); its code also divides by the number of classes.
+    The sum over images and classes, divided by the number of elements, as in the published code of
+    DeiT and CycleMLP (losses.py); DeiT's paper (Sec. 4) divides by the images alone.
 
     Args:
         student (Tensor): (B, K) logits, of any floating dtype.
@@ -25,7 +26,7 @@ def soft_distillation_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -
     """
     ours = F.log_softmax(student.float() / tau, dim=1)
     theirs = F.log_softmax(teacher.detach().float() / tau, dim=1)
-    return tau**2 * F.kl_div(ours, theirs, reduction='batchmean', log_target=True)
+    return tau**2 * F.kl_div(ours, theirs, reduction='sum', log_target=True) / student.numel()
 
 
 def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
@@ -45,10 +45,21 @@ class LogSummary(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Log what is tested, before the first of several tests."""
-        if not self._is_logged:
-            self._log(runner, [('test', runner.test_loop.dataloader)])
+        if self._is_logged:
+            return
+        loader = runner.test_loop.dataloader
+        views = []
+        if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
+            views = [f'testing   {_views(loader.dataset)}']
+        self._log(runner, [('test', loader)], after_model=views)
 
-    def _log(self, runner: Runner, loaders: list[tuple[str, DataLoader]], *lines: str) -> None:
+    def _log(
+        self,
+        runner: Runner,
+        loaders: list[tuple[str, DataLoader]],
+        *lines: str,
+        after_model: Sequence[str] = (),
+    ) -> None:
         self._is_logged = True
         names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
         classes = [f'classes   {len(names)}: {some(list(names))}'] * bool(names)
@@ -59,7 +70,15 @@ class LogSummary(Hook):
             out_dir = getattr(hook, 'out_dir', None) if isinstance(hook, CheckpointHook) else None
             if lines and out_dir and out_dir != runner.work_dir:
                 written += f'; checkpoints: {out_dir}'
-        for line in [*data, *classes, model, *lines, f'device    {_device()}', written]:
+        for line in [
+            *data,
+            *classes,
+            model,
+            *after_model,
+            *lines,
+            f'device    {_device()}',
+            written,
+        ]:
             runner.logger.info(line)
 
 
@@ -82,8 +101,22 @@ def count_objects(dataset: object) -> int | None:
     return getattr(dataset, 'num_objects', None)
 
 
+def _views(dataset: object) -> str:
+    """How many scales and flips of an image are tested: single scale, ms, flip or ms+flip."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    views = next((step.subroutines for step in steps if hasattr(step, 'subroutines')), [])
+    inner = [step for view in views for step in view.transforms]
+    scales = {str(step.scale) for step in inner if getattr(step, 'scale', None)}
+    scales |= {str(step.scale_factor) for step in inner if getattr(step, 'scale_factor', None)}
+    flips = any(getattr(step, 'prob', 0) for step in inner if 'Flip' in type(step).__name__)
+    name = '+'.join(['ms'] * (len(scales) > 1) + ['flip'] * flips) or 'single scale'
+    return f'{name}, {count(len(views), "view")} per image' if views else name
+
+
 def _model(model: nn.Module) -> str:
-    while is_model_wrapper(model):
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     text = f'{type(model).__name__}{_parameters(model)}'
     backbone = getattr(model, 'backbone', None)

@@ -15,7 +15,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # Behind Resize: predictions are evaluated at the label's own size.
+    # After Resize: predictions are evaluated at the label's own size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -46,3 +46,21 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
+# tools/test.py --tta: multi-scale and flip, as UperNet's published mIoU of Swin and its rivals.
+# Source: Swin-Transformer-Semantic-Segmentation, README (img_ratios 0.5 to 1.75, flip).
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True)
+                for r in (1.0, 0.5, 0.75, 1.25, 1.5, 1.75)
+            ],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]

@@ -35,7 +35,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Crop ratio 0.9, as B1 to B3 were evaluated: int(224 / 0.9).
+    # Crop ratio 0.9, int(224 / 0.9). The published script resizes to 256 for every size, but the
+    # Paddle port reproduces the published accuracy of B1 to B3 at 248 (78.85, 81.58, 82.42).
     dict(type='ResizeEdge', scale=248, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

@@ -1,0 +1,15 @@
+# CycleMLP-T/S/B are a reconstruction: their code was never published.
+# The recipe of Swin and its rivals; CycleMLP's authors published none for 3x.
+_base_ = [
+    '_base_/models/cascade_mask_rcnn_cyclemlp.py',
+    '_base_/datasets/coco_instance_ms.py',
+    '_base_/schedules/coco_3x.py',
+    '_base_/runtime/mmdet.py',
+]
+checkpoint = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/CycleMLP_base.pth'
+model = dict(
+    backbone=dict(
+        arch='b', drop_path_rate=0.3, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
