@@ -1,22 +1,25 @@
 """MPViT's and RepMLP's configs: sizes and settings; steps are in test_all_configs."""
 
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope, init_default_scope
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclemlp_mm.analysis import build_on_meta
-from cyclemlp_mm.engine import configs_dir, load_config
+from cyclemlp_mm.apis.test import test as evaluate
+from cyclemlp_mm.datasets import shapes
+from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError
-from cyclemlp_mm.models import MPViT
+from cyclemlp_mm.models import MPViT, to_deploy
 from cyclemlp_mm.weights.unwrap import part_of
-
-DROP_PATH = dict(tiny=0.1, xsmall=0.1, small=0.2, base=0.4)
 
 
 @pytest.mark.parametrize('size, quoted', [('small', 943e9), ('base', 1185e9)])
@@ -49,24 +52,94 @@ def of_mmpretrain(name):
         return MODELS.build(cfg.model).state_dict()
 
 
-@pytest.mark.parametrize(
-    'name', ['repmlp_b_in1k', 'retinanet_repmlp_b_fpn_1x_coco', 'fpn_repmlp_b_512x512_40k_ade20k']
-)
-def test_repmlps_take_the_zoos_file(name):
-    file = of_mmpretrain('repmlp-base_8xb64_in1k')
+#: RepMLP's configs by the name of mmpretrain's config, whose file they take.
+ZOO = {
+    'repmlp-base_8xb64_in1k': (
+        *('repmlp_b_in1k', 'retinanet_repmlp_b_fpn_1x_coco', 'fpn_repmlp_b_512x512_40k_ade20k'),
+    ),
+    'repmlp-base_8xb64_in1k-256px': (
+        *('repmlp_b_256px_in1k', 'fpn_repmlp_b_256px_512x512_40k_ade20k'),
+    ),
+}
+
+
+@pytest.mark.parametrize(('zoo', 'name'), [(z, n) for z, names in ZOO.items() for n in names])
+def test_repmlps_take_the_zoos_file(zoo, name):
+    file = of_mmpretrain(zoo)
     model = build_on_meta(load_config(name))
     report = model.backbone.check_fit(part_of(file, 'backbone.'), 'zoo.pth')
     assert not report.left and set(report.new) <= {'output norms', 'counters of batches'}
-    if name == 'repmlp_b_in1k':
+    if name.endswith('in1k'):
         assert compare(model, file, 'zoo.pth', complete=True).startswith('loaded')
 
 
-def test_repmlp_for_256_px():
+def test_the_files_of_the_other_size_are_refused():
     file = of_mmpretrain('repmlp-base_8xb64_in1k-256px')
-    cfg = load_config('repmlp_b_in1k', {'model.backbone.img_size': 256})
-    compare(build_on_meta(cfg), file, 'zoo.pth', complete=True)
     with pytest.raises(CheckpointError, match='another shape'):
         compare(build_on_meta(load_config('repmlp_b_in1k')), file, 'zoo.pth', complete=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('zoo', 'names'), ZOO.items())
+def test_repmlps_compute_what_mmpretrain_does(zoo, names, tmp_path):
+    """Features, those in deploy mode, and the logits of tools/test.py, with random statistics."""
+    mmpretrain = pytest.importorskip('mmpretrain')
+    cfg = Config.fromfile(Path(mmpretrain.__file__).parent / f'.mim/configs/repmlp/{zoo}.py')
+    init_default_scope('mmpretrain')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        theirs = MODELS.build(cfg.model).eval()
+        preprocess = MODELS.build(dict(cfg.data_preprocessor, type='ClsDataPreprocessor'))
+    side = theirs.backbone.img_size[0]
+    norms = [module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.uniform_(norm.weight, 0.8, 1.2)
+    with torch.no_grad():
+        theirs.train()(torch.randn(4, 3, side, side), mode='tensor')
+        for norm in norms:  # random, but of the maps' order, or values grow to millions
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.25)
+    theirs.eval()
+    file = tmp_path / 'zoo.pth'
+    torch.save(dict(state_dict=theirs.state_dict()), file)
+    image = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        expected = theirs.backbone(image)[-1]
+    for name in names:
+        cfg = load_config(name)
+        init_default_scope(require_toolbox(cfg))
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(file))
+        backbone = MODELS.build(cfg.model.backbone)
+        backbone.init_weights()
+        # Output norms of a detector are new: the last one is the zoo's, as it has the same name.
+        with torch.no_grad():
+            got = backbone.eval()(image)[-1]
+            assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+            folded = to_deploy(backbone)(image)[-1]
+        assert (folded - got).abs().max() <= 1e-5 * got.abs().max()
+    data = shapes.write_image_folders(tmp_path / 'images', 4, 4, (64, 64))
+    rng = np.random.default_rng(0)
+    names_of_classes = [f'c{i:03}' for i in range(1000)]  # as many as the file's head has
+    (data / 'classes.txt').write_text('\n'.join(names_of_classes))
+    for split in ('train', 'val'):
+        files = sorted((data / split).rglob('*.png')) or sorted((data / split).rglob('*.jpg'))
+        lines = [f'{f.relative_to(data / split)} {rng.integers(1000)}' for f in files]
+        (data / f'{split}_list.txt').write_text('\n'.join(lines))
+    argv = [names[0], file, '--data', data, '--work-dir', tmp_path / 'wd']
+    argv += ['--out', tmp_path / 'out.pkl', '--cfg-options', 'test_dataloader.num_workers=0']
+    argv += ['test_dataloader.persistent_workers=False']
+    evaluate([str(word) for word in argv])
+    results = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    assert len(results) == 4
+    steps = load_config(names[0]).test_dataloader.dataset.pipeline
+    init_default_scope('mmpretrain')
+    for result in results:
+        view = dict(img_path=result['img_path'])
+        for step in steps:
+            view = TRANSFORMS.build(step)(view)
+        batch = preprocess(dict(inputs=[view['inputs']], data_samples=[view['data_samples']]))
+        with torch.no_grad():
+            scores = theirs.head(theirs.extract_feat(batch['inputs'])).softmax(1)[0]
+        assert torch.allclose(result['pred_score'], scores, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if n.endswith('_in1k')])
@@ -76,28 +149,16 @@ def test_a_training_on_imagenet_does_not_start_from_its_own_result(name):
 
 
 @pytest.mark.parametrize(
-    'name', [n for n in CONFIGS if re.search('mpvit_.*(_1x_coco|160k_ade20k|_in1k)', n)]
+    'name', [n for n in CONFIGS if re.search('mpvit_.*(_1x_coco|160k_ade20k)', n)]
 )
-def test_mpvit_settings_are_the_published_ones(name):
-    cfg = load_config(name)
-    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
-    assert backbone.type == 'MPViT' and backbone.arch in name
-    if name.endswith('in1k'):
-        return
-    assert backbone.norm_cfg.type == 'SyncBNOrBN'
-    assert backbone.drop_path_rate == DROP_PATH[backbone.arch]
+def test_mpvit_has_its_weights_and_widths(name):
+    model = load_config(name).model
+    backbone = model.backbone
+    assert backbone.norm_cfg.type == 'SyncBNOrBN' and backbone.arch in name
     assert backbone.init_cfg.checkpoint.endswith(f'/mpvit_{backbone.arch}.pth')
-    assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
     widths = list(MPViT.arch_zoo[backbone.arch]['widths'])
     levels = [*widths[1:], widths[-1]]
-    warm_up, recipe = cfg.param_scheduler[0], (optimizer.type, optimizer.lr, optimizer.weight_decay)
+    part = model.decode_head if 'upernet' in name else model.neck
+    assert part.in_channels == levels[-len(backbone.get('out_indices', levels)) :]
     if 'upernet' in name:
-        assert recipe == ('AdamW', 6e-5, 0.01)
-        assert (warm_up.end, optimizer.lr * warm_up.start_factor) == (1500, pytest.approx(1e-6))
-        assert cfg.model.decode_head.in_channels == levels
-        assert cfg.model.auxiliary_head.in_channels == levels[cfg.model.auxiliary_head.in_index]
-        assert cfg.model.auxiliary_head.in_index == 2
-    else:
-        assert recipe == ('AdamW', 1e-4, 0.05)
-        assert (warm_up.end, warm_up.start_factor) == (1000, 0.01)
-        assert cfg.model.neck.in_channels == levels[-len(backbone.out_indices) :]
+        assert model.auxiliary_head.in_channels == levels[model.auxiliary_head.in_index]
