@@ -294,6 +294,7 @@ def test_corrupted_classifiers_see_cropped_images():
         ('', ['--reference', 'alexnet'], '--reference .*--corruptions: give it too'),
         ('', ['--sizes', '64', '--corruptions'], '--sizes and --corruptions do not go together'),
         ('', ['--corruptions', '--out', 'x.pkl'], '--corruptions and --out do not go together'),
+        ('', ['--corruptions', '--tta'], '--corruptions and --tta do not go together'),
         ('', ['--sizes', '64', '64'], '--sizes must be different'),
         ('', ['--sizes', '0'], '--sizes must be different numbers from 1'),
         ('', ['--corruptions', 'fogg'], 'fogg unknown; there are gaussian_noise.*groups are noise'),
