@@ -11,7 +11,7 @@ WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
-	soak test-legacy clean
+	prove-estimate soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -63,6 +63,9 @@ prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit 
 
 prove-scale: setup  ## time the check before training, and its memory, on annotations as large as COCO's
 	PYTHONPATH=. .venv/bin/python tests/prove_scale.py
+
+prove-estimate: setup  ## compare estimates of memory with real training steps on the CPU (about 5 minutes)
+	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_estimate.py
 
 soak: setup  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30

@@ -133,6 +133,9 @@ convert_weights: Convert any CycleMLP checkpoint: published, Paddle, safetensors
 get_flops: Count the parameters of a backbone or model, and the multiply-adds of one image
   tools/get_flops.py --arch b2 --size 800 1280
   tools/get_flops.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --json
+estimate: Estimate the GPU memory of a training step, without a GPU
+  tools/estimate.py mask_rcnn_cyclemlp_b2_fpn_1x_coco --amp --with-cp
+  tools/estimate.py upernet_cyclemlp_b5_512x512_160k_ade20k --gpu-memory 24
 visualize: Draw what a model does and how its training went
   tools/visualize.py staircase 3 5 7 --out staircase.png
   tools/visualize.py field cyclemlp_b1_in1k --weights CycleMLP_B1.pth --out field.png
@@ -213,6 +216,16 @@ OPTIONS = {
         '--backbone': _option('class of --arch', 'CLASS', default='CycleMLP'),
         '--size': dict(SIZE, help='default: 224 224, detectors 800 1280, segmentors 512 512'),
         '--json': _flag('print the exact counts as json'),
+        **CFG_OPTIONS,
+    },
+    'estimate': {
+        **CONFIG,
+        '--batch-size': _option("images per GPU (default: the config's)", 'N', type=int),
+        '--size': dict(SIZE, help="of the images (default: the largest of the config's pipeline)"),
+        '--amp': _flag('automatic mixed precision'),
+        '--with-cp': _flag('activation checkpointing of the backbone'),
+        '--gpu-memory': _option('also find the largest batch for so much', 'GIB', type=float),
+        '--device': _option('of the training', default='cuda', choices=['cuda', 'cpu']),
         **CFG_OPTIONS,
     },
     'visualize': {},

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import chunked_mlp
-from cyclemlp_mm.ops.recording import is_plain_layer, is_transformed, standard_operators_only
+from cyclemlp_mm.ops.recording import (
+    is_plain_layer,
+    is_transformed,
+    runs_on_cpu,
+    standard_operators_only,
+)
 
 #: Channels-last maps become NCHW by this many bytes at a time on a CPU, which stay in the cache.
 NCHW_PART_BYTES = 256 * 1024
@@ -104,7 +109,7 @@ def to_nchw(x: Tensor) -> Tensor:
         # contiguous() would tie a recorded graph to sides other than 1.
         return nchw.clone(memory_format=torch.contiguous_format)
     image_bytes = x.element_size() * x[:1].numel()
-    if not x.is_cpu or torch.is_grad_enabled() or image_bytes <= NCHW_PART_BYTES:
+    if not runs_on_cpu(x) or torch.is_grad_enabled() or image_bytes <= NCHW_PART_BYTES:
         return nchw.contiguous()
     y = torch.empty_like(nchw, memory_format=torch.contiguous_format)
     rows = max(1, NCHW_PART_BYTES * x.shape[1] // image_bytes)
@@ -133,9 +138,9 @@ class ConvDownsample(nn.Module):
         map's at every call."""
         weight = getattr(self.proj, 'weight', None)
         # A quantised convolution's weight is a method; a recorded graph would be tied to the size.
-        if not x.is_cpu or not isinstance(weight, Tensor) or standard_operators_only(x, weight):
+        if not isinstance(weight, Tensor) or standard_operators_only(x, weight):
             return False
-        return SMALL_MAP_TIMES * x.numel() <= weight.numel()
+        return runs_on_cpu(x) and SMALL_MAP_TIMES * x.numel() <= weight.numel()
 
 
 class PatchMerging(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .recording import needs_grad
+from .recording import is_measured, needs_grad
 
 #: Longest sums that oneDNN is given: it is less exact than the BLAS in float32, as it adds up in
 #: fewer partial sums.
@@ -28,6 +28,7 @@ def has_onednn(x: Tensor) -> bool:
     """
     return (
         x.device.type == 'cpu'
+        and not is_measured()  # its packed weights have no fake form
         and x.shape[-1] <= _ONEDNN_MAX_SUM.get(x.dtype, 0)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, '_linear_pointwise')

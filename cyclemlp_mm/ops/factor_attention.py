@@ -29,6 +29,7 @@ from .recording import (
     gradients,
     is_plain_layer,
     needs_grad,
+    runs_on_cpu,
     standard_operators_only,
     without_autocast,
 )
@@ -192,7 +193,7 @@ def _chunks(tokens: Tensor) -> list[tuple[slice, slice]]:
     """Some tokens of an image, or some images, of a batch (B, N, C); on a GPU all at once."""
     batch, length, channels = tokens.shape
     most = max(64, CHUNK_BYTES // (3 * channels * tokens.element_size()))
-    return chunks(batch, length, most if tokens.is_cpu else batch * length)
+    return chunks(batch, length, most if runs_on_cpu(tokens) else batch * length)
 
 
 def _tokens(x: Tensor) -> Tensor:

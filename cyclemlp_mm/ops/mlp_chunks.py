@@ -22,6 +22,7 @@ from .recording import (
     differentiated_again,
     gradients,
     needs_grad,
+    runs_on_cpu,
     standard_operators_only,
 )
 
@@ -130,7 +131,7 @@ def chunked_mlp(
     params = [norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias]
     fits = fc2.weight.shape == fc1.weight.shape[::-1]  # else the layers raise
     if (
-        x.device.type != 'cpu'  # whole maps keep a GPU busy
+        not runs_on_cpu(x)  # whole maps keep a GPU busy
         or not fits
         or standard_operators_only(x, *params)  # before the size is read: it would be fixed
         or x.numel() // x.shape[-1] * fc1.out_features * dtype.itemsize <= PLAIN_MAX_BYTES

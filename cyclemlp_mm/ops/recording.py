@@ -8,8 +8,8 @@ need documented operators on whole maps; a layer that was changed has to be call
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,32 @@ _GLOBAL_HOOKS = (
     _modules._global_backward_pre_hooks,
     _modules._global_backward_hooks,
 )
+
+_plain_types: tuple[type, ...] = (Tensor, nn.Parameter)
+_measured_device: str | None = None
+
+
+@contextmanager
+def measured_as(device: str, tensor_type: type) -> Iterator[None]:
+    """Take the forms of a training on ``device``, 'cpu' or 'cuda', for tensors of a subclass
+    without numbers and under modes: :mod:`cyclemlp_mm.step_memory` counts what they allocate."""
+    global _plain_types, _measured_device
+    before = _plain_types, _measured_device
+    _plain_types, _measured_device = (*_plain_types, tensor_type), device
+    try:
+        yield
+    finally:
+        _plain_types, _measured_device = before
+
+
+def is_measured() -> bool:
+    """Whether inside :func:`measured_as`."""
+    return _measured_device is not None
+
+
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """Whether to take the forms of a CPU."""
+    return tensor.is_cpu if _measured_device is None else _measured_device == 'cpu'
 
 
 def is_recording() -> bool:
@@ -51,7 +77,7 @@ def is_plain(tensor: Tensor | None) -> bool:
     """Whether it is None, or a tensor of no subclass (fake, sharded, quantised) and not sparse."""
     if tensor is None:
         return True
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return type(tensor) in _plain_types and tensor.layout is torch.strided
 
 
 def standard_operators_only(*tensors: Tensor | None) -> bool:
@@ -61,16 +87,18 @@ def standard_operators_only(*tensors: Tensor | None) -> bool:
     if (  # recording comes first, so that a compiler need not look at the others
         is_recording()
         or is_transformed()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or _has_function_mode()
+        or (_has_mode() and not is_measured())
         or F.linear is not torch._C._nn.linear  # counters put their own functions there
     ):
         return True
     return any(t is not None and not (is_plain(t) and (t.is_cpu or t.is_cuda)) for t in tensors)
 
 
-def _has_function_mode() -> bool:
-    """Whether a ``TorchFunctionMode`` is active, other than that of ``with torch.device(…)``."""
+def _has_mode() -> bool:
+    """Whether a ``TorchDispatchMode`` is active, or a ``TorchFunctionMode`` other than that of
+    ``with torch.device(…)``."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
     return torch._C._len_torch_function_stack() > 0 and any(
         type(mode) is not DeviceContext
         for mode in torch.overrides._get_current_function_mode_stack()

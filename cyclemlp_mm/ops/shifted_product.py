@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .cpu_linear import linear_add, pack_weight
-from .recording import chunks, differentiated_again, gradients, needs_grad
+from .recording import chunks, differentiated_again, gradients, needs_grad, runs_on_cpu
 
 if TYPE_CHECKING:
     from .cycle_mixer import MixerWeights
@@ -100,7 +100,9 @@ def _chunks(x: Tensor, shared: bool) -> tuple[list[tuple[slice, slice]], Tensor]
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
     rows = batch * height
-    if x.is_cpu:  # within one image, unless they share the matrix: batched products are slower
+    if runs_on_cpu(
+        x
+    ):  # within one image, unless they share the matrix: batched products are slower
         rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
         rows = rows if shared else min(rows, height)
     return chunks(batch, height, rows), x.new_empty(min(rows, batch * height) * per_row)
@@ -261,7 +263,7 @@ def mixer_matrix(a: Tensor, weights: MixerWeights, project: bool) -> Tensor:
 def sum_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.sum((1, 2), dtype)`` of (B, H, W, C); bfloat16 on a CPU, which PyTorch would copy first,
     by sums over columns, which are float32 inside and rounded once."""
-    if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
+    if x.dtype == torch.bfloat16 and runs_on_cpu(x):
         return x.sum(dim=1).sum(dim=1, dtype=dtype)
     return x.sum(dim=(1, 2), dtype=dtype)
 

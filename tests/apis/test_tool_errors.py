@@ -35,6 +35,7 @@ WRONG = {
     'benchmark.py --device cuda --repeats 1': 'device cuda',
     'check.py no_such_config': 'no_such_config',
     'convert_weights.py gone.pth new.pth': r'gone\.pth',
+    'estimate.py no_such_config': 'no_such_config',
     'export.py no_such_config gone.pth new.onnx': 'no_such_config',
     'get_flops.py --arch b9': 'b9',
     'infer.py no_such_config gone.pth gone.jpg': 'no_such_config',

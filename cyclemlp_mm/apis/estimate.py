@@ -1,0 +1,126 @@
+"""CLI entry point of tools/estimate.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from mmengine.config import Config
+
+from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.step_memory import StepMemory, measure_step
+
+from .arguments import parse
+
+GIB = 2**30
+#: Part of a GPU's memory that a batch must leave, as estimates may be wrong by as much.
+RESERVE = 0.1
+
+
+def estimate(argv: Sequence[str] | None = None) -> dict:
+    """Estimate the memory of a training step on one GPU, and print it; no GPU is needed.
+
+    Returns:
+        dict: Bytes of 'weights', 'gradients', 'optimizer', 'activations' and their 'total', the
+        'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
+
+    Raises:
+        UserError: An option is out of its range, the config gives no image size, not even one image
+            fits, or the model cannot be estimated.
+    """
+    args = parse('estimate', argv)
+    if args.gpu_memory is not None and not 0 < args.gpu_memory < 2**20:
+        raise UserError(f'--gpu-memory must be above 0 GiB, but got {args.gpu_memory:g}')
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
+    if args.size is not None and min(args.size) < 32:
+        raise UserError(f'--size must be at least 32 32, but got {args.size[0]} {args.size[1]}')
+    cfg = load_config(args.config, args.cfg_options)
+    require_toolbox(cfg)
+    if args.with_cp:
+        cfg.model.backbone.with_cp = True
+    size = tuple(args.size) if args.size else image_size(cfg)
+    batch_size = args.batch_size or (cfg.get('train_dataloader') or {}).get('batch_size', 1)
+
+    def measure(number: int) -> StepMemory:
+        return measure_step(cfg, number, size, args.amp, args.device)
+
+    memory = measure(batch_size)
+    found = dict(config=args.config, batch_size=batch_size, size=list(size), **memory._asdict())
+    found['total'] = memory.total
+    what = f'{batch_size} image{"s" * (batch_size > 1)} of {size[0]} x {size[1]}'
+    print(f'{args.config}, {what} per step on one {args.device.replace("cuda", "GPU")}, estimated')
+    for name in (*memory._fields, 'total'):
+        print(f'  {name:<14} {found[name] / GIB:7.2f} GiB')
+    if args.gpu_memory is not None:
+        limit = (1 - RESERVE) * args.gpu_memory * GIB
+        known = {batch_size: memory.total}
+        found['largest_batch'] = largest_batch(lambda n: measure(n).total, limit, known)
+        of = f'{args.gpu_memory:g} GiB, {RESERVE:.0%} of them left free'
+        print(f'  largest batch  {found["largest_batch"]:7} ({of})')
+    return found
+
+
+def largest_batch(
+    measure: Callable[[int], int], limit: float, known: dict[int, int] | None = None
+) -> int:
+    """The largest batch whose memory is within ``limit`` bytes, found by measuring a few.
+
+    ``measure`` gives the bytes of a batch, which grow with it; ``known`` are those known already.
+    Raises a UserError if not even one image fits.
+    """
+    known = dict(known or {})
+
+    def fits(number: int) -> bool:
+        if number not in known:
+            known[number] = measure(number)
+        return known[number] <= limit
+
+    if not fits(1):
+        what = f'one image takes {known[1] / GIB:.2f} GiB of the {limit / GIB:.2f} that may be used'
+        raise UserError(f'{what}: try --amp, --with-cp, smaller images or a larger --gpu-memory')
+    low, high = max(n for n in known if fits(n)), min((n for n in known if not fits(n)), default=0)
+    guess = low + 1
+    while high == 0 or high - low > 1:
+        low, high = (guess, high) if fits(guess) else (low, guess)
+        other = high or min(known)  # a line through two batches, on both sides where possible
+        growth = max((known[other] - known[low]) / (other - low), 1)
+        guess = low + int((limit - known[low]) / growth)
+        guess = max(low + 1, min(guess, high - 1 if high else 16 * low))
+    return low
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the largest images that a config trains on: the last size that its
+    training pipeline names; raises a UserError if there is none."""
+    found = None
+    for step in _steps(cfg.get('train_dataloader')):
+        if step.get('crop_size') is not None:
+            found = _pair(step['crop_size'])
+            continue
+        scales = [step[key] for key in ('scale', 'scales', 'img_scale') if step.get(key)]
+        if scales and not isinstance(scales[0], float):
+            if not isinstance(scales[0], int) and not isinstance(scales[0][0], int):
+                scales = scales[0]  # several to choose from
+            width, height = max((_pair(s) for s in scales), key=lambda s: s[0] * s[1])
+            most = max(step.get('ratio_range') or [1])
+            found = round(most * height), round(most * width)
+    if found is None:
+        raise UserError(
+            f'{cfg.filename}: train_dataloader names no size of images: give --size HEIGHT WIDTH'
+        )
+    return found
+
+
+def _steps(node: object) -> Iterator[dict]:
+    """The steps of pipelines in a data set's config, in their order."""
+    if isinstance(node, dict):
+        if 'type' in node:
+            yield node
+        node = [*node.values()]
+    for child in node if isinstance(node, (list, tuple)) else ():
+        yield from _steps(child)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,170 @@
+"""tools/estimate.py: parts and batches of an estimate, and errors of one sentence."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from prove_estimate import MOST, compare
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from toy_models import ARCH
+
+from cyclemlp_mm import step_memory
+from cyclemlp_mm.apis.estimate import estimate, image_size, largest_batch
+from cyclemlp_mm.engine import load_config
+from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.ops.recording import is_measured
+
+TOY = ['cyclemlp_demo', '--size', '64', '64', '--cfg-options']
+TOY += [f'model.backbone.arch={ARCH}', f'model.head.in_channels={ARCH["widths"][-1]}']
+PARTS = ('weights', 'gradients', 'optimizer', 'activations')
+
+
+def test_the_parts_are_the_whole(capsys):
+    found = estimate([*TOY, 'work_dir="x"', '--batch-size', '8'])
+    assert '8 images of 64 x 64' in capsys.readouterr().out
+    assert found['total'] == sum(found[part] for part in PARTS)
+    assert found['optimizer'] > 1.9 * found['weights']  # Adam's two averages
+    assert not is_measured()
+
+
+@pytest.mark.slow
+def test_activations_grow_with_the_batch():
+    few, many = (estimate([*TOY, '--batch-size', n]) for n in ('8', '16'))
+    assert few['weights'] == many['weights']
+    assert 1.7 < many['activations'] / few['activations'] < 2.1
+
+
+@pytest.mark.parametrize('limit', [11, 1000, 1001, 54321])
+def test_the_largest_batch_is_the_largest(limit):
+    def bytes_of(number):
+        calls.append(number)
+        return 7 + 3 * number + number % 2  # not quite a line
+
+    calls = []
+    largest = largest_batch(bytes_of, limit, {2: bytes_of(2)})
+    assert bytes_of(largest) <= limit < bytes_of(largest + 1)
+    assert len(calls) < 12
+    with pytest.raises(UserError, match='try --amp, --with-cp'):
+        largest_batch(bytes_of, 9)
+
+
+@pytest.mark.slow
+def test_the_largest_batch_of_a_gpu():
+    found = estimate([*TOY, '--batch-size', '4', '--gpu-memory', '0.05'])
+    most = found['largest_batch']
+    with pytest.raises(UserError, match='one image takes'):
+        estimate([*TOY, '--gpu-memory', '0.0001'])
+    fits, does_not = (estimate([*TOY, '--batch-size', str(n)])['total'] for n in (most, most + 1))
+    assert fits <= 0.9 * 0.05 * 2**30 < does_not
+
+
+@pytest.mark.slow
+def test_a_real_step():
+    assert abs(compare('cyclemlp_b1_in1k', 2, (224, 224), False, False) - 1) < MOST
+
+
+@pytest.mark.slow
+def test_a_two_stage_detector():
+    """All objects that the sampler takes are counted, and mmcv's operators are back afterwards."""
+    toy = ['mask_rcnn_cyclemlp_demo', '--batch-size', '1', '--size', '64', '64', '--cfg-options']
+    sampler = 'model.train_cfg.rcnn.sampler.num'
+    few, many = (estimate([*toy, f'{sampler}={number}']) for number in (16, 512))
+    masks = 496 // 4 * 14 * 14 * 256 * 4  # what a convolution of the mask head keeps of the others
+    assert many['total'] - few['total'] > 4 * masks
+    assert hasattr(importlib.import_module('mmcv.ops.roi_align').ext_module, 'roi_align_forward')
+
+
+@pytest.mark.slow
+def test_checkpointing_and_amp_take_less():
+    base = ['fpn_cyclemlp_b1_512x512_40k_ade20k', '--batch-size', '1', '--size', '512', '512']
+    plain, checkpointed, amp = (estimate([*base, *x]) for x in ([], ['--with-cp'], ['--amp']))
+    assert checkpointed['activations'] < 0.8 * plain['activations']
+    assert amp['activations'] < 0.8 * plain['activations']
+    assert amp['weights'] == checkpointed['weights'] == plain['weights']
+
+
+def test_sizes_of_images():
+    sizes = {
+        'mask_rcnn_cyclemlp_b1_fpn_1x_coco': (800, 1333),
+        'upernet_cyclemlp_b1_512x512_160k_ade20k': (512, 512),
+        'cyclemlp_b1_in1k': (224, 224),
+    }
+    assert {name: image_size(load_config(name)) for name in sizes} == sizes
+    cfg = load_config('retinanet_cyclemlp_b1_fpn_1x_coco')
+    cfg.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]
+    with pytest.raises(UserError, match='give --size'):
+        image_size(cfg)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--batch-size', '0'], '--batch-size must be at least 1'),
+        (['--gpu-memory', '0'], '--gpu-memory must be above 0'),
+        (['--gpu-memory', 'nan'], '--gpu-memory must be above 0'),
+        (['--size', '16', '64'], '--size must be at least 32 32'),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        estimate([*TOY, 'work_dir="x"', *options])
+
+
+def test_private_names():
+    """What step_memory needs of PyTorch's fake tensors, which are private."""
+    with FakeTensorMode(), pytest.raises(step_memory.DynamicOutputShapeException):
+        torch.zeros(3).nonzero()
+    with FakeTensorMode(), pytest.raises(step_memory.DataDependentOutputException):
+        torch.zeros(3).sum().item()
+    live = step_memory._LiveStorages()
+    with FakeTensorMode(), live:
+        kept = torch.zeros(256)
+        torch.zeros(1024)
+        assert isinstance(kept, FakeTensor)
+    assert live.now.total() == 1024
+    assert live.peak.total() == 5 * 1024
+
+
+def test_autocast_of_a_gpu():
+    """On a CPU, the dtypes that PyTorch's own autocast gives to fake tensors of a GPU."""
+    calls = [
+        lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:]),
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=2),
+        lambda x: torch.nn.functional.l1_loss(x, x),
+        lambda x: torch.nn.functional.cross_entropy(x, x),
+        lambda x: torch.nn.functional.binary_cross_entropy_with_logits(x, x),
+        lambda x: torch.nn.functional.gelu(x),
+        lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
+        lambda x: x.softmax(1),
+        lambda x: x.sum(),
+        lambda x: x.mean(),
+        lambda x: x + x.float(),
+        lambda x: x.sigmoid(),
+        lambda x: x.float() @ x.float(),
+    ]
+
+    def dtypes(device, low):
+        x = torch.zeros(1, 4, 4, 4, device=device, dtype=low)
+        return [call(x).dtype == torch.float32 for call in calls]
+
+    before = torch.is_autocast_enabled('cuda')
+    with FakeTensorMode():
+        torch.set_autocast_enabled('cuda', True)  # torch.autocast does nothing without a GPU
+        try:
+            expected = dtypes('cuda', torch.float16)
+        finally:
+            torch.set_autocast_enabled('cuda', before)
+        with torch.autocast('cpu', torch.bfloat16), step_memory._Float32OnGpu():
+            assert dtypes('cpu', torch.bfloat16) == expected
+    assert 4 < sum(expected) < len(calls)
+
+
+def test_a_copy_of_a_fake_tensor():
+    with (
+        FakeTensorMode(),
+        step_memory.mock.patch.object(FakeTensor, '__deepcopy__', step_memory._copy, create=True),
+    ):
+        layer = copy.deepcopy(torch.nn.Linear(2, 2))
+        assert isinstance(layer.weight, torch.nn.Parameter)
+        assert len([*layer.parameters()]) == 2

@@ -1,0 +1,163 @@
+"""tools/estimate.py against the peak of a real training step on the CPU.
+
+    python tests/prove_estimate.py            # about 10 minutes
+    python tests/prove_estimate.py --tables   # also writes the tables of docs/reproduce_*.md
+
+The real peak is the largest sum of what PyTorch's allocator gave and got back, as its profiler
+reports them (``[memory]`` events), with random images and boxes, from building the model to the end
+of the second step, of which the second counts. It shares no counting with the estimate.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from paths import ROOT
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from cyclemlp_mm.apis.estimate import image_size
+from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.step_memory import make_batch, measure_step
+
+#: Config, images, height and width, --amp, --with-cp.
+CASES = [
+    ('retinanet_cyclemlp_b1_fpn_1x_coco', 2, (320, 416), False, False),
+    ('retinanet_cyclemlp_b1_fpn_1x_coco', 1, (192, 256), True, False),
+    ('mask_rcnn_cyclemlp_b1_fpn_1x_coco', 1, (320, 416), False, False),
+    ('mask_rcnn_cyclemlp_b1_fpn_1x_coco', 1, (320, 416), False, True),
+    ('fpn_cyclemlp_b1_512x512_40k_ade20k', 2, (512, 512), False, False),
+    ('fpn_cyclemlp_b2_512x512_40k_ade20k', 1, (256, 256), True, True),
+    ('upernet_cyclemlp_b1_512x512_160k_ade20k', 2, (512, 512), False, True),
+    ('upernet_cyclemlp_t_512x512_160k_ade20k', 1, (512, 512), False, False),
+    ('cyclemlp_b1_in1k', 8, (224, 224), False, False),
+    ('cyclemlp_b2_in1k', 2, (224, 224), True, False),
+    ('mpvit_tiny_in1k', 4, (224, 224), False, False),
+]
+MOST = 0.10
+TABLES = {
+    'coco': {
+        'RetinaNet': 'retinanet_cyclemlp_{}_fpn_1x_coco',
+        'Mask R-CNN': 'mask_rcnn_cyclemlp_{}_fpn_1x_coco',
+    },
+    'ade20k': {
+        'Semantic FPN': 'fpn_cyclemlp_{}_512x512_40k_ade20k',
+        'UperNet': 'upernet_cyclemlp_{}_512x512_160k_ade20k',
+    },
+}
+ARCHS = ('b1', 'b2', 'b3', 'b4', 'b5')
+START, END = '<!-- written by tests/prove_estimate.py --tables -->', '<!-- end of the table -->'
+#: Boxes of an image: as many as a two-stage detector needs to fill its sample of objects.
+CROWD = 60
+
+
+def real_batch(scope, batch_size, size):
+    """The batch's shapes with random numbers in them."""
+    batch = make_batch(scope, batch_size, size)
+    batch['inputs'] = [torch.randint(256, x.shape, dtype=torch.uint8) for x in batch['inputs']]
+    if scope != 'mmdet':
+        return batch
+    from mmdet.structures.mask import BitmapMasks
+
+    limits = torch.tensor(size[::-1])
+    for sample in batch['data_samples']:
+        start = torch.rand(CROWD, 2) * (limits - 100)
+        corners = start + torch.rand(CROWD, 2) * 70 + 30
+        objects = type(sample.gt_instances)()
+        objects.bboxes = torch.cat([start, corners], dim=1)
+        objects.labels = torch.randint(80, (CROWD,))
+        masks = torch.randint(2, (CROWD, *size), dtype=torch.uint8).numpy()
+        objects.masks = BitmapMasks(masks, *size)
+        sample.gt_instances = objects
+    return batch
+
+
+def real_peak(cfg, batch_size, size, amp):
+    """Bytes that PyTorch's CPU allocator held at most in the second of two steps."""
+    scope = require_toolbox(cfg)
+    init_default_scope(scope)
+    cfg.model.backbone.init_cfg = None
+    batch = real_batch(scope, batch_size, size)
+    torch.manual_seed(0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = MODELS.build(cfg.model).train()
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+        average = copy.deepcopy(model) if 'EMAHook' in str(cfg.get('custom_hooks')) else None
+        for name in ('first', 'second'):
+            with record_function(name):
+                with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+                    losses = model(**model.data_preprocessor(batch, True), mode='loss')
+                    loss, _ = model.parse_losses(losses)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    del average
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'trace.json')
+        profiler.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())['traceEvents']
+    begun = next(event['ts'] for event in events if event.get('name') == 'second')
+    live = peak = 0
+    for event in sorted((e for e in events if e.get('name') == '[memory]'), key=lambda e: e['ts']):
+        live += event['args']['Bytes']
+        peak = max(peak, live) if event['ts'] >= begun else peak
+    return peak
+
+
+def compare(name, batch_size, size, amp, with_cp):
+    """The ratio of estimate and real peak, printed."""
+    cfg = load_config(name)
+    cfg.model.backbone.with_cp = with_cp
+    estimate = measure_step(cfg, batch_size, size, amp, device='cpu').total
+    real = real_peak(cfg, batch_size, size, amp)
+    options = ' --amp' * amp + ' --with-cp' * with_cp
+    what = f'{name}{options}, {batch_size} x {size[0]} x {size[1]}'
+    print(
+        f'{estimate / 2**20:8.0f} {real / 2**20:8.0f} MiB  {estimate / real:.3f}  {what}',
+        flush=True,
+    )
+    return estimate / real
+
+
+def write_table(page):
+    """Write a page's table of estimates, row by row."""
+    file = ROOT / 'docs' / f'reproduce_{page}.md'
+    table = '| GiB | fp32 | fp32, checkpointing | `--amp` | `--amp`, checkpointing |\n' + '|---' * 5
+    table += '|\n'
+    for (title, name), arch in itertools.product(TABLES[page].items(), ARCHS):
+        cells = [f'{title}, {arch.upper()}']
+        for amp, with_cp in itertools.product((False, True), repeat=2):
+            cfg = load_config(name.format(arch))
+            cfg.model.backbone.with_cp = with_cp
+            memory = measure_step(cfg, cfg.train_dataloader.batch_size, image_size(cfg), amp)
+            cells.append(f'{memory.total / 2**30:.1f}')
+        row = f'| {" | ".join(cells)} |\n'
+        print(row, end='', flush=True)
+        table += row
+    parts = re.split(f'({START}|{END})', file.read_text())
+    parts[2] = f'\n\n{table}\n'
+    file.write_text(''.join(parts))
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--tables', nargs='*', choices=[*TABLES], help='write them (default: both)')
+    parser.add_argument('--cases', nargs='*', type=int, help='numbers of CASES (default: all)')
+    args = parser.parse_args()
+    for page in TABLES if args.tables == [] else args.tables or ():
+        write_table(page)
+    cases = CASES if args.cases is None else [CASES[i] for i in args.cases]
+    if not cases:
+        sys.exit()
+    print('estimate, real peak, ratio')
+    ratios = [compare(*case) for case in cases]
+    wrong = [ratio for ratio in ratios if abs(ratio - 1) > MOST]
+    print(f'{len(ratios)} cases, ratios {min(ratios):.3f} to {max(ratios):.3f}')
+    sys.exit(bool(wrong))
