@@ -36,7 +36,7 @@ CASES = [
     ('fpn_cyclemlp_b1_512x512_40k_ade20k', 2, (512, 512), False, False),
     ('fpn_cyclemlp_b2_512x512_40k_ade20k', 1, (256, 256), True, True),
     ('upernet_cyclemlp_b1_512x512_160k_ade20k', 2, (512, 512), False, True),
-    ('upernet_cyclemlp_t_512x512_160k_ade20k', 1, (512, 512), False, False),
+    ('upernet_cyclemlp_t_512x512_160k_ade20k', 2, (256, 256), False, False),
     ('cyclemlp_b1_in1k', 8, (224, 224), False, False),
     ('cyclemlp_b2_in1k', 2, (224, 224), True, False),
     ('mpvit_tiny_in1k', 4, (224, 224), False, False),
