@@ -249,6 +249,8 @@ OPTIONS = {
     'staircase': {
         'taps': _option('odd (default: 3 5 7)', 'K', nargs='*', type=int),
         '--channels': _option('channels shown (default: 2K+1)', 'C', type=int),
+        '--config': _option("take the taps of this config's backbone", 'CONFIG'),
+        **CFG_OPTIONS,
         **PICTURE,
     },
     'field': {

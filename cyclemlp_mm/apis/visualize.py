@@ -11,12 +11,14 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from cyclemlp_mm.analysis import build_on_meta
 from cyclemlp_mm.checks import check_writable, model_errors
 from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.config_data import take_class_order
 from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.ops import CycleFC
 from cyclemlp_mm.visualization import curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
@@ -42,15 +44,31 @@ def visualize(argv: Sequence[str] | None = None) -> Path:
         if value is not None and not low <= value <= (high or value):
             allowed = f'{low} to {high}' if high else f'at least {low}'
             raise UserError(f'--{name} must be {allowed}, but got {value}')
-    draw = dict(field=_field, features=_features, gallery=_gallery).get(args.what)
-    if draw is not None:
-        path = draw(args)
-    elif args.what == 'curves':
+    draw = dict(staircase=_staircase, field=_field, features=_features, gallery=_gallery)
+    if args.what == 'curves':
         path = curves.draw_curves(args.work_dirs, args.out)
     else:
-        path = figures.draw_staircase(args.taps or [3, 5, 7], args.out, args.channels)
+        path = draw[args.what](args)
     print(f'picture {path}')
     return path
+
+
+def _staircase(args: argparse.Namespace) -> Path:
+    taps = args.taps
+    if args.config is None:
+        if args.cfg_options:
+            raise UserError('--cfg-options change a config: give --config, too')
+        return figures.draw_staircase(taps or [3, 5, 7], args.out, args.channels)
+    if taps:
+        raise UserError(f'give either taps or --config, but got {taps} and {args.config}')
+    cfg = load_config(args.config, args.cfg_options)
+    with model_errors(args.config):
+        backbone = build_on_meta(cfg).backbone
+    layers = [layer for layer in backbone.modules() if isinstance(layer, CycleFC)]
+    if not layers:
+        raise UserError(f'{args.config}: its backbone has no CycleFC; name a config that has')
+    taps = sorted({max(layer.kernel_size) for layer in layers})
+    return figures.draw_staircase(taps, args.out, args.channels)
 
 
 def _field(args: argparse.Namespace) -> Path:

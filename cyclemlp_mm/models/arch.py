@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
-def resolve_arch(arch: str | Mapping, table: Mapping[str, Mapping], family: str) -> dict:
+def resolve_arch(
+    arch: str | Mapping,
+    table: Mapping[str, Mapping],
+    family: str,
+    optional: Mapping[str, object] | None = None,
+) -> dict:
     """The settings of an architecture of a ``family``: a name of ``table`` (any case), or a mapping
-    with exactly the keys of its rows; else raises ValueError, or TypeError for other types."""
+    with exactly the keys of its rows, and any of the ``optional`` ones, which has their defaults;
+    else raises ValueError, or TypeError for other types."""
+    optional = optional or {}
     if isinstance(arch, str):
         if arch.lower() not in table:
             raise ValueError(f'{family} has no arch {arch!r}; it has {", ".join(table)}')
-        return dict(table[arch.lower()])
+        return {**optional, **table[arch.lower()]}
     if not isinstance(arch, Mapping):
         names = ', '.join(table)
         raise TypeError(f'arch of {family} must be one of {names}, or a dict, but got {arch!r}')
     expected = set(next(iter(table.values())))
-    if expected != set(arch):
-        missing, unknown = sorted(expected - set(arch)), sorted(set(arch) - expected)
+    missing, unknown = sorted(expected - set(arch)), sorted(set(arch) - expected - set(optional))
+    if missing or unknown:
         raise ValueError(f'arch dict of {family}: {missing} are missing, {unknown} are unknown')
-    return dict(arch)
+    return {**optional, **arch}
 
 
 def check_per_stage(settings: dict, keys: Sequence[str], num_stages: int = 4) -> None:
@@ -47,6 +54,26 @@ def check_positive_int(name: str, value: int) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f'{name} must be a positive int, but got {value!r}')
     return value
+
+
+def check_odd_int(name: str, value: int) -> int:
+    """Return ``value`` if it is an odd int of at least 1, else raise ValueError."""
+    if type(value) is not int or value < 1 or value % 2 == 0:
+        raise ValueError(f'{name} must be an odd, positive int such as 3, but got {value!r}')
+    return value
+
+
+def check_some_of(name: str, values: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """Return ``values``, different ones of ``known`` and at least one, in the order of ``known``;
+    else raise ValueError."""
+    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    found = tuple(value for value in known if value in listed)
+    if not found or len(found) != len(listed):
+        raise ValueError(
+            f'{name} must be a tuple of at least one of {tuple(known)}, none of them twice, such '
+            f'as {tuple(known)[:1]}, but got {values!r}'
+        )
+    return found
 
 
 def resolve_out_indices(out_indices: int | Sequence[int], num_levels: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from cyclemlp_mm.ops.recording import (
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
-from .arch import check_bool, check_per_stage, halved, resolve_arch
+from .arch import check_bool, check_odd_int, check_per_stage, check_some_of, halved, resolve_arch
 from .conv_norm import Foldable
 from .dense_backbone import DenseBackbone
 from .layers import (
@@ -41,6 +41,8 @@ _DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
     'conv': partial(ConvDownsample, kernel_size=3, stride=2, padding=1),
     'patch_merging': PatchMerging,
 }
+#: Branches of the mixer, in the order of their weights.
+BRANCHES = ('h', 'w', 'c')
 
 
 class CycleMixer(Foldable, nn.Module):
@@ -49,21 +51,38 @@ class CycleMixer(Foldable, nn.Module):
     Args:
         channels (int): Width, C.
         reweight (bool): Weigh the branches by split attention; False sums them. Defaults to True.
-        backend (str): See :func:`cyclemlp_mm.ops.cycle_mixer`. Defaults to 'auto'.
+        backend (str): See :func:`cyclemlp_mm.ops.cycle_mixer`; with another kernel or fewer
+            branches, 'auto' or 'reference', which call the layers. Defaults to 'auto'.
+        kernel_size (int): Pseudo-kernel k of the CycleFCs, (1, k) and (k, 1). Defaults to 3.
+        branches (Sequence[str]): Those there are, of 'h', 'w' and 'c'. Defaults to all.
     """
 
-    def __init__(self, channels: int, reweight: bool = True, backend: str = 'auto') -> None:
+    def __init__(
+        self,
+        channels: int,
+        reweight: bool = True,
+        backend: str = 'auto',
+        kernel_size: int = 3,
+        branches: Sequence[str] = BRANCHES,
+    ) -> None:
         super().__init__()
+        k, there = kernel_size, check_some_of('branches', branches, BRANCHES)
         self.channels = channels
         self.backend = check_backend(backend)
-        self.mlp_c = nn.Linear(channels, channels, bias=False)
-        self.sfc_h = CycleFC(channels, channels, KERNEL_H)
-        self.sfc_w = CycleFC(channels, channels, KERNEL_W)
-        self.reweight = Mlp(channels, channels // 4, 3 * channels) if reweight else None
+        self.mlp_c: Any = nn.Linear(channels, channels, bias=False) if 'c' in there else None
+        self.sfc_h: Any = CycleFC(channels, channels, (1, k)) if 'h' in there else None
+        self.sfc_w: Any = CycleFC(channels, channels, (k, 1)) if 'w' in there else None
+        hidden, logits = channels // 4, len(there) * channels
+        self.reweight = Mlp(channels, hidden, logits) if reweight else None
         self.proj = nn.Linear(channels, channels)
         #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
         self.matrix: Tensor | None = None
         self._made_of: tuple = ()
+        if backend not in ('auto', 'reference') and (k, there) != (3, BRANCHES):
+            raise ValueError(
+                f'mixer_backend={backend!r} needs arch kernel_size 3 and branches {BRANCHES}, but '
+                f"got {k} and {there}: take mixer_backend='auto'"
+            )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
@@ -71,7 +90,7 @@ class CycleMixer(Foldable, nn.Module):
         Raises:
             RuntimeError: The backend cannot run here, or not with layers replaced or hooked.
         """
-        weights = self._own_weights()
+        weights = self.own_weights()
         if weights is None:
             y = self._by_layers(x)
             return y if residual is None else residual + y
@@ -82,7 +101,7 @@ class CycleMixer(Foldable, nn.Module):
     def fold(self) -> None:
         """Make the mixer's matrix, if no image changes it and no backend was asked for."""
         self.matrix = None
-        weights = self._own_weights()
+        weights = self.own_weights()
         if self.reweight is None and self.backend == 'auto' and weights is not None:
             self.matrix = self._current_matrix(weights)
 
@@ -108,8 +127,9 @@ class CycleMixer(Foldable, nn.Module):
             self._made_of = state, tensors  # which live on, so that no other has their address
         return self.matrix
 
-    def _own_weights(self) -> MixerWeights | None:
-        """The parameters, if the layers do what they were built to do."""
+    def own_weights(self) -> MixerWeights | None:
+        """The parameters, if the operator computes what the layers do; None for another kernel,
+        fewer branches, and layers that were changed: these are called."""
         if not (
             is_plain_layer(nn.Linear, self.mlp_c, bias=False)
             and is_plain_layer(nn.Linear, self.proj)
@@ -129,22 +149,29 @@ class CycleMixer(Foldable, nn.Module):
                 f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks or was '
                 "replaced; take mixer_backend='auto'"
             )
-        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
+        layers = (self.sfc_h, self.sfc_w, self.mlp_c)
+        maps = [layer(x) for layer in layers if layer is not None]
         if self.reweight is None:
-            return self.proj(h + w + c)
-        a = softmax_branches(self.reweight((h + w + c).mean(dim=(1, 2))))
-        a_h, a_w, a_c = (branch[:, None, None, :] for branch in a)
-        return self.proj(h * a_h + w * a_w + c * a_c)
+            return self.proj(_sum(maps))
+        a = softmax_branches(self.reweight(_sum(maps).mean(dim=(1, 2))), len(maps))
+        return self.proj(_sum([y * weight[:, None, None, :] for y, weight in zip(maps, a)]))
 
     def mixer_weights(self) -> MixerWeights:
-        """The parameters, as the operator takes them."""
-
+        """The parameters of all three branches, as the operator takes them."""
         h, w, c, proj, reweight = self.sfc_h, self.sfc_w, self.mlp_c, self.proj, None
         if self.reweight is not None:
             fc1, fc2 = self.reweight.fc1, self.reweight.fc2
             reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         shifted = (h.weight, h.bias, w.weight, w.bias)
         return MixerWeights(*shifted, c.weight, proj.weight, proj.bias, reweight)
+
+
+def _sum(maps: Sequence[Tensor]) -> Tensor:
+    """Of one map at least; the builtin would record that it adds 0."""
+    total = maps[0]
+    for y in maps[1:]:
+        total = total + y
+    return total
 
 
 class CycleBlock(nn.Module):
@@ -186,11 +213,18 @@ class CycleMLP(DenseBackbone):
             - reweight (bool): Whether the branches are weighted by split attention.
             - downsample (str): 'conv' (3x3, stride 2) or 'patch_merging'.
 
+            and, for ablations, maybe these, which published weights do not fit:
+
+            - kernel_size (int): Pseudo-kernel of the CycleFCs, odd. Defaults to 3.
+            - branches (Sequence[str]): Branches of the mixers, at least one of 'h', 'w' (CycleFCs
+              along x and y) and 'c' (a Linear). Defaults to all.
+
         drop_path_rate (float): Stochastic depth of the last block, growing linearly from 0 over
             all blocks. Defaults to 0.0, as in the published dense models.
         out_norms (bool): One LayerNorm per returned level. Defaults to True.
         mixer_backend (str): How mixers are computed; the results are the same. 'auto' takes the
-            fastest, see :func:`cyclemlp_mm.ops.cycle_mixer` for the others. Defaults to 'auto'.
+            fastest, see :func:`cyclemlp_mm.ops.cycle_mixer` for the others, which all but
+            'reference' need the default kernel and branches. Defaults to 'auto'.
 
     ``in_channels``, ``out_indices``, ``frozen_stages``, ``with_cp``, ``init_cfg``, ``pretrained``:
     see :class:`~cyclemlp_mm.models.dense_backbone.DenseBackbone`. A published classifier's final
@@ -244,12 +278,15 @@ class CycleMLP(DenseBackbone):
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
     ) -> None:
-        settings = resolve_arch(arch, self.arch_zoo, 'CycleMLP')
+        usual = dict(kernel_size=3, branches=BRANCHES)
+        settings = resolve_arch(arch, self.arch_zoo, 'CycleMLP', usual)
         check_per_stage(settings, ('depths', 'widths', 'mlp_ratios'))
         depths, widths = settings['depths'], settings['widths']
         reweight = check_bool('arch reweight', settings['reweight'])
         if reweight and any(width % 4 for width in widths):
             raise ValueError(f'arch widths must be multiples of 4 with reweight, but got {widths}')
+        kernel_size = check_odd_int('arch kernel_size', settings['kernel_size'])
+        branches = check_some_of('arch branches', settings['branches'], BRANCHES)
         downsample = _DOWNSAMPLES.get(str(settings['downsample']))
         if downsample is None:
             given = settings['downsample']
@@ -266,7 +303,8 @@ class CycleMLP(DenseBackbone):
             if i:
                 self.downsamples.append(downsample(widths[i - 1], widths[i]))
             block = partial(CycleBlock, widths[i], settings['mlp_ratios'][i])
-            blocks = (block(next(rates), reweight, mixer_backend) for _ in range(depths[i]))
+            mixer = reweight, mixer_backend, kernel_size, branches
+            blocks = (block(next(rates), *mixer) for _ in range(depths[i]))
             self.stages.append(nn.ModuleList(blocks))
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)

@@ -112,7 +112,8 @@ class CycleFC(nn.Module):
         in_channels (int): Input channels.
         out_channels (int): Output channels.
         kernel_size (tuple[int, int]): Pseudo-kernel, (1, k) or (k, 1), k odd. It sets where the
-            channels are read, not the number of weights.
+            channels are read, not the number of weights. For k other than 3, the state dict has
+            these offsets as ``taps``, (k,), so that weights of another k do not fit.
         bias (bool): Adds a learnable bias. Defaults to True.
 
     Shapes: input (B, H, W, in_channels), output (B, H, W, out_channels), weight (out_channels,
@@ -123,6 +124,7 @@ class CycleFC(nn.Module):
     """
 
     bias: nn.Parameter
+    taps: Tensor
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], bias: bool = True
@@ -133,6 +135,8 @@ class CycleFC(nn.Module):
         self.kernel_size = check_kernel_size(kernel_size)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
         self.register_parameter('bias', nn.Parameter(torch.empty(out_channels)) if bias else None)
+        if max(self.kernel_size) != 3:
+            self.register_buffer('taps', torch.empty(max(self.kernel_size), dtype=torch.int64))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -140,6 +144,8 @@ class CycleFC(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if 'taps' in self._buffers:
+            self.taps.copy_(torch.tensor(_taps(self.kernel_size)[2]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Project a channels-last map, (B, H, W, C_in) to (B, H, W, C_out)."""

@@ -125,20 +125,19 @@ def reference_mixer(x: Tensor, weights: MixerWeights) -> Tensor:
     return F.linear(mixed, weights.weight_proj, weights.bias_proj)
 
 
-def branch_weights(mean: Tensor, reweight: ReweightWeights) -> tuple[Tensor, Tensor, Tensor]:
+def branch_weights(mean: Tensor, reweight: ReweightWeights) -> tuple[Tensor, ...]:
     """Weights of the branches, each (B, C), which sum to 1 (arXiv 2107.10224, Sec. 3.3), from the
     mean over space of h + w + c, (B, C)."""
     hidden = F.gelu(F.linear(mean, reweight.weight1, reweight.bias1))
     return softmax_branches(F.linear(hidden, reweight.weight2, reweight.bias2))
 
 
-def softmax_branches(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`branch_weights` from the MLP's output, (B, 3C)."""
+def softmax_branches(logits: Tensor, number: int = 3) -> tuple[Tensor, ...]:
+    """:func:`branch_weights` of ``number`` branches from the MLP's output, (B, number · C)."""
     # (B, 3C) -> (B, C, 3): adjacent entries are the branches of one channel.
-    weights = logits.reshape(logits.shape[0], logits.shape[1] // 3, 3).softmax(dim=-1)
+    logits = logits.reshape(logits.shape[0], logits.shape[1] // number, number)
     # Contiguous for each branch: maps are multiplied by them, which with gaps takes thrice as long.
-    a_h, a_w, a_c = weights.permute(2, 0, 1).contiguous().unbind(0)
-    return a_h, a_w, a_c
+    return logits.softmax(dim=-1).permute(2, 0, 1).contiguous().unbind(0)
 
 
 def check_backend(backend: str) -> str:

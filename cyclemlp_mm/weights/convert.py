@@ -80,7 +80,10 @@ def convert(
     dropped = 0
     if to == 'published':
         named = {f'head.{name}': tensor for name, tensor in classifier.items()}
-        new = to_published({**backbone, **named})
+        try:
+            new = to_published({**backbone, **named})
+        except CheckpointError as error:
+            raise CheckpointError(f'checkpoint {source}: {error}') from error
         dropped, rest = len(rest), {}
     elif classifier or rest:
         new = join_whole(backbone, classifier, rest)
@@ -126,7 +129,8 @@ def _verify(backbone: Mapping[str, Tensor], classifier: Mapping[str, Tensor], so
     stem = backbone.get('stem.proj.weight')
     in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
     # Stages that the file does not have are not built.
-    whole = {k: (*v, *v[-1:] * 3)[:4] if isinstance(v, tuple) else v for k, v in arch.items()}
+    keys = ('depths', 'widths', 'mlp_ratios')
+    whole = {k: (*v, *v[-1:] * 3)[:4] if k in keys else v for k, v in arch.items()}
     whole['downsample'] = arch['downsample'] or 'conv'
     try:
         with torch.device('meta'):

@@ -23,6 +23,8 @@ from .published import PublishedFormat, count_per_stage, has_name, joined, width
 
 #: Kernels of the two shifted branches, by their published names.
 KERNEL_SIZES = {'sfc_h': (1, 3), 'sfc_w': (3, 1)}
+#: The mixer's branches, by their layers.
+BRANCHES = {'sfc_h': 'h', 'sfc_w': 'w', 'mlp_c': 'c'}
 _CONVOLUTION = re.compile(r'patch_embed\.proj|network\.\d*[13579]\.proj')
 #: Beginnings of the published names, in the order of the files, and of ours.
 _BEGINNINGS = {'patch_embed.': 'stem.', 'network.0.': 'stages.0.'}
@@ -35,7 +37,7 @@ _BEGINNINGS |= {name: name for name in ('head.weight', 'head.bias')}
 #: Whether it is a published CycleMLP and no relative: PVT and others share the first names.
 is_certainly_published = has_name(r'network\.\d+\.\d+\.attn\.sfc_h\.weight')
 #: Whether a state dict is that of our backbone, without a prefix.
-is_ours = has_name(r'stages\.\d+\.\d+\.mixer\.sfc_h\.weight')
+is_ours = has_name(r'stages\.\d+\.\d+\.mixer\.(sfc_h|sfc_w|mlp_c)\.weight')
 
 
 def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,8 +66,14 @@ def to_ours(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`to_ours`, with the constant ``offset`` buffers, in published order.
 
-    A classifier is ``head.weight`` and ``head.bias``; with one, the last norm is ``norm``.
+    A classifier is ``head.weight`` and ``head.bias``; with one, the last norm is ``norm``. Raises
+    CheckpointError for a pseudo-kernel other than 3, or fewer branches, which have no such names.
     """
+    if ablated(ours):
+        raise CheckpointError(
+            'published files have kernel_size 3, branches h-w-c, but these weights have '
+            f'{_mixers(ours)}: write them with --to ours or --to safetensors'
+        )
     last_norm = 'norm.' if 'head.weight' in ours else 'norm6.'
     beginnings = {new: old for old, new in _BEGINNINGS.items()} | {'norm3.': last_norm}
     groups: dict[str, dict[str, Tensor]] = {old: {} for old in _BEGINNINGS}
@@ -112,7 +120,8 @@ def from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The ``arch`` dict of a state dict under our names, with the first stages, which it has.
 
-    ``downsample`` is None for a single one. None where a stage or a tensor of one is missing.
+    ``downsample`` is None for a single one; ``kernel_size`` and ``branches`` are there if they are
+    not the usual ones. None where a stage or a tensor of one is missing.
     """
     depths = count_per_stage(state_dict, r'stages\.([0-3])\.(\d{1,3})\.norm1\.weight')
     widths = widths_per_stage(state_dict, r'stages\.([0-3])\.\d+\.norm1\.weight')
@@ -127,14 +136,41 @@ def arch_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
         mlp_ratios=tuple(hidden[i] // max(widths[i], 1) for i in built),
         reweight=any('.mixer.reweight.' in name for name in state_dict),
         downsample=downsample if len(built) > 1 else None,
+        **ablated(state_dict),
     )
 
 
+def kernels_and_branches(state_dict: Mapping[str, Tensor]) -> tuple[list[int], list[str]]:
+    """The pseudo-kernels, by their ``taps``, and the branches of a state dict under our names."""
+    layers = {name.rpartition('.')[0] for name in state_dict if '.mixer.' in name}
+    kinds = {layer: layer.rpartition('.')[2] for layer in layers}
+    taps = [state_dict.get(f'{name}.taps') for name, kind in kinds.items() if kind in KERNEL_SIZES]
+    kernels = sorted({3 if found is None else found.numel() for found in taps})
+    return kernels, [branch for layer, branch in BRANCHES.items() if layer in kinds.values()]
+
+
+def ablated(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """``kernel_size`` and ``branches`` of an ``arch`` dict, if they are not the usual ones."""
+    kernels, branches = kernels_and_branches(state_dict)
+    found: dict[str, Any] = {}
+    if any(kernel != 3 for kernel in kernels):
+        found['kernel_size'] = kernels[-1]
+    if branches and branches != [*BRANCHES.values()]:
+        found['branches'] = tuple(branches)
+    return found
+
+
+def _mixers(state_dict: Mapping[str, Tensor]) -> str:
+    kernels, branches = kernels_and_branches(state_dict)
+    sizes = f'kernel_size {"-".join(map(str, kernels))}, ' if kernels else ''
+    return f'{sizes}branches {"-".join(branches)}'
+
+
 def describe(state_dict: Mapping[str, Tensor]) -> str:
-    """Depths and widths that a state dict under our names holds."""
+    """Depths, widths, pseudo-kernel and branches that a state dict under our names holds."""
     depths = count_per_stage(state_dict, r'stages\.(\d+)\.(\d+)\.')
     widths = widths_per_stage(state_dict, r'stages\.(\d+)\.\d+\.norm1\.weight')
-    text = f'depths {joined(depths)}, widths {joined(widths)}'
+    text = f'depths {joined(depths)}, widths {joined(widths)}, {_mixers(state_dict)}'
     return text if depths else 'no CycleMLP block'
 
 

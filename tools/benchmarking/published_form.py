@@ -68,7 +68,8 @@ def published_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
     """Copy a model, with every CycleMLP block in the form it was published in.
 
     ``mixer`` is 'published' (``deform_conv2d``) or 'reference' (plain shift + Linear). State dict
-    and outputs are the same. Raises a ValueError if there is no CycleMLP block in the model.
+    and outputs are the same. Raises a ValueError if there is no CycleMLP block in the model, or one
+    with another pseudo-kernel or fewer branches than published.
     """
     model = copy.deepcopy(model)
     blocks = [name for name, module in model.named_modules() if isinstance(module, CycleBlock)]
@@ -77,5 +78,7 @@ def published_form(model: nn.Module, mixer: str = 'published') -> nn.Module:
     for name in blocks:
         parent, _, child = name.rpartition('.')
         block = model.get_submodule(name)
+        if block.mixer.own_weights() is None:
+            raise ValueError(f'{name} has not the published kernel, branches and layers')
         setattr(model.get_submodule(parent), child, WholeMapBlock(block, mixer))
     return model
