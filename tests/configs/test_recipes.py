@@ -420,3 +420,27 @@ def test_every_published_recipe_is_compared():
     others = {n for n in names if n.endswith(('_small', '_demo', '_distill', '_fsdp'))}
     others |= {n for n in names if 'distill' in n or ('repmlp' in n and not n.endswith('in1k'))}
     assert names - others == set(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['mask_rcnn', 'cascade_mask_rcnn'])
+def test_3x_trains_on_own_data(kind, tmp_path, monkeypatch):
+    """With the multi-scale pipeline, --data and B1: an epoch, and a test."""
+    from toy_runs import NO_WORKERS
+
+    from cyclemlp_mm.apis.test import test as evaluate
+    from cyclemlp_mm.apis.train import train
+    from cyclemlp_mm.datasets import shapes
+
+    data = shapes.write_coco(tmp_path / 'shapes', 2, 2, (96, 64))
+    monkeypatch.chdir(tmp_path)
+    name = f'{kind}_cyclemlp_b2_fpn_ms-3x_coco'
+    options = ['train_cfg.max_epochs=1', 'model.backbone.init_cfg=None', *NO_WORKERS]
+    options += ['model.backbone.arch=b1', 'train_dataloader.batch_size=1']
+    options += [f'{s}_dataloader.dataset.pipeline.1.scale=(256,160)' for s in ('val', 'test')]
+    options += ['model.test_cfg.rpn.max_per_img=20', 'model.train_cfg.rpn_proposal.max_per_img=50']
+    places = ['rcnn.0', 'rcnn.1', 'rcnn.2'] if 'cascade' in kind else ['rcnn']
+    options += [f'model.train_cfg.{place}.sampler.num=16' for place in places]
+    train([name, '--data', str(data), '--work-dir', 'wd', '--cfg-options', *options])
+    metrics = evaluate([f'wd/{name}.py', 'wd/epoch_1.pth'])
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= set(metrics)
