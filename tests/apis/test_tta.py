@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from paths import SHARED, needs_data
 
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.datasets import shapes
@@ -16,6 +17,7 @@ from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.engine.test_time_augmentation import use_test_time_augmentation
 from cyclemlp_mm.errors import UserError
 
+CAMVID = SHARED / 'data' / 'camvid'
 NO_WORKERS = ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
 #: The views of the small configs that the models below are saved with.
 DETECTOR_SCALES, FACTORS = [(128, 128), (96, 96), (160, 160)], (1.0, 0.5, 0.75, 1.25, 1.5, 1.75)
@@ -67,15 +69,40 @@ def test_a_segmentor_with_one_view_is_the_plain_test(tmp_path, segmentor_of_shap
         assert torch.equal(a['pred_sem_seg']['data'], b['pred_sem_seg']['data'])
 
 
+@pytest.mark.slow
+@needs_data
+def test_photos_with_one_view_and_with_all(tmp_path, capsys):
+    import toy_models
+
+    names = (CAMVID / 'classes.txt').read_text().split()
+    model = toy_models.save_segmentor(tmp_path / 'model', classes=tuple(names))
+    # Three photos of 480x360.
+    options = ['--ignore-label', '11'], ['test_dataloader.dataset.indices=3']
+    plain, masks = run_test(tmp_path, model, CAMVID, *options[0], cfg_options=options[1])
+    view = one_view(model[0], dict(scale_factor=1.0))
+    arguments = ['--tta', *options[0]]
+    one, same = run_test(tmp_path, model, CAMVID, *arguments, cfg_options=[*options[1], *view])
+    assert one == pytest.approx(plain, nan_ok=True) and len(masks) == 3
+    for a, b in zip(masks, same):
+        assert torch.equal(a['pred_sem_seg']['data'], b['pred_sem_seg']['data'])
+    _, found = run_test(tmp_path, model, CAMVID, *arguments, cfg_options=options[1])
+    check_means(model, found, len(names))
+
+
 def test_a_segmentor_with_all_views_is_their_mean(tmp_path, segmentor_of_shapes, ade, capsys):
     metrics, found = run_test(tmp_path, segmentor_of_shapes, ade, '--tta')
     assert 'testing   ms+flip, 12 views per image' in capsys.readouterr().out
     assert metrics != run_test(tmp_path, segmentor_of_shapes, ade)[0]
-    model = built(segmentor_of_shapes)
+    check_means(segmentor_of_shapes, found, len(ade[1]))
+
+
+def check_means(saved, found, num_classes):
+    """Predictions against the mean of all views' softmax, in numpy."""
+    model = built(saved)
     for sample in found:
         image = cv2.imread(sample['img_path'])
         height, width = image.shape[:2]
-        total = np.zeros((len(ade[1]), height, width))
+        total = np.zeros((num_classes, height, width))
         for factor in FACTORS:
             for flip in (False, True):
                 # As mmcv rounds the size of an enlarged image.
