@@ -2,6 +2,7 @@
 _base_ = [
     '_base_/models/mask_rcnn_cyclemlp.py',
     '_base_/datasets/coco_instance.py',
+    '_base_/schedules/demo_6e.py',
     '_base_/runtime/mmdet.py',
 ]
 norm_cfg = dict(type='GN', num_groups=8)
@@ -55,26 +56,9 @@ train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train
 val_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 max_epochs = 4
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(
-        type='CosineAnnealingLR',
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=10.0),
-)
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(end=max_epochs, T_max=max_epochs)
 default_hooks = dict(logger=dict(interval=25))
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [
