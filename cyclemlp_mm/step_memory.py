@@ -8,6 +8,7 @@ takes. What PyTorch's operators allocate inside, and CUDA itself, is not counted
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import warnings
@@ -100,12 +101,20 @@ def measure_step(
             stack.enter_context(context)
         stack.enter_context(measured_as(device, FakeTensor))
         stack.enter_context(mock.patch.object(FakeTensor, '__deepcopy__', _copy, create=True))
+        norm = partial(_batch_norm, nn.functional.batch_norm)
+        stack.enter_context(mock.patch.object(nn.functional, 'batch_norm', norm))
         with model_errors(cfg.get('filename') or 'CONFIG'):
             model = MODELS.build(settings.model).train()
         optimizer = build_optim_wrapper(model, settings.optim_wrapper).optimizer
+        parts = [model]
+        if 'EMAHook' in str(settings.get('custom_hooks')):
+            parts.append(copy.deepcopy(model))  # the average
+        if 'teacher' in settings.model:  # which is no part of the model
+            parts.append(model.teacher)
+            model.teacher.is_loaded = True
         if scope == 'mmdet':
             stack.enter_context(_without_kernels(model, on_gpu))
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in (t for part in parts for t in (*part.parameters(), *part.buffers())):
             live.move(tensor, 'weights')
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -124,9 +133,6 @@ def measure_step(
         live.peak = Counter()
         _train_step(model, make_batch(scope, batch_size, size), amp, on_gpu)
         optimizer.step()
-    hooks = [str(hook.get('type')) for hook in settings.get('custom_hooks') or [] if hook]
-    if any('EMAHook' in hook for hook in hooks):  # it copies the model
-        live.peak['weights'] *= 2
     return StepMemory(*(live.peak[kind] for kind in StepMemory._fields))
 
 
@@ -278,10 +284,25 @@ def _quiet(scope: str) -> Iterator[None]:
 def _copy(tensor: Tensor, memo: dict) -> Tensor:
     """PyTorch's own copy of a fake tensor reads memory that is not there, and crashes later."""
     if id(tensor) not in memo:
-        copy = tensor.detach().clone()
+        found = tensor.detach().clone()
         is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+        memo[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if is_parameter else found
     return memo[id(tensor)]
+
+
+def _batch_norm(
+    batch_norm: Callable[..., Tensor],
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *others: Any,
+) -> Tensor:
+    """Also of one value per channel, as SyncBN has on several GPUs."""
+    training = training and x.numel() > x.shape[1]
+    return batch_norm(x, mean, var, weight, bias, training, *others)
 
 
 class _Nothing:
@@ -296,11 +317,14 @@ def _without_kernels(model: nn.Module, on_gpu: bool) -> Iterator[None]:
     """Let a detector run without numbers: its own proposals and targets of masks by their sizes."""
     from mmdet.models.dense_heads import RPNHead
     from mmdet.models.losses import FocalLoss
+    from mmdet.models.roi_heads.bbox_heads import BBoxHead
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
     for module in model.modules():
         if isinstance(module, RPNHead):
             module.predict_by_feat = _proposals
+        elif isinstance(module, BBoxHead):
+            module.refine_bboxes = _refined
         elif isinstance(module, FCNMaskHead):
             module.get_targets = _mask_targets
         elif isinstance(module, FocalLoss) and module.use_sigmoid and on_gpu:
@@ -325,6 +349,13 @@ def _proposals(scores: list[Tensor], *others: Any, cfg: Any = None, **kwargs: An
         )
         for _ in range(len(scores[0]))
     ]
+
+
+def _refined(sampling_results: list, *others: Any) -> list:
+    """The regions of a cascade's next stage, for each image: as many as of this stage."""
+    from mmengine.structures import InstanceData
+
+    return [InstanceData(bboxes=x.priors) for x in sampling_results]
 
 
 def _mask_targets(sampling_results: list, batch_gt_instances: list, rcnn_train_cfg: Any) -> Tensor:

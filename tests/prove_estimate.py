@@ -30,15 +30,14 @@ from cyclemlp_mm.step_memory import make_batch, measure_step
 #: Config, images, height and width, --amp, --with-cp.
 CASES = [
     ('retinanet_cyclemlp_b1_fpn_1x_coco', 2, (320, 416), False, False),
-    ('retinanet_cyclemlp_b1_fpn_1x_coco', 1, (192, 256), True, False),
     ('mask_rcnn_cyclemlp_b1_fpn_1x_coco', 1, (320, 416), False, False),
     ('mask_rcnn_cyclemlp_b1_fpn_1x_coco', 1, (320, 416), False, True),
+    ('cascade_mask_rcnn_cyclemlp_t_fpn_ms-3x_coco', 1, (192, 256), False, False),
     ('fpn_cyclemlp_b1_512x512_40k_ade20k', 2, (512, 512), False, False),
-    ('fpn_cyclemlp_b2_512x512_40k_ade20k', 1, (256, 256), True, True),
     ('upernet_cyclemlp_b1_512x512_160k_ade20k', 2, (512, 512), False, True),
     ('upernet_cyclemlp_t_512x512_160k_ade20k', 2, (256, 256), False, False),
     ('cyclemlp_b1_in1k', 8, (224, 224), False, False),
-    ('cyclemlp_b2_in1k', 2, (224, 224), True, False),
+    ('cyclemlp_b1_in1k', 2, (128, 128), True, False),
     ('mpvit_tiny_in1k', 4, (224, 224), False, False),
 ]
 MOST = 0.10

@@ -103,6 +103,8 @@ def image_size(cfg: Config) -> tuple[int, int]:
             if not isinstance(scales[0], int) and not isinstance(scales[0][0], int):
                 scales = scales[0]  # several to choose from
             width, height = max((_pair(s) for s in scales), key=lambda s: s[0] * s[1])
+            if step.get('keep_ratio'):  # mmcv takes the larger number for the longer side
+                height, width = sorted((width, height))
             most = max(step.get('ratio_range') or [1])
             found = round(most * height), round(most * width)
     if found is None:

@@ -185,13 +185,15 @@ def check_channels(
 
 
 def check_shared_images(report: Report, train: Iterable[str], val: Iterable[str]) -> None:
-    """Warn of images that are trained and evaluated, under whatever names."""
+    """Warn of images of the training set that are evaluated, too, under whatever names."""
     sizes = {os.path.getsize(path) for path in val}
     trained = {_end_of(path) for path in train if os.path.getsize(path) in sizes}
     shared = [path for path in val if _end_of(path) in trained]
     if shared:
         names = some([Path(path).name for path in shared])
-        what = f'{count(len(shared), "image")} of validation or test are trained on, too: {names}'
+        what = (
+            f'{count(len(shared), "image")} of validation or test are in the training set: {names}'
+        )
         report.warning(Path(shared[0]).parent, what, 'Take them out of one of the two')
 
 

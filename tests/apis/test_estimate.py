@@ -69,24 +69,54 @@ def test_a_two_stage_detector():
     """All objects that the sampler takes are counted, and mmcv's operators are back afterwards."""
     toy = ['mask_rcnn_cyclemlp_demo', '--batch-size', '1', '--size', '64', '64', '--cfg-options']
     sampler = 'model.train_cfg.rcnn.sampler.num'
-    few, many = (estimate([*toy, f'{sampler}={number}']) for number in (16, 512))
-    masks = 496 // 4 * 14 * 14 * 256 * 4  # what a convolution of the mask head keeps of the others
-    assert many['total'] - few['total'] > 4 * masks
+    few, many = (estimate([*toy, f'{sampler}={number}']) for number in (128, 512))
+    # What the layers keep: of the box head its input, of the mask head the inputs of two
+    # convolutions, of the upsampling and of the last layer, for a quarter of the boxes.
+    box, mask = 96 * 7 * 7, (96 + 64 + 64) * 14 * 14 + 64 * 28 * 28
+    kept = 4 * (384 * box + 384 // 4 * mask)
+    assert kept < many['total'] - few['total'] < 2 * kept
     assert hasattr(importlib.import_module('mmcv.ops.roi_align').ext_module, 'roi_align_forward')
 
 
 @pytest.mark.slow
 def test_checkpointing_and_amp_take_less():
-    base = ['fpn_cyclemlp_b1_512x512_40k_ade20k', '--batch-size', '1', '--size', '512', '512']
+    base = ['cyclemlp_b1_in1k', '--batch-size', '8', '--size', '224', '224']
     plain, checkpointed, amp = (estimate([*base, *x]) for x in ([], ['--with-cp'], ['--amp']))
     assert checkpointed['activations'] < 0.8 * plain['activations']
     assert amp['activations'] < 0.8 * plain['activations']
     assert amp['weights'] == checkpointed['weights'] == plain['weights']
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        ('cascade_mask_rcnn_cyclemlp_t_fpn_ms-3x_coco', 256),
+        ('retinanet_cyclemlp_b1_fpn_1x_coco', 256),
+        ('upernet_mpvit_small_512x512_160k_ade20k', 512),
+        ('cyclemlp_b1_distill_in1k', 224),
+    ],
+)
+def test_every_kind_of_model(config, size):
+    parts = [estimate([config, '--batch-size', n, '--size', *[str(size)] * 2]) for n in ('1', '2')]
+    assert parts[0]['weights'] == parts[1]['weights'] > 0
+    assert parts[0]['activations'] < parts[1]['activations']
+
+
+@pytest.mark.slow
+def test_the_teacher_is_counted_once():
+    """RegNetX-4GF has 22,118,248 parameters; of the student, an average is kept, too."""
+    student, both = (
+        estimate([name, '--batch-size', '1', '--size', '64', '64'])['weights']
+        for name in ('cyclemlp_b1_in1k', 'cyclemlp_b1_distill_in1k')
+    )
+    assert 1 < (both - student) / (4 * 22118248) < 1.01  # buffers
+
+
 def test_sizes_of_images():
     sizes = {
         'mask_rcnn_cyclemlp_b1_fpn_1x_coco': (800, 1333),
+        'mask_rcnn_cyclemlp_b2_fpn_ms-3x_coco': (800, 1333),
         'upernet_cyclemlp_b1_512x512_160k_ade20k': (512, 512),
         'cyclemlp_b1_in1k': (224, 224),
     }

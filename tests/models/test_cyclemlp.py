@@ -4,7 +4,6 @@ import pytest
 import torch
 from families import CFGS, step
 from mixer_cases import distance, worst
-from old_torch import OLD
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.published_form import published_form
@@ -64,9 +63,7 @@ def test_every_arch(arch):
         exact = published.double()(image.double())
         double = model.double()(image.double())
     for a, b, e, d in zip(ours, theirs, exact, double, strict=True):
-        # PyTorch 2.1 adds up in another order: there, these two lie up to 2.3e-6 apart, and even
-        # plain shift + Linear up to 1.9e-6.
-        if not (OLD and arch in ('b3', 'b5')):
-            assert worst(a.double(), b.double()) < 2e-6
+        # How far float32 lies from exact numbers depends on the processor: B3 up to 1.9e-6.
+        assert worst(a.double(), e) <= 1.5 * worst(b.double(), e) < 4e-6
         assert distance(a, e) <= 2 * distance(b, e)
         assert worst(d, e) < 1e-12
