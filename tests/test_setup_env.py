@@ -185,16 +185,31 @@ def test_a_wheel_is_kept_by_all_that_it_depends_on(home, monkeypatch):
 
 
 def test_merge_sources(tmp_path):
-    """Each file is compiled once, as it was, and those of the CPU stay apart."""
+    """Two units that compile, although files of one folder share names and define macros."""
     folder = tmp_path / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
     (folder / 'cpu').mkdir(parents=True)
-    for name in ('nms.cpp', 'roi_align.cpp', 'cpu/nms.cpp'):
-        (folder / name).write_text(f'// {name}')
+    (folder / 'pytorch_cpp_helper.hpp').write_text('#pragma once\nint max(int a);\n')
+    (folder / 'pytorch_device_registry.hpp').touch()
+    text = '#include "pytorch_cpp_helper.hpp"\n'
+    for name in ('nms', 'psamask'):
+        (folder / f'{name}.cpp').write_text(text + f'int {name}() {{ return 1; }}')
+        macro = '#define max(a, b) (a)\n' if name == 'psamask' else ''
+        code = (
+            f'{text}{macro}static int add() {{ return 1; }}\nint {name}_cpu() {{ return add(); }}'
+        )
+        (folder / 'cpu' / f'{name}.cpp').write_text(code)
+    (folder / 'cpu' / 'voxelization.cpp').write_text(f'{text}int voxels() {{ return max(1); }}')
     setup_env.merge_sources(tmp_path)
-    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.cpp'))
-    assert found == ['all_ops.cpp', 'cpu/nms.cpp']
-    included = re.findall(r'#include "(.*)"', (folder / 'all_ops.cpp').read_text())
-    assert [(folder / path).read_text() for path in included] == ['// nms.cpp', '// roi_align.cpp']
+    found = sorted(folder.rglob('*.cpp'))
+    assert [p.relative_to(folder).as_posix() for p in found] == ['all_ops.cpp', 'cpu/all_ops.cpp']
+    for file in found:
+        out = file.with_suffix('.o')
+        subprocess.run(['c++', '-I', folder, '-c', file, '-o', out], check=True)
+        symbols = subprocess.run(['nm', out], check=True, capture_output=True, text=True).stdout
+        expected = (
+            ('nms_cpu', 'psamask_cpu', 'voxels') if 'cpu' in file.parts else ('nms', 'psamask')
+        )
+        assert all(f'{name}v' in symbols for name in expected)
 
 
 def test_constraints_are_exact_pins():

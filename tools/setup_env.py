@@ -80,19 +80,39 @@ def takes_gpu():
     return True
 
 
-def merge_sources(source):
-    """Make one translation unit of the 58 files that bind mmcv's ops to PyTorch.
+#: Names that several files of ``pytorch/cpu`` define, each for itself.
+SHARED_NAMES = (
+    'add',
+    'bilinear_interpolate',
+    'bilinear_interpolate_gradient',
+    'pre_calc_for_bilinear_interpolate',
+    'PreCalc',
+)
 
-    Each of them reads all of PyTorch's headers, 7 s of CPU before its first own line. The files of
-    ``pytorch/cpu`` define the same names, so they stay apart.
+
+def merge_sources(source):
+    """Make two translation units, one per folder, of the 78 files of mmcv's ops.
+
+    Each file reads all of PyTorch's headers, 7 s of CPU before its first own line.
     """
     folder = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    (folder / 'parts').mkdir()
-    includes = ''
+    merge_folder(folder, ())
+    merge_folder(folder / 'cpu', SHARED_NAMES)
+
+
+def merge_folder(folder, names):
+    """Make one translation unit of a folder's files; in each, ``names`` get the file's own."""
+    parts = folder / 'parts'
+    parts.mkdir()
+    # First the headers, which neither the names nor the macros of a file may change.
+    lines = ['#include "pytorch_cpp_helper.hpp"', '#include "pytorch_device_registry.hpp"']
     for path in sorted(folder.glob('*.cpp')):
-        path.rename(folder / 'parts' / f'{path.name}.inc')
-        includes += f'#include "parts/{path.name}.inc"\n'
-    (folder / 'all_ops.cpp').write_text(includes)
+        macros = re.findall(r'(?m)^#define (\w+)', path.read_text())
+        path.rename(parts / f'{path.name}.inc')
+        lines += [f'#define {name} {name}_{path.stem}' for name in names]
+        lines += [f'#include "parts/{path.name}.inc"']
+        lines += [f'#undef {name}' for name in [*names, *macros]]
+    (folder / 'all_ops.cpp').write_text('\n'.join(lines) + '\n')
 
 
 def environment():
@@ -163,7 +183,9 @@ def run(*command, **env):
 
 def pip(*arguments, command='install', **env):
     """Run the environment's pip under the constraints."""
-    run(PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt', *arguments, **env)
+    # Python compiles what is imported; pip would compile all of every package.
+    options = ['--no-compile'] * (command == 'install')
+    run(PYTHON, '-m', 'pip', command, *options, '-c', ROOT / 'constraints.txt', *arguments, **env)
 
 
 def make_venv():
