@@ -38,8 +38,8 @@ class LogSummary(Hook):
         if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
             loaders.append(('val', runner.val_loop.dataloader))
         lines = [f'schedule  {_schedule(runner)}']
-        settings = [str(getattr(part, 'init_cfg', None)) for part in runner.model.modules()]
-        if not (any('Pretrained' in text for text in settings) or runner.cfg.get('load_from')):
+        is_resumed = runner.iter > 0
+        if not (is_resumed or runner.cfg.get('load_from') or _names_a_file(runner.model)):
             lines.insert(0, 'weights   random: the config names none to start from')
         self._log(runner, loaders, *lines)
 
@@ -80,6 +80,13 @@ class LogSummary(Hook):
             written,
         ]:
             runner.logger.info(line)
+
+
+def _names_a_file(model: nn.Module) -> bool:
+    """Whether a part of the model is initialised from a file; our backbones keep those apart."""
+    names = ('init_cfg', 'pretrained_cfgs')
+    settings = [str(getattr(part, name, None)) for part in model.modules() for name in names]
+    return any('Pretrained' in text or 'checkpoint' in text for text in settings)
 
 
 def _data(dataset: object) -> str:

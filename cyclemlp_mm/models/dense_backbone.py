@@ -181,7 +181,7 @@ class DenseBackbone(BackboneBase):
         pretrained: str | None,
         norm_eval: bool = False,
     ) -> None:
-        init_cfg, self._pretrained_cfgs = split_pretrained(init_cfg, pretrained)
+        init_cfg, self.pretrained_cfgs = split_pretrained(init_cfg, pretrained)
         super().__init__(init_cfg=init_cfg)
         self.set_options(num_levels, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
 

@@ -162,7 +162,7 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
             deploy=deploy,
         )
         super().__init__(arch, size, in_channels, init_cfg=init_cfg, **settings)
-        self._pretrained_cfgs = pretrained_cfgs
+        self.pretrained_cfgs = pretrained_cfgs
         self.set_options(num_stages, in_channels, out_indices, frozen_stages, with_cp, norm_eval)
         self.out_channels = tuple(arch['channels'][i] for i in self.out_indices)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)

@@ -27,7 +27,8 @@ class StrictInit(BaseModule):
     published_format: ClassVar[PublishedFormat]
     #: Blocks of each stage of the arch, those that ``out_indices`` leaves out included.
     depths: Sequence[int] = ()
-    _pretrained_cfgs: list[dict]
+    #: Files that ``init_weights()`` loads: ``checkpoint``, ``prefix``.
+    pretrained_cfgs: list[dict]
     #: Names of tensors without values: they were on the meta device, and not loaded since.
     _unset: frozenset[str] = frozenset()
 
@@ -104,7 +105,7 @@ class StrictInit(BaseModule):
             self._set_values()
         if self.init_cfg is not None:
             super().init_weights()
-        for cfg in self._pretrained_cfgs:
+        for cfg in self.pretrained_cfgs:
             try:
                 report = init_from_checkpoint(self, self.published_format, **cfg)
             except DownloadError as error:

@@ -16,9 +16,10 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from cyclemlp_mm.engine.hooks.logger import ProgressBar, progress_bar
-from cyclemlp_mm.engine.summary import run_summary
+from cyclemlp_mm.engine.summary import LogSummary, run_summary
 from cyclemlp_mm.engine.training_config import add_vis_backends
 from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.models import CycleMLP
 
 NAMES = itertools.count()  # mmengine keeps visualizers by their names
 
@@ -155,3 +156,26 @@ def test_tensorboard_holds_loss_and_metric(make_runner, tmp_path):
     events = EventAccumulator(str(file)).Reload()
     assert [e.value for e in events.Scalars('score')] == [0.5, 0.25]
     assert len(events.Scalars('loss')) == 8
+
+
+@pytest.mark.parametrize('source', ['nothing', 'a backbone file', 'load_from', 'a resumed run'])
+def test_only_random_weights_are_called_random(source, make_runner, tmp_path, caplog):
+    four = dict(depths=(1,) * 4, widths=(8,) * 4, mlp_ratios=(1,) * 4)
+    arch = dict(four, reweight=True, downsample='conv')
+    backbone, file = CycleMLP(arch, out_indices=0), str(tmp_path / 'backbone.pth')
+    torch.save(backbone.state_dict(), file)
+    if source == 'a backbone file':
+        init_cfg = dict(type='Pretrained', checkpoint=file)
+        backbone = CycleMLP(arch, out_indices=0, init_cfg=init_cfg)
+    if source == 'a resumed run':
+        make_runner(save_best=None).train()
+    runner = make_runner(**{'load_from': file} if source == 'load_from' else {})
+    if source == 'a resumed run':
+        runner.resume((tmp_path / 'work_dirs/run/last_checkpoint').read_text().strip())
+    else:
+        runner.model.backbone = backbone
+    runner.register_hook(LogSummary(), 'VERY_LOW')
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert ('weights   random' in caplog.text) == (source == 'nothing')
+    assert 'schedule ' in caplog.text
