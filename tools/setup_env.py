@@ -183,9 +183,7 @@ def run(*command, **env):
 
 def pip(*arguments, command='install', **env):
     """Run the environment's pip under the constraints."""
-    # Python compiles what is imported; pip would compile all of every package.
-    options = ['--no-compile'] * (command == 'install')
-    run(PYTHON, '-m', 'pip', command, *options, '-c', ROOT / 'constraints.txt', *arguments, **env)
+    run(PYTHON, '-m', 'pip', command, '-c', ROOT / 'constraints.txt', *arguments, **env)
 
 
 def make_venv():
