@@ -299,10 +299,11 @@ def _batch_norm(
     bias: Tensor | None = None,
     training: bool = False,
     *others: Any,
+    **options: Any,
 ) -> Tensor:
     """Also of one value per channel, as SyncBN has on several GPUs."""
     training = training and x.numel() > x.shape[1]
-    return batch_norm(x, mean, var, weight, bias, training, *others)
+    return batch_norm(x, mean, var, weight, bias, training, *others, **options)
 
 
 class _Nothing:
