@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from paths import ROOT
 from PIL import Image
+from toy_models import save_classifier
 from toy_runs import NO_WORKERS, TINY_BACKBONE, TINY_DETECTOR, TINY_SEGMENTOR, run_tool, train_toy
 
 from cyclemlp_mm.apis.test import test as evaluate
@@ -101,6 +102,21 @@ def check_screen(printed, folder=None):
         assert [*folder.rglob('*.log')]
         log = ''.join(path.read_text() for path in folder.rglob('*.log'))
         assert 'System environment' in log and 'Config:' in log and 'Hooks will be' in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['detector', 'mask_detector', 'segmentor', 'classifier'])
+def test_nothing_foreign_is_printed_by_infer(kind, coco, tmp_path, request):
+    if kind == 'classifier':
+        pytest.importorskip('mmpretrain')
+        model = save_classifier(tmp_path)
+    else:
+        model = request.getfixturevalue(kind)
+    images = coco / 'val2017'
+    printed = run_tool('infer.py', *model, images, '--out', 'found', cwd=tmp_path, fresh=True)[1]
+    check_screen(printed)
+    assert len(printed.splitlines()) <= 15, printed
+    assert '4 images' in printed and len(list((tmp_path / 'found' / 'vis').iterdir())) == 4
 
 
 def test_a_detector(trained, tmp_path):
