@@ -57,6 +57,11 @@ def build(name):
     cfg.model.backbone.init_cfg = None  # no network in tests
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = (64, 64)  # else small images are padded to the crop
+    if 'roi_head' in cfg.model:  # few regions: else a step of Cascade R-CNN takes minutes
+        stages = cfg.model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 16
+        cfg.model.train_cfg.rpn_proposal.max_per_img = cfg.model.test_cfg.rpn.max_per_img = 50
     model = MODELS.build(cfg.model)
     if 'teacher' in cfg.model:
         model.teacher.is_loaded = True  # with the random weights that it was built with
