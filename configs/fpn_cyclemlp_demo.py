@@ -16,8 +16,8 @@ model = dict(
             downsample='conv',
         )
     ),
-    neck=dict(in_channels=[32, 64, 128, 192], out_channels=64, norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[64] * 4, channels=32, num_classes=5, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[32, 64, 128, 192], out_channels=32, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[32] * 4, channels=32, num_classes=5, norm_cfg=norm_cfg),
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -32,10 +32,10 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=1, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-epoch, max_epochs = 75, 4  # iterations, of the 600 images that `make demo` generates
+epoch, max_epochs = 100, 4  # iterations, of the 400 images that `make demo` generates
 max_iters = epoch * max_epochs
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=epoch)
 val_cfg = dict(type='ValLoop')
@@ -46,10 +46,10 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=10.0),
 )
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=epoch))
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [

@@ -23,7 +23,7 @@ TASKS = {
     'masks': ('mask_rcnn_cyclemlp_demo', 'masks', 'data', 'coco/segm_mAP_50'),
     'segments': ('fpn_cyclemlp_demo', 'segments', 'data_ade20k', 'mIoU'),
 }
-NUM_TRAIN, NUM_VAL, SIZE = 600, 100, (128, 128)
+NUM_TRAIN, NUM_VAL, SIZE = 400, 100, (128, 128)
 EXAMPLES = '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n'
 WORK_DIR = dict(default='work_dirs/demo', help='folder for everything (default: %(default)s)')
 
@@ -46,11 +46,14 @@ def demo(argv: Sequence[str] | None = None) -> dict[str, float]:
     work_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     write_coco(work_dir / 'data', NUM_TRAIN, NUM_VAL, SIZE)
-    write_ade20k(work_dir / 'data_ade20k', NUM_TRAIN, NUM_VAL, SIZE)  # the same images
     print(f'data       {NUM_TRAIN} + {NUM_VAL} images of shapes in {work_dir / "data"}', flush=True)
-    # Two at a time, of one thread each: images this small keep no more threads busy.
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda task: _train(task, work_dir), TASKS))
+    # All at a time, of one thread each: images this small keep no more threads busy.
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(_train, task, work_dir) for task in ('boxes', 'masks')]
+        write_ade20k(work_dir / 'data_ade20k', NUM_TRAIN, NUM_VAL, SIZE)  # the same images
+        runs.append(pool.submit(_train, 'segments', work_dir))
+        for run in runs:
+            run.result()
     folders = [work_dir / folder for _, folder, _, _ in TASKS.values()]
     draw_curves(folders, work_dir / 'loss_curve.png')
     _draw(work_dir)
