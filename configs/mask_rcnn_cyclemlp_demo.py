@@ -7,10 +7,7 @@ _base_ = [
 ]
 norm_cfg = dict(type='GN', num_groups=8)
 regions = dict(
-    out_channels=64,
-    featmap_strides=[8, 16, 32],
-    finest_scale=28,
-    roi_layer=dict(sampling_ratio=1),
+    out_channels=64, featmap_strides=[8, 16, 32], finest_scale=28, roi_layer=dict(sampling_ratio=1)
 )
 model = dict(
     backbone=dict(

@@ -13,6 +13,21 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `from paths import …`
 sys.path.insert(0, str(Path(__file__).parent / 'ops'))  # and `from mixer_cases import …`
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Mark as slow all but ``n`` parameters of a test with ``few(n)``, evenly chosen."""
+    groups = {}
+    for item in items:
+        if item.get_closest_marker('few') and not item.get_closest_marker('slow'):
+            groups.setdefault(item.nodeid.partition('[')[0], []).append(item)
+    for group in groups.values():
+        number = group[0].get_closest_marker('few').args[0]
+        kept = {i * len(group) // number for i in range(number)}
+        for i, item in enumerate(group):
+            if i not in kept:
+                item.add_marker('slow')
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """The same random numbers for each test, no toolbox's scope, and no log file of another."""

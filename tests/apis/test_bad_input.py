@@ -358,6 +358,7 @@ EVALUATIONS = [
 ]
 
 
+@pytest.mark.few(30)
 @pytest.mark.parametrize('prepare, line, expected', ERRORS)
 def test_training_stops_before_it_begins(prepare, line, expected, data, capsys):
     prepare(data)
@@ -377,6 +378,7 @@ def test_the_check_warns_with_a_count(prepare, line, expected, data, capsys):
     assert re.search(rf'^warning: .*{expected}', printed, re.MULTILINE), printed
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize('prepare, line, expected', EVALUATIONS)
 def test_an_evaluation_looks_at_its_data_as_well(prepare, line, expected, data, capsys):
     prepare(data)

@@ -10,6 +10,7 @@ from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_backbone_as_a_user_counts_it(tmp_path, capsys):
     get_flops(['--arch', 'b2'])
     printed = capsys.readouterr().out

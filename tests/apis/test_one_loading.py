@@ -133,6 +133,7 @@ GREY = dict(type='LoadImageFromFile', color_type='grayscale')
 BANDS = dict(type='LoadImageFromNpyFile')
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('channels, load', [(1, GREY), (4, BANDS)])
 def test_models_of_other_channels(segmentor, tmp_path, monkeypatch, channels, load):
     """Inference, feature maps, fields and the gallery read as the config's pipeline does."""

@@ -27,6 +27,7 @@ def test_nothing_is_wrong(tmp_path):
     assert "mmcv's ops" in printed and 'BROKEN' not in printed
 
 
+@pytest.mark.slow
 def test_a_broken_part_is_named_and_mended(tmp_path):
     """mmcv without compiled ops; what needs mmcv breaks with it, what does not is still seen."""
     package = tmp_path / 'mmcv'

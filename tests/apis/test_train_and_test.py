@@ -162,6 +162,7 @@ def test_a_detector(trained, tmp_path):
 SHARDED = ['runner_type=FlexibleRunner']  # as the sharded configs have
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     'arguments, more', [(['--resume'], []), (['--resume', 'PATH'], SHARDED), ([], ['resume=True'])]
 )
@@ -230,6 +231,7 @@ def test_a_segmentor(ade, tmp_path):
     assert (tmp_path / 'wd' / 'confusion_matrix.png').is_file()
 
 
+@pytest.mark.slow
 def test_labels_counted_from_zero_with_a_void_class(ade, tmp_path, monkeypatch):
     own = shutil.copytree(ade, tmp_path / 'own')
     for path in own.glob('annotations/*/*.png'):
@@ -244,6 +246,7 @@ def test_labels_counted_from_zero_with_a_void_class(ade, tmp_path, monkeypatch):
         train([SEG, *arguments])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     'config, checkpoint, metric',
     [
@@ -289,6 +292,7 @@ def teacher(folders, tmp_path_factory):
     return [*FAST, f'model.teacher_checkpoint={checkpoint}', widths]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('kind, amp', [('soft', ['--amp']), ('hard', [])])
 def test_a_classifier_distills_saves_the_student_alone_and_resumes(
     folders, teacher, kind, amp, tmp_path

@@ -89,6 +89,7 @@ def test_photos_with_one_view_and_with_all(tmp_path, capsys):
     check_means(model, found, len(names))
 
 
+@pytest.mark.slow
 def test_a_segmentor_with_all_views_is_their_mean(tmp_path, segmentor_of_shapes, ade, capsys):
     metrics, found = run_test(tmp_path, segmentor_of_shapes, ade, '--tta')
     assert 'testing   ms+flip, 12 views per image' in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_parameters(name):
 
 
 # Other sizes of what is trained under another name.
-SIZES_APART = re.compile('cyclemlp_(b[2-5]|s|b)_|mpvit_(xsmall|base)_')
+SIZES_APART = re.compile('cyclemlp_(b[2-5]|s|b)_|mpvit_(xsmall|small|base)_|256px')
 SLOW = [pytest.mark.slow]
 
 

@@ -162,6 +162,7 @@ def test_unmarked_commands_run(tmp_path):
     assert (tmp_path / 'work_dirs' / 'first' / 'epoch_6.pth').is_file()
 
 
+@pytest.mark.slow
 def test_training_options_train(tmp_path, monkeypatch):
     """Each block of the page, with ``--data``."""
     pytest.importorskip('mmdet')

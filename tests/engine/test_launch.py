@@ -84,6 +84,7 @@ def test_the_wrapper_of_a_config_is_kept_without_a_gpu(given, expected, monkeypa
     assert {key: cfg.model_wrapper_cfg[key] for key in expected} == expected
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ('launcher', 'ending'),
     [('none', 'well'), ('none', 'defect'), *(('pytorch', ending) for ending in ENDINGS)],

@@ -72,6 +72,7 @@ def objects(cfg):
     return found
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     'names',
     [

@@ -46,6 +46,7 @@ def test_detector(tmp_path):
     assert re.search(r'image skipped: .*val2017/zz_20000x4\.png: is too long', printed)
 
 
+@pytest.mark.slow
 def test_segmentor(tmp_path):
     pytest.importorskip('mmseg')
     data = write_ade20k(tmp_path / 'shapes', 4, 2, (64, 64))

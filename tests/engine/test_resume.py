@@ -304,6 +304,7 @@ def test_a_lock_that_is_no_file_of_the_training(tmp_path, kind):
     assert os.path.lexists(lock)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     'arguments',

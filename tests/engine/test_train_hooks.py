@@ -199,6 +199,7 @@ def same(weights, expected):
     return all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize('by_epoch', [True, False])
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('last', [1, 7, 10])
@@ -636,6 +637,7 @@ def spoil(folder, names):
         path.write_bytes(BAD_IMAGES[name][0]())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     'bad, options, said',
     [
@@ -661,6 +663,7 @@ def test_a_detector_stops_and_names_the_images(tmp_path, bad, options, said):
     assert code == 2 and re.search(rf'error: {said}', printed), printed[-3000:]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_detector_trains_through_bad_images(tmp_path, workers):
     """Those that cannot be used are named, and the others take their place."""
@@ -681,6 +684,7 @@ def test_a_detector_trains_through_bad_images(tmp_path, workers):
     assert (tmp_path / 'wd' / 'epoch_1.pth').is_file()
 
 
+@pytest.mark.slow
 def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
     data = write_ade20k(tmp_path / 'shapes', 12, 2, (64, 48))
     spoil(data / 'images' / 'training', ['truncated.jpg', 'cmyk.jpg', 'zeros.jpg'])
@@ -702,6 +706,7 @@ def test_a_segmentor_trains_through_bad_images_and_labels(tmp_path):
         assert re.search(part, printed), part
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_the_whole_job(tmp_path, number):
     """As a cluster or a terminal sends them: to the worker processes too."""

@@ -50,6 +50,7 @@ SLOW = [(11, 'b'), (17, 'b'), (17, 't'), (18, 'b'), (18, 't'), (20, 't')]
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opset, style', [(11, 't'), (20, 'b'), *SLOW])
 def test_old_opsets_and_int8(style, opset, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -81,6 +82,7 @@ def test_mpvit(deploy, suffix, tmp_path):
     assert report.path.is_file() and report.difference < 1e-5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('style', STYLES)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_export_of_the_model_itself(style, deploy, tmp_path):
@@ -104,6 +106,7 @@ def test_four_bands_are_counted():
     assert ExportedPart(four, 'backbone').channels == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.compiler, '_is_exporting_flag'), reason='PyTorch 2.7 or later'
 )

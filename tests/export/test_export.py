@@ -93,6 +93,7 @@ def test_other_models(case, suffix, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no draft stays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('part', ['model', pytest.param('backbone', marks=pytest.mark.slow)])
 def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     model = build('cyclemlp_b1_in1k', **CLASSIFIER)
@@ -121,6 +122,7 @@ def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     assert not (tmp_path / 'none.pt2').exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
     model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     plain = write_module.plain_form
@@ -151,6 +153,7 @@ def test_mistakes_are_said(tmp_path):
             export_model(model, tmp_path / name, **options)
 
 
+@pytest.mark.slow
 def test_places_that_cannot_be_written(tmp_path, monkeypatch):
     model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     (tmp_path / 'file').write_text('')

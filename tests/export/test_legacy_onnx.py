@@ -63,6 +63,7 @@ def assert_equal(got, expected):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize('opset', [11, 13, 17, 20])
 @pytest.mark.parametrize('name', MODELS)
 def test_the_file_equals_the_model(name, opset, tmp_path):
@@ -74,6 +75,7 @@ def test_the_file_equals_the_model(name, opset, tmp_path):
             assert_equal(run(other), model(other))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize('name', MODELS)
 def test_named_axes_hold_at_other_sizes(name, tmp_path):
     model = build(name)

@@ -30,6 +30,7 @@ def test_every_config_is_in_one_metafile():
 LARGE = {name for name in MODELS if re.search('_(b[2-5]|s|xsmall|base)_', name)}
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     'name', [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in MODELS]
 )

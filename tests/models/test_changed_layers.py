@@ -80,6 +80,7 @@ def test_pruned_weights_train():
     assert torch.equal(fc1.weight_orig.grad != 0, fc1.weight_mask != 0)
 
 
+@pytest.mark.few(2)
 @every_family
 @torch.no_grad()
 def test_traced_by_torchscript(family):
@@ -108,6 +109,7 @@ class Around(nn.Module):
         return self.inner(*inputs, **named)
 
 
+@pytest.mark.few(3)
 @every_family
 @torch.no_grad()
 def test_what_is_put_around_a_layer_is_called(family):
@@ -222,6 +224,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize('change', CHANGES)
 @every_family
 def test_layers_of_the_same_class_with_other_arguments(family, change):
@@ -296,6 +299,7 @@ def test_a_class_whose_forward_was_replaced(family, monkeypatch):
     assert (changed - model(image)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize('family', [*OURS, 'deployed'])
 @pytest.mark.parametrize('grad', [False, True])
 def test_counters_see_every_operation(family, grad):

@@ -23,6 +23,7 @@ PUBLISHED_SIZE = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize('arch', CycleMLP.arch_zoo)
 def test_sizes_are_the_published_ones(arch):
     with torch.device('meta'):

@@ -129,6 +129,7 @@ def test_weights_that_change_after_folding_take_effect(change, layer):
     assert_equal_levels(deployed(image), after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['mpvit', 'repmlp', 'summed'])
 @torch.no_grad()
 def test_every_parameter_left_by_folding_is_used(family):

@@ -71,6 +71,7 @@ def test_vmap_over_images_and_over_models(model):
                 assert_close(got[i], wanted)
 
 
+@pytest.mark.few(3)
 def test_products_with_the_hessian(model):
     image, direction = images()
     plain = by_layers(model)
@@ -103,6 +104,7 @@ def test_a_penalty_on_the_gradient_trains_every_parameter(model):
         assert got is None or (got - wanted).norm() < 1e-11 * largest
 
 
+@pytest.mark.few(3)
 def test_rows_of_the_jacobian_and_the_hessian(model):
     """Of a few pixels: the whole matrices have millions of entries."""
     image, _ = images()
@@ -126,6 +128,7 @@ def test_rows_of_the_jacobian_and_the_hessian(model):
     assert_close(forward, wanted[0])
 
 
+@pytest.mark.few(4)
 def test_activation_checkpointing(model):
     image, direction = images(batch=2)
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cyclemlp_mm.models import to_deploy
 
 
+@pytest.mark.few(2)
 @pytest.mark.usefixtures('form')
 @pytest.mark.parametrize('family', FAMILIES)
 def test_fake_tensors(family):

@@ -35,6 +35,7 @@ class Graphs:
         return [any('cyclemlp_mm' in name for name in names) for names in self.operators]
 
 
+@pytest.mark.few(1)
 @compiles
 @pytest.mark.parametrize('family', FAMILIES)
 @torch.no_grad()
@@ -48,6 +49,7 @@ def test_one_operator_and_no_graph_per_size(family):
     assert graphs.whole in ([True], [True, True])  # of one size, then of any
 
 
+@pytest.mark.slow
 @compiles
 @torch.no_grad()
 def test_copies_and_changed_weights_are_what_runs():
@@ -69,6 +71,7 @@ def test_copies_and_changed_weights_are_what_runs():
     assert all(graphs.whole)
 
 
+@pytest.mark.slow
 @compiles
 def test_standard_operators_where_more_is_asked_for():
     model, image, seen = build('reweighted'), torch.randn(1, 3, 64, 64), []

@@ -16,6 +16,7 @@ from cyclemlp_mm.models.repmlp import RepMLPNet  # noqa: E402 - needs mmpretrain
 SIZES = [64, (64, 128), (128, 96)]
 
 
+@pytest.mark.slow
 def test_levels_at_the_training_size_are_those_of_mmpretrains_blocks():
     theirs = randomise_norms(mmpretrain_repmlp.RepMLPNet('base', out_indices=(3,))).eval()
     ours = RepMLPNet('base').eval()

@@ -163,6 +163,7 @@ def test_auto_folds_by_size():
     assert choice(1, 200, 304, 64, device='meta') == 'reference'
 
 
+@pytest.mark.few(2)
 @new_torch_only
 @pytest.mark.parametrize('form', ['reference', 'shift', 'folded'])
 @pytest.mark.parametrize('grad', [True, False])

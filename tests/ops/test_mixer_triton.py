@@ -20,6 +20,7 @@ SHAPES = [(1, 1, 1), (2, 1, 9), (1, 9, 1), (2, 7, 5), (1, 4, 61), (1, 45, 13)]
 reference, kernels = (partial(cycle_mixer, backend=name) for name in ('reference', 'triton'))
 
 
+@pytest.mark.slow
 def test_in_the_interpreter():
     pytest.importorskip('triton', minversion='3.0')  # before, it had no such interpreter
     if INTERPRETED:

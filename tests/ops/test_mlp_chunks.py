@@ -54,6 +54,7 @@ def test_equals_the_plain_modules(channels, residual):
     assert all(worst(got, theirs) < 1e-10 for got, theirs in zip(*grads, strict=True))
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('onednn', [True, False])
 @pytest.mark.parametrize('channels', [64, 320])

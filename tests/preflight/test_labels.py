@@ -111,6 +111,7 @@ CASES = [
 ]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize('data, expected', CASES)
 def test_what_is_found(data, expected, tmp_path):
     labels, settings = data

@@ -54,6 +54,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize('wrapper', WRAPPERS)
 @pytest.mark.parametrize('family', FAMILIES)
 def test_our_own_and_published_files_load_however_wrapped(tmp_path, family, wrapper, log_lines):

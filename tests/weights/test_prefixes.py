@@ -55,6 +55,7 @@ def same(one, other):
     return all(torch.equal(tensor, expected) for tensor, expected in pairs)
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('prefix', KNOWN)
 def test_known_wrappers(prefix, family, file):
