@@ -2,11 +2,13 @@
 """Train a detector, one with masks and a segmentor on generated images; draw what they find."""
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,7 +95,7 @@ def _train(task: str, work_dir: Path) -> None:
 
 
 def _draw(work_dir: Path) -> None:
-    """Draw the validation images with most objects: what each model finds, side by side."""
+    """Draw the two validation images with most objects: what each model finds, side by side."""
     from cyclemlp_mm.inference import Predictor, Segments
     from cyclemlp_mm.visualization.gallery import draw_tasks
 
@@ -102,11 +104,10 @@ def _draw(work_dir: Path) -> None:
         checkpoint = (work_dir / folder / 'last_checkpoint').read_text().strip()
         predictors[task] = Predictor(work_dir / folder / f'{config}.py', checkpoint, 'cpu')
     detector = predictors['boxes']
-    files = sorted((work_dir / 'data' / 'val2017').iterdir())
-    images = [detector.read(file)[0] for file in files[:24]]
-    found = detector.predict(images)
-    most = sorted(range(len(images)), key=lambda i: -len(found[i].above(0.5)))[:2]
-    images = [images[i] for i in most]
+    annotations = work_dir / 'data' / 'annotations' / 'instances_val2017.json'
+    objects = Counter(one['image_id'] for one in json.loads(annotations.read_text())['annotations'])
+    names = [f'{image_id:012d}.jpg' for image_id, _ in objects.most_common(2)]
+    images = [detector.read(work_dir / 'data' / 'val2017' / name)[0] for name in names]
     found = {task: predictor.predict(images) for task, predictor in predictors.items()}
     # Without the background, so that a class has the same number, and colour, everywhere.
     found['segments'] = [Segments(one.label_map - np.uint8(1)) for one in found['segments']]
