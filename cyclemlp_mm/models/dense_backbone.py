@@ -1,7 +1,9 @@
 """What backbones share: levels, freezing, checkpointing, loading, and what compilers record.
 
-In inference on a CPU, ``torch.compile`` records a backbone as one operator: what it makes of
-standard operators was 1.3 to 2.3 times as slow. Everywhere else it records standard operators.
+On a CPU, ``torch.compile`` records a backbone as one operator, which runs as it does without the
+compiler: what that makes of standard operators was 1.3 to 2.3 times as slow. In training the
+operator keeps its autograd graph for a second one, its backward pass. Everywhere else standard
+operators are recorded.
 """
 
 from __future__ import annotations
@@ -112,7 +114,15 @@ class BackboneBase(StrictInit):
         whole = self._is_one_operator(image)  # first: FX's images have no size
         self.check_image(image)
         if whole:
-            return tuple(_backbone(self._number, image, list(_state(self).values())))
+            inputs = [image, *_state(self).values()]
+            recorded = torch.is_grad_enabled()
+            wanted = [i for i, t in enumerate(inputs) if recorded and t.requires_grad]
+            is_on = torch.is_autocast_enabled('cpu')
+            autocast = torch.get_autocast_dtype('cpu') if is_on else None
+            # Of two equal calls, the compiler would make one, and each draws random numbers of its
+            # own; two empty tensors differ.
+            call = torch.empty(1)
+            return tuple(_backbone(self._number, call, inputs, wanted, autocast)[0])
         with self._recorded():
             return self.levels(image)
 
@@ -122,20 +132,16 @@ class BackboneBase(StrictInit):
 
     def _is_one_operator(self, image: Tensor) -> bool:
         """Whether ``torch.compile`` records the backbone as one operator: on a CPU, without
-        gradients, training, autocast, hooks, tensor subclasses, transforms, and export."""
+        BatchNorms in training, hooks, tensor subclasses, transforms, and export."""
         if isinstance(image, fx.Proxy):
             raise _not_traceable(self, 'FX')
         # The public is_exporting() is True in torch.compile, too; PyTorch before 2.7 has neither.
         exporting = getattr(torch.compiler, '_is_exporting_flag', True)
         if exporting or not torch.compiler.is_compiling() or is_transformed():
             return False
-        if self.level_sizes is None or torch.is_autocast_enabled('cpu'):
+        if self.level_sizes is None or not _only_computes(self):
             return False
-        gradients = torch.is_grad_enabled()
-        for tensor in (image, *_state(self).values()):
-            if not is_plain(tensor) or not tensor.is_cpu or (gradients and tensor.requires_grad):
-                return False
-        return _only_computes(self)
+        return all(is_plain(t) and t.is_cpu for t in (image, *_state(self).values()))
 
 
 class DenseBackbone(BackboneBase):
@@ -284,8 +290,10 @@ def _state(module: nn.Module, prefix: str = '') -> dict[str, Tensor]:
 
 
 def _only_computes(module: nn.Module) -> bool:
-    """Whether nothing inside is in training, or has hooks."""
-    if module.training or module._forward_hooks or module._forward_pre_hooks:
+    """Whether nothing inside has hooks, or writes into its buffers."""
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    hooks += module._backward_hooks, module._backward_pre_hooks
+    if any(hooks) or (module.training and isinstance(module, BatchNorm)):
         return False
     for child in module._modules.values():
         if child is not None and not _only_computes(child):
@@ -312,24 +320,90 @@ class _Levels(nn.Module):
         return list(self.module.levels(image))
 
 
-@torch.no_grad()
-def _run(number: int, image: Tensor, state: list[Tensor]) -> list[Tensor]:
-    levels = _Levels(_MODULES[number])
+class _Graph(bytearray):
+    """A call's levels and the inputs to differentiate them by. It is the memory of the tensor that
+    the compiler hands from the forward to the backward pass, and so freed with that tensor."""
+
+    levels: list[Tensor]
+    inputs: list[Tensor]
+
+
+_GRAPHS: weakref.WeakValueDictionary[int, _Graph] = weakref.WeakValueDictionary()
+
+
+def _with_autograd() -> AbstractContextManager:
+    """A context in which autograd works although an operator is running."""
+    keys: Any = torch._C.DispatchKey
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in (keys.AutogradCPU, keys.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
+
+
+def _run(
+    number: int, _: Tensor, inputs: list[Tensor], wanted: list[int], autocast: torch.dtype | None
+) -> tuple[list[Tensor], Tensor]:
+    """Levels of ``inputs``, an image and the state, and what :func:`_run_backward` needs for the
+    gradients of the ``wanted`` inputs."""
+    levels, graph = _Levels(_MODULES[number]), _Graph(8)
+    inputs = [t.detach().requires_grad_() if i in wanted else t for i, t in enumerate(inputs)]
     own = _state(levels)
-    given = dict(zip(own, state, strict=True))
-    if all(own[name] is tensor for name, tensor in given.items()):
-        return levels(image)
-    return torch.func.functional_call(levels, given, (image,))
+    given = dict(zip(own, inputs[1:], strict=True))
+    cast = torch.autocast('cpu', autocast, enabled=autocast is not None)
+    with _with_autograd(), torch.set_grad_enabled(bool(wanted)), cast:
+        if all(own[name] is tensor for name, tensor in given.items()):
+            outputs = levels(inputs[0])
+        else:
+            outputs = torch.func.functional_call(levels, given, (inputs[0],))
+    token = torch.frombuffer(graph, dtype=torch.int64).fill_(id(graph))
+    if wanted:
+        graph.levels, graph.inputs = outputs, [inputs[i] for i in wanted]
+        _GRAPHS[id(graph)] = graph
+    return [level.detach() for level in outputs], token
 
 
-def _shapes(number: int, image: Tensor, state: list[Tensor]) -> list[Tensor]:
+def _run_backward(token: Tensor, grads: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of ``inputs``, the wanted ones of :func:`_run`, from those of its levels."""
+    graph = _GRAPHS[int(token)]
+    pairs = zip(graph.levels, grads, strict=True)
+    levels, grads = zip(*((level, g) for level, g in pairs if level.requires_grad))  # or frozen
+    with _with_autograd():
+        found = torch.autograd.grad(levels, graph.inputs, grads, allow_unused=True)
+    gradients = map(torch.empty_like, inputs)
+    return [y.zero_() if g is None else y.copy_(g) for y, g in zip(gradients, found, strict=True)]
+
+
+def _shapes(
+    number: int, _: Tensor, inputs: list[Tensor], wanted: list[int], autocast: torch.dtype | None
+) -> tuple[list[Tensor], Tensor]:
     # The levels of a small image, in the sizes of this one: these may be symbols.
-    levels = _run(number, image.new_empty(1, image.shape[1], 32, 32), state)
+    image, *state = inputs
+    small = image.new_empty(1, image.shape[1], 32, 32)
+    model = _Levels(_MODULES[number])
+    given = dict(zip(_state(model), state, strict=True))
+    cast = torch.autocast('cpu', autocast, enabled=autocast is not None)
+    with torch.no_grad(), cast:
+        levels = torch.func.functional_call(model, given, (small,))
     sizes = _MODULES[number].level_sizes(*image.shape[2:])
-    return [
+    outputs = [
         level.new_empty(image.shape[0], level.shape[1], *size)
         for level, size in zip(levels, sizes, strict=True)
     ]
+    return outputs, image.new_empty(1, dtype=torch.int64)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    tensors, ctx.wanted = inputs[2:4]
+    ctx.number = len(tensors)
+    ctx.save_for_backward(output[1], *(tensors[i] for i in ctx.wanted))
+
+
+def _backward(ctx: Any, grads: list[Tensor], _: object) -> tuple:
+    token, *inputs = ctx.saved_tensors
+    gradients: list[Tensor | None] = [None] * ctx.number
+    for i, gradient in zip(ctx.wanted, _backbone_backward(token, grads, inputs), strict=True):
+        gradients[i] = gradient
+    return None, None, gradients, None, None
 
 
 if hasattr(torch.compiler, '_is_exporting_flag'):
@@ -337,6 +411,18 @@ if hasattr(torch.compiler, '_is_exporting_flag'):
         'cyclemlp_mm::backbone',
         _run,
         mutates_args=(),
-        schema='(int number, Tensor image, Tensor[] state) -> Tensor[]',
+        schema=(
+            '(int number, Tensor call, Tensor[] inputs, int[] wanted, ScalarType? autocast)'
+            ' -> (Tensor[], Tensor)'
+        ),
+        tags=(torch.Tag.nondeterministic_seeded,),
     )
     _backbone.register_fake(_shapes)
+    _backbone.register_autograd(_backward, setup_context=_keep_for_backward)
+    _backbone_backward = torch.library.custom_op(
+        'cyclemlp_mm::backbone_backward',
+        _run_backward,
+        mutates_args=(),
+        schema='(Tensor token, Tensor[] grads, Tensor[] inputs) -> Tensor[]',
+    )
+    _backbone_backward.register_fake(lambda token, grads, inputs: [*map(torch.empty_like, inputs)])
