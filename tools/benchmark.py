@@ -33,7 +33,7 @@ def _several(text: str | None = None, nargs: str = '+', **settings) -> dict:
 
 CONFIGS = 'instead of backbones: whole models, by config files or names of shipped configs'
 FORMS_HELP = 'the backbone on deform_conv2d (no 16 bits), with plain shift + Linear, or compiled'
-FORMS = ('published', 'reference', 'compiled')
+FORMS = ('published', 'reference', 'compiled', 'published_compiled')
 RIVALS = ('resnet50', 'swin_t', 'convnext_t')
 BACKENDS = ('auto', 'reference', 'shift', 'folded', 'triton')
 OPTIONS = {
@@ -59,8 +59,9 @@ def _parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.deploy and args.mode == 'train':
         parser.error('--deploy is for --mode infer')
-    if args.config and (args.rivals or args.backend != 'auto' or 'compiled' in args.forms):
-        parser.error('--rivals, --backend and --forms compiled are for backbones, not for --config')
+    compiled = {'compiled', 'published_compiled'}.intersection(args.forms)
+    if args.config and (args.rivals or args.backend != 'auto' or compiled):
+        parser.error('--rivals, --backend and compiled forms are for backbones, not for --config')
     if args.config and not {'float32', 'amp'}.issuperset(args.dtype):  # heads stay float32
         parser.error(f'--config takes --dtype float32 or amp, but got {" ".join(args.dtype)}')
     for name in ('repeats', 'threads'):

@@ -369,8 +369,17 @@ def _run_backward(token: Tensor, grads: list[Tensor], inputs: list[Tensor]) -> l
     levels, grads = zip(*((level, g) for level, g in pairs if level.requires_grad))  # or frozen
     with _with_autograd():
         found = torch.autograd.grad(levels, graph.inputs, grads, allow_unused=True)
-    gradients = map(torch.empty_like, inputs)
-    return [y.zero_() if g is None else y.copy_(g) for y, g in zip(gradients, found, strict=True)]
+    # Each with memory of its own, laid out as the compiler expects.
+    used = {g.untyped_storage().data_ptr() for g in grads}
+    gradients = []
+    for tensor, gradient in zip(inputs, found, strict=True):
+        if gradient is None:
+            gradient = torch.zeros_like(tensor)
+        elif gradient.stride() != tensor.stride() or gradient.untyped_storage().data_ptr() in used:
+            gradient = torch.empty_like(tensor).copy_(gradient)
+        used.add(gradient.untyped_storage().data_ptr())
+        gradients.append(gradient)
+    return gradients
 
 
 def _shapes(

@@ -26,7 +26,11 @@ from .workloads import (
 )
 
 #: torchvision has no deform_conv2d for these.
-IMPOSSIBLE = (('published', 'bfloat16'), ('published', 'float16'))
+IMPOSSIBLE = [
+    (form, dtype)
+    for form in ('published', 'published_compiled')
+    for dtype in ('bfloat16', 'float16')
+]
 
 
 def measure_all(args: Namespace) -> None:

@@ -51,8 +51,9 @@ def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False)
 
     Args:
         name (str): 'ours', 'compiled' (ours by ``torch.compile``), 'published' (CycleMLP on
-            ``deform_conv2d``), 'reference' (plain shift + Linear) or one of :data:`RIVALS`.
-        arch (str): One of :data:`ARCHS`, for the first four; MPViT has only the first two.
+            ``deform_conv2d``), 'published_compiled', 'reference' (plain shift + Linear) or one of
+            :data:`RIVALS`.
+        arch (str): One of :data:`ARCHS`, unless for a rival; MPViT has only the first two forms.
         backend (str): Mixer backend of CycleMLP's 'ours'. Defaults to 'auto'.
         deploy (bool): Whether 'ours' is folded. Defaults to False.
     """
@@ -66,9 +67,10 @@ def contender(name: str, arch: str, backend: str = 'auto', deploy: bool = False)
     else:
         model = CycleMLP(arch, mixer_backend=backend)
     if name not in OWN_FORMS:
-        return published_form(model, name)
-    model = to_deploy(model) if deploy else model
-    return torch.compile(model) if name == 'compiled' else model
+        model = published_form(model, name.removesuffix('_compiled'))
+    elif deploy:
+        model = to_deploy(model)
+    return torch.compile(model) if name.endswith('compiled') else model
 
 
 def backbone_workload(name: str, arch: str, dtype: str, size: Size, args: Namespace) -> Workload:
