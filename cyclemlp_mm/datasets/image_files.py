@@ -127,8 +127,8 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
     if kind == 'PNG':
         is_whole, is_deep = b'IEND' in content[-4096:], content[24] > 8
     elif kind in ('JPEG', 'MPO'):  # thumbnails in the header have an end marker, too
-        header = JpegImageFile(io.BytesIO(content)).fp.tell()
-        is_whole = content.rfind(b'\xff\xd9') >= header
+        header = image if kind == 'JPEG' else JpegImageFile(io.BytesIO(content))
+        is_whole = content.rfind(b'\xff\xd9') >= header.fp.tell()
     elif kind == 'TIFF':
         is_deep = max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
     if not is_whole:
@@ -137,7 +137,7 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
         orientation = image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:
         orientation = 1  # damaged EXIF; decoders leave it alone as well
-    suffix = Path(path).suffix.lower()
+    suffix = os.path.splitext(path)[1].lower()  # Path takes longer, for every image
     has_alpha = mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
     named = f'{"JPEG" if kind == "MPO" else kind} named {suffix or "without a suffix"}'
     unusual = {
