@@ -196,6 +196,7 @@ OPTIONS = {
         '--part': _option('default: neck for detectors, else model', choices=PARTS),
         '--time': dict(SIZE, help='then measure one image of this size on the CPU'),
         '--opset': _option('of an .onnx file', 'N', default=20, choices=range(11, 21)),
+        '--constant-weights': _flag('only products with constant weights, for quantisation tools'),
         **FORCE,
         **UNSAFE_LOAD,
         **DEPLOY,

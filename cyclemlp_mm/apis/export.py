@@ -49,7 +49,8 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
         mean=json.dumps(list(norm.get('mean') or ())),
         std=json.dumps(list(norm.get('std') or ())),
     )
-    report = export_model(model, args.dst, args.part, metadata, args.force, args.opset)
+    constant = args.constant_weights
+    report = export_model(model, args.dst, args.part, metadata, args.force, args.opset, constant)
     print(report)
     if args.time is not None:
         part = ExportedPart(model, report.part)

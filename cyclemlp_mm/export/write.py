@@ -54,6 +54,7 @@ def export_model(
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
     opset: int = 20,
+    constant_weights: bool = False,
 ) -> ExportReport:
     """Export a model for any batch, height and width, with standard operators only.
 
@@ -66,6 +67,8 @@ def export_model(
         metadata (Mapping[str, str], optional): Written into an ONNX file.
         force (bool): Replace a file that is there. Defaults to False.
         opset (int): Of an ONNX file, 11 to 20. Defaults to 20.
+        constant_weights (bool): For quantisation tools, see
+            :func:`~cyclemlp_mm.export.plain_form`. Defaults to False.
 
     Returns:
         ExportReport: What was written and how it was checked.
@@ -86,17 +89,18 @@ def export_model(
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
+    plain = plain_form(module, constant_weights)
     side = module.min_side
     shapes = ((1, side + 60, side + 33), (3, side + 9, side + 76))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.draft{path.suffix}')
     try:
         if path.suffix == '.onnx':
-            _save_onnx(module, draft, opset, dict(metadata or {}))
+            _save_onnx(module, plain, draft, opset, dict(metadata or {}))
             check_operators(draft)
         else:
             content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
-            torch.export.save(_capture(module), content)
+            torch.export.save(_capture(module, plain), content)
             draft.write_bytes(content.getbuffer())
         difference = largest_difference(module, runner(draft), shapes)
         os.replace(draft, path)
@@ -109,20 +113,22 @@ def export_model(
     return ExportReport(path, module.part, names, difference, shapes, side, module.channels)
 
 
-def _capture(module: ExportedPart) -> torch.export.ExportedProgram:
+def _capture(module: ExportedPart, plain: nn.Module) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
     least = {axis: module.min_side if axis else 1 for axis in FREE_AXES}
     sizes = {i: torch.export.Dim(name, min=least[i]) for i, name in FREE_AXES.items()}
     shapes = {'image': sizes}
     with torch.no_grad():
-        return torch.export.export(plain_form(module), _example(module), dynamic_shapes=shapes)
+        return torch.export.export(plain, _example(module), dynamic_shapes=shapes)
 
 
 def _example(module: ExportedPart) -> tuple[torch.Tensor]:
     return (torch.zeros(2, module.channels, module.min_side + 60, module.min_side + 92),)
 
 
-def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str, str]) -> None:
+def _save_onnx(
+    module: ExportedPart, plain: nn.Module, path: Path, opset: int, metadata: dict[str, str]
+) -> None:
     """Write by the exporter of torch.export from opset 18 on, its oldest; below, TorchScript's."""
     import onnx
 
@@ -133,10 +139,10 @@ def _save_onnx(module: ExportedPart, path: Path, opset: int, metadata: dict[str,
         warnings.simplefilter('ignore')  # about what the exporters' own parts will drop one day
         if opset >= 18:  # here dynamic_shapes only names the axes
             options |= dict(dynamo=True, verbose=False, dynamic_shapes=free)
-            torch.onnx.export(_capture(module), **options).save(str(path))
+            torch.onnx.export(_capture(module, plain), **options).save(str(path))
         else:
             free |= {name: {0: 'batch'} for name in module.output_names}
-            plain, options['dynamic_axes'] = plain_form(module), free
+            options['dynamic_axes'] = free
             torch.onnx.export(plain, _example(module), str(path), dynamo=False, **options)
     model = onnx.load(str(path))
     # onnxruntime's quantisation would take these old shapes of inner values for its own.

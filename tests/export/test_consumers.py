@@ -9,7 +9,7 @@ from torch import nn
 from cyclemlp_mm.analysis import count_parts
 from cyclemlp_mm.export import ExportedPart, export_model, plain_form
 from cyclemlp_mm.export.check import runner
-from cyclemlp_mm.export.plain import PlainAdaptiveAvgPool2d
+from cyclemlp_mm.export.plain import FoldedMixer, PlainAdaptiveAvgPool2d
 from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
 
 onnx = pytest.importorskip('onnx')
@@ -57,7 +57,8 @@ def test_old_opsets_and_int8(style, opset, tmp_path):
 
     path, small = tmp_path / 'model.onnx', tmp_path / 'int8.onnx'
     model = Model(cyclemlp(style, in_channels=4))
-    report = export_model(model, path, 'backbone', {'mean': '[1]'}, opset=opset)
+    options = dict(opset=opset, constant_weights=True)
+    report = export_model(model, path, 'backbone', {'mean': '[1]'}, **options)
     assert report.difference < 1e-5 and report.channels == 4
     file = onnx.load(str(path))
     assert [(o.domain, o.version) for o in file.opset_import] == [('', opset)]
@@ -66,7 +67,8 @@ def test_old_opsets_and_int8(style, opset, tmp_path):
     quantize_dynamic(str(path), str(small), **options)
     # Every product has constant weights, so all of them are quantised.
     products = [n.op_type for n in onnx.load(str(small)).graph.node]
-    assert products.count('MatMulInteger') >= 24 and 'MatMul' not in products
+    least = 24 if style == 'b' else 15  # folded, a mixer is one product
+    assert products.count('MatMulInteger') >= least and 'MatMul' not in products
     image = torch.randn(2, 4, 71, 133)
     for whole, quantised in zip(runner(path)(image), runner(small)(image), strict=True):
         assert torch.cosine_similarity(whole.flatten(), quantised.flatten(), dim=0) > 0.98
@@ -124,10 +126,14 @@ def test_no_choice_by_size_is_recorded(style):
 
 
 @pytest.mark.parametrize('style', STYLES)
-def test_the_plain_form(style, tmp_path):
+@pytest.mark.parametrize('constant_weights, widest', [(True, 384), (False, 384), (False, 40)])
+def test_the_plain_form(style, constant_weights, widest, tmp_path, monkeypatch):
     """A copy, equal to the model; traced by TorchScript, it holds at other sizes."""
+    monkeypatch.setattr(FoldedMixer, 'MAX_FOLDED_CHANNELS', widest)
     model = cyclemlp(style, drop_path_rate=0.1)
-    plain = plain_form(model.train())
+    plain = plain_form(model.train(), constant_weights)
+    folded = [m for m in plain.modules() if isinstance(m, FoldedMixer)]
+    assert len(folded) == (0 if constant_weights and style == 'b' else 4)
     assert not plain.training and model.training
     model.eval()
     with torch.no_grad():
@@ -143,8 +149,9 @@ def test_the_plain_form_calls_layers_with_hooks():
     model = cyclemlp('b')
     model.stages[3][0].mixer.sfc_h.register_forward_hook(lambda layer, x, y: y + 1)
     image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert_equal(plain_form(model)(image), model(image))
+    for constant_weights in (True, False):
+        with torch.no_grad():
+            assert_equal(plain_form(model, constant_weights)(image), model(image))
 
 
 @pytest.mark.parametrize('cells', [1, 2, 3, 6, (2, 5)])

@@ -127,8 +127,8 @@ def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch):
     model = build('cyclemlp_b1_in1k', **CLASSIFIER)
     plain = write_module.plain_form
 
-    def spoiled(module):
-        module = plain(module)
+    def spoiled(module, constant_weights):
+        module = plain(module, constant_weights)
         norm = module.model.backbone.norm3
         norm.weight = nn.Parameter(1.01 * norm.weight.detach())  # the original keeps its own
         return module
