@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torchvision.ops import box_iou
 
-from cyclemlp_mm.visualization.confusion import draw_confusion_matrix
+from cyclemlp_mm.visualization.figures import draw_confusion_matrix
 
 #: Beyond this number of classes, nobody can read the picture.
 MOST_CLASSES = 150

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from cyclemlp_mm.datasets.corrupt import CORRUPTIONS, SEVERITIES, require_library
 from cyclemlp_mm.errors import MissingFileError, UserError, some
 from cyclemlp_mm.visualization.curves import HEADLINES
-from cyclemlp_mm.visualization.series import draw_corruptions, draw_sizes
+from cyclemlp_mm.visualization.figures import draw_corruptions, draw_sizes
 
 from .config_data import data_sets, heads_classes
 from .test_pipelines import (

@@ -117,10 +117,7 @@ def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, i
     score. A cut box without a partner is dropped where another tile sees its place whole and has a
     larger box there that covers it (``PIECE_COVERED``).
 
-    Args:
-        found (Sequence[Instances]): Per tile, in pixels of the whole image.
-        tiles (np.ndarray): int, (T, 4), x1, y1, x2, y2.
-        size (tuple[int, int]): Height and width of the image.
+    ``found`` has the instances of each of ``tiles``, int (T, 4), in pixels of the whole image.
     """
     boxes = np.concatenate([part.boxes for part in found])
     scores = np.concatenate([part.scores for part in found])
