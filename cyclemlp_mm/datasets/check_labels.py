@@ -32,10 +32,8 @@ class CheckLabels:
         self.ignore_index = ignore_index
 
     def __call__(self, results: dict) -> dict:
-        """Change ``results['gt_seg_map']``, uint8 (H, W), in place; pass through if absent.
-
-        Raises:
-            UserError: A label is neither a class nor ignored; names the file and the labels.
+        """Change ``results['gt_seg_map']``, uint8 (H, W), in place; a UserError names file and
+        labels.
         """
         labels, path = results.get('gt_seg_map'), results.get('seg_map_path')
         if labels is None:  # inference has no labels

@@ -44,18 +44,11 @@ class LoadCheckedImage(CheckedStep):
     """Loads ``results['img_path']`` into ``img`` in place of a pipeline's loading step.
 
     Skipped are files that are missing, empty, truncated, no image or not regular, whose size is not
-    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing
-    leaves nothing of their short side; in evaluation, a black image takes the place. What mmcv's
-    ``LoadImageFromFile`` loads is read by :func:`read_image`. Other loading steps (``.npy``,
-    tifffile, ``color_type='unchanged'``) decode as they do.
-
-    Args:
-        transform (BaseTransform): The step to stand for.
-        is_evaluation (bool): See :class:`CheckedStep`.
-        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        max_value (float, optional): See :func:`read_image`. Defaults to None.
-        labels_are_images (bool): Whether ``seg_map_path`` names an image, whose size must be that
-            of the image. Defaults to True.
+    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing to
+    one of ``scales`` leaves nothing of their short side. What mmcv's ``LoadImageFromFile`` loads is
+    read by :func:`read_image`. Other loading steps (``.npy``, tifffile, ``color_type='unchanged'``)
+    decode as they do. ``labels_are_images`` says whether ``seg_map_path`` names an image, whose
+    size must be that of the image.
     """
 
     def __init__(
@@ -129,20 +122,16 @@ def read_image(
         path (str): The file.
         results (dict): What mmengine's data sets know about it; used are ``height`` and ``width``,
             or ``seg_map_path``.
-        step (LoadImageFromFile, optional): mmcv's, whose settings are used. Defaults to None.
-        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        max_value (float, optional): Of images of more than 8 bits: the value that becomes 255.
-            Defaults to None: the largest that 16 bits can hold, 65535.
-        limit_pixels (bool): Whether Pillow's limit against decompression bombs holds. Defaults to
-            True.
+        step (LoadImageFromFile, optional): mmcv's, whose settings are used.
+        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`.
+        max_value (float, optional): Of images of more than 8 bits: the value that becomes 255, by
+            default 65535.
+        limit_pixels (bool): Whether Pillow's limit against decompression bombs holds.
 
     Returns:
         tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) with the step's
-        ``color_type='grayscale'``; and what had to be converted.
-
-    Raises:
-        BadImageError: It cannot be read, its size is not that of its annotations, or it is too
-            long for one of the scales.
+        ``color_type='grayscale'``; and what had to be converted. A BadImageError is raised if it
+        cannot be used.
     """
     color_type = getattr(step, 'color_type', 'color')
     content = read_file(path, getattr(step, 'backend_args', None))
@@ -229,9 +218,8 @@ def check_loader(
 ) -> None:
     """Let a data loader skip bad images, and put into its batches what was noted about them.
 
-    :class:`LoadCheckedImage` comes into the pipelines of its data set and of those that it wraps,
-    and :class:`.load_labels.LoadCheckedLabels`, which stops on labels that name no class and are
-    not ``ignore_index``. Doing it twice changes nothing.
+    The steps that load come into the pipelines of its data set and of those that it wraps. Labels
+    that name no class and are not ``ignore_index`` are an error. Doing it twice changes nothing.
     """
     classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
     check = CheckLabels(len(classes), ignore_index=ignore_index) if classes else None
@@ -317,10 +305,10 @@ def _step_lists(steps: list) -> Iterator[list]:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) to be looked at, of an image (H, W) or (H, W, C) of a pipeline.
+    """RGB uint8 (H, W, 3) to be looked at, of an image (H, W) or (H, W, C), BGR, of a pipeline.
 
-    Of three channels or more, the first three are taken for BGR. Other types than uint8 are
-    stretched from least to largest value, except where all are in 0..255 and some are above 1.
+    Other types than uint8 are stretched from least to largest value, except where all are in 0..255
+    and some are above 1.
     """
     image = image[..., None] if image.ndim == 2 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)

@@ -20,11 +20,6 @@ class LoadCheckedLabels(CheckedStep):
 
     mmseg squeezes what it has read, which loses a side of one pixel, and raises for 1×1. Where the
     labels cannot be read, in evaluation, all pixels of the image are ignored.
-
-    Args:
-        transform (LoadAnnotations): mmseg's step, whose settings are used.
-        is_evaluation (bool): See :class:`CheckedStep`. Defaults to False.
-        check (CheckLabels, optional): Stops on labels that name no class. Defaults to None.
     """
 
     def __init__(
@@ -85,10 +80,7 @@ def label_step(dataset: dict) -> object:
 def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
     """A function from a data set's info of an image to its labels, as its pipeline reads them.
 
-    They are uint8 (H, W): class indices, 255 where they are ignored.
-
-    Args:
-        dataset (dict): Config of a data set; mmseg must be the default scope.
+    They are uint8 (H, W): class indices, 255 where they are ignored. mmseg must be the scope.
     """
     pipeline = dataset.get('pipeline') or ()
     checks = [TRANSFORMS.build(one) for one in pipeline if one.get('type') == 'CheckLabels']
@@ -110,8 +102,7 @@ def label_reader(dataset: dict) -> Callable[[dict], np.ndarray]:
 def stored_labels(step: object, info: dict) -> np.ndarray:
     """Labels as the file has them, before anything is taken off or mapped; raises BadImageError.
 
-    Integers (H, W), of any size; colours are (H, W, C). Of other steps than mmseg's own: what they
-    make of the file.
+    Integers (H, W), of any size; colours are (H, W, C). Of other steps: what they make of the file.
     """
     path, labels = info['seg_map_path'], None
     check_regular(path)

@@ -24,10 +24,7 @@ from .runner.strategy import is_sharded
 
 
 class LogSummary(Hook):
-    """Logs, in one line each, what is trained or tested: data, model, schedule, device, folder.
-
-    The tools give it to the runner, not to the config.
-    """
+    """Logs what is trained or tested, one line each; the tools register it, not the config."""
 
     priority = 'VERY_LOW'  # after the weights are loaded
     _is_logged = False

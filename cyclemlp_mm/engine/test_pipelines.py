@@ -91,7 +91,7 @@ def corrupt_data(dataset: ConfigDict, corruption: str, severity: int) -> None:
 
 
 def use_corrupted_folder(dataset: ConfigDict, root: Path, part: str) -> None:
-    """Let a classifier's data set read the class folders in ``root/part``.
+    """Let a classifier's data set read the class folders in ``root/part``, without cropping.
 
     Such images are cropped already: all resizing becomes one step, to the same input size.
     """

@@ -87,10 +87,7 @@ def _to_stderr(message: str) -> None:
 
 @contextmanager
 def progress_bar(runner: Runner) -> Iterator[None]:
-    """Show a :class:`ProgressBar` for what the runner does in the block, however it ends.
-
-    The hook is given to the runner, not to its config: the config in the work dir runs in any tool.
-    """
+    """Show a :class:`ProgressBar` for what the runner, not its config, does in the block."""
     bar = ProgressBar()
     runner.register_hook(bar)
     try:
@@ -102,11 +99,8 @@ def progress_bar(runner: Runner) -> Iterator[None]:
 class ProgressBar(Hook):
     """Shows how far training and evaluation are, with the latest loss and the time left.
 
-    Log lines are printed above the bar. Where the output is not a terminal (a file, a pipe, a
-    cluster's queue), and in all processes but the first, nothing is shown.
-
-    Args:
-        console (Console, optional): Where to draw. Defaults to None: the standard output.
+    Log lines are printed above the bar. Where the output is not a terminal, and in all processes
+    but the first, nothing is shown.
     """
 
     priority = 'VERY_LOW'

@@ -46,12 +46,8 @@ class DeployModel(Hook):
 class DrawResults(Hook):
     """Draws every image of a test as the model saw it: ground truth left, prediction right.
 
-    Unlike by the toolboxes' hooks, images are turned as they were loaded, and the pictures are in
-    the same sub-folders as the images.
-
-    Args:
-        out_dir (str): Folder for the pictures.
-        style (Style, optional): See :class:`cyclemlp_mm.visualization.overlay.Style`.
+    Images are turned as they were loaded, and the pictures are in ``out_dir`` in the same
+    sub-folders as the images. ``style`` is a :class:`cyclemlp_mm.visualization.overlay.Style`.
     """
 
     def __init__(self, out_dir: str, style: object = None) -> None:
@@ -108,7 +104,7 @@ class DrawResults(Hook):
 
 
 def _picture_names(paths: list[str], keep_suffix: bool) -> dict[str, str]:
-    """For each image the name of its picture, relative to the folder that all images share.
+    """For each image the name of its picture, in the sub-folder of the image.
 
     A PNG, or with ``keep_suffix`` the image's own kind where that can be written.
     """
