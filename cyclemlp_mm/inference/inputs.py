@@ -1,7 +1,6 @@
 """What a user names on the command line: files, folders, globs; images and videos."""
 
 import glob
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -10,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
-from PIL import Image, UnidentifiedImageError
 
 from cyclemlp_mm.datasets import image_files, load_image
 from cyclemlp_mm.engine.bad_images import check_max_value
+from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
@@ -113,13 +112,11 @@ def image_reader(
     if loader is not None:
         loader.limit_pixels = False
 
+    decodes = loader is None or load_image.is_decoded_here(loader.transform)
+
     def read(path: str | Path, known: dict | None = None) -> tuple[np.ndarray, list[str]]:
-        path, known = str(path), dict(known or {})
-        image_files.check_regular(path)
-        if loader is not None and not load_image.is_decoded_here(loader.transform):
-            return loader.read(dict(known, img_path=path))
-        _check_complete(path)
-        if not known and as_stored:
+        path, known = _existing(path), dict(known or {})
+        if decodes and as_stored and not known:
             facts = image_files.read_facts(path, limit_pixels=False)
             known = dict(zip(('height', 'width'), facts.stored))
         if loader is None:
@@ -131,24 +128,13 @@ def image_reader(
 
 def read_image(path: str | Path) -> np.ndarray:
     """Decode an image to BGR uint8, (H, W, 3), as mmcv does, EXIF applied; raises a UserError."""
-    image_files.check_regular(path)
-    _check_complete(path)
-    return load_image.read_image(str(path), {}, limit_pixels=False)[0]
+    return load_image.read_image(_existing(path), {}, limit_pixels=False)[0]
 
 
-def _check_complete(path: str | Path) -> None:
-    """OpenCV fills what a truncated file lacks with grey, without an error; Pillow raises one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-    except (Image.DecompressionBombError, UnidentifiedImageError):
-        pass  # very large, and the user's own; or OpenCV may read it
-    except FileNotFoundError as error:
-        raise MissingFileError(f'{path}: no such file') from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise image_files.BadImageError(f'{path} is truncated or damaged: {error}') from error
+def _existing(path: str | Path) -> str:
+    if not Path(path).exists():
+        raise MissingFileError(f'{path}: no such file')
+    return str(path)
 
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
@@ -164,11 +150,7 @@ def loading_steps(cfg: Config) -> list:
 
 
 def _test_data(cfg: Config) -> dict:
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-    return dataset
+    return next((dataset for _, dataset in data_sets(cfg, ['test', 'val'])), {})
 
 
 class Video:

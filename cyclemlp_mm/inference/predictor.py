@@ -16,7 +16,13 @@ from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.engine.config_data import class_names, heads_classes, palette_of
+from cyclemlp_mm.engine.config_data import (
+    class_names,
+    heads_classes,
+    meta_of,
+    palette_of,
+    trained_metainfo,
+)
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
@@ -153,12 +159,8 @@ def _build_classifier(cfg: Config, checkpoint: str, device: str) -> BaseInferenc
 
 def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
     """The checkpoint, with the config's class names where it has none of its own."""
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
-    older = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
-    names = next((n for n in (meta.get('dataset_meta'), older) if _has_names(n)), None)
-    whose = 'its class names are'
-    if names is None:
+    names, whose = trained_metainfo(content), 'its class names are'
+    if not names:
         names, whose = class_names(cfg) or {}, 'it has no class names; those of the config are'
         listed = ', '.join(map(str, names.get('classes', ())[:5]))
         print_log(f'checkpoint {checkpoint}: {whose} used: {listed or "none"}', 'current')
@@ -170,9 +172,4 @@ def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
             f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. Set them by '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
         )
-    return {**content, 'meta': {**meta, 'dataset_meta': names}}
-
-
-def _has_names(meta: object) -> bool:
-    names = meta.get('classes') if isinstance(meta, dict) else None
-    return isinstance(names, (list, tuple)) and {type(name) for name in names} == {str}
+    return {**content, 'meta': {**meta_of(content), 'dataset_meta': names}}
