@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from cyclemlp_mm.errors import UserError
 
-from .check_labels import CheckLabels
 from .image_files import (
     BadImageError,
     ImageFacts,
@@ -28,7 +27,7 @@ from .image_files import (
     read_file,
 )
 from .image_notes import CheckedStep, CollateWithNotes
-from .load_labels import LoadCheckedLabels, loads_label_images
+from .load_labels import CheckLabels, LoadCheckedLabels, loads_label_images
 
 #: Longest side of a black image that stands for one too long to be resized.
 _STAND_IN = 64

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
-from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
+from cyclemlp_mm.datasets.load_labels import IGNORE_INDEX
 from cyclemlp_mm.errors import UserError
 
 _OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')

@@ -22,11 +22,9 @@ VIDEO_SUFFIXES += ('.wmv', '.flv', '.3gp', '.ogv', '.ts', '.mts')
 
 @dataclass(frozen=True)
 class Input:
-    """A file to be predicted.
+    """A file to be predicted, and the ``name`` of what is written for it.
 
-    Attributes:
-        path (Path): The file.
-        name (str): Of what is written for it: without suffix, unlike any other's, may hold folders.
+    The name is without suffix, unlike any other's, and may hold folders.
     """
 
     path: Path
@@ -96,13 +94,12 @@ def _expand(
 
 def image_reader(
     cfg: Config, as_stored: bool = False
-) -> Callable[[str, dict], tuple[np.ndarray, list[str]]]:
+) -> Callable[[str], tuple[np.ndarray, list[str]]]:
     """Make a function that reads images as the test pipeline of a config does.
 
-    It takes a path and, optionally, what annotations say of the image (``height`` and ``width``, or
-    ``seg_map_path``). It returns the image, BGR uint8 (H, W, 3) or as the config's loading step
-    makes it, and what had to be converted. With ``as_stored``, EXIF rotation is ignored. The scope
-    of the config's toolbox must be the default.
+    It takes a path. It returns the image, BGR uint8 (H, W, 3) or as the config's loading step makes
+    it, and what had to be converted. With ``as_stored``, EXIF rotation is ignored. The scope of the
+    config's toolbox must be the default.
     """
     from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
 
@@ -114,9 +111,9 @@ def image_reader(
 
     decodes = loader is None or load_image.is_decoded_here(loader.transform)
 
-    def read(path: str | Path, known: dict | None = None) -> tuple[np.ndarray, list[str]]:
-        path, known = _existing(path), dict(known or {})
-        if decodes and as_stored and not known:
+    def read(path: str | Path) -> tuple[np.ndarray, list[str]]:
+        path, known = _existing(path), {}
+        if decodes and as_stored:
             facts = image_files.read_facts(path, limit_pixels=False)
             known = dict(zip(('height', 'width'), facts.stored))
         if loader is None:
