@@ -98,17 +98,11 @@ def use_own_data(
     else:
         there = _splits(root, FOLDERS, needed, 'train/CLASS/IMAGE or of lists')
         lists = {split: _find_list(root, split) for split in there}
-        in_lists = any(lists.values())
-        classes_of = _classes_of_lists if in_lists else _classes_of_folders
+        classes_of = _classes_of_lists if any(lists.values()) else _classes_of_folders
         names = classes_of(root, lists, classes)
+        shared = dict(type='CustomDataset', with_label=True, extensions=IMAGE_SUFFIXES)
         settings = {
-            split: dict(
-                type='CustomDataset',
-                data_prefix=_prefix_of(root, split, name) if in_lists else split,
-                ann_file=name,
-                with_label=True,
-                extensions=IMAGE_SUFFIXES,
-            )
+            split: dict(shared, ann_file=name, data_prefix=_prefix_of(root, split, name))
             for split, name in lists.items()
         }
     for split, dataset in data_sets(cfg):
@@ -330,7 +324,9 @@ def _highest_label(file: Path) -> int:
 
 
 def _prefix_of(root: Path, split: str, list_name: str) -> str:
-    """What the list's names are relative to: the split's folder, or ``root``."""
+    """What names are relative to: the split's folder or, where a list has them, maybe ``root``."""
+    if not list_name:
+        return split
     name = read_lines(root / list_name)[0].strip().rpartition(' ')[0]
     for prefix in (split, ''):
         if (root / prefix / name).is_file():

@@ -24,12 +24,10 @@ CUT_MARGIN = 0.02  # a box is cut this near to an inner border of its tile, in p
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut.
+    """How an image is cut: into square tiles with a side of ``size`` pixels, at least 64.
 
-    Args:
-        size (int): Side of the square tiles, in pixels, at least 64.
-        overlap (float): Part of a tile that its neighbour covers too, at least, in 0..0.9; objects
-            should not be larger than this strip. Defaults to 0.2.
+    ``overlap`` is the part of a tile that its neighbour covers too, at least, in 0..0.9; objects
+    should not be larger than this strip.
     """
 
     size: int

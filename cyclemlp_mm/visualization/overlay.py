@@ -28,12 +28,8 @@ SMALL = 32**2
 class Style:
     """How predictions are drawn.
 
-    Attributes:
-        score_thr (float): Instances with a lower score are left out. Defaults to 0.3.
-        line_width (int, optional): Of boxes, in pixels. Defaults to None: by the size.
-        hide_labels (bool): Write no labels. Defaults to False.
-        hide_scores (bool): Write names without scores. Defaults to False.
-        longer_side (int): Smaller images are enlarged to it. Defaults to 640.
+    Instances with a lower score than ``score_thr`` are left out. ``line_width`` of boxes is in
+    pixels, None goes by the size. Images with a ``longer_side`` below that are enlarged to it.
     """
 
     score_thr: float = 0.3

@@ -62,14 +62,9 @@ def build_page(
                 upload.preprocess = lambda payload: payload and payload.path
                 if examples:
                     pictures = [read_upload(path, limits)[..., ::-1] for path in examples]
-                    look = dict(
-                        label='Examples',
-                        elem_id='examples',
-                        columns=3,
-                        height=120,
-                        show_label=False,
-                    )
+                    look = dict(label='Examples', show_label=False, columns=3, height=120)
                     look |= dict(allow_preview=False, interactive=False, buttons=[])
+                    look['elem_id'] = 'examples'
                     gallery = gr.Gallery(pictures, **look)
 
                     def choose(event: gr.SelectData) -> np.ndarray:
@@ -113,14 +108,9 @@ def build_page(
                 message = f'<div class="problem" role="alert">{message}</div>'
             return [*_redraw(found, score_thr, shows), found, message]
 
-        call = dict(
-            fn=predict,
-            inputs=[upload, slider, *first, *second, show],
-            outputs=[*shown, answers, problem],
-            concurrency_limit=1,
-            concurrency_id='predict',
-            show_progress_on=[shown[1]],
-        )
+        call = dict(fn=predict, inputs=[upload, slider, *first, *second, show])
+        call |= dict(outputs=[*shown, answers, problem], show_progress_on=[shown[1]])
+        call |= dict(concurrency_limit=1, concurrency_id='predict')
         gr.on([upload.upload, upload.clear, button.click], api_name='predict', **call)
         if examples:
             chosen.then(api_visibility='private', **call)

@@ -35,10 +35,8 @@ class CheckLoadedWeights(Hook):
       differ, as for another number of classes, and are counted in the log.
 
     Data with other class names, or in another order, is rejected: labels would not mean the same.
-    ``load_from`` takes data with other names, to fine-tune on them.
-
-    A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
-    every config.
+    ``load_from`` takes data with other names, to fine-tune on them. A backbone's own file (names
+    without ``backbone.``) is taken too.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook looks at the state dict

@@ -12,14 +12,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 
@@ -107,18 +101,10 @@ class ProgressBar(Hook):
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
-        self.bar = Progress(
-            '{task.description}',
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            'left',
-            TimeRemainingColumn(),
-            '{task.fields[loss]}',
-            console=console,
-            transient=True,
-            disable=not (console.is_terminal and is_main_process()),
-        )
+        done = progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()
+        left = 'left', progress.TimeRemainingColumn(), '{task.fields[loss]}'
+        look = dict(transient=True, disable=not (console.is_terminal and is_main_process()))
+        self.bar = progress.Progress('{task.description}', *done, *left, console=console, **look)
         self._tasks: dict[str, int] = {}
         self._streams: list[tuple[logging.StreamHandler, object]] = []
 
