@@ -44,34 +44,45 @@ class LoadCheckedImage(CheckedStep):
 
     Skipped are files that are missing, empty, truncated, no image or not regular, whose size is not
     that of their annotations (as stored, or as EXIF turns it), and images so long that resizing to
-    one of ``scales`` leaves nothing of their short side. What mmcv's ``LoadImageFromFile`` loads is
-    read by :func:`read_image`. Other loading steps (``.npy``, tifffile, ``color_type='unchanged'``)
-    decode as they do. ``labels_are_images`` says whether ``seg_map_path`` names an image, whose
-    size must be that of the image.
+    one of ``scales`` leaves nothing of their short side. Steps that load other files than mmcv's
+    does (``.npy``, tifffile, ``color_type='unchanged'``) decode as they do.
+
+    In images of more than 8 bits, ``max_value`` becomes 255, by default 65535. ``limit_pixels``
+    says whether Pillow's limit against decompression bombs holds, ``labels_are_images`` whether
+    ``seg_map_path`` names an image of the image's size.
     """
 
     def __init__(
         self,
-        transform: object,
-        is_evaluation: bool,
+        transform: object = None,
+        is_evaluation: bool = False,
         scales: Sequence[tuple[int, int]] = (),
         max_value: float | None = None,
         labels_are_images: bool = True,
+        limit_pixels: bool = True,
     ) -> None:
+        if transform is None:
+            from mmcv.transforms import LoadImageFromFile  # not needed by the bare package
+
+            transform = LoadImageFromFile()
         super().__init__(transform, is_evaluation)
         self.scales = scales
         self.max_value = max_value
         self.labels_are_images = labels_are_images
-        self.limit_pixels = True
+        self.limit_pixels = limit_pixels
 
     def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
-        """The image, and what had to be converted; raises a BadImageError if it cannot be used."""
+        """The image, and what had to be converted; raises a BadImageError if it cannot be used.
+
+        It is uint8 (H, W, 3), BGR, or (H, W) with ``color_type='grayscale'``, or as a step of other
+        files makes it, in the orientation that its annotations have: ``height`` and ``width``, or
+        ``seg_map_path``, of ``results``.
+        """
         step, known = self.transform, dict(results)
         if not self.labels_are_images:
             known.pop('seg_map_path', None)
         if is_decoded_here(step):
-            path = str(results['img_path'])
-            return read_image(path, known, step, self.scales, self.max_value, self.limit_pixels)
+            return self._read_8_bits(str(results['img_path']), _annotated_size(known))
         paths, name = known['img_path'], type(step).__name__
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
@@ -84,6 +95,36 @@ class LoadCheckedImage(CheckedStep):
             raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
         _check_size(paths, _annotated_size(known), image.shape[:2])
         return image, []
+
+    def _read_8_bits(
+        self, path: str, annotated: tuple[int, int] | None
+    ) -> tuple[np.ndarray, list[str]]:
+        color_type = self.transform.color_type
+        content = read_file(path, self.transform.backend_args)
+        facts = image_facts(content, path, self.limit_pixels)
+        renamed = {'EXIF rotation': _exif_kind(path, facts, annotated)}
+        if scale := _too_long(facts.stored, self.scales):
+            (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
+            what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
+            raise BadImageError(what)
+        left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
+        values = None
+        if facts.is_deep:
+            flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
+            values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
+        if values is None or self.max_value is None:
+            backend = self.transform.imdecode_backend
+            image = _decode(content, color_type + '_ignore_orientation' * left_out, backend, path)
+        else:
+            image = np.clip(values * (255 / self.max_value), 0, 255).round().astype(np.uint8)
+        if values is not None and _high(image) <= DARK:
+            most = 2 ** int(_high(values)).bit_length() - 1
+            renamed['more than 8 bits'] = (
+                f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
+                f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
+            )
+        converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
+        return image, [renamed.get(kind, kind) for kind in converted]
 
     def put(self, results: dict, image: np.ndarray) -> dict:
         """Put an image and its shape into the results."""
@@ -107,57 +148,9 @@ class LoadCheckedImage(CheckedStep):
         return results
 
 
-def read_image(
-    path: str,
-    results: dict,
-    step: object = None,
-    scales: Sequence[tuple[int, int]] = (),
-    max_value: float | None = None,
-    limit_pixels: bool = True,
-) -> tuple[np.ndarray, list[str]]:
-    """Read an image as 8 bits, in the orientation that its annotations have.
-
-    Args:
-        path (str): The file.
-        results (dict): What mmengine's data sets know about it; used are ``height`` and ``width``,
-            or ``seg_map_path``.
-        step (LoadImageFromFile, optional): mmcv's, whose settings are used.
-        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`.
-        max_value (float, optional): Of images of more than 8 bits: the value that becomes 255, by
-            default 65535.
-        limit_pixels (bool): Whether Pillow's limit against decompression bombs holds.
-
-    Returns:
-        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) with the step's
-        ``color_type='grayscale'``; and what had to be converted. A BadImageError is raised if it
-        cannot be used.
-    """
-    color_type = getattr(step, 'color_type', 'color')
-    content = read_file(path, getattr(step, 'backend_args', None))
-    facts = image_facts(content, path, limit_pixels)
-    renamed = {'EXIF rotation': _exif_kind(path, facts, _annotated_size(results))}
-    if scale := _too_long(facts.stored, scales):
-        (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
-        what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
-        raise BadImageError(what)
-    left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
-    values = None
-    if facts.is_deep:
-        flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
-        values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
-    if values is None or max_value is None:
-        backend = getattr(step, 'imdecode_backend', 'cv2')
-        image = _decode(content, color_type + '_ignore_orientation' * left_out, backend, path)
-    else:
-        image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
-    if values is not None and _high(image) <= DARK:
-        most = 2 ** int(_high(values)).bit_length() - 1
-        renamed['more than 8 bits'] = (
-            f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
-            f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
-        )
-    converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
-    return image, [renamed.get(kind, kind) for kind in converted]
+def read_image(path: str, results: dict) -> tuple[np.ndarray, list[str]]:
+    """:meth:`LoadCheckedImage.read` of a file, with ``results`` that annotations say of it."""
+    return LoadCheckedImage().read(dict(results, img_path=path))
 
 
 def _exif_kind(path: str, facts: ImageFacts, annotated: tuple[int, int] | None) -> str:
@@ -251,7 +244,7 @@ def check_steps(
 
 
 def is_decoded_here(step: object) -> bool:
-    """Whether :func:`read_image` replaces a loading step: mmcv's own, for 8-bit images."""
+    """Whether :class:`LoadCheckedImage` decodes in place of a step: mmcv's, for 8-bit images."""
     return (
         type(step).__name__ == 'LoadImageFromFile'
         and step.color_type in ('color', 'grayscale')

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 
-from cyclemlp_mm.datasets import image_files, load_image
+from cyclemlp_mm.datasets import image_files
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.errors import MissingFileError, UserError
@@ -104,20 +105,16 @@ def image_reader(
     from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
 
     steps = [TRANSFORMS.build(step) for step in loading_steps(cfg)]
-    load_image.check_steps(steps, True, check_max_value(cfg))
-    loader = next((step for step in steps if isinstance(step, load_image.LoadCheckedImage)), None)
-    if loader is not None:
-        loader.limit_pixels = False
-
-    decodes = loader is None or load_image.is_decoded_here(loader.transform)
+    check_steps(steps, True, check_max_value(cfg))
+    loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+    loader = loader or LoadCheckedImage()
+    loader.limit_pixels = False
 
     def read(path: str | Path) -> tuple[np.ndarray, list[str]]:
         path, known = _existing(path), {}
-        if decodes and as_stored:
+        if as_stored and is_decoded_here(loader.transform):
             facts = image_files.read_facts(path, limit_pixels=False)
             known = dict(zip(('height', 'width'), facts.stored))
-        if loader is None:
-            return load_image.read_image(path, known, limit_pixels=False)
         return loader.read(dict(known, img_path=path))
 
     return read
@@ -125,7 +122,7 @@ def image_reader(
 
 def read_image(path: str | Path) -> np.ndarray:
     """Decode an image to BGR uint8, (H, W, 3), as mmcv does, EXIF applied; raises a UserError."""
-    return load_image.read_image(_existing(path), {}, limit_pixels=False)[0]
+    return LoadCheckedImage(limit_pixels=False).read(dict(img_path=_existing(path)))[0]
 
 
 def _existing(path: str | Path) -> str:

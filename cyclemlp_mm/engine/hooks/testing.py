@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from cyclemlp_mm.datasets.image_files import BadImageError
-from cyclemlp_mm.datasets.load_image import as_picture, image_loader, read_image
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, as_picture, image_loader
 from cyclemlp_mm.engine.config_data import palette_of
 from cyclemlp_mm.models import to_deploy
 
@@ -56,7 +56,7 @@ class DrawResults(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         data = runner.test_loop.dataloader.dataset
-        self._loader = image_loader(data)
+        self._loader = image_loader(data) or LoadCheckedImage()
         self._classes = data.metainfo['classes']
         self._palette = palette_of(data.metainfo, len(self._classes))
         paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
@@ -97,7 +97,7 @@ class DrawResults(Hook):
         height, width = sample.ori_shape[:2]
         known = dict(img_path=path, height=height, width=width)
         try:
-            image = self._loader.read(known)[0] if self._loader else read_image(path, known)[0]
+            image, _ = self._loader.read(known)
         except BadImageError:  # the test's log names it
             return np.zeros((height, width, 3), np.uint8)
         return np.ascontiguousarray(as_picture(image))
