@@ -1,7 +1,5 @@
 """CLI entry point of tools/estimate.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config

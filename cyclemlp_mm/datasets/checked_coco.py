@@ -4,8 +4,6 @@ mmdet's own read the file twice and differently: classes in the order of the fil
 config names, boxes that training drops but the evaluation searches for, ids that pycocotools loses.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 COCO's own training file is 448 MB of text, gigabytes as Python objects, and takes seconds to read.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Corrupted images, made while they are loaded: ImageNet-C's corruptions, arXiv 1903.12261."""
 
-from __future__ import annotations
-
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 

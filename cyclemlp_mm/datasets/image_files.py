@@ -4,8 +4,6 @@ Decoders are lenient: OpenCV fills the missing part of a truncated JPEG with gre
 warning. So the ends of files are looked at here, before they are decoded.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import stat

@@ -4,8 +4,6 @@ A step keeps its notes until :class:`CollateWithNotes` puts them into the batch 
 hook ``SkipBadImages`` takes them out before the model gets the batch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

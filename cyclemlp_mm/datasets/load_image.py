@@ -5,8 +5,6 @@ Before the first batch, the hook ``SkipBadImages`` calls :func:`check_loader`. T
 notes travel in the batch to the hook, which logs and counts them.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Label images: loaded in place of mmseg's ``LoadAnnotations``, and checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

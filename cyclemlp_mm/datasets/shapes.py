@@ -3,8 +3,6 @@
 The same arguments give the same images on the same machine.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ epoch and the sample's number in it. So a training that is resumed in the middle
 what it would have seen, and two processes see what one process with twice the batch sees.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Broken and unusual images during training and evaluation: counted, named, and limited."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 
 from mmengine.config import Config

@@ -1,7 +1,5 @@
 """Data sets, evaluators and classes of a config, and class names of checkpoints."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 

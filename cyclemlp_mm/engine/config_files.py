@@ -1,7 +1,5 @@
 """Configs by path or name, ``--cfg-options``, and the toolbox that a config needs."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import importlib

@@ -1,7 +1,5 @@
 """Layouts of data folders, recognised by their content, and commands that convert other ones."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -4,8 +4,6 @@ It sets the data roots of every loader and evaluator, the class names and the ``
 every head. The layouts are in docs/own_data.md and docs/classification.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
 

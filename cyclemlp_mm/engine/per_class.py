@@ -1,7 +1,5 @@
 """What a test says about each class: AP by class, and which class is taken for which."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run begins with (data, model, schedule, device) and what a training ends with."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Iterator

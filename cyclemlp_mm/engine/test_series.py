@@ -1,7 +1,5 @@
 """A series of tests of one model: a classifier at several sizes, any model on corrupted images."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """Test-time augmentation by the models of mmdet and mmseg: several views of an image, merged."""
 
-from __future__ import annotations
-
 import copy
 
 from mmengine.config import Config, ConfigDict

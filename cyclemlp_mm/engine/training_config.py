@@ -1,7 +1,5 @@
 """What the tools add to every config: hooks, loops, and where figures go."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

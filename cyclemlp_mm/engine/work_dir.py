@@ -1,7 +1,5 @@
 """Files of a work dir: complete or absent whatever ends the process, and of one training only."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

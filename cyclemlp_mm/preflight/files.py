@@ -1,7 +1,5 @@
 """Files of a data set: missing, not read, broken, converted, of other channels, shared."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

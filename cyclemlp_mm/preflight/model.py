@@ -1,7 +1,5 @@
 """Model, schedule, sharding and work dir of a config."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """All checks of a config, in one go."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Segmentation: data sets, label images, crops, and batches that training or evaluation fail on."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re

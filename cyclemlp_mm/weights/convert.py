@@ -1,7 +1,5 @@
 """Any checkpoint of a CycleMLP that we read, written again: our names, published, safetensors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

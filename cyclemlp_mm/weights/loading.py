@@ -3,8 +3,6 @@
 Whatever is not an expected difference, by name, raises before anything is copied.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Collection, Mapping

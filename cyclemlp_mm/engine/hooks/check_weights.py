@@ -1,7 +1,5 @@
 """Weights of a whole model: all of them where it is tested or resumed, else logged by part."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from mmengine.hooks import Hook

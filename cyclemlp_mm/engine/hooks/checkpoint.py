@@ -1,7 +1,5 @@
 """Checkpoints that survive a kill at any moment and a full disk."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Hooks that end a training early: on SIGTERM or Ctrl-C, and when its loss is not finite."""
 
-from __future__ import annotations
-
 import math
 import signal
 import sys

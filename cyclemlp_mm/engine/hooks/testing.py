@@ -1,7 +1,5 @@
 """Hooks of a test: pictures of its predictions, and a model in deploy mode."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections import Counter

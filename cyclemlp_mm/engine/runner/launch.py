@@ -1,7 +1,5 @@
 """Start and end of the processes of a run, and mixed precision, also without a GPU."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

@@ -3,8 +3,6 @@
 mmengine continues with the optimiser and schedule of the checkpoint, whatever the config says.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import re

@@ -1,7 +1,5 @@
 """FSDP for mmengine's FlexibleRunner: which layers are sharded, and full state dicts."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 
