@@ -6,7 +6,8 @@ PyTorch's own ``FlopCounterMode`` leaves out, silently, operators without a form
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,23 +106,29 @@ def backbone_multiply_adds(backbone: nn.Module, shape: tuple[int, int, int, int]
     return multiply_adds(lambda: backbone(image))
 
 
+@contextmanager
+def quiet(scope: str) -> Iterator[None]:
+    """A toolbox's scope, without what models log and warn about training when they are built."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 def build_on_meta(cfg: Config) -> nn.Module:
     """The config's model on the meta device, in eval mode: shapes, no numbers."""
     from cyclemlp_mm.engine import require_toolbox
 
-    scope, logger = require_toolbox(cfg), MMLogger.get_current_instance()
-    settings = Config(cfg.model.to_dict())
+    scope, settings = require_toolbox(cfg), Config(cfg.model.to_dict())
     settings.backbone.init_cfg = None
     settings.pop('pretrained', None)
-    level = logger.level
-    in_scope = DefaultScope.overwrite_default_scope(scope)
-    with torch.device('meta'), in_scope, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # models log and warn about training when they are built
-        logger.setLevel(logging.ERROR)
-        try:
-            return MODELS.build(settings).eval()
-        finally:
-            logger.setLevel(level)
+    with torch.device('meta'), quiet(scope):
+        return MODELS.build(settings).eval()
 
 
 def count_parameters(model: nn.Module) -> int:

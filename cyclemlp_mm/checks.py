@@ -1,7 +1,5 @@
 """Checks of arguments before work is done for them: devices, thresholds, files to write."""
 
-from __future__ import annotations
-
 import inspect
 import tempfile
 import traceback

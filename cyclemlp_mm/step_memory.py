@@ -6,12 +6,8 @@ taken as the largest possible one: a two-stage detector trains on as many object
 takes. What PyTorch's operators allocate inside, and CUDA itself, is not counted.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
-import logging
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,9 +18,8 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -38,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from cyclemlp_mm.analysis import quiet
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops.recording import measured_as
@@ -78,16 +74,10 @@ def measure_step(
 ) -> StepMemory:
     """Memory of one training step of a config on one device; nothing is computed.
 
-    Args:
-        cfg (Config): Of a detector, segmentor or classifier; unchanged. Weights are not loaded.
-        batch_size (int): Images per step.
-        size (tuple[int, int]): Height and width of the images, before the data preprocessor.
-        amp (bool): Automatic mixed precision. Default: False.
-        device (str): 'cuda' or 'cpu', whose forms of operators are taken. Default: 'cuda'.
-
-    Raises:
-        UserError: The model cannot be built, or has an operator whose result's size depends on
-            numbers and cannot be assumed.
+    ``size`` is height and width of the images, before the data preprocessor; ``device`` ('cuda' or
+    'cpu') is the one whose forms of operators are taken. Weights are not loaded. Raises a UserError
+    if the model cannot be built, or has an operator whose result's size depends on numbers and
+    cannot be assumed.
     """
     from cyclemlp_mm.engine import require_toolbox
 
@@ -97,7 +87,7 @@ def measure_step(
     settings.model.pop('pretrained', None)
     live = _LiveStorages()
     with ExitStack() as stack:
-        for context in (_quiet(scope), FakeTensorMode(allow_non_fake_inputs=True), live):
+        for context in (quiet(scope), FakeTensorMode(allow_non_fake_inputs=True), live):
             stack.enter_context(context)
         stack.enter_context(measured_as(device, FakeTensor))
         stack.enter_context(mock.patch.object(FakeTensor, '__deepcopy__', _copy, create=True))
@@ -265,20 +255,6 @@ def _assumed(func: Any, *args: Any, **kwargs: Any) -> Any:
         f'cannot estimate this model: the size of a result of {func} depends on numbers. Train a '
         'few steps and read the memory in the log instead'
     )
-
-
-@contextmanager
-def _quiet(scope: str) -> Iterator[None]:
-    """Without what models log and warn about training when they are built."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _copy(tensor: Tensor, memo: dict) -> Tensor:

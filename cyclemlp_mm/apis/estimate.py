@@ -1,7 +1,5 @@
 """CLI entry point of tools/estimate.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config
@@ -20,13 +18,8 @@ RESERVE = 0.1
 def estimate(argv: Sequence[str] | None = None) -> dict:
     """Estimate the memory of a training step on one GPU, and print it; no GPU is needed.
 
-    Returns:
-        dict: Bytes of 'weights', 'gradients', 'optimizer', 'activations' and their 'total', the
-        'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
-
-    Raises:
-        UserError: An option is out of its range, the config gives no image size, not even one image
-            fits, or the model cannot be estimated.
+    Returns bytes of 'weights', 'gradients', 'optimizer', 'activations' and their 'total', the
+    'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
     """
     args = parse('estimate', argv)
     if args.gpu_memory is not None and not 0 < args.gpu_memory < 2**20:
@@ -64,10 +57,9 @@ def estimate(argv: Sequence[str] | None = None) -> dict:
 def largest_batch(
     measure: Callable[[int], int], limit: float, known: dict[int, int] | None = None
 ) -> int:
-    """The largest batch whose memory is within ``limit`` bytes, found by measuring a few.
+    """The largest batch within ``limit`` bytes; ``known`` has bytes of some batches.
 
-    ``measure`` gives the bytes of a batch, which grow with it; ``known`` are those known already.
-    Raises a UserError if not even one image fits.
+    Bytes grow with the batch, so a few are measured. A UserError where one image does not fit.
     """
     known = dict(known or {})
 

@@ -1,7 +1,5 @@
 """What tools print: no control characters of names, and no lines that tell the user nothing."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import re

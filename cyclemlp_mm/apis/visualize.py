@@ -13,11 +13,10 @@ from torch import nn
 
 from cyclemlp_mm.analysis import build_on_meta
 from cyclemlp_mm.checks import check_writable, model_errors
-from cyclemlp_mm.datasets.image_files import BadImageError
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.config_data import take_class_order
-from cyclemlp_mm.errors import MissingFileError, UserError
+from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops import CycleFC
 from cyclemlp_mm.visualization import curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
@@ -166,17 +165,12 @@ def _gallery(args: argparse.Namespace) -> Path:
     classes = predictor.classes
     for line in take_class_order(cfg, classes, args.checkpoint):
         print(line)
-    labelled = islice(read_ground_truth(cfg, classes, args.checkpoint), args.limit)
-    scores, worst, left_out = [], [], []
+    scores, worst, skipped = [], [], []
+    labelled = islice(read_ground_truth(cfg, classes, args.checkpoint, skipped), args.limit)
     with track(labelled, 'Gallery') as labelled:
         for item in labelled:
             try:
-                image, _ = predictor.read(item.path, item.known)
-            except (BadImageError, MissingFileError) as error:
-                left_out.append(str(error))
-                continue
-            try:
-                [prediction] = predictor.predict([image])
+                [prediction] = predictor.predict([item.image])
             except UserError as error:
                 raise UserError(f'{item.path}: {error}') from error
             if predictor.scope == 'mmseg':
@@ -185,11 +179,13 @@ def _gallery(args: argparse.Namespace) -> Path:
                 score = gallery.judge_instances(
                     item.truth, prediction, args.score_thr, item.ignored
                 )
-            one = gallery.Judged(item.path.name, as_picture(image), item.truth, prediction, *score)
+            one = gallery.Judged(
+                item.path.name, as_picture(item.image), item.truth, prediction, *score
+            )
             scores.append(one.score)
             worst = sorted([*worst, one], key=lambda j: (j.score, j.name))[: args.number]
-    if left_out:
-        print(f'skipped {len(left_out)} images that cannot be used, e.g. {left_out[0]}')
+    if skipped:
+        print(f'skipped {len(skipped)} images that cannot be used, e.g. {skipped[0]}')
     if not worst:
         raise UserError('the validation set has no images')
     print(f'{len(scores)} images, mean {np.mean(scores):.3f}; the worst:')

@@ -2,8 +2,8 @@
 
 from mmengine.registry import DATASETS, METRICS
 
-from .check_labels import CheckLabels
 from .corrupt import CorruptImage
+from .load_labels import CheckLabels
 
 __all__ = ['CheckLabels', 'CorruptImage', 'checked_coco_dataset', 'checked_coco_metric']
 

@@ -4,8 +4,6 @@ mmdet's own read the file twice and differently: classes in the order of the fil
 config names, boxes that training drops but the evaluation searches for, ids that pycocotools loses.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -34,13 +32,8 @@ class CheckedCOCO(COCO):
     - Boxes without area or outside their image are left out, as no detector can find them.
     - Masks that cannot be decoded are an error where masks are needed, and left out elsewhere.
 
-    Args:
-        with_masks (bool): Whether masks are decoded. Defaults to False.
-        is_evaluated (bool): Whether pycocotools decodes them. Defaults to False.
-
-    Raises:
-        UserError: What :func:`cyclemlp_mm.datasets.coco_file.read_coco` raises, and boxes, ids or
-            masks that mmdet or pycocotools cannot read.
+    With ``is_evaluated``, pycocotools has to read the masks, too. Raises a UserError for what
+    :func:`judge_coco` finds, and for masks that mmdet or pycocotools cannot read.
     """
 
     @annotations_kept()  # pauses Python's collector of cycles, too
@@ -75,11 +68,7 @@ class CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence = (), cat_ids: Sequence = ()
     ) -> list:
-        """As pycocotools' ``getCatIds``, but names return their ids in the order of the names.
-
-        Raises:
-            UserError: The file has no category of a name.
-        """
+        """As pycocotools' ``getCatIds``, but names return their ids in the order of the names."""
         if not cat_names:
             return super().get_cat_ids([], list(sup_names), list(cat_ids))
         ids = {category['name']: category['id'] for category in self.dataset['categories']}
@@ -97,10 +86,9 @@ class CheckedCOCO(COCO):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset`` on a :class:`CheckedCOCO`; takes the same settings.
+    """mmdet's ``CocoDataset``, with its settings, on a :class:`CheckedCOCO`.
 
-    ``num_objects`` is the number of objects in the images that it has; None where ``indices``
-    leaves some out.
+    ``num_objects`` is the number of objects; None where ``indices`` leaves images out.
     """
 
     def load_data_list(self) -> list[dict]:
@@ -146,11 +134,7 @@ class CheckedCocoMetric(CocoMetric):
         self._ann_file = ann_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Collect the predictions of one batch.
-
-        Raises:
-            UserError: An image is not the one that the annotation file has under its id.
-        """
+        """Collect predictions; a UserError where an image has another id in the annotation file."""
         for sample in data_samples if self._coco_api is not None else ():
             path = str(sample.get('img_path', ''))
             image = self._coco_api.imgs.get(sample['img_id'])

@@ -1,7 +1,5 @@
 """Corrupted images, made while they are loaded: ImageNet-C's corruptions, arXiv 1903.12261."""
 
-from __future__ import annotations
-
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 
@@ -47,10 +45,6 @@ class CorruptImage:
     Args:
         corruption (str): One of :data:`CORRUPTIONS`.
         severity (int): 1 to 5.
-
-    Raises:
-        ValueError: There is no such corruption or severity.
-        MissingToolboxError: The library is not installed.
     """
 
     def __init__(self, corruption: str, severity: int = 1) -> None:

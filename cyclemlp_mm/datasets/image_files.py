@@ -4,8 +4,6 @@ Decoders are lenient: OpenCV fills the missing part of a truncated JPEG with gre
 warning. So the ends of files are looked at here, before they are decoded.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import stat
@@ -82,10 +80,7 @@ def check_regular(path: str | Path) -> None:
 def split_images(
     files: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
 ) -> tuple[list[Path], list[Path]]:
-    """Files that are images by their suffix, and the others.
-
-    Folders and hidden files (a Mac's ``._NAME.jpg``) are in neither, as in mmengine's listing.
-    """
+    """Files that are images by their suffix, and the others; no folders and no hidden files."""
     here = sorted(f for f in files if not f.name.startswith('.') and not f.is_dir())
     images = [f for f in here if f.suffix.lower() in suffixes]
     return images, [f for f in here if f.suffix.lower() not in suffixes]
@@ -99,9 +94,8 @@ def read_facts(path: str | Path, limit_pixels: bool = True) -> ImageFacts:
 def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> ImageFacts:
     """Look at the content of an image file without decoding its pixels.
 
-    Raises:
-        BadImageError: Empty, no image, truncated, or larger than Pillow's limit against
-            decompression bombs.
+    Raises a BadImageError: empty, no image, truncated, or larger than Pillow's limit against
+    decompression bombs.
     """
     if not content:
         raise BadImageError(f'{path} is empty (0 bytes)')

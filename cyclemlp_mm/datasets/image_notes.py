@@ -4,8 +4,6 @@ A step keeps its notes until :class:`CollateWithNotes` puts them into the batch 
 hook ``SkipBadImages`` takes them out before the model gets the batch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -42,14 +40,10 @@ def kind_of(reason: str) -> str:
 
 
 class CheckedStep:
-    """A loading step that notes what it skips or converts in ``notes``.
+    """A loading step in place of the toolbox's, ``transform``; notes what it skips or converts.
 
     What cannot be read is replaced by another sample in training (mmengine's data sets take one
     when a step returns None), and by a stand-in in evaluation, where every image counts.
-
-    Args:
-        transform (object): The step of the toolbox that it stands for.
-        is_evaluation (bool): See above. Defaults to False.
     """
 
     def __init__(self, transform: object, is_evaluation: bool = False) -> None:
@@ -59,10 +53,8 @@ class CheckedStep:
         self._in_a_row = 0
 
     def __call__(self, results: dict) -> dict | None:
-        """Load one file into ``results``; None where it is skipped.
-
-        Raises:
-            UserError: Many files in a row cannot be read, or nothing can stand in for this one.
+        """Load one file into ``results``; None where it is skipped, a UserError where it must not
+        be.
         """
         path = str(results.get('img_path'))
         try:

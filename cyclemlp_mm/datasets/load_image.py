@@ -5,8 +5,6 @@ Before the first batch, the hook ``SkipBadImages`` calls :func:`check_loader`. T
 notes travel in the batch to the hook, which logs and counts them.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from cyclemlp_mm.errors import UserError
 
-from .check_labels import CheckLabels
 from .image_files import (
     BadImageError,
     ImageFacts,
@@ -28,7 +25,7 @@ from .image_files import (
     read_file,
 )
 from .image_notes import CheckedStep, CollateWithNotes
-from .load_labels import LoadCheckedLabels, loads_label_images
+from .load_labels import CheckLabels, LoadCheckedLabels, loads_label_images
 
 #: Longest side of a black image that stands for one too long to be resized.
 _STAND_IN = 64
@@ -44,42 +41,46 @@ class LoadCheckedImage(CheckedStep):
     """Loads ``results['img_path']`` into ``img`` in place of a pipeline's loading step.
 
     Skipped are files that are missing, empty, truncated, no image or not regular, whose size is not
-    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing
-    leaves nothing of their short side; in evaluation, a black image takes the place. What mmcv's
-    ``LoadImageFromFile`` loads is read by :func:`read_image`. Other loading steps (``.npy``,
-    tifffile, ``color_type='unchanged'``) decode as they do.
+    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing to
+    one of ``scales`` leaves nothing of their short side. Steps that load other files than mmcv's
+    does (``.npy``, tifffile, ``color_type='unchanged'``) decode as they do.
 
-    Args:
-        transform (BaseTransform): The step to stand for.
-        is_evaluation (bool): See :class:`CheckedStep`.
-        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        max_value (float, optional): See :func:`read_image`. Defaults to None.
-        labels_are_images (bool): Whether ``seg_map_path`` names an image, whose size must be that
-            of the image. Defaults to True.
+    In images of more than 8 bits, ``max_value`` becomes 255, by default 65535. ``limit_pixels``
+    says whether Pillow's limit against decompression bombs holds, ``labels_are_images`` whether
+    ``seg_map_path`` names an image of the image's size.
     """
 
     def __init__(
         self,
-        transform: object,
-        is_evaluation: bool,
+        transform: object = None,
+        is_evaluation: bool = False,
         scales: Sequence[tuple[int, int]] = (),
         max_value: float | None = None,
         labels_are_images: bool = True,
+        limit_pixels: bool = True,
     ) -> None:
+        if transform is None:
+            from mmcv.transforms import LoadImageFromFile  # not needed by the bare package
+
+            transform = LoadImageFromFile()
         super().__init__(transform, is_evaluation)
         self.scales = scales
         self.max_value = max_value
         self.labels_are_images = labels_are_images
-        self.limit_pixels = True
+        self.limit_pixels = limit_pixels
 
     def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
-        """The image, and what had to be converted; raises a BadImageError if it cannot be used."""
+        """The image, and what had to be converted; raises a BadImageError if it cannot be used.
+
+        It is uint8 (H, W, 3), BGR, or (H, W) with ``color_type='grayscale'``, or as a step of other
+        files makes it, in the orientation that its annotations have: ``height`` and ``width``, or
+        ``seg_map_path``, of ``results``.
+        """
         step, known = self.transform, dict(results)
         if not self.labels_are_images:
             known.pop('seg_map_path', None)
         if is_decoded_here(step):
-            path = str(results['img_path'])
-            return read_image(path, known, step, self.scales, self.max_value, self.limit_pixels)
+            return self._read_8_bits(str(results['img_path']), _annotated_size(known))
         paths, name = known['img_path'], type(step).__name__
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
@@ -92,6 +93,36 @@ class LoadCheckedImage(CheckedStep):
             raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
         _check_size(paths, _annotated_size(known), image.shape[:2])
         return image, []
+
+    def _read_8_bits(
+        self, path: str, annotated: tuple[int, int] | None
+    ) -> tuple[np.ndarray, list[str]]:
+        color_type = self.transform.color_type
+        content = read_file(path, self.transform.backend_args)
+        facts = image_facts(content, path, self.limit_pixels)
+        renamed = {'EXIF rotation': _exif_kind(path, facts, annotated)}
+        if scale := _too_long(facts.stored, self.scales):
+            (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
+            what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
+            raise BadImageError(what)
+        left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
+        values = None
+        if facts.is_deep:
+            flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
+            values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
+        if values is None or self.max_value is None:
+            backend = self.transform.imdecode_backend
+            image = _decode(content, color_type + '_ignore_orientation' * left_out, backend, path)
+        else:
+            image = np.clip(values * (255 / self.max_value), 0, 255).round().astype(np.uint8)
+        if values is not None and _high(image) <= DARK:
+            most = 2 ** int(_high(values)).bit_length() - 1
+            renamed['more than 8 bits'] = (
+                f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
+                f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
+            )
+        converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
+        return image, [renamed.get(kind, kind) for kind in converted]
 
     def put(self, results: dict, image: np.ndarray) -> dict:
         """Put an image and its shape into the results."""
@@ -115,61 +146,9 @@ class LoadCheckedImage(CheckedStep):
         return results
 
 
-def read_image(
-    path: str,
-    results: dict,
-    step: object = None,
-    scales: Sequence[tuple[int, int]] = (),
-    max_value: float | None = None,
-    limit_pixels: bool = True,
-) -> tuple[np.ndarray, list[str]]:
-    """Read an image as 8 bits, in the orientation that its annotations have.
-
-    Args:
-        path (str): The file.
-        results (dict): What mmengine's data sets know about it; used are ``height`` and ``width``,
-            or ``seg_map_path``.
-        step (LoadImageFromFile, optional): mmcv's, whose settings are used. Defaults to None.
-        scales (Sequence[tuple[int, int]]): Of :func:`resize_scales`. Defaults to ().
-        max_value (float, optional): Of images of more than 8 bits: the value that becomes 255.
-            Defaults to None: the largest that 16 bits can hold, 65535.
-        limit_pixels (bool): Whether Pillow's limit against decompression bombs holds. Defaults to
-            True.
-
-    Returns:
-        tuple[numpy.ndarray, list[str]]: uint8 (H, W, 3), BGR, or (H, W) with the step's
-        ``color_type='grayscale'``; and what had to be converted.
-
-    Raises:
-        BadImageError: It cannot be read, its size is not that of its annotations, or it is too
-            long for one of the scales.
-    """
-    color_type = getattr(step, 'color_type', 'color')
-    content = read_file(path, getattr(step, 'backend_args', None))
-    facts = image_facts(content, path, limit_pixels)
-    renamed = {'EXIF rotation': _exif_kind(path, facts, _annotated_size(results))}
-    if scale := _too_long(facts.stored, scales):
-        (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
-        what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
-        raise BadImageError(what)
-    left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
-    values = None
-    if facts.is_deep:
-        flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
-        values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
-    if values is None or max_value is None:
-        backend = getattr(step, 'imdecode_backend', 'cv2')
-        image = _decode(content, color_type + '_ignore_orientation' * left_out, backend, path)
-    else:
-        image = np.clip(values * (255 / max_value), 0, 255).round().astype(np.uint8)
-    if values is not None and _high(image) <= DARK:
-        most = 2 ** int(_high(values)).bit_length() - 1
-        renamed['more than 8 bits'] = (
-            f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
-            f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
-        )
-    converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
-    return image, [renamed.get(kind, kind) for kind in converted]
+def read_image(path: str, results: dict) -> tuple[np.ndarray, list[str]]:
+    """:meth:`LoadCheckedImage.read` of a file, with ``results`` that annotations say of it."""
+    return LoadCheckedImage().read(dict(results, img_path=path))
 
 
 def _exif_kind(path: str, facts: ImageFacts, annotated: tuple[int, int] | None) -> str:
@@ -229,9 +208,8 @@ def check_loader(
 ) -> None:
     """Let a data loader skip bad images, and put into its batches what was noted about them.
 
-    :class:`LoadCheckedImage` comes into the pipelines of its data set and of those that it wraps,
-    and :class:`.load_labels.LoadCheckedLabels`, which stops on labels that name no class and are
-    not ``ignore_index``. Doing it twice changes nothing.
+    The steps that load come into the pipelines of its data set and of those that it wraps. Labels
+    that name no class and are not ``ignore_index`` are an error. Doing it twice changes nothing.
     """
     classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
     check = CheckLabels(len(classes), ignore_index=ignore_index) if classes else None
@@ -264,7 +242,7 @@ def check_steps(
 
 
 def is_decoded_here(step: object) -> bool:
-    """Whether :func:`read_image` replaces a loading step: mmcv's own, for 8-bit images."""
+    """Whether :class:`LoadCheckedImage` decodes in place of a step: mmcv's, for 8-bit images."""
     return (
         type(step).__name__ == 'LoadImageFromFile'
         and step.color_type in ('color', 'grayscale')
@@ -317,10 +295,10 @@ def _step_lists(steps: list) -> Iterator[list]:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) to be looked at, of an image (H, W) or (H, W, C) of a pipeline.
+    """RGB uint8 (H, W, 3) to be looked at, of an image (H, W) or (H, W, C), BGR, of a pipeline.
 
-    Of three channels or more, the first three are taken for BGR. Other types than uint8 are
-    stretched from least to largest value, except where all are in 0..255 and some are above 1.
+    Other types than uint8 are stretched from least to largest value, except where all are in 0..255
+    and some are above 1.
     """
     image = image[..., None] if image.ndim == 2 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)

@@ -6,8 +6,6 @@ epoch and the sample's number in it. So a training that is resumed in the middle
 what it would have seen, and two processes see what one process with twice the batch sees.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -25,11 +23,10 @@ _TAKEN += ('generator', 'prefetch_factor', 'persistent_workers', 'pin_memory_dev
 
 
 def seed_all(*place: int) -> None:
-    """Seed Python's, numpy's and PyTorch's generators of this process.
+    """Seed Python's, numpy's and PyTorch's generators of this process by numbers of a place.
 
-    Args:
-        *place (int): Non-negative numbers, such as (seed, kind, epoch, sample). Two places give
-            independent streams, one the same stream in every process and after every restart.
+    Two places, such as (seed, kind, epoch, sample), give independent streams; one gives the same
+    stream in every process and after every restart.
     """
     words = np.random.SeedSequence(place).generate_state(4)
     random.seed(int(words[0]))

@@ -1,7 +1,5 @@
 """Broken and unusual images during training and evaluation: counted, named, and limited."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 
 from mmengine.config import Config
@@ -22,14 +20,13 @@ from .config_data import ignore_index
 class SkipBadImages(Hook):
     """Skips images that cannot be read, converts unusual ones, and logs which.
 
-    Of each kind, the first five files are named in the log, and all are counted at the end of
-    every epoch and validation. See :class:`cyclemlp_mm.datasets.load_image.LoadCheckedImage` for
-    what is skipped and what is converted.
+    Of each kind, the first five files are named in the log, and all are counted at the end of every
+    epoch and validation. What is skipped and what is converted is in docs/robustness.md.
 
     Args:
         max_bad_fraction (float): The training stops when more than this part of a data set's images
             were skipped (but always allows one), in [0, 1]. ``max_bad_fraction`` of the config wins
-            over it, if it is there. Defaults to 0.05.
+            over it. Defaults to 0.05.
     """
 
     priority = 'VERY_HIGH'

@@ -1,41 +1,22 @@
 """Data sets, evaluators and classes of a config, and class names of checkpoints."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
-from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
+from cyclemlp_mm.datasets.load_labels import IGNORE_INDEX
 from cyclemlp_mm.errors import UserError
 
 _OTHER_CLASSES = ('backbone', 'teacher', 'rpn_head', 'semantic_head')
 #: 20 colours: Okabe and Ito's without black (jfly.uni-koeln.de/color), then those that stay
 #: farthest apart, blended with grey and seen with normal, deuteranopic and protanopic vision.
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 0, 255),
-    (45, 15, 165),
-    (135, 75, 15),
-    (195, 255, 135),
-    (120, 0, 60),
-    (90, 120, 255),
-    (120, 255, 255),
-    (210, 255, 0),
-    (0, 195, 90),
-    (105, 45, 255),
-    (120, 30, 30),
-    (195, 0, 135),
-    (225, 240, 195),
+_HEX = (
+    'e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 0000ff 2d0fa5 874b0f '
+    'c3ff87 78003c 5a78ff 78ffff d2ff00 00c35a 692dff 781e1e c30087 e1f0c3'
 )
+COLOURS = [tuple(bytes.fromhex(colour)) for colour in _HEX.split()]
 
 
 def data_sets(
@@ -55,10 +36,7 @@ def data_sets(
 
 
 def class_names(cfg: Config) -> dict | None:
-    """``classes`` and, if there is one, ``palette`` of what a config is tested on; None without.
-
-    Of the data set's ``metainfo``, or else of its class (COCO's, ADE20K's, …).
-    """
+    """``classes`` and, if any, ``palette`` of the test data: of its metainfo, else of its class."""
     for _, dataset in data_sets(cfg, ['test', 'val']):
         kind = dataset.type
         if isinstance(kind, str):
@@ -105,11 +83,9 @@ def ignore_index(cfg: Config, *phases: str) -> int:
 
     mmseg's own, 255, where they say nothing or different things.
     """
-    parts = (
-        [settings for _, settings in heads(cfg.get('model') or {})]
-        if 'train' in phases
-        else evaluators(cfg, phases)
-    )
+    parts = evaluators(cfg, phases)
+    if 'train' in phases:
+        parts = (settings for _, settings in heads(cfg.get('model') or {}))
     found = {part['ignore_index'] for part in parts if isinstance(part.get('ignore_index'), int)}
     return found.pop() if len(found) == 1 else IGNORE_INDEX
 
@@ -179,13 +155,22 @@ def palette_of(metainfo: dict, num_classes: int) -> list[tuple[int, int, int]]:
     return [tuple(int(c) for c in colour) for colour in palette[:num_classes]]
 
 
+def meta_of(checkpoint: object) -> dict:
+    """The ``meta`` of a checkpoint; {} where it has none."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
+def trained_metainfo(checkpoint: object) -> dict:
+    """``classes`` and ``palette`` of what a checkpoint was trained on; {} without names."""
+    meta = meta_of(checkpoint)
+    older = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
+    return next((found for found in (meta.get('dataset_meta'), older) if names_of(found)), {})
+
+
 def trained_classes(checkpoint: object) -> list[str]:
     """Class names that a checkpoint holds, in the order of its labels; [] where it has none."""
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    if not isinstance(meta, dict):
-        return []
-    # The other one is mmdet 2's.
-    return names_of(meta.get('dataset_meta')) or names_of(dict(classes=meta.get('CLASSES')))
+    return names_of(trained_metainfo(checkpoint))
 
 
 def names_of(metainfo: object) -> list[str]:
@@ -195,10 +180,9 @@ def names_of(metainfo: object) -> list[str]:
 
 
 def take_class_order(cfg: Config, trained: Sequence[str], source: str) -> list[str]:
-    """Let data sets that go by name list their classes in the order of a checkpoint, ``source``.
+    """List the classes of data sets that go by name in the order of a checkpoint, ``source``.
 
-    Returns:
-        list[str]: What the user should know; empty where nothing was changed.
+    Returns what the user should know; empty where nothing was changed.
     """
     changed = False
     for _, dataset in data_sets(cfg):

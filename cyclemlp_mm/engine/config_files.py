@@ -1,7 +1,5 @@
 """Configs by path or name, ``--cfg-options``, and the toolbox that a config needs."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import importlib
@@ -66,8 +64,7 @@ def tools_dir() -> Path:
 def find_config(name: str) -> Path:
     """Path of a config, by its path, or by the name of a shipped one, with or without ``.py``.
 
-    Also ``configs/NAME``, where there is no folder of that name. Raises MissingFileError, with near
-    names, where there is none.
+    Also ``configs/NAME``, where there is no such folder. A MissingFileError suggests near names.
     """
     path = user_path(name)
     if path.is_file():
@@ -88,27 +85,18 @@ def find_config(name: str) -> Path:
 
 
 def config_path(name: str) -> str:
-    """Path of a shipped config, which the APIs of all toolboxes take.
+    """Path of a shipped config, with or without ``.py``, which the APIs of all toolboxes take.
 
-    Args:
-        name (str): Its name, with or without ``.py``.
-
-    Raises:
-        MissingFileError: There is no config of that name; suggests near ones.
+    Raises a MissingFileError, which suggests near names, where there is none.
     """
     path = configs_dir() / f'{name.removesuffix(".py")}.py'
     return str(path if path.is_file() else find_config(Path(name).name))
 
 
 def load_config(name: str, cfg_options: dict | None = None) -> Config:
-    """Read a config and merge ``--cfg-options`` into it.
+    """Read a config, see :func:`find_config`, and merge ``--cfg-options``, by dotted key, into it.
 
-    Args:
-        name (str): See :func:`find_config`.
-        cfg_options (dict, optional): Dotted keys to values.
-
-    Raises:
-        UserError: The config, or one that it builds on, is wrong, or an option does not fit it.
+    Raises a UserError where the config or a base of it is wrong, or an option does not fit.
     """
     path = find_config(name)
     try:
@@ -120,10 +108,7 @@ def load_config(name: str, cfg_options: dict | None = None) -> Config:
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:
-    """Merge ``--cfg-options``, dotted keys to values, into a config; then check its sections.
-
-    Raises UserError where an option does not fit the config, or nothing would read it.
-    """
+    """Merge ``--cfg-options`` into a config; a UserError where one does not fit, or is not read."""
     if options:
         _check_keys(cfg, options)
         try:
@@ -137,10 +122,7 @@ def merge_options(cfg: Config, options: dict | None) -> None:
 
 
 def check_sections(cfg: Config) -> None:
-    """Raise UserError for what is read as settings, or lists of them, but is something else.
-
-    What the config lacks, or has as None, is not looked at.
-    """
+    """Raise a UserError for what is read as settings, or a list of them, but is something else."""
     for path in (*_SETTINGS, *_LISTS, *_EITHER):
         for key, value in parts(cfg, path):
             is_list = isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value)
@@ -166,10 +148,7 @@ def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
 
 
 def _config_error(path: Path, error: Exception) -> UserError:
-    """What went wrong in a config or in one that it builds on, with file and line.
-
-    A ``CodeError`` where a module that the config imports fails: its traceback is needed to fix it.
-    """
+    """What went wrong in a config or a base of it, with file and line; a CodeError in a module."""
     frames = list(traceback.walk_tb(error.__traceback__))
     read = [  # files that mmengine was reading
         Path(frame.f_locals['filename']).absolute()
@@ -200,9 +179,8 @@ def _config_error(path: Path, error: Exception) -> UserError:
 def _check_keys(cfg: Config, options: dict) -> None:
     """Reject dotted keys that mmengine would merge into the config, where nothing reads them.
 
-    Those whose first part neither the config nor a runner has, or which is a variable of the
-    config whose value was already used, and those with a part, but the last, that is nearly a name
-    in its place. All else may be new.
+    Their first part is in neither the config nor a runner, or is a variable whose value was already
+    used; or an inner part is nearly a name in its place. All else may be new.
     """
     for key in options:
         first, *inner = key.split('.')
@@ -266,14 +244,10 @@ def _first_line(error: Exception) -> str:
 
 
 def require_toolbox(cfg: Config) -> str:
-    """Import the toolbox that ``cfg.default_scope`` names, only this one.
+    """Import the toolbox that ``cfg.default_scope`` names, and only this one; returns its name.
 
-    Returns:
-        str: 'mmdet', 'mmseg' or 'mmpretrain'.
-
-    Raises:
-        UserError: The config names no supported toolbox.
-        MissingToolboxError: It cannot be imported; the message says why and how to fix it.
+    Raises a UserError where the config names none, and a MissingToolboxError with the fix where it
+    cannot be imported.
     """
     scope = cfg.get('default_scope')
     if scope not in EXTRAS:

@@ -1,16 +1,8 @@
 """``--data DIR``: point a config at your own folder, without editing the config.
 
 It sets the data roots of every loader and evaluator, the class names and the ``num_classes`` of
-every head. Layouts: COCO's, ADE20K's, and for classification one of two (others are recognised, see
-``layouts.py``):
-
-- Class folders: ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``.
-- Lists: ``train/`` and ``val/`` with images, however deep, and ``train_list.txt`` and
-  ``val_list.txt`` (or ``{train,val}.txt``, or those in ``meta/``) with lines ``NAME LABEL``,
-  NAME relative to the split's folder or to DIR, labels from 0. They win over class folders.
+every head. The layouts are in docs/own_data.md and docs/classification.md.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -47,11 +39,10 @@ def use_own_data(
     ignore_label: int | None = None,
     needed: Sequence[str] = ('train', 'val'),
 ) -> Config:
-    """Point ``cfg`` at ``data_dir``.
+    """Point ``cfg``, which is changed and returned, at ``data_dir``.
 
     Args:
-        cfg (Config): A config whose ``default_scope`` is mmdet (COCO's layout), mmseg
-            (ADE20K's layout) or mmpretrain. Changed in place.
+        cfg (Config): Its ``default_scope`` is mmdet (COCO's layout), mmseg or mmpretrain.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
             use, by default all; else names in the order of the labels, by default the lines of
@@ -61,13 +52,10 @@ def use_own_data(
         needed (Sequence[str]): Parts that the folder must have, 'train' or 'val'; one that is not
             needed and not there leaves its loader where it was. Defaults to both.
 
-    Returns:
-        Config: ``cfg``.
-
     Raises:
         MissingFileError: The folder lacks a part of the layout; says which.
         UserError: Class names are missing, double, or differ between train and val; the folder
-            has the layout of another task, or one that has to be converted (with the command).
+            has the layout of another task, or one that has to be converted.
     """
     root = user_path(data_dir).resolve()
     if not root.is_dir():
@@ -108,17 +96,11 @@ def use_own_data(
     else:
         there = _splits(root, FOLDERS, needed, 'train/CLASS/IMAGE or of lists')
         lists = {split: _find_list(root, split) for split in there}
-        in_lists = any(lists.values())
-        classes_of = _classes_of_lists if in_lists else _classes_of_folders
+        classes_of = _classes_of_lists if any(lists.values()) else _classes_of_folders
         names = classes_of(root, lists, classes)
+        shared = dict(type='CustomDataset', with_label=True, extensions=IMAGE_SUFFIXES)
         settings = {
-            split: dict(
-                type='CustomDataset',
-                data_prefix=_prefix_of(root, split, name) if in_lists else split,
-                ann_file=name,
-                with_label=True,
-                extensions=IMAGE_SUFFIXES,
-            )
+            split: dict(shared, ann_file=name, data_prefix=_prefix_of(root, split, name))
             for split, name in lists.items()
         }
     for split, dataset in data_sets(cfg):
@@ -340,7 +322,9 @@ def _highest_label(file: Path) -> int:
 
 
 def _prefix_of(root: Path, split: str, list_name: str) -> str:
-    """What the list's names are relative to: the split's folder, or ``root``."""
+    """What names are relative to: the split's folder or, where a list has them, maybe ``root``."""
+    if not list_name:
+        return split
     name = read_lines(root / list_name)[0].strip().rpartition(' ')[0]
     for prefix in (split, ''):
         if (root / prefix / name).is_file():

@@ -1,7 +1,5 @@
 """What a test says about each class: AP by class, and which class is taken for which."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +11,14 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torchvision.ops import box_iou
 
-from cyclemlp_mm.visualization.confusion import draw_confusion_matrix
+from cyclemlp_mm.visualization.figures import draw_confusion_matrix
 
 #: Beyond this number of classes, nobody can read the picture.
 MOST_CLASSES = 150
 
 
 def add_per_class_results(runner: Runner) -> None:
-    """Let a test also report AP by class, and draw ``confusion_matrix.png`` into its work dir.
-
-    Segmentors report IoU by class anyway. Nothing is added to the config.
-    """
+    """Let a test also report AP by class, and draw ``confusion_matrix.png``; not in the config."""
     evaluator, data = runner.test_loop.evaluator, runner.test_loop.dataloader.dataset
     names = getattr(data, 'metainfo', {})
     for metric in evaluator.metrics:
@@ -36,17 +31,13 @@ def add_per_class_results(runner: Runner) -> None:
 
 
 class ConfusionMatrix(BaseMetric):
-    """Counts which class is predicted where another one is, and draws it.
+    """Counts which class is predicted where another one is, and draws it into ``out_file``.
 
-    Pixels of segmentors, images of classifiers. Of detectors, each box is matched with the true box
-    that it covers best, the best score first; a true box without one is missed, a box without a
-    true one is found on the background. ``matrix`` has the counts after the evaluation, int (N, N):
-    true class, predicted class; for boxes with a last row (background) and a last column (missed).
-
-    Args:
-        out_file (Path): The picture.
-        score_thr (float): Boxes with a lower score do not count. Defaults to 0.3.
-        iou_thr (float): Least IoU of a match. Defaults to 0.5.
+    Pixels of segmentors, images of classifiers. Of detectors, each box with a score of
+    ``score_thr`` is matched with the true box that it covers best, the best score first; a true box
+    without one is missed, a box without a true one is found on the background. ``matrix`` has the
+    counts after the evaluation, int (N, N): true class, predicted class; for boxes with a last row
+    (background) and a last column (missed).
     """
 
     default_prefix = 'confusion'

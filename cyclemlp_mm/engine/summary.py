@@ -1,10 +1,8 @@
 """What a run begins with (data, model, schedule, device) and what a training ends with."""
 
-from __future__ import annotations
-
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,10 +22,7 @@ from .runner.strategy import is_sharded
 
 
 class LogSummary(Hook):
-    """Logs, in one line each, what is trained or tested: data, model, schedule, device, folder.
-
-    The tools give it to the runner, not to the config.
-    """
+    """Logs what is trained or tested, one line each; the tools register it, not the config."""
 
     priority = 'VERY_LOW'  # after the weights are loaded
     _is_logged = False
@@ -37,28 +32,22 @@ class LogSummary(Hook):
         loaders = [('train', runner.train_loop.dataloader)]
         if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
             loaders.append(('val', runner.val_loop.dataloader))
-        lines = [f'schedule  {_schedule(runner)}']
+        weights = []
         is_resumed = runner.iter > 0
         if not (is_resumed or runner.cfg.get('load_from') or _names_a_file(runner.model)):
-            lines.insert(0, 'weights   random: the config names none to start from')
-        self._log(runner, loaders, *lines)
+            weights = ['weights   random: the config names none to start from']
+        self._log(runner, loaders, [*weights, f'schedule  {_schedule(runner)}'])
 
     def before_test(self, runner: Runner) -> None:
         """Log what is tested, before the first of several tests."""
-        if self._is_logged:
-            return
-        loader = runner.test_loop.dataloader
-        views = []
-        if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
-            views = [f'testing   {_views(loader.dataset)}']
-        self._log(runner, [('test', loader)], after_model=views)
+        if not self._is_logged:
+            loader, views = runner.test_loop.dataloader, []
+            if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
+                views = [f'testing   {_views(loader.dataset)}']
+            self._log(runner, [('test', loader)], views)
 
     def _log(
-        self,
-        runner: Runner,
-        loaders: list[tuple[str, DataLoader]],
-        *lines: str,
-        after_model: Sequence[str] = (),
+        self, runner: Runner, loaders: list[tuple[str, DataLoader]], after_model: list[str]
     ) -> None:
         self._is_logged = True
         names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
@@ -68,17 +57,10 @@ class LogSummary(Hook):
         written = f'written   {_relative(runner.work_dir)} (log: {_relative(runner.log_dir)})'
         for hook in runner.hooks:
             out_dir = getattr(hook, 'out_dir', None) if isinstance(hook, CheckpointHook) else None
-            if lines and out_dir and out_dir != runner.work_dir:
+            if out_dir and out_dir != runner.work_dir and loaders[0][0] == 'train':
                 written += f'; checkpoints: {out_dir}'
-        for line in [
-            *data,
-            *classes,
-            model,
-            *after_model,
-            *lines,
-            f'device    {_device()}',
-            written,
-        ]:
+        device = f'device    {_device()}'
+        for line in [*data, *classes, model, *after_model, device, written]:
             runner.logger.info(line)
 
 

@@ -1,11 +1,10 @@
 """What the tools add to every config: hooks, loops, and where figures go."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import VISBACKENDS
 
 from cyclemlp_mm.errors import UserError
 
@@ -19,26 +18,13 @@ _OURS = {
     'SingleDeviceStrategy': 'AtomicSingleDeviceStrategy',
     'DDPStrategy': 'AtomicDDPStrategy',
 }
-#: mmengine's backends that log elsewhere than to the work dir, by the package that each needs.
-VIS_BACKENDS = {
-    'tensorboard': 'TensorboardVisBackend',
-    'wandb': 'WandbVisBackend',
-    'mlflow': 'MLflowVisBackend',
-    'clearml': 'ClearMLVisBackend',
-    'neptune': 'NeptuneVisBackend',
-    'dvclive': 'DVCLiveVisBackend',
-    'aim': 'AimVisBackend',
-}
 
 
 def make_robust(cfg: Config) -> None:
     """Make a config's training resumable, stoppable, and patient with bad images and losses.
 
-    Only mmengine's own loops, hooks and strategies are replaced; custom ones are unchanged.
-    ``max_bad_fraction`` and ``max_non_finite`` of the config are the hooks' limits.
-
-    Args:
-        cfg (Config): Changed in place; doing it twice changes nothing.
+    Only mmengine's own loops, hooks and strategies are replaced, in place. ``max_bad_fraction`` and
+    ``max_non_finite`` of the config are the hooks' limits.
     """
     loop = cfg.get('train_cfg')
     if loop and 'type' not in loop:
@@ -71,10 +57,9 @@ def check_loaded_weights(cfg: Config) -> None:
 
 
 def add_hook(cfg: Config, hook: dict, replace: bool = True) -> None:
-    """Add a hook to a config's ``custom_hooks``.
+    """Add a hook to ``custom_hooks``, in place of one of its type.
 
-    It replaces a custom hook of its type; without ``replace``, it is left out where the config, in
-    its default hooks too, has one.
+    Without ``replace``, only where neither the custom nor the default hooks have one.
     """
     custom = list(cfg.get('custom_hooks') or [])
     kinds = [h and h.get('type') for h in (*cfg.setdefault('default_hooks', {}).values(), *custom)]
@@ -83,7 +68,7 @@ def add_hook(cfg: Config, hook: dict, replace: bool = True) -> None:
 
 
 def add_vis_backends(cfg: Config, names: list[str]) -> None:
-    """Let a run also log to TensorBoard, Weights & Biases or others; keys of :data:`VIS_BACKENDS`.
+    """Let a run also log to mmengine's backends of these packages, such as wandb.
 
     W&B files stay in the work dir; where there is no network, set ``WANDB_MODE=offline``.
     """
@@ -91,8 +76,9 @@ def add_vis_backends(cfg: Config, names: list[str]) -> None:
         raise UserError('--vis needs a visualizer in the config')
     # A copy: the config's own list is shared with cfg.vis_backends.
     backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    kinds = {kind.removesuffix('VisBackend').lower(): kind for kind in VISBACKENDS.module_dict}
     for name in names:
-        kind = VIS_BACKENDS[name]
+        kind = kinds[name]
         try:
             importlib.import_module(name)
         except ImportError as error:  # tensorboard is among the tested versions

@@ -1,7 +1,5 @@
 """Files of a work dir: complete or absent whatever ends the process, and of one training only."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -27,9 +25,8 @@ LOCK = '.training-lock'
 def write_atomically(content: bytes, path: str | Path) -> None:
     """Write a file whose name always means the complete old content or the complete new one.
 
-    The bytes are written and synced to a file next to it, which is then renamed. On file systems
-    with atomic renames (all local ones on Linux, NFS) this holds through a power cut too. After an
-    OSError, ``path`` is unchanged, and no other file is left.
+    On file systems with atomic renames (all local ones on Linux, NFS) also through a power cut.
+    After an OSError, ``path`` is unchanged, and no other file is left.
     """
     with atomic_file(path) as partial:
         partial.write_bytes(content)
@@ -86,10 +83,7 @@ def _is_running(number: int) -> bool:
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's backend for local files, with :func:`write_atomically`.
-
-    Selected by ``backend_args=dict(backend='atomic')``.
-    """
+    """mmengine's backend for local files, with :func:`write_atomically`; named ``atomic``."""
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         write_atomically(obj, filepath)
@@ -107,8 +101,6 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, killed or not; with filelock 3,
     when its workers have ended, too. Where the file system has no locks, nothing is kept out.
-    Raises UserError where another training has it, or where the lock file is a link or no regular
-    file.
     """
     path = Path(work_dir) / LOCK
     # No fallback to a lock that would stay after a kill. A second: the other one may just end.

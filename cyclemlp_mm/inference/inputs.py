@@ -1,7 +1,6 @@
 """What a user names on the command line: files, folders, globs; images and videos."""
 
 import glob
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -10,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
-from PIL import Image, UnidentifiedImageError
 
-from cyclemlp_mm.datasets import image_files, load_image
+from cyclemlp_mm.datasets import image_files
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps, is_decoded_here
 from cyclemlp_mm.engine.bad_images import check_max_value
+from cyclemlp_mm.engine.config_data import data_sets
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
 
@@ -23,11 +23,9 @@ VIDEO_SUFFIXES += ('.wmv', '.flv', '.3gp', '.ogv', '.ts', '.mts')
 
 @dataclass(frozen=True)
 class Input:
-    """A file to be predicted.
+    """A file to be predicted, and the ``name`` of what is written for it.
 
-    Attributes:
-        path (Path): The file.
-        name (str): Of what is written for it: without suffix, unlike any other's, may hold folders.
+    The name is without suffix, unlike any other's, and may hold folders.
     """
 
     path: Path
@@ -45,15 +43,12 @@ def find_inputs(
     """Find the files of a command line, sorted within each of ``items``; each file once.
 
     Args:
-        items (Sequence[str]): Files, folders (their images and videos, not those of sub-folders)
-            and globs (``**`` goes through folders).
-        passed_over (list[Path], optional): Gets the files of folders and globs that are neither
-            images nor videos, and images and videos in sub-folders; no hidden files.
+        items (Sequence[str]): Files, folders (not their sub-folders) and globs, ``**`` too.
+        passed_over (list[Path], optional): Gets the files of folders and globs that are not used.
         suffixes (tuple[str]): Further suffixes of images. Defaults to ().
 
     Raises:
-        UserError: An item is not there, holds nothing to predict, is not a regular file, or neither
-            an image nor a video by its suffix.
+        UserError: An item is not there, has nothing to predict, or is not an image or a video.
     """
     passed_over = [] if passed_over is None else passed_over
     kinds = image_files.IMAGE_SUFFIXES + suffixes + VIDEO_SUFFIXES
@@ -100,65 +95,40 @@ def _expand(
 
 def image_reader(
     cfg: Config, as_stored: bool = False
-) -> Callable[[str, dict], tuple[np.ndarray, list[str]]]:
+) -> Callable[[str], tuple[np.ndarray, list[str]]]:
     """Make a function that reads images as the test pipeline of a config does.
 
-    Args:
-        cfg (Config): Of a model; its toolbox's scope must be the default.
-        as_stored (bool): Whether EXIF rotation is ignored. Defaults to False.
-
-    Returns:
-        Callable: From a path and, optionally, what annotations say of the image (``height`` and
-        ``width``, or ``seg_map_path``) to the image, BGR uint8 (H, W, 3) or as the config's loading
-        step makes it, and what had to be converted.
+    It takes a path. It returns the image, BGR uint8 (H, W, 3) or as the config's loading step makes
+    it, and what had to be converted. With ``as_stored``, EXIF rotation is ignored. The scope of the
+    config's toolbox must be the default.
     """
     from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
 
     steps = [TRANSFORMS.build(step) for step in loading_steps(cfg)]
-    load_image.check_steps(steps, True, check_max_value(cfg))
-    loader = next((step for step in steps if isinstance(step, load_image.LoadCheckedImage)), None)
-    if loader is not None:
-        loader.limit_pixels = False
+    check_steps(steps, True, check_max_value(cfg))
+    loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
+    loader = loader or LoadCheckedImage()
+    loader.limit_pixels = False
 
-    def read(path: str | Path, known: dict | None = None) -> tuple[np.ndarray, list[str]]:
-        path, known = str(path), dict(known or {})
-        image_files.check_regular(path)
-        if loader is not None and not load_image.is_decoded_here(loader.transform):
-            return loader.read(dict(known, img_path=path))
-        _check_complete(path)
-        if not known and as_stored:
+    def read(path: str | Path) -> tuple[np.ndarray, list[str]]:
+        path, known = _existing(path), {}
+        if as_stored and is_decoded_here(loader.transform):
             facts = image_files.read_facts(path, limit_pixels=False)
             known = dict(zip(('height', 'width'), facts.stored))
-        if loader is None:
-            return load_image.read_image(path, known, limit_pixels=False)
         return loader.read(dict(known, img_path=path))
 
     return read
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image to BGR uint8, (H, W, 3), as mmcv's ``LoadImageFromFile`` does, EXIF applied.
-
-    Raises a UserError if it is not an image, is truncated, or cannot be decoded.
-    """
-    image_files.check_regular(path)
-    _check_complete(path)
-    return load_image.read_image(str(path), {}, limit_pixels=False)[0]
+    """Decode an image to BGR uint8, (H, W, 3), as mmcv does, EXIF applied; raises a UserError."""
+    return LoadCheckedImage(limit_pixels=False).read(dict(img_path=_existing(path)))[0]
 
 
-def _check_complete(path: str | Path) -> None:
-    """OpenCV fills what a truncated file lacks with grey, without an error; Pillow raises one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-    except (Image.DecompressionBombError, UnidentifiedImageError):
-        pass  # very large, and the user's own; or OpenCV may read it
-    except FileNotFoundError as error:
-        raise MissingFileError(f'{path}: no such file') from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise image_files.BadImageError(f'{path} is truncated or damaged: {error}') from error
+def _existing(path: str | Path) -> str:
+    if not Path(path).exists():
+        raise MissingFileError(f'{path}: no such file')
+    return str(path)
 
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
@@ -174,19 +144,13 @@ def loading_steps(cfg: Config) -> list:
 
 
 def _test_data(cfg: Config) -> dict:
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-    return dataset
+    return next((dataset for _, dataset in data_sets(cfg, ['test', 'val'])), {})
 
 
 class Video:
     """A video file, read frame by frame; raises a UserError if it cannot be decoded.
 
-    Attributes:
-        fps (float): Frames per second; 25 where the file has no such number.
-        num_frames (int): As announced by the file, which may be wrong; 0 where it is not.
+    ``fps`` is 25 and ``num_frames`` is 0 where the file has no such number; it may be a wrong one.
     """
 
     def __init__(self, path: str | Path) -> None:

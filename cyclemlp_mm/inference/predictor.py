@@ -16,7 +16,13 @@ from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.engine.config_data import class_names, heads_classes, palette_of
+from cyclemlp_mm.engine.config_data import (
+    class_names,
+    heads_classes,
+    meta_of,
+    palette_of,
+    trained_metainfo,
+)
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
@@ -33,22 +39,15 @@ class Predictor:
     Args:
         config (str | Path): Config file, or the name of a shipped config.
         checkpoint (str | Path): Its weights; every tensor of the model must be in it.
-        device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
+        device (str, optional): 'cpu', 'cuda', 'cuda:1', … By default a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
-        deploy (bool): Whether to apply :func:`cyclemlp_mm.models.to_deploy`. Defaults to False.
-        as_stored (bool): Whether ``read`` ignores EXIF rotation. Defaults to False.
+        deploy (bool): Whether to apply :func:`cyclemlp_mm.models.to_deploy`.
+        as_stored (bool): Whether ``read`` ignores EXIF rotation.
 
-    Attributes:
-        inferencer (DetInferencer | MMSegInferencer | ImageClassificationInferencer): What predicts.
-        scope (str): The toolbox: 'mmdet', 'mmseg' or 'mmpretrain'.
-        classes (tuple[str]): Class names, in the order of the labels.
-        palette (list[tuple]): RGB in 0..255 of each class.
-        device (str): Where it runs.
-        read (Callable): Reads an image for it, see :func:`.inputs.image_reader`.
-
-    Raises:
-        UserError: A file or the device is not there, the checkpoint does not fit (CheckpointError),
-            or the config cannot be built.
+    ``inferencer`` is what predicts, of the toolbox ``scope`` and on ``device``; ``classes`` has the
+    names and ``palette`` the RGB in 0..255 of the labels; ``read`` reads an image for it, see
+    :func:`.inputs.image_reader`. Raises a UserError if a file or the device is not there, the
+    checkpoint does not fit, or the config cannot be built.
     """
 
     def __init__(
@@ -78,15 +77,11 @@ class Predictor:
         self.palette = palette_of(meta, len(self.classes))
 
     def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
-        """Predict images that are in memory, one by one or in batches.
+        """Predict images that are in memory, BGR uint8 (H, W, 3), or as ``read`` returns them.
 
-        Args:
-            images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each, or as ``read`` returns them.
-            batch_size (int): Images at once, of those in a row that have one size: padding would
-                count in the branches' weights of every CycleMLP block. Defaults to 1.
-
-        Raises:
-            UserError: The model cannot take an image, e.g. as it is too small or too narrow.
+        Of those in a row that have one size, ``batch_size`` are predicted at once: padding would
+        count in the branches' weights of every CycleMLP block. A UserError where an image is too
+        small or narrow.
         """
         if self._takes_grey:  # frames of videos, and pictures from elsewhere
             images = [
@@ -153,12 +148,8 @@ def _build_classifier(cfg: Config, checkpoint: str, device: str) -> BaseInferenc
 
 def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
     """The checkpoint, with the config's class names where it has none of its own."""
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
-    older = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
-    names = next((n for n in (meta.get('dataset_meta'), older) if _has_names(n)), None)
-    whose = 'its class names are'
-    if names is None:
+    names, whose = trained_metainfo(content), 'its class names are'
+    if not names:
         names, whose = class_names(cfg) or {}, 'it has no class names; those of the config are'
         listed = ', '.join(map(str, names.get('classes', ())[:5]))
         print_log(f'checkpoint {checkpoint}: {whose} used: {listed or "none"}', 'current')
@@ -170,9 +161,4 @@ def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
             f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. Set them by '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
         )
-    return {**content, 'meta': {**meta, 'dataset_meta': names}}
-
-
-def _has_names(meta: object) -> bool:
-    names = meta.get('classes') if isinstance(meta, dict) else None
-    return isinstance(names, (list, tuple)) and {type(name) for name in names} == {str}
+    return {**content, 'meta': {**meta_of(content), 'dataset_meta': names}}

@@ -52,10 +52,7 @@ class PredictionWriter:
         frame: int | None = None,
         fps: float = 25,
     ) -> None:
-        """Write what was predicted for an image, or for a frame (of a video with so many fps).
-
-        ``image`` is BGR uint8, (H, W, 3), or as the config's loading step makes it.
-        """
+        """Write what was predicted for an image, or for a frame of a video with so many fps."""
         entry = dict(file_name=str(source.path), height=image.shape[0], width=image.shape[1])
         if frame is not None:
             entry['frame'] = frame

@@ -1,7 +1,5 @@
 """Folders of images, and lists and class folders as mmpretrain's ``CustomDataset`` reads them."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections import Counter

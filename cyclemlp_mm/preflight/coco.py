@@ -1,7 +1,5 @@
 """COCO annotation files: what is left out or counted otherwise than expected, with counts."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence

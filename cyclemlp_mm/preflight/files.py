@@ -1,7 +1,5 @@
 """Files of a data set: missing, not read, broken, converted, of other channels, shared."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -19,7 +17,7 @@ from rich.progress import track
 from cyclemlp_mm.datasets.file_names import files_in, say_spelling
 from cyclemlp_mm.datasets.image_files import BadImageError, split_images
 from cyclemlp_mm.datasets.image_notes import kind_of
-from cyclemlp_mm.datasets.load_image import DARK_KIND, UNSURE_KIND, LoadCheckedImage, read_image
+from cyclemlp_mm.datasets.load_image import DARK_KIND, UNSURE_KIND, LoadCheckedImage
 from cyclemlp_mm.errors import count, some
 
 from .findings import Report
@@ -104,20 +102,21 @@ def check_images(
         return
     where = Path(chosen[0][0]).parent
     broken, unusual = [], defaultdict(list)
-    outcomes = in_parallel(partial(_look, loader=loader), chosen, f'images in {where.name}')
+    outcomes = in_parallel(
+        partial(_look, loader=loader or LoadCheckedImage()), chosen, f'images in {where.name}'
+    )
     for (path, _), (trouble, kinds) in zip(chosen, outcomes):
         broken += trouble
         for kind in kinds:
             unusual[kind_of(kind)].append((Path(path).name, kind))
     of = f'of {count(len(chosen), "image")} looked at'
     if broken:
-        level, fix = 'warning', 'They are skipped in training'
+        what = f'{len(broken)} {of} cannot be used: {some(broken)}'
         if len(broken) > max(1, max_bad_fraction * len(chosen)):
-            level, fix = (
-                'error',
-                f'More than max_bad_fraction={max_bad_fraction}: fix or remove them',
-            )
-        report.add(level, where, f'{len(broken)} {of} cannot be used: {some(broken)}', fix)
+            fix = f'More than max_bad_fraction={max_bad_fraction}: fix or remove them'
+            report.error(where, what, fix)
+        else:
+            report.warning(where, what, 'They are skipped in training')
     for kind, found in unusual.items():
         looked, names = f'{len(found)} {of}', some([name for name, _ in found])
         if kind == DARK_KIND:
@@ -127,9 +126,7 @@ def check_images(
         elif kind == UNSURE_KIND:
             stored = any(other.startswith('EXIF rotation left out') for other in unusual)
             others = ' (as those of other images here)' * stored
-            fix = (
-                f'If annotations are for the image as stored{others}, save it without EXIF rotation'
-            )
+            fix = f'If annotations are for it as stored{others}, save it without EXIF rotation'
             report.warning(where, f'{looked} have an {kind} and are turned: {names}', fix)
         else:
             report.note(where, f'{looked} are converted ({kind}): {names}')
@@ -138,12 +135,11 @@ def check_images(
         report.note(where, f'{seen}; tools/check.py --full looks at all')
 
 
-def _look(file: tuple[str, dict], loader: LoadCheckedImage | None) -> tuple[list[str], list[str]]:
+def _look(file: tuple[str, dict], loader: LoadCheckedImage) -> tuple[list[str], list[str]]:
     """What is wrong with an image, and what has to be converted."""
     path, known = file
     try:
-        read = loader.read({**known, 'img_path': path}) if loader else read_image(path, known)
-        return [], read[1]
+        return [], loader.read({**known, 'img_path': path})[1]
     except BadImageError as error:
         return [str(error).replace(path, Path(path).name)], []
 
@@ -191,10 +187,9 @@ def check_shared_images(report: Report, train: Iterable[str], val: Iterable[str]
     shared = [path for path in val if _end_of(path) in trained]
     if shared:
         names = some([Path(path).name for path in shared])
-        what = (
-            f'{count(len(shared), "image")} of validation or test are in the training set: {names}'
-        )
-        report.warning(Path(shared[0]).parent, what, 'Take them out of one of the two')
+        what = f'{count(len(shared), "image")} of validation or test are in the training set'
+        fix = 'Take them out of one of the two'
+        report.warning(Path(shared[0]).parent, f'{what}: {names}', fix)
 
 
 def _end_of(path: str) -> tuple[int, bytes]:

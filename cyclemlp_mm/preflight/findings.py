@@ -1,7 +1,5 @@
 """What the checks find, and how it is reported."""
 
-from __future__ import annotations
-
 from functools import partialmethod
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Model, schedule, sharding and work dir of a config."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from contextlib import suppress
@@ -15,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from cyclemlp_mm.checks import check_writable, model_errors
-from cyclemlp_mm.datasets.check_labels import IGNORE_INDEX
+from cyclemlp_mm.datasets.load_labels import IGNORE_INDEX
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, heads, heads_classes
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CodeError, UserError, count, some

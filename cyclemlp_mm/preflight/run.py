@@ -1,7 +1,5 @@
 """All checks of a config, in one go."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,15 +27,11 @@ from .settings import check_settings, class_of
 
 @annotations_kept()
 def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Report:
-    """Check data, config and machine.
+    """Check data, config and machine; returns what was found, and raises nothing for it.
 
-    Args:
-        cfg (Config): As it goes to the Runner, ``work_dir`` included. Not changed.
-        full (bool): Look at every image and label image, not at a sample. Defaults to False.
-        weights (bool): Also load the weights that the config names. Defaults to True.
-
-    Returns:
-        Report: What was found; nothing is raised for it.
+    ``cfg`` is as it goes to the Runner, ``work_dir`` included, and is not changed. With ``full``,
+    every image and label image is looked at, not a sample; with ``weights``, those that the config
+    names are loaded.
     """
     init_default_scope(require_toolbox(cfg))
     report = Report()
@@ -97,12 +91,7 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
 
 @annotations_kept()
 def check_test_data(report: Report, cfg: Config) -> None:
-    """Check what a model is evaluated on, which no training's check has seen.
-
-    Args:
-        report (Report): Gets the findings about annotations, labels and class names.
-        cfg (Config): As it goes to the Runner. Not changed.
-    """
+    """Check what a model is evaluated on, which no training's check has seen."""
     if all(evaluator.get('format_only') for evaluator in evaluators(cfg, ['test'])):
         return  # the annotations are elsewhere
     for split, dataset in data_sets(cfg, ['test']):

@@ -1,7 +1,5 @@
 """Settings that mmengine ignores, that stop a training late, or in a message without their key."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import math

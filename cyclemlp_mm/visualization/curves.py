@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cyclemlp_mm.errors import MissingFileError, UserError
 
-from .figures import LINE_COLOURS, save
+from .figures import LINE_COLOURS, plain, save
 
 #: What an evaluation is judged by, the first that a run has: box AP, mask AP, mIoU, accuracy.
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
@@ -83,8 +83,7 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel('iteration')
         axes.set_ylim(bottom=0)
-        axes.grid(color='#e6e6e6', linewidth=0.6)
-        axes.spines[['top', 'right']].set_visible(False)
+        plain(axes)
     figure.legend(loc='outside lower center', ncols=min(3, len(runs)), frameon=False, fontsize=9)
     return save(figure, path)
 
@@ -92,10 +91,9 @@ def draw_curves(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
 def evaluations(
     lines: Sequence[dict], name: str | None = None
 ) -> tuple[str, list[tuple[int, float]]]:
-    """Find the name of a run's headline metric, or '', and (iteration, value) of each evaluation.
+    """A run's headline metric, or '', and (iteration, value in 0..1) of each evaluation.
 
-    Values are in 0..1, as scores are; mmseg and mmpretrain log per cent. An evaluation's own
-    ``step`` may be an epoch; that of the training line before it is not.
+    mmseg and mmpretrain log per cent. An evaluation's own ``step`` may be an epoch.
     """
     name = name or next((n for n in HEADLINES if any(n in line for line in lines)), '')
     points, step, unit = [], 0, 1 if name.startswith('coco/') else 100

@@ -1,16 +1,20 @@
-"""Figures of what a model does, and how all our figures look and are saved."""
+"""Figures of what a model does and of its tests, and how all our figures look and are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cyclemlp_mm.datasets.corrupt import CORRUPTIONS
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops.cycle_fc import cycle_offsets
 
 #: Okabe and Ito's colours, which all can tell apart; yellow is too pale for lines.
 LINE_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+#: Above this number of classes, cells of a confusion matrix are too small for numbers.
+MOST_NUMBERS = 25
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -31,11 +35,9 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def draw_staircase(taps: Sequence[int], path: str | Path, channels: int | None = None) -> Path:
-    """Draw a panel per number of taps: for every input channel, the offset at which it is read.
+    """Draw a panel per odd number of taps: the offset at which each input channel is read.
 
     It is what the published weights match; the paper's Fig. 4 draws the sequence differently.
-    ``taps`` are odd, or a UserError is raised; ``channels`` are by default 2 · the largest of them
-    + 1.
     """
     if wrong := [k for k in taps if k < 1 or k % 2 == 0]:
         raise UserError(f'a CycleFC has an odd, positive number of taps, but got {wrong}')
@@ -93,4 +95,86 @@ def draw_feature_maps(
         row[0].set_ylabel(f'stride {stride}\n{level.shape[0]} channels', fontsize=8.5)
         for axes in row[len(panels) :]:
             axes.axis('off')
+    return save(figure, path)
+
+
+def plain(axes: Axes) -> None:
+    """A light grid, and no frame above and on the right."""
+    axes.grid(color='#e6e6e6', linewidth=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def draw_confusion_matrix(
+    matrix: np.ndarray, names: Sequence[str], unit: str, path: str | Path
+) -> Path:
+    """Draw counts, int (N, N): a row per true class, a column per predicted one; returns ``path``.
+
+    With (N + 1, N + 1), the last row is what was found on the background, the last column what was
+    missed. ``unit`` says what was counted, in the plural.
+    """
+    rows, columns = list(names), list(names)
+    if len(matrix) > len(names):
+        rows, columns = [*names, 'background'], [*names, 'missed']
+    number = len(rows)
+    per_cent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(3.6, min(0.45 * number, 20)) + 1.6
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout='constrained')
+    axes = figure.subplots()
+    image = axes.imshow(per_cent, cmap='Blues', vmin=0, vmax=100)
+    size = 9 if number <= MOST_NUMBERS else 5
+    axes.set_xticks(range(number), map(_shorten, columns), rotation=45, ha='right', fontsize=size)
+    totals = [f'{_shorten(name)} ({n})' for name, n in zip(rows, matrix.sum(1), strict=True)]
+    axes.set_yticks(range(number), totals, fontsize=size)
+    axes.set(xlabel='predicted', ylabel=f'true ({unit})', title='per cent of each row')
+    for row, column in np.argwhere(matrix) if number <= MOST_NUMBERS else ():
+        value = per_cent[row, column]
+        colour = 'white' if value > 55 else '#333333'
+        text = f'{value:.0f}' if value >= 0.5 else '<1'
+        axes.text(column, row, text, ha='center', va='center', color=colour, fontsize=8)
+    figure.colorbar(image, shrink=0.8)
+    return save(figure, path)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 24 else f'{name[:23]}…'
+
+
+def draw_sizes(points: Sequence[tuple[int, float]], own_size: int, path: str | Path) -> Path:
+    """Draw top-1 in % over image sizes, with the config's own size marked; returns ``path``."""
+    figure = Figure(figsize=(5.2, 3.6), dpi=120, layout='constrained')
+    axes = figure.subplots()
+    axes.axvline(own_size, color='#999999', linestyle='--', linewidth=1)
+    axes.plot(*zip(*points, strict=True), marker='o', markersize=4, color=LINE_COLOURS[0])
+    label = f"{own_size}: the config's own"
+    axes.text(own_size, 0.02, f' {label}', transform=axes.get_xaxis_transform(), fontsize=8)
+    axes.set(xlabel='image size in pixels', ylabel='top-1 in %')
+    axes.set_xticks([size for size, _ in points])
+    plain(axes)
+    return save(figure, path)
+
+
+def draw_corruptions(panels: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> Path:
+    """Draw metrics over severities, a panel for each group of corruptions; returns ``path``.
+
+    ``panels`` has by metric, and then by corruption, six values in %: at severities 0 (clean) to 5.
+    """
+    names = list(next(iter(panels.values())))
+    known = {name for group in CORRUPTIONS.values() for name in group}
+    groups = {**CORRUPTIONS, 'other': tuple(name for name in names if name not in known)}
+    groups = {k: [n for n in v if n in names] for k, v in groups.items()}
+    groups = {title: members for title, members in groups.items() if members}
+    size = (max(2.6 * len(groups), 4), 3.4 * len(panels))
+    figure = Figure(figsize=size, dpi=120, layout='constrained')
+    grid = figure.subplots(len(panels), len(groups), squeeze=False, sharex=True, sharey='row')
+    for row, (metric, values) in zip(grid, panels.items(), strict=True):
+        for axes, (title, members) in zip(row, groups.items(), strict=True):
+            for i, name in enumerate(members):
+                look = dict(color=LINE_COLOURS[i % 6], linestyle=('-', '--', '-.')[i // 6 % 3])
+                label = name.replace('_', ' ')
+                axes.plot(range(6), values[name], marker='o', markersize=3, label=label, **look)
+            axes.set_title(title, fontsize=10)
+            axes.legend(frameon=False, fontsize=7.5)
+            axes.set(xlabel='severity (0: clean)', xticks=range(6))
+            plain(axes)
+        row[0].set(ylabel=f'{metric} in %', ylim=(0, 1.04 * max(map(max, values.values())) or 1))
     return save(figure, path)

@@ -34,10 +34,10 @@ class Judged:
 def judge_instances(
     truth: Instances, found: Instances, score_thr: float, ignored: np.ndarray | None = None
 ) -> tuple[float, str]:
-    """F1 of one image's boxes at an IoU of 0.5, those with the best score matched first.
+    """F1 of one image's boxes at an IoU of 0.5, the best score first, and a text.
 
     Predictions below ``score_thr`` do not count, nor do true boxes that are ``ignored``, bool (N,),
-    and what lies on them. Returns F1, 1 where nothing is to be found and nothing was, and a text.
+    and what lies on them. F1 is 1 where nothing is to be found and nothing was.
     """
     found = found.above(score_thr)
     if ignored is None:
@@ -58,10 +58,7 @@ def judge_instances(
 
 
 def judge_segments(truth: Segments, found: Segments, num_classes: int) -> tuple[float, str]:
-    """Mean IoU over the classes that one image's truth has; other labels are ignored.
-
-    Returns mIoU, 1 where no pixel counts, and a text.
-    """
+    """Mean IoU over the classes in one image's truth, 1 where no pixel counts, and a text."""
     counts = truth.label_map < num_classes
     labels, guesses = truth.label_map[counts], found.label_map[counts]
     present = np.unique(labels)
@@ -79,10 +76,7 @@ def draw_gallery(
     path: str | Path,
     style: Style = Style(),  # noqa: B008 (is not changed)
 ) -> Path:
-    """Draw a column per image, the truth above the prediction.
-
-    ``classes`` and ``palette`` are names and RGB in 0..255; returns ``path``.
-    """
+    """Draw a column per image, the truth above the prediction; returns ``path``."""
     number = len(judged)
     tallest = max(one.image.shape[0] / one.image.shape[1] for one in judged)
     height = 2 * min(2.3 * tallest, 4.0) + 1.1

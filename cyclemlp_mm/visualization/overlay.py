@@ -28,12 +28,8 @@ SMALL = 32**2
 class Style:
     """How predictions are drawn.
 
-    Attributes:
-        score_thr (float): Instances with a lower score are left out. Defaults to 0.3.
-        line_width (int, optional): Of boxes, in pixels. Defaults to None: by the size.
-        hide_labels (bool): Write no labels. Defaults to False.
-        hide_scores (bool): Write names without scores. Defaults to False.
-        longer_side (int): Smaller images are enlarged to it. Defaults to 640.
+    Instances with a lower score than ``score_thr`` are left out. ``line_width`` of boxes is in
+    pixels, None goes by the size. Images with a ``longer_side`` below that are enlarged to it.
     """
 
     score_thr: float = 0.3
@@ -52,12 +48,8 @@ def draw_prediction(
 ) -> np.ndarray:
     """Draw segments, or masks, boxes and labels, the best score on top, into a copy.
 
-    Args:
-        image (np.ndarray): RGB uint8, (H, W, 3), as is the result, which may be larger.
-        prediction (Prediction): Labels beyond the palette are not drawn; of categories, nothing.
-        classes (Sequence[str]): Names.
-        palette (Palette): RGB in 0..255 of each class.
-        style (Style): Defaults to Style().
+    Images are RGB uint8, (H, W, 3); the result may be larger. Labels beyond the palette are not
+    drawn; of categories, nothing is.
     """
     factor = max(1.0, style.longer_side / max(image.shape[:2]))
     picture = image.copy()
@@ -118,15 +110,9 @@ def place_labels(
 ) -> list[tuple[int, float, float] | None]:
     """Find a place for each label, the first one's first: on no other label or small object.
 
-    Args:
-        boxes (np.ndarray): float32, (N, 4), x1, y1, x2, y2 inside of the canvas.
-        small (np.ndarray): bool, (N,), objects that must stay visible.
-        sizes (np.ndarray): float, (K, N, 2), width and height of each label's texts, the preferred
-            one first.
-        canvas (tuple[int, int]): Width and height.
-
-    Returns:
-        list: For each box, which text, x and y; None where no place is free.
+    The ``boxes``, (N, 4), are inside of the ``canvas`` (width, height); ``small``, bool (N,), are
+    objects that must stay visible; ``sizes``, (K, N, 2), are width and height of each label's
+    texts, the preferred one first. Returns which text, x and y; None where no place is free.
     """
     taken = boxes[small]
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(min=1)
@@ -169,10 +155,7 @@ def _overlaps(rects: np.ndarray, others: np.ndarray) -> np.ndarray:
 def fit(
     image: np.ndarray, prediction: Prediction, longer_side: int
 ) -> tuple[np.ndarray, Prediction]:
-    """Resize an image, uint8 (H, W, 3), and its prediction to ``longer_side`` px.
-
-    What is drawn on them then keeps its size.
-    """
+    """Resize an image and its prediction, so that what is drawn on them then keeps its size."""
     factor = longer_side / max(image.shape[:2])
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
@@ -195,10 +178,7 @@ def fit(
 def with_legend(
     picture: np.ndarray, prediction: Prediction, classes: Sequence[str], palette: Palette
 ) -> np.ndarray:
-    """Add below a picture the classes of its segments, or the best categories with their scores.
-
-    Pictures of instances are unchanged.
-    """
+    """Add below a picture the classes of its segments, or the best categories with their scores."""
     if isinstance(prediction, Instances):
         return picture
     if isinstance(prediction, Segments):

@@ -74,11 +74,7 @@ def backbone_levels(backbone: nn.Module) -> Levels:
 
 
 def resnet50_levels(strides: Sequence[int], checkpoint: str | None = None) -> Levels:
-    """Cut torchvision's ResNet-50 to maps of some of the strides 4, 8, 16, 32.
-
-    Its weights are random, or those of ``checkpoint``, as torchvision publishes them; others, and
-    other strides, are a UserError.
-    """
+    """Cut torchvision's ResNet-50, with random or published weights, to maps of some strides."""
     from torchvision.models import resnet50
     from torchvision.models.feature_extraction import create_feature_extractor
 

@@ -1,23 +1,28 @@
 """The page itself, made with Gradio."""
 
 import html
+import ipaddress
 import os
 import re
+import socket
 import threading
 import traceback
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 # Before Gradio is imported: it reports its use to its makers otherwise.
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 import gradio as gr
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.visualization.overlay import Style
 
-from .same_site import SameSite
 from .uploads import UploadLimits, read_upload
 from .workbench import Workbench
 
@@ -57,14 +62,9 @@ def build_page(
                 upload.preprocess = lambda payload: payload and payload.path
                 if examples:
                     pictures = [read_upload(path, limits)[..., ::-1] for path in examples]
-                    look = dict(
-                        label='Examples',
-                        elem_id='examples',
-                        columns=3,
-                        height=120,
-                        show_label=False,
-                    )
+                    look = dict(label='Examples', show_label=False, columns=3, height=120)
                     look |= dict(allow_preview=False, interactive=False, buttons=[])
+                    look['elem_id'] = 'examples'
                     gallery = gr.Gallery(pictures, **look)
 
                     def choose(event: gr.SelectData) -> np.ndarray:
@@ -108,14 +108,9 @@ def build_page(
                 message = f'<div class="problem" role="alert">{message}</div>'
             return [*_redraw(found, score_thr, shows), found, message]
 
-        call = dict(
-            fn=predict,
-            inputs=[upload, slider, *first, *second, show],
-            outputs=[*shown, answers, problem],
-            concurrency_limit=1,
-            concurrency_id='predict',
-            show_progress_on=[shown[1]],
-        )
+        call = dict(fn=predict, inputs=[upload, slider, *first, *second, show])
+        call |= dict(outputs=[*shown, answers, problem], show_progress_on=[shown[1]])
+        call |= dict(concurrency_limit=1, concurrency_id='predict')
         gr.on([upload.upload, upload.clear, button.click], api_name='predict', **call)
         if examples:
             chosen.then(api_visibility='private', **call)
@@ -173,6 +168,38 @@ def _redraw(answers: list, score_thr: float, shows: list[str]) -> list:
     return parts
 
 
+class SameSite:
+    """ASGI middleware that answers 403 to foreign ``Host`` and ``Origin`` headers.
+
+    A page elsewhere could send requests here, and read the answers by a name of its own. Numeric
+    addresses, this machine's names and ``names`` are taken; an ``Origin`` must be the same host.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str] = ()) -> None:
+        self.app = app
+        own = socket.gethostname()
+        self.names = {name.lower() for name in ('localhost', own, f'{own}.local', *names)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        answer = self.app
+        if scope['type'] in ('http', 'websocket'):
+            headers = Headers(scope=scope)
+            host, origin = headers.get('host', ''), headers.get('origin')
+            if not self._is_own(host):
+                answer = PlainTextResponse('unknown host: start with --allow-host NAME', 403)
+            elif origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+                answer = PlainTextResponse('requests from other sites are rejected', 403)
+        await answer(scope, receive, send)
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f'//{host}').hostname or ''
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+
 def launch(
     page: gr.Blocks,
     limits: UploadLimits,
@@ -183,13 +210,8 @@ def launch(
 ) -> str:
     """Serve the page; returns its address. Raises a UserError if the port is taken.
 
-    Args:
-        page (gr.Blocks): See :func:`build_page`.
-        limits (UploadLimits): The server itself rejects larger files.
-        host (str): Address to listen on.
-        port (int): Port; 0 takes a free one.
-        block (bool): Stay here until it is stopped. Defaults to True.
-        names (Sequence[str]): See :class:`.same_site.SameSite`. Defaults to ().
+    The server itself rejects files that are larger than ``limits``. Port 0 takes a free one; with
+    ``block``, it stays here until it is stopped; ``names`` are those of :class:`SameSite`.
     """
     page.queue(max_size=20, api_open=False)  # no way around it
     options = dict(share=False, pwa=False, mcp_server=False, enable_monitoring=False)

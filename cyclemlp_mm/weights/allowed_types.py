@@ -4,8 +4,6 @@ The functions get built arguments, and ``state`` where the pickle sets attribute
 raise means that the file is damaged. A further type is one line in ``FUNCTIONS`` or ``_SIMPLE``.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import math

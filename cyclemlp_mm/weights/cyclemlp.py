@@ -7,8 +7,6 @@ Paddle ports use the published names, with each Linear weight transposed, (in, o
 Source of the names: github.com/ShoufaChen/CycleMLP (MIT).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

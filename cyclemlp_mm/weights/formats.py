@@ -6,8 +6,6 @@
   PyTorch's; which ones are Linear only the family knows, see :attr:`PublishedFormat.from_paddle`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

@@ -5,8 +5,6 @@ mmengine's ``CheckpointLoader``, whose own loaders unpickle anything (0.10.7), o
 when the safe way rejects a file (0.10.12). Its registry of loaders by scheme is public.
 """
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

@@ -6,8 +6,6 @@ copies are compared and dropped.
 Source of the names: lists of the published state dicts, not the published code (GPL 3.0).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """What a family's published files look like: the interface a family's name mapping fills in."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

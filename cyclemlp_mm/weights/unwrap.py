@@ -1,7 +1,5 @@
 """From what a checkpoint file holds to named tensors, and to those of the backbone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping
 

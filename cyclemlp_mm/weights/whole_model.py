@@ -1,7 +1,5 @@
 """Checkpoints as mmengine loads them, into a whole detector, segmentor or classifier."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import OrderedDict

@@ -18,8 +18,14 @@ from toy_runs import NO_WORKERS
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.datasets import CorruptImage, corrupt, shapes
 from cyclemlp_mm.engine import load_config, test_series
-from cyclemlp_mm.engine.test_pipelines import check_size, input_size, scale_pipeline
-from cyclemlp_mm.engine.test_series import ALEXNET, BENCHMARK, CorruptionSeries
+from cyclemlp_mm.engine.test_series import (
+    ALEXNET,
+    BENCHMARK,
+    CorruptionSeries,
+    check_size,
+    input_size,
+    scale_pipeline,
+)
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
 imagecorruptions = pytest.importorskip('imagecorruptions')

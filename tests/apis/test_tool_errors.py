@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import VISBACKENDS
 from paths import ROOT
 
-from cyclemlp_mm.apis.arguments import OPTIONS, parse
+from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS, parse
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
 from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.engine.training_config import VIS_BACKENDS
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.export import OPSETS, PARTS
 from cyclemlp_mm.user_path import user_path
@@ -105,10 +105,11 @@ def test_choices_are_those_of_the_code():
         ('export', '--part'): PARTS,
         ('export', '--opset'): OPSETS,
         ('convert_weights', '--to'): TARGETS,
-        ('train', '--vis'): VIS_BACKENDS,
     }
     for (tool, option), values in choices.items():
         assert list(OPTIONS[tool][option]['choices']) == list(values)
+    backends = {kind.removesuffix('VisBackend').lower() for kind in VISBACKENDS.module_dict}
+    assert {*BACKENDS, 'local'} == backends
 
 
 def test_options_that_act_when_they_are_parsed(monkeypatch):

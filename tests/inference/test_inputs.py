@@ -79,7 +79,7 @@ def test_broken_images_are_refused(tmp_path):
     (tmp_path / 'cut.jpg').write_bytes(data[: len(data) // 2])
     (tmp_path / 'text.png').write_text('no image')
     touch(tmp_path, 'empty.jpg')
-    broken = 'is truncated or damaged|cannot be read as|is empty'
+    broken = 'is truncated: its end is missing|cannot be read as|is empty'
     for name in ('cut.jpg', 'text.png', 'empty.jpg'):
         with pytest.raises(UserError, match=f'{name} ({broken})'):
             read_image(tmp_path / name)

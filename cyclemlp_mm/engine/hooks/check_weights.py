@@ -1,7 +1,5 @@
 """Weights of a whole model: all of them where it is tested or resumed, else logged by part."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from mmengine.hooks import Hook
@@ -35,10 +33,8 @@ class CheckLoadedWeights(Hook):
       differ, as for another number of classes, and are counted in the log.
 
     Data with other class names, or in another order, is rejected: labels would not mean the same.
-    ``load_from`` takes data with other names, to fine-tune on them.
-
-    A backbone's own file (names without ``backbone.``) is taken too. The tools add this hook to
-    every config.
+    ``load_from`` takes data with other names, to fine-tune on them. A backbone's own file (names
+    without ``backbone.``) is taken too.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook looks at the state dict
@@ -63,10 +59,7 @@ class CheckLoadedWeights(Hook):
 
 
 def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: bool) -> None:
-    """Reject data in which labels mean other classes than in the file.
-
-    To fine-tune on the same classes in another order, heads would start from each other's weights.
-    """
+    """Reject data in which labels mean other classes than in the file."""
     trained = trained_classes(checkpoint)
     for phase in ('train', 'val', 'test'):
         loop = getattr(runner, f'_{phase}_loop', None)
@@ -91,9 +84,9 @@ def compare(
 ) -> str:
     """Report what of a model a file holds: counts, in all and of each part of the model.
 
-    Raises CheckpointError where a part that is needed is missing, all or the backbone only
-    (``complete``), or where a backbone of ours has no place for some of the file's tensors.
-    ``own`` is the model's state dict, if it is at hand.
+    Raises a CheckpointError where a needed part, all (``complete``) or the backbone, is missing, or
+    where a backbone of ours has no place for a tensor of the file. ``own`` is the model's state
+    dict.
     """
     own = _state_dict(model) if own is None else own
     needed = [name for name in own if not is_counter(name)]

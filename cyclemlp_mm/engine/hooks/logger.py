@@ -12,14 +12,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 
@@ -87,10 +81,7 @@ def _to_stderr(message: str) -> None:
 
 @contextmanager
 def progress_bar(runner: Runner) -> Iterator[None]:
-    """Show a :class:`ProgressBar` for what the runner does in the block, however it ends.
-
-    The hook is given to the runner, not to its config: the config in the work dir runs in any tool.
-    """
+    """Show a :class:`ProgressBar` for what the runner, not its config, does in the block."""
     bar = ProgressBar()
     runner.register_hook(bar)
     try:
@@ -102,29 +93,18 @@ def progress_bar(runner: Runner) -> Iterator[None]:
 class ProgressBar(Hook):
     """Shows how far training and evaluation are, with the latest loss and the time left.
 
-    Log lines are printed above the bar. Where the output is not a terminal (a file, a pipe, a
-    cluster's queue), and in all processes but the first, nothing is shown.
-
-    Args:
-        console (Console, optional): Where to draw. Defaults to None: the standard output.
+    Log lines are printed above the bar. Where the output is not a terminal, and in all processes
+    but the first, nothing is shown.
     """
 
     priority = 'VERY_LOW'
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(file=getattr(sys.stdout, 'raw', sys.stdout))
-        self.bar = Progress(
-            '{task.description}',
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            'left',
-            TimeRemainingColumn(),
-            '{task.fields[loss]}',
-            console=console,
-            transient=True,
-            disable=not (console.is_terminal and is_main_process()),
-        )
+        done = progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()
+        left = 'left', progress.TimeRemainingColumn(), '{task.fields[loss]}'
+        look = dict(transient=True, disable=not (console.is_terminal and is_main_process()))
+        self.bar = progress.Progress('{task.description}', *done, *left, console=console, **look)
         self._tasks: dict[str, int] = {}
         self._streams: list[tuple[logging.StreamHandler, object]] = []
 

@@ -1,7 +1,5 @@
 """Hooks of a test: pictures of its predictions, and a model in deploy mode."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections import Counter
@@ -16,7 +14,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from cyclemlp_mm.datasets.image_files import BadImageError
-from cyclemlp_mm.datasets.load_image import as_picture, image_loader, read_image
+from cyclemlp_mm.datasets.load_image import LoadCheckedImage, as_picture, image_loader
 from cyclemlp_mm.engine.config_data import palette_of
 from cyclemlp_mm.models import to_deploy
 
@@ -46,12 +44,8 @@ class DeployModel(Hook):
 class DrawResults(Hook):
     """Draws every image of a test as the model saw it: ground truth left, prediction right.
 
-    Unlike by the toolboxes' hooks, images are turned as they were loaded, and the pictures are in
-    the same sub-folders as the images.
-
-    Args:
-        out_dir (str): Folder for the pictures.
-        style (Style, optional): See :class:`cyclemlp_mm.visualization.overlay.Style`.
+    Images are turned as they were loaded, and the pictures are in ``out_dir`` in the same
+    sub-folders as the images. ``style`` is a :class:`cyclemlp_mm.visualization.overlay.Style`.
     """
 
     def __init__(self, out_dir: str, style: object = None) -> None:
@@ -60,7 +54,7 @@ class DrawResults(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         data = runner.test_loop.dataloader.dataset
-        self._loader = image_loader(data)
+        self._loader = image_loader(data) or LoadCheckedImage()
         self._classes = data.metainfo['classes']
         self._palette = palette_of(data.metainfo, len(self._classes))
         paths = [str(data.get_data_info(i)['img_path']) for i in range(len(data))]
@@ -101,14 +95,14 @@ class DrawResults(Hook):
         height, width = sample.ori_shape[:2]
         known = dict(img_path=path, height=height, width=width)
         try:
-            image = self._loader.read(known)[0] if self._loader else read_image(path, known)[0]
+            image, _ = self._loader.read(known)
         except BadImageError:  # the test's log names it
             return np.zeros((height, width, 3), np.uint8)
         return np.ascontiguousarray(as_picture(image))
 
 
 def _picture_names(paths: list[str], keep_suffix: bool) -> dict[str, str]:
-    """For each image the name of its picture, relative to the folder that all images share.
+    """For each image the name of its picture, in the sub-folder of the image.
 
     A PNG, or with ``keep_suffix`` the image's own kind where that can be written.
     """

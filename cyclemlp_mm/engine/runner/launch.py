@@ -1,7 +1,5 @@
 """Start and end of the processes of a run, and mixed precision, also without a GPU."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys
@@ -27,11 +25,10 @@ _has_gloo_threads = False
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """Trains under CPU autocast in bfloat16; mmengine's ``AmpOptimWrapper`` needs a GPU.
+    """``OptimWrapper`` under CPU autocast in bfloat16; mmengine's ``AmpOptimWrapper`` needs a GPU.
 
-    bfloat16 has float32's range, so losses are not scaled and there is no scaler's state: a
-    checkpoint is resumed with or without mixed precision. Weights, gradients and the optimiser's
-    state stay float32. Arguments are those of :class:`mmengine.optim.OptimWrapper`.
+    bfloat16 has float32's range: there is no loss scaler, so a checkpoint is resumed with or
+    without mixed precision. Weights, gradients and the optimiser's state stay float32.
     """
 
     @contextmanager
@@ -41,17 +38,10 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def prepare_launch(cfg: Config, launcher: str) -> None:
-    """Set ``cfg.launcher``; without a GPU, also start the process group, with gloo.
+    """Set ``cfg.launcher``, a choice of --launcher; without a GPU, start the process group by gloo.
 
     mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` and passes device ids to DDP;
     if a process group exists already, it does neither.
-
-    Args:
-        cfg (Config): Changed in place.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
-
-    Raises:
-        UserError: 'slurm' or 'mpi' without a GPU.
     """
     cfg.launcher = launcher
     if launcher == 'none' or torch.cuda.is_available():

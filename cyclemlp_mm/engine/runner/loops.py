@@ -5,8 +5,6 @@ Unlike mmengine's, every iteration and every sample has its own random state (se
 batch, where mmengine starts the epoch again.
 """
 
-from __future__ import annotations
-
 import errno
 import tempfile
 from bisect import bisect

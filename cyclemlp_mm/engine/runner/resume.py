@@ -3,8 +3,6 @@
 mmengine continues with the optimiser and schedule of the checkpoint, whatever the config says.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import re
@@ -22,7 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 from torch.optim import Optimizer
 
-from cyclemlp_mm.engine.config_data import take_class_order, trained_classes
+from cyclemlp_mm.engine.config_data import meta_of, take_class_order, trained_classes
 from cyclemlp_mm.errors import CheckpointError, UserError, some
 from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights import (
@@ -68,17 +66,8 @@ def loaded_from(runner: Runner) -> str:
 def resume_training(cfg: Config, source: str) -> list[str]:
     """Set ``cfg`` to continue from a checkpoint, with the seed that it was trained with.
 
-    Args:
-        cfg (Config): Changed in place.
-        source (str): A checkpoint, or 'auto' for the newest one of ``cfg.work_dir``.
-
-    Returns:
-        list[str]: What the user should know.
-
-    Raises:
-        CheckpointError: 'auto', and there are checkpoints, but none can be read, or the seed in the
-            file is not one.
-        MissingFileError: The named checkpoint does not exist.
+    ``source`` is a checkpoint, or 'auto' for the newest one of ``cfg.work_dir``. Returns what the
+    user should know; raises a CheckpointError where there are checkpoints, but none can be read.
     """
     notes = []
     if source == 'auto':
@@ -98,7 +87,7 @@ def resume_training(cfg: Config, source: str) -> list[str]:
 
 def _take_seed(cfg: Config, content: object) -> list[str]:
     """The order of the data follows from the seed, and is made before mmengine reads the file."""
-    seed = _meta(content).get('seed')
+    seed = meta_of(content).get('seed')
     if type(seed) is not int:
         return []
     if not 0 <= seed < 2**32:
@@ -131,7 +120,6 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
     The file itself says how far it is, not its name or date. ``last_checkpoint`` is a hint: files
     that are further than the one it names, but were saved before it, are of an earlier training in
     the same folder and come last. Every byte of the file is read and checked before it is used.
-    Raises CheckpointError where there are some, but none can be read.
     """
     folder, broken, notes, states = Path(folder), [], [], {}
     for path in sorted(folder.glob('*.pth')):
@@ -148,8 +136,7 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
         except CheckpointError as error:
             broken.append(str(error))
             continue
-        meta = content.get('meta') if isinstance(content, dict) else None
-        if isinstance(meta, dict) and 'optimizer' in content:  # else weights alone
+        if (meta := meta_of(content)) and 'optimizer' in content:  # else weights alone
             counts = [n if type(n) is int else -1 for n in map(meta.get, _COUNTS)]
             states[path] = (*counts, str(meta.get('time', '')))  # %Y%m%d_%H%M%S, when it was saved
             if unsafe and states[path] == max(states.values()):
@@ -178,12 +165,6 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
     return FoundCheckpoint(None, [])
 
 
-def _meta(content: object) -> dict:
-    """The ``meta`` of a checkpoint; {} where it has none."""
-    meta = content.get('meta') if isinstance(content, dict) else None
-    return meta if isinstance(meta, dict) else {}
-
-
 def _pointed_name(pointer: Path) -> str | None:
     """The file name in ``last_checkpoint``; the folder in it may be another machine's."""
     try:
@@ -210,7 +191,7 @@ def run_training(runner: Runner) -> None:
     """Train; an error of a resumed checkpoint names the file and its damaged part."""
     start = {}
     if is_resumed(runner) and runner._load_from:
-        start = _meta(read_before_loading(loaded_from(runner)))
+        start = meta_of(read_before_loading(loaded_from(runner)))
     try:
         runner.train()
     except (UserError, OSError, torch.cuda.OutOfMemoryError):
@@ -248,7 +229,7 @@ def check_resumable(checkpoint: dict, source: str) -> None:
     hub = checkpoint.get('message_hub')
     values = dict(resumed_keys=bool, log_scalars=HistoryBuffer, runtime_info=object)
     wrong = ''
-    if any(type(n) is not int or n < 0 for n in map(_meta(checkpoint).get, _COUNTS)) or not (
+    if any(type(n) is not int or n < 0 for n in map(meta_of(checkpoint).get, _COUNTS)) or not (
         isinstance(hub, dict) and all(isinstance(hub.get(part), dict) for part in values)
     ):
         wrong = 'it does not say how far its training was'
@@ -264,10 +245,7 @@ def check_resumable(checkpoint: dict, source: str) -> None:
 
 
 def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
-    """Warn where a resumed training will not follow the optimiser and schedule of its config.
-
-    Raises CheckpointError where the state is of another optimiser, or of other parameters.
-    """
+    """Warn where a resumed training will not follow the optimiser and schedule of its config."""
     changes, wrapper, state = [], runner.optim_wrapper, checkpoint['optimizer']
     several = isinstance(wrapper, OptimWrapperDict)
     for name, part in wrapper.items() if several else [('', wrapper)]:
