@@ -74,10 +74,16 @@ def measure_step(
 ) -> StepMemory:
     """Memory of one training step of a config on one device; nothing is computed.
 
-    ``size`` is height and width of the images, before the data preprocessor; ``device`` ('cuda' or
-    'cpu') is the one whose forms of operators are taken. Weights are not loaded. Raises a UserError
-    if the model cannot be built, or has an operator whose result's size depends on numbers and
-    cannot be assumed.
+    Args:
+        cfg (Config): Of a detector, segmentor or classifier; unchanged. Weights are not loaded.
+        batch_size (int): Images per step.
+        size (tuple[int, int]): Height and width of the images, before the data preprocessor.
+        amp (bool): Automatic mixed precision. Default: False.
+        device (str): 'cuda' or 'cpu', whose forms of operators are taken. Default: 'cuda'.
+
+    Raises:
+        UserError: The model cannot be built, or has an operator whose result's size depends on
+            numbers and cannot be assumed.
     """
     from cyclemlp_mm.engine import require_toolbox
 

@@ -18,8 +18,13 @@ RESERVE = 0.1
 def estimate(argv: Sequence[str] | None = None) -> dict:
     """Estimate the memory of a training step on one GPU, and print it; no GPU is needed.
 
-    Returns bytes of 'weights', 'gradients', 'optimizer', 'activations' and their 'total', the
-    'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
+    Returns:
+        dict: Bytes of 'weights', 'gradients', 'optimizer', 'activations' and their 'total', the
+        'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
+
+    Raises:
+        UserError: An option is out of its range, the config gives no image size, not even one image
+            fits, or the model cannot be estimated.
     """
     args = parse('estimate', argv)
     if args.gpu_memory is not None and not 0 < args.gpu_memory < 2**20:
@@ -57,9 +62,10 @@ def estimate(argv: Sequence[str] | None = None) -> dict:
 def largest_batch(
     measure: Callable[[int], int], limit: float, known: dict[int, int] | None = None
 ) -> int:
-    """The largest batch within ``limit`` bytes; ``known`` has bytes of some batches.
+    """The largest batch whose memory is within ``limit`` bytes, found by measuring a few.
 
-    Bytes grow with the batch, so a few are measured. A UserError where one image does not fit.
+    ``measure`` gives the bytes of a batch, which grow with it; ``known`` are those known already.
+    Raises a UserError if not even one image fits.
     """
     known = dict(known or {})
 

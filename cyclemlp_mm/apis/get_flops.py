@@ -16,7 +16,11 @@ from .arguments import parse
 
 
 def get_flops(argv: Sequence[str] | None = None) -> dict:
-    """Count parameters and multiply-adds; prints and returns them, with those of 'parts'."""
+    """Count parameters and multiply-adds, and print them; raises a UserError where it cannot.
+
+    Returns:
+        dict: What was printed: 'model', 'size', 'parameters', 'multiply_adds' and their 'parts'.
+    """
     args = parse('get_flops', argv)
     if (args.config is None) == (args.arch is None):
         raise UserError('give either CONFIG or --arch')

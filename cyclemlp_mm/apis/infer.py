@@ -26,8 +26,12 @@ from .screen import track
 class InferReport:
     """What was done.
 
-    ``failed`` has for each file that could not be read or predicted why; ``converted`` has by kind
-    of conversion the files with what was done.
+    Attributes:
+        out_dir (Path): Where everything was written.
+        num_images (int): Images and frames that were predicted.
+        written (list[Path]): The files.
+        failed (dict[Path, str]): For each file that could not be read or predicted, why.
+        converted (dict[str, list]): By kind of conversion, the files with what was done.
     """
 
     out_dir: Path

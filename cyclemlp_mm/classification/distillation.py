@@ -14,11 +14,15 @@ from .teacher import FrozenTeacher
 
 
 def soft_distillation_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) / (B · K)`` of logits, float32.
+    """``τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) / (B · K)``, float32.
 
     The sum over images and classes, divided by the number of elements, as in the published code of
-    DeiT and CycleMLP (losses.py); DeiT's paper (Sec. 4) divides by the images alone. No gradient
-    flows to the teacher.
+    DeiT and CycleMLP (losses.py); DeiT's paper (Sec. 4) divides by the images alone.
+
+    Args:
+        student (Tensor): (B, K) logits, of any floating dtype.
+        teacher (Tensor): (B, K) logits; no gradient flows to them.
+        tau (float): Temperature. Defaults to 1.0.
     """
     ours = F.log_softmax(student.float() / tau, dim=1)
     theirs = F.log_softmax(teacher.detach().float() / tau, dim=1)
@@ -32,7 +36,7 @@ def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class DistilledClassifier(ImageClassifier):
-    """An ``ImageClassifier``, with its arguments, that also learns from a teacher.
+    """An ``ImageClassifier`` that also learns from a teacher.
 
     ``loss = (1 - alpha) · base + alpha · distillation``, where ``base`` is the head's own loss and
     ``distillation`` is that of the two functions above, on the logits of the same images.
@@ -48,6 +52,11 @@ class DistilledClassifier(ImageClassifier):
         distillation (str): 'soft' or 'hard'. Defaults to 'soft'.
         alpha (float): Weight of the distillation, in [0, 1]. Defaults to 0.5.
         tau (float): Temperature of 'soft', above 0. Defaults to 1.0.
+        **classifier (object): Arguments of ``ImageClassifier``.
+
+    Raises:
+        ValueError: ``distillation``, ``alpha`` or ``tau`` is out of its range, or the teacher has
+            another number of classes.
     """
 
     def __init__(

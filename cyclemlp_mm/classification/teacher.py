@@ -17,7 +17,11 @@ class FrozenTeacher(nn.Module):
 
     Teachers were trained with their own mean, std and channel order (mmpretrain's RegNets take
     BGR). The student's input is converted to the teacher's, which also holds for mixed images.
-    ``student_norm`` is the student's ``data_preprocessor``; :meth:`load` reads ``checkpoint``.
+
+    Args:
+        classifier (dict): Config of an mmpretrain classifier, with its ``data_preprocessor``.
+        student_norm (dict): ``data_preprocessor`` of the student: mean, std, to_rgb.
+        checkpoint (str): The teacher's weights: path or URL. Read by :meth:`load`.
     """
 
     def __init__(self, classifier: dict, student_norm: dict, checkpoint: str) -> None:

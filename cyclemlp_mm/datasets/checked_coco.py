@@ -32,8 +32,13 @@ class CheckedCOCO(COCO):
     - Boxes without area or outside their image are left out, as no detector can find them.
     - Masks that cannot be decoded are an error where masks are needed, and left out elsewhere.
 
-    With ``is_evaluated``, pycocotools has to read the masks, too. Raises a UserError for what
-    :func:`judge_coco` finds, and for masks that mmdet or pycocotools cannot read.
+    Args:
+        with_masks (bool): Whether masks are decoded. Defaults to False.
+        is_evaluated (bool): Whether pycocotools decodes them. Defaults to False.
+
+    Raises:
+        UserError: What :func:`cyclemlp_mm.datasets.coco_file.read_coco` raises, and boxes, ids or
+            masks that mmdet or pycocotools cannot read.
     """
 
     @annotations_kept()  # pauses Python's collector of cycles, too
@@ -68,7 +73,11 @@ class CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence = (), cat_ids: Sequence = ()
     ) -> list:
-        """As pycocotools' ``getCatIds``, but names return their ids in the order of the names."""
+        """As pycocotools' ``getCatIds``, but names return their ids in the order of the names.
+
+        Raises:
+            UserError: The file has no category of a name.
+        """
         if not cat_names:
             return super().get_cat_ids([], list(sup_names), list(cat_ids))
         ids = {category['name']: category['id'] for category in self.dataset['categories']}
@@ -134,7 +143,11 @@ class CheckedCocoMetric(CocoMetric):
         self._ann_file = ann_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Collect predictions; a UserError where an image has another id in the annotation file."""
+        """Collect the predictions of one batch.
+
+        Raises:
+            UserError: An image is not the one that the annotation file has under its id.
+        """
         for sample in data_samples if self._coco_api is not None else ():
             path = str(sample.get('img_path', ''))
             image = self._coco_api.imgs.get(sample['img_id'])

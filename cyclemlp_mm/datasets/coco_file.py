@@ -70,7 +70,9 @@ def annotations_kept() -> Iterator[None]:
 def read_coco(ann_file: Path) -> dict:
     """The lists 'images', 'annotations' and 'categories' of a file, of anything; not to be changed.
 
-    Raises a UserError where it is no JSON, or lacks a list.
+    Raises:
+        UserError: It is no JSON, or lacks a list.
+        OSError: It cannot be read.
     """
     state = ann_file.stat()
     key = (ann_file.resolve(), state.st_mtime_ns, state.st_size)
@@ -101,7 +103,9 @@ def _parse(ann_file: Path) -> dict:
 def category_names(ann_file: Path, needs_masks: bool) -> dict[int, str]:
     """Names of an annotation file's categories, by their ids, in the order of the file.
 
-    Raises a UserError where they are not clear, or no object has a mask and masks are needed.
+    Raises:
+        UserError: As :func:`read_coco`; categories without id or name, or double ones; none of the
+            annotations has a mask, and masks are needed.
     """
     content = read_coco(ann_file)
     listed = [one if isinstance(one, dict) else {} for one in content['categories']]
@@ -234,9 +238,13 @@ def _box_trouble(ann: dict, categories: dict, sizes: dict) -> str | None:
 
 
 def mask_trouble(mask: object, size: tuple[int, int], is_evaluated: bool) -> str | None:
-    """What is wrong with a "segmentation" of an image of a size (width, height), or None.
+    """What is wrong with a "segmentation" of an image of a size (width, height).
 
-    With ``is_evaluated``, pycocotools reads it, not only mmdet. ``SHORT`` is harmless.
+    Args:
+        is_evaluated (bool): Whether pycocotools reads it, not only mmdet.
+
+    Returns:
+        str | None: End of a sentence; ``SHORT`` is harmless, as mmdet drops such masks.
     """
     if not mask:
         return 'have no "segmentation", and masks are needed of all'

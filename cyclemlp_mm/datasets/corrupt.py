@@ -45,6 +45,10 @@ class CorruptImage:
     Args:
         corruption (str): One of :data:`CORRUPTIONS`.
         severity (int): 1 to 5.
+
+    Raises:
+        ValueError: There is no such corruption or severity.
+        MissingToolboxError: The library is not installed.
     """
 
     def __init__(self, corruption: str, severity: int = 1) -> None:

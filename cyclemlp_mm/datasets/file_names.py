@@ -24,7 +24,12 @@ _MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')  # of byte order: UTF-8, UT
 
 
 def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:
-    """Why names are missing, if they are ``there`` in another spelling; else an empty text."""
+    """Why names are missing, if they are there in another spelling; else an empty text.
+
+    Args:
+        names (Iterable[str]): That were not found.
+        there (Iterable[str]): Names that are there.
+    """
     by_key = {_key(name): name for name in there}
     pairs = [(name, by_key[_key(name)]) for name in names if _key(name) in by_key]
     if not pairs:
@@ -50,9 +55,12 @@ def is_no_class(folder: str) -> bool:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file as Windows, macOS or Linux write them; a UserError if it cannot be read.
+    """Lines of a text file as Windows, macOS or Linux write them.
 
     UTF-8 with or without a byte-order mark, and UTF-16 with one.
+
+    Raises:
+        UserError: It cannot be opened, is not a regular file, or has another encoding.
     """
     try:
         if path.exists() and not path.is_file():

@@ -94,8 +94,9 @@ def read_facts(path: str | Path, limit_pixels: bool = True) -> ImageFacts:
 def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> ImageFacts:
     """Look at the content of an image file without decoding its pixels.
 
-    Raises a BadImageError: empty, no image, truncated, or larger than Pillow's limit against
-    decompression bombs.
+    Raises:
+        BadImageError: Empty, no image, truncated, or larger than Pillow's limit against
+            decompression bombs.
     """
     if not content:
         raise BadImageError(f'{path} is empty (0 bytes)')

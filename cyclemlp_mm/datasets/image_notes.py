@@ -40,10 +40,14 @@ def kind_of(reason: str) -> str:
 
 
 class CheckedStep:
-    """A loading step in place of the toolbox's, ``transform``; notes what it skips or converts.
+    """A loading step that notes what it skips or converts in ``notes``.
 
     What cannot be read is replaced by another sample in training (mmengine's data sets take one
     when a step returns None), and by a stand-in in evaluation, where every image counts.
+
+    Args:
+        transform (object): The step of the toolbox that it stands for.
+        is_evaluation (bool): See above. Defaults to False.
     """
 
     def __init__(self, transform: object, is_evaluation: bool = False) -> None:

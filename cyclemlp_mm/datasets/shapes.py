@@ -235,11 +235,15 @@ def write_shapes(
         layout (str): 'coco'; 'ade20k' (label 0 is to be ignored, 1 is the background); 'folders'
             (``train/circle/*.jpg``, …) or 'lists' (``train_list.txt``) of images with one shape.
         out_dir (str | pathlib.Path): A new or an empty folder, or one with the same data set, whole
-            or interrupted; a FolderInUseError for others.
-        num_train (int): Number of training images, >= 1.
-        num_val (int): Number of validation images, >= 1.
-        size (Sequence[int]): (width, height) of the images, each >= 32.
-        seed (int): Seed, >= 0.
+            or interrupted.
+        num_train (int): Number of training images, >= 1. Default: 400.
+        num_val (int): Number of validation images, >= 1. Default: 100.
+        size (Sequence[int]): (width, height) of the images, each >= 32. Default: (128, 128).
+        seed (int): Seed, >= 0. Default: 0.
+
+    Raises:
+        UserError: A ValueError; an argument is outside its range.
+        FolderInUseError: A FileExistsError; ``out_dir`` holds anything else.
     """
     if min(size) < MIN_SIDE:
         raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')

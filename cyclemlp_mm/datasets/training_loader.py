@@ -23,10 +23,11 @@ _TAKEN += ('generator', 'prefetch_factor', 'persistent_workers', 'pin_memory_dev
 
 
 def seed_all(*place: int) -> None:
-    """Seed Python's, numpy's and PyTorch's generators of this process by numbers of a place.
+    """Seed Python's, numpy's and PyTorch's generators of this process.
 
-    Two places, such as (seed, kind, epoch, sample), give independent streams; one gives the same
-    stream in every process and after every restart.
+    Args:
+        *place (int): Non-negative numbers, such as (seed, kind, epoch, sample). Two places give
+            independent streams, one the same stream in every process and after every restart.
     """
     words = np.random.SeedSequence(place).generate_state(4)
     random.seed(int(words[0]))

@@ -20,13 +20,14 @@ from .config_data import ignore_index
 class SkipBadImages(Hook):
     """Skips images that cannot be read, converts unusual ones, and logs which.
 
-    Of each kind, the first five files are named in the log, and all are counted at the end of every
-    epoch and validation. What is skipped and what is converted is in docs/robustness.md.
+    Of each kind, the first five files are named in the log, and all are counted at the end of
+    every epoch and validation. See :class:`cyclemlp_mm.datasets.load_image.LoadCheckedImage` for
+    what is skipped and what is converted.
 
     Args:
         max_bad_fraction (float): The training stops when more than this part of a data set's images
             were skipped (but always allows one), in [0, 1]. ``max_bad_fraction`` of the config wins
-            over it. Defaults to 0.05.
+            over it, if it is there. Defaults to 0.05.
     """
 
     priority = 'VERY_HIGH'

@@ -180,9 +180,10 @@ def names_of(metainfo: object) -> list[str]:
 
 
 def take_class_order(cfg: Config, trained: Sequence[str], source: str) -> list[str]:
-    """List the classes of data sets that go by name in the order of a checkpoint, ``source``.
+    """Let data sets that go by name list their classes in the order of a checkpoint, ``source``.
 
-    Returns what the user should know; empty where nothing was changed.
+    Returns:
+        list[str]: What the user should know; empty where nothing was changed.
     """
     changed = False
     for _, dataset in data_sets(cfg):

@@ -64,7 +64,8 @@ def tools_dir() -> Path:
 def find_config(name: str) -> Path:
     """Path of a config, by its path, or by the name of a shipped one, with or without ``.py``.
 
-    Also ``configs/NAME``, where there is no such folder. A MissingFileError suggests near names.
+    Also ``configs/NAME``, where there is no folder of that name. Raises MissingFileError, with near
+    names, where there is none.
     """
     path = user_path(name)
     if path.is_file():
@@ -85,18 +86,27 @@ def find_config(name: str) -> Path:
 
 
 def config_path(name: str) -> str:
-    """Path of a shipped config, with or without ``.py``, which the APIs of all toolboxes take.
+    """Path of a shipped config, which the APIs of all toolboxes take.
 
-    Raises a MissingFileError, which suggests near names, where there is none.
+    Args:
+        name (str): Its name, with or without ``.py``.
+
+    Raises:
+        MissingFileError: There is no config of that name; suggests near ones.
     """
     path = configs_dir() / f'{name.removesuffix(".py")}.py'
     return str(path if path.is_file() else find_config(Path(name).name))
 
 
 def load_config(name: str, cfg_options: dict | None = None) -> Config:
-    """Read a config, see :func:`find_config`, and merge ``--cfg-options``, by dotted key, into it.
+    """Read a config and merge ``--cfg-options`` into it.
 
-    Raises a UserError where the config or a base of it is wrong, or an option does not fit.
+    Args:
+        name (str): See :func:`find_config`.
+        cfg_options (dict, optional): Dotted keys to values.
+
+    Raises:
+        UserError: The config, or one that it builds on, is wrong, or an option does not fit it.
     """
     path = find_config(name)
     try:
@@ -108,7 +118,10 @@ def load_config(name: str, cfg_options: dict | None = None) -> Config:
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:
-    """Merge ``--cfg-options`` into a config; a UserError where one does not fit, or is not read."""
+    """Merge ``--cfg-options``, dotted keys to values, into a config; then check its sections.
+
+    Raises UserError where an option does not fit the config, or nothing would read it.
+    """
     if options:
         _check_keys(cfg, options)
         try:
@@ -244,10 +257,14 @@ def _first_line(error: Exception) -> str:
 
 
 def require_toolbox(cfg: Config) -> str:
-    """Import the toolbox that ``cfg.default_scope`` names, and only this one; returns its name.
+    """Import the toolbox that ``cfg.default_scope`` names, only this one.
 
-    Raises a UserError where the config names none, and a MissingToolboxError with the fix where it
-    cannot be imported.
+    Returns:
+        str: 'mmdet', 'mmseg' or 'mmpretrain'.
+
+    Raises:
+        UserError: The config names no supported toolbox.
+        MissingToolboxError: It cannot be imported; the message says why and how to fix it.
     """
     scope = cfg.get('default_scope')
     if scope not in EXTRAS:

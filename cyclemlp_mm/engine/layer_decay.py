@@ -14,6 +14,10 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
     A parameter of depth d has the learning rate ``lr · layer_decay_rate ** (D - 1 - d)``, D being
     the number of depths. Depths are those of the backbone's ``get_layer_depth``; necks and heads
     have the last one, whose rate is ``lr``. Other keys of ``paramwise_cfg``: mmpretrain's.
+
+    Raises:
+        UserError: The model has no backbone with ``get_layer_depth``, or ``layer_decay_rate`` is
+            missing or not in (0, 1].
     """
 
     def add_params(self, params, module, prefix='', get_layer_depth=None, **kwargs) -> None:

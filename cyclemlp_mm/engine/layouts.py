@@ -78,8 +78,11 @@ def find_coco(root: Path) -> dict[str, tuple[str, str]]:
     """COCO files of a folder and the folders of their images, relative to it, by split.
 
     A split in COCO 2017's layout is taken as it is; else every JSON file, at most two folders deep,
-    with "images" and "categories" counts. Splits go by the names of files and folders; a UserError
-    lists files where that is not clear.
+    with "images" and "categories" counts, and splits go by the names of files and folders.
+
+    Raises:
+        UserError: A split has several files, or no split is named in any; lists them.
+        MissingFileError: No folder, or several, have the images of a file.
     """
     usual = {s: parts for s, parts in COCO.items() if (root / parts[0]).is_file()}
     files = [] if len(usual) == 2 else [f.relative_to(root) for f in _coco_files(root)]
@@ -138,10 +141,11 @@ def _images_of(root: Path, file: Path, split: str) -> str:
 
 
 def recognise(root: Path, scope: str) -> tuple[str, str, str, Path]:
-    """A folder's layout: name, task, command that converts it or '', and the folder to take then.
+    """A folder's layout; ``scope`` (a ``default_scope``) is the task that is looked for first.
 
-    ``scope``, a ``default_scope``, is the task that is looked for first, and that of an unknown
-    layout, which has no name.
+    Returns:
+        tuple: Name; task; command that converts it, '' where ``--data`` takes it as it is; and the
+        folder to take after it. An unknown layout has no name and the task ``scope``.
     """
     for name, (task, look) in sorted(LAYOUTS.items(), key=lambda item: item[1][0] != scope):
         found = look(root)

@@ -39,10 +39,11 @@ def use_own_data(
     ignore_label: int | None = None,
     needed: Sequence[str] = ('train', 'val'),
 ) -> Config:
-    """Point ``cfg``, which is changed and returned, at ``data_dir``.
+    """Point ``cfg`` at ``data_dir``.
 
     Args:
-        cfg (Config): Its ``default_scope`` is mmdet (COCO's layout), mmseg or mmpretrain.
+        cfg (Config): A config whose ``default_scope`` is mmdet (COCO's layout), mmseg
+            (ADE20K's layout) or mmpretrain. Changed in place.
         data_dir (str | Path): The folder.
         classes (Sequence[str], optional): Class names. mmdet: which of the annotation file's to
             use, by default all; else names in the order of the labels, by default the lines of
@@ -52,10 +53,13 @@ def use_own_data(
         needed (Sequence[str]): Parts that the folder must have, 'train' or 'val'; one that is not
             needed and not there leaves its loader where it was. Defaults to both.
 
+    Returns:
+        Config: ``cfg``.
+
     Raises:
         MissingFileError: The folder lacks a part of the layout; says which.
         UserError: Class names are missing, double, or differ between train and val; the folder
-            has the layout of another task, or one that has to be converted.
+            has the layout of another task, or one that has to be converted (with the command).
     """
     root = user_path(data_dir).resolve()
     if not root.is_dir():

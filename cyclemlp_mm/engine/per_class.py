@@ -31,13 +31,17 @@ def add_per_class_results(runner: Runner) -> None:
 
 
 class ConfusionMatrix(BaseMetric):
-    """Counts which class is predicted where another one is, and draws it into ``out_file``.
+    """Counts which class is predicted where another one is, and draws it.
 
-    Pixels of segmentors, images of classifiers. Of detectors, each box with a score of
-    ``score_thr`` is matched with the true box that it covers best, the best score first; a true box
-    without one is missed, a box without a true one is found on the background. ``matrix`` has the
-    counts after the evaluation, int (N, N): true class, predicted class; for boxes with a last row
-    (background) and a last column (missed).
+    Pixels of segmentors, images of classifiers. Of detectors, each box is matched with the true box
+    that it covers best, the best score first; a true box without one is missed, a box without a
+    true one is found on the background. ``matrix`` has the counts after the evaluation, int (N, N):
+    true class, predicted class; for boxes with a last row (background) and a last column (missed).
+
+    Args:
+        out_file (Path): The picture.
+        score_thr (float): Boxes with a lower score do not count. Defaults to 0.3.
+        iou_thr (float): Least IoU of a match. Defaults to 0.5.
     """
 
     default_prefix = 'confusion'

@@ -46,12 +46,17 @@ _WORDNET = re.compile(r'n\d{8}')
 
 
 class SizeSeries:
-    """Tests a classifier at several image sizes: sides of square images in pixels.
+    """Tests a classifier at several image sizes.
 
     The ``CenterCrop`` of the test pipeline, or the ``Resize`` where there is none, gets the size;
     steps that resize before a crop are scaled with it, so that it keeps its share of the image.
-    Raises a UserError if the config is no classifier's, its pipeline has other steps, or sizes are
-    wrong.
+
+    Args:
+        cfg (Config): A classifier's; not changed.
+        sizes (Sequence[int]): Sides of the square images in pixels.
+
+    Raises:
+        UserError: The config is no classifier's, its pipeline has other steps, or sizes are wrong.
     """
 
     name = 'sizes'
@@ -69,7 +74,10 @@ class SizeSeries:
             self.loaders[size] = changed.test_dataloader
 
     def run(self, runner: Runner) -> dict:
-        """Test; returns metrics by size, and writes table, json and plot into the work dir."""
+        """Test; returns metrics by size, and writes table, json and plot into the work dir.
+
+        Raises a UserError before the first test for a size that the backbone does not take.
+        """
         for size in self.loaders:
             check_size(runner.model, size)
         found = {}
@@ -90,11 +98,15 @@ class CorruptionSeries:
 
     Args:
         cfg (Config): Not changed.
-        names (Sequence[str]): Corruptions or groups of :data:`CORRUPTIONS`; by default the 15 of
-            ImageNet-C, or all of ``folder``.
-        folder (str, optional): For classifiers: corrupted images in ImageNet-C's layout.
+        names (Sequence[str]): Corruptions or groups of :data:`CORRUPTIONS`; empty means the 15 of
+            ImageNet-C, or all of ``folder``. Defaults to ().
+        folder (str, optional): For classifiers: corrupted images in ImageNet-C's layout
+            ``CORRUPTION/SEVERITY/CLASS/IMAGE``. Defaults to None: they are made.
         reference (str, optional): For classifiers: whose errors the corruption errors are relative
-            to, 'alexnet' or a ``corruptions.json``.
+            to, 'alexnet' or a ``corruptions.json``. Defaults to None: they are not computed.
+
+    Raises:
+        UserError: A name is unknown, or the config, the folder or the reference do not fit.
     """
 
     name = 'corruptions'
@@ -187,7 +199,8 @@ def run_tests(
 ) -> Iterator[tuple[object, dict]]:
     """Test with one loader after the other, None is the runner's own; yields key and metrics.
 
-    The first test is logged in full, of the others a line each is on the screen.
+    The first test is logged in full, of the others a line each is on the screen. Raises a UserError
+    if the first one reports none of ``metrics``.
     """
     for number, (key, loader) in enumerate(loaders.items(), 1):
         if loader is not None:

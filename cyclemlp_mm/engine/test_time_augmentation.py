@@ -13,8 +13,17 @@ def use_test_time_augmentation(cfg: Config) -> list[str]:
     """Let the test of ``cfg`` use its ``tta_model`` and ``tta_pipeline``, as the toolboxes do.
 
     A check of labels that ``--data`` put into the test pipeline goes into the new one. mmdet merges
-    boxes only: mask heads are left out, and boxes alone are evaluated. Returns what the user should
-    know; raises a UserError where the config lacks one of the two, or the step ``TestTimeAug``.
+    boxes only: mask heads are left out, and boxes alone are evaluated.
+
+    Args:
+        cfg (Config): Changed in place: ``model`` and the pipelines of ``test_dataloader``.
+
+    Returns:
+        list[str]: What the user should know.
+
+    Raises:
+        UserError: The config has no ``tta_model`` or no ``tta_pipeline``, or the latter has no
+            ``TestTimeAug``.
     """
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):

@@ -23,8 +23,11 @@ _OURS = {
 def make_robust(cfg: Config) -> None:
     """Make a config's training resumable, stoppable, and patient with bad images and losses.
 
-    Only mmengine's own loops, hooks and strategies are replaced, in place. ``max_bad_fraction`` and
-    ``max_non_finite`` of the config are the hooks' limits.
+    Only mmengine's own loops, hooks and strategies are replaced; custom ones are unchanged.
+    ``max_bad_fraction`` and ``max_non_finite`` of the config are the hooks' limits.
+
+    Args:
+        cfg (Config): Changed in place; doing it twice changes nothing.
     """
     loop = cfg.get('train_cfg')
     if loop and 'type' not in loop:

@@ -101,6 +101,8 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, killed or not; with filelock 3,
     when its workers have ended, too. Where the file system has no locks, nothing is kept out.
+    Raises UserError where another training has it, or where the lock file is a link or no regular
+    file.
     """
     path = Path(work_dir) / LOCK
     # No fallback to a lock that would stay after a kill. A second: the other one may just end.

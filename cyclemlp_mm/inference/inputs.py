@@ -23,9 +23,11 @@ VIDEO_SUFFIXES += ('.wmv', '.flv', '.3gp', '.ogv', '.ts', '.mts')
 
 @dataclass(frozen=True)
 class Input:
-    """A file to be predicted, and the ``name`` of what is written for it.
+    """A file to be predicted.
 
-    The name is without suffix, unlike any other's, and may hold folders.
+    Attributes:
+        path (Path): The file.
+        name (str): Of what is written for it: without suffix, unlike any other's, may hold folders.
     """
 
     path: Path
@@ -43,12 +45,15 @@ def find_inputs(
     """Find the files of a command line, sorted within each of ``items``; each file once.
 
     Args:
-        items (Sequence[str]): Files, folders (not their sub-folders) and globs, ``**`` too.
-        passed_over (list[Path], optional): Gets the files of folders and globs that are not used.
+        items (Sequence[str]): Files, folders (their images and videos, not those of sub-folders)
+            and globs (``**`` goes through folders).
+        passed_over (list[Path], optional): Gets the files of folders and globs that are neither
+            images nor videos, and images and videos in sub-folders; no hidden files.
         suffixes (tuple[str]): Further suffixes of images. Defaults to ().
 
     Raises:
-        UserError: An item is not there, has nothing to predict, or is not an image or a video.
+        UserError: An item is not there, holds nothing to predict, is not a regular file, or neither
+            an image nor a video by its suffix.
     """
     passed_over = [] if passed_over is None else passed_over
     kinds = image_files.IMAGE_SUFFIXES + suffixes + VIDEO_SUFFIXES
@@ -98,9 +103,13 @@ def image_reader(
 ) -> Callable[[str], tuple[np.ndarray, list[str]]]:
     """Make a function that reads images as the test pipeline of a config does.
 
-    It takes a path. It returns the image, BGR uint8 (H, W, 3) or as the config's loading step makes
-    it, and what had to be converted. With ``as_stored``, EXIF rotation is ignored. The scope of the
-    config's toolbox must be the default.
+    Args:
+        cfg (Config): Of a model; its toolbox's scope must be the default.
+        as_stored (bool): Whether EXIF rotation is ignored. Defaults to False.
+
+    Returns:
+        Callable: From a path to the image, BGR uint8 (H, W, 3) or as the config's loading step
+        makes it, and what had to be converted.
     """
     from mmengine.registry import TRANSFORMS  # as the toolboxes build them, by the default scope
 
@@ -121,7 +130,10 @@ def image_reader(
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image to BGR uint8, (H, W, 3), as mmcv does, EXIF applied; raises a UserError."""
+    """Decode an image to BGR uint8, (H, W, 3), as mmcv's ``LoadImageFromFile`` does, EXIF applied.
+
+    Raises a UserError if it is not an image, is truncated, or cannot be decoded.
+    """
     return LoadCheckedImage(limit_pixels=False).read(dict(img_path=_existing(path)))[0]
 
 
@@ -150,7 +162,9 @@ def _test_data(cfg: Config) -> dict:
 class Video:
     """A video file, read frame by frame; raises a UserError if it cannot be decoded.
 
-    ``fps`` is 25 and ``num_frames`` is 0 where the file has no such number; it may be a wrong one.
+    Attributes:
+        fps (float): Frames per second; 25 where the file has no such number.
+        num_frames (int): As announced by the file, which may be wrong; 0 where it is not.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -12,9 +12,11 @@ from pycocotools import mask as coco_mask
 class Instances:
     """Objects that a detector found in one image.
 
-    ``boxes`` are float32, (N, 4), x1, y1, x2, y2 in pixels of the image; ``scores`` float32, (N,),
-    in 0..1; ``labels`` int64, (N,), class indices; ``masks`` COCO's run-length codes of the whole
-    image, or None.
+    Attributes:
+        boxes (np.ndarray): float32, (N, 4), x1, y1, x2, y2 in pixels of the image.
+        scores (np.ndarray): float32, (N,), in 0..1.
+        labels (np.ndarray): int64, (N,), class indices.
+        masks (list[dict], optional): COCO run-length codes of the whole image; None without masks.
     """
 
     boxes: np.ndarray

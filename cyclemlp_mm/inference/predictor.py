@@ -39,15 +39,22 @@ class Predictor:
     Args:
         config (str | Path): Config file, or the name of a shipped config.
         checkpoint (str | Path): Its weights; every tensor of the model must be in it.
-        device (str, optional): 'cpu', 'cuda', 'cuda:1', … By default a GPU if there is one.
+        device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
-        deploy (bool): Whether to apply :func:`cyclemlp_mm.models.to_deploy`.
-        as_stored (bool): Whether ``read`` ignores EXIF rotation.
+        deploy (bool): Whether to apply :func:`cyclemlp_mm.models.to_deploy`. Defaults to False.
+        as_stored (bool): Whether ``read`` ignores EXIF rotation. Defaults to False.
 
-    ``inferencer`` is what predicts, of the toolbox ``scope`` and on ``device``; ``classes`` has the
-    names and ``palette`` the RGB in 0..255 of the labels; ``read`` reads an image for it, see
-    :func:`.inputs.image_reader`. Raises a UserError if a file or the device is not there, the
-    checkpoint does not fit, or the config cannot be built.
+    Attributes:
+        inferencer (DetInferencer | MMSegInferencer | ImageClassificationInferencer): What predicts.
+        scope (str): The toolbox: 'mmdet', 'mmseg' or 'mmpretrain'.
+        classes (tuple[str]): Class names, in the order of the labels.
+        palette (list[tuple]): RGB in 0..255 of each class.
+        device (str): Where it runs.
+        read (Callable): Reads an image for it, see :func:`.inputs.image_reader`.
+
+    Raises:
+        UserError: A file or the device is not there, the checkpoint does not fit (CheckpointError),
+            or the config cannot be built.
     """
 
     def __init__(
@@ -77,11 +84,15 @@ class Predictor:
         self.palette = palette_of(meta, len(self.classes))
 
     def predict(self, images: Sequence[np.ndarray], batch_size: int = 1) -> list[Prediction]:
-        """Predict images that are in memory, BGR uint8 (H, W, 3), or as ``read`` returns them.
+        """Predict images that are in memory, one by one or in batches.
 
-        Of those in a row that have one size, ``batch_size`` are predicted at once: padding would
-        count in the branches' weights of every CycleMLP block. A UserError where an image is too
-        small or narrow.
+        Args:
+            images (Sequence[np.ndarray]): BGR uint8, (H, W, 3) each, or as ``read`` returns them.
+            batch_size (int): Images at once, of those in a row that have one size: padding would
+                count in the branches' weights of every CycleMLP block. Defaults to 1.
+
+        Raises:
+            UserError: The model cannot take an image, e.g. as it is too small or too narrow.
         """
         if self._takes_grey:  # frames of videos, and pictures from elsewhere
             images = [

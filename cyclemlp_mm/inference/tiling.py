@@ -24,10 +24,12 @@ CUT_MARGIN = 0.02  # a box is cut this near to an inner border of its tile, in p
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut: into square tiles with a side of ``size`` pixels, at least 64.
+    """How an image is cut.
 
-    ``overlap`` is the part of a tile that its neighbour covers too, at least, in 0..0.9; objects
-    should not be larger than this strip.
+    Args:
+        size (int): Side of the square tiles, in pixels, at least 64.
+        overlap (float): Part of a tile that its neighbour covers too, at least, in 0..0.9; objects
+            should not be larger than this strip. Defaults to 0.2.
     """
 
     size: int
@@ -115,7 +117,10 @@ def join_tiles(found: Sequence[Instances], tiles: np.ndarray, size: tuple[int, i
     score. A cut box without a partner is dropped where another tile sees its place whole and has a
     larger box there that covers it (``PIECE_COVERED``).
 
-    ``found`` has the instances of each of ``tiles``, int (T, 4), in pixels of the whole image.
+    Args:
+        found (Sequence[Instances]): Per tile, in pixels of the whole image.
+        tiles (np.ndarray): int, (T, 4), x1, y1, x2, y2.
+        size (tuple[int, int]): Height and width of the image.
     """
     boxes = np.concatenate([part.boxes for part in found])
     scores = np.concatenate([part.scores for part in found])

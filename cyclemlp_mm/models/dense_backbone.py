@@ -291,9 +291,9 @@ def _state(module: nn.Module, prefix: str = '') -> dict[str, Tensor]:
 
 def _only_computes(module: nn.Module) -> bool:
     """Whether nothing inside has hooks, or writes into its buffers."""
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    hooks += module._backward_hooks, module._backward_pre_hooks
-    if any(hooks) or (module.training and isinstance(module, BatchNorm)):
+    forward = module._forward_hooks, module._forward_pre_hooks
+    backward = module._backward_hooks, module._backward_pre_hooks
+    if any((*forward, *backward)) or (module.training and isinstance(module, BatchNorm)):
         return False
     for child in module._modules.values():
         if child is not None and not _only_computes(child):
@@ -365,8 +365,8 @@ def _run(
 def _run_backward(token: Tensor, grads: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
     """Gradients of ``inputs``, the wanted ones of :func:`_run`, from those of its levels."""
     graph = _GRAPHS[int(token)]
-    pairs = zip(graph.levels, grads, strict=True)
-    levels, grads = zip(*((level, g) for level, g in pairs if level.requires_grad))  # or frozen
+    learned = [level.requires_grad for level in graph.levels]  # or frozen
+    levels, grads = (list(itertools.compress(t, learned)) for t in (graph.levels, grads))
     with _with_autograd():
         found = torch.autograd.grad(levels, graph.inputs, grads, allow_unused=True)
     # Each with memory of its own, laid out as the compiler expects.

@@ -27,11 +27,15 @@ from .settings import check_settings, class_of
 
 @annotations_kept()
 def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Report:
-    """Check data, config and machine; returns what was found, and raises nothing for it.
+    """Check data, config and machine.
 
-    ``cfg`` is as it goes to the Runner, ``work_dir`` included, and is not changed. With ``full``,
-    every image and label image is looked at, not a sample; with ``weights``, those that the config
-    names are loaded.
+    Args:
+        cfg (Config): As it goes to the Runner, ``work_dir`` included. Not changed.
+        full (bool): Look at every image and label image, not at a sample. Defaults to False.
+        weights (bool): Also load the weights that the config names. Defaults to True.
+
+    Returns:
+        Report: What was found; nothing is raised for it.
     """
     init_default_scope(require_toolbox(cfg))
     report = Report()
@@ -91,7 +95,12 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
 
 @annotations_kept()
 def check_test_data(report: Report, cfg: Config) -> None:
-    """Check what a model is evaluated on, which no training's check has seen."""
+    """Check what a model is evaluated on, which no training's check has seen.
+
+    Args:
+        report (Report): Gets the findings about annotations, labels and class names.
+        cfg (Config): As it goes to the Runner. Not changed.
+    """
     if all(evaluator.get('format_only') for evaluator in evaluators(cfg, ['test'])):
         return  # the annotations are elsewhere
     for split, dataset in data_sets(cfg, ['test']):

@@ -28,8 +28,12 @@ SMALL = 32**2
 class Style:
     """How predictions are drawn.
 
-    Instances with a lower score than ``score_thr`` are left out. ``line_width`` of boxes is in
-    pixels, None goes by the size. Images with a ``longer_side`` below that are enlarged to it.
+    Attributes:
+        score_thr (float): Instances with a lower score are left out. Defaults to 0.3.
+        line_width (int, optional): Of boxes, in pixels. Defaults to None: by the size.
+        hide_labels (bool): Write no labels. Defaults to False.
+        hide_scores (bool): Write names without scores. Defaults to False.
+        longer_side (int): Smaller images are enlarged to it. Defaults to 640.
     """
 
     score_thr: float = 0.3
@@ -48,8 +52,12 @@ def draw_prediction(
 ) -> np.ndarray:
     """Draw segments, or masks, boxes and labels, the best score on top, into a copy.
 
-    Images are RGB uint8, (H, W, 3); the result may be larger. Labels beyond the palette are not
-    drawn; of categories, nothing is.
+    Args:
+        image (np.ndarray): RGB uint8, (H, W, 3), as is the result, which may be larger.
+        prediction (Prediction): Labels beyond the palette are not drawn; of categories, nothing.
+        classes (Sequence[str]): Names.
+        palette (Palette): RGB in 0..255 of each class.
+        style (Style): Defaults to Style().
     """
     factor = max(1.0, style.longer_side / max(image.shape[:2]))
     picture = image.copy()
@@ -110,9 +118,15 @@ def place_labels(
 ) -> list[tuple[int, float, float] | None]:
     """Find a place for each label, the first one's first: on no other label or small object.
 
-    The ``boxes``, (N, 4), are inside of the ``canvas`` (width, height); ``small``, bool (N,), are
-    objects that must stay visible; ``sizes``, (K, N, 2), are width and height of each label's
-    texts, the preferred one first. Returns which text, x and y; None where no place is free.
+    Args:
+        boxes (np.ndarray): float32, (N, 4), x1, y1, x2, y2 inside of the canvas.
+        small (np.ndarray): bool, (N,), objects that must stay visible.
+        sizes (np.ndarray): float, (K, N, 2), width and height of each label's texts, the preferred
+            one first.
+        canvas (tuple[int, int]): Width and height.
+
+    Returns:
+        list: For each box, which text, x and y; None where no place is free.
     """
     taken = boxes[small]
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(min=1)

@@ -210,8 +210,13 @@ def launch(
 ) -> str:
     """Serve the page; returns its address. Raises a UserError if the port is taken.
 
-    The server itself rejects files that are larger than ``limits``. Port 0 takes a free one; with
-    ``block``, it stays here until it is stopped; ``names`` are those of :class:`SameSite`.
+    Args:
+        page (gr.Blocks): See :func:`build_page`.
+        limits (UploadLimits): The server itself rejects larger files.
+        host (str): Address to listen on.
+        port (int): Port; 0 takes a free one.
+        block (bool): Stay here until it is stopped. Defaults to True.
+        names (Sequence[str]): See :class:`.same_site.SameSite`. Defaults to ().
     """
     page.queue(max_size=20, api_open=False)  # no way around it
     options = dict(share=False, pwa=False, mcp_server=False, enable_monitoring=False)

@@ -34,9 +34,13 @@ class ModelChoice:
 def find_models(work_dirs: str | Path, named: Sequence[tuple[str, str]] = ()) -> list[ModelChoice]:
     """Find all trained models; the page offers only these, as a config is a program.
 
-    ``work_dirs`` has folders, and these have folders, with a config next to checkpoints; ``named``
-    are more, as config (path or name) and checkpoint. Those named come first, then the model of
-    ``make demo``. A MissingFileError is raised if there is none, or one that is named is not there.
+    Args:
+        work_dirs (str | Path): Its folders, and theirs, may have a config next to checkpoints.
+        named (Sequence[tuple[str, str]]): More, as config (path or name) and checkpoint.
+
+    Returns:
+        list[ModelChoice]: Those named, the model of ``make demo``, then the others by name; a
+        MissingFileError is raised if there is none, or one that is named is not there.
     """
     found = []
     for config, checkpoint in named:
@@ -140,7 +144,13 @@ def find_examples(work_dirs: str | Path, number: int = 3) -> list[str]:
 
 
 class Workbench:
-    """Models by name, on a ``device``; the last ``max_loaded`` that were used stay loaded."""
+    """Models by name; the last ones used stay loaded.
+
+    Args:
+        models (Sequence[ModelChoice]): What there is.
+        device (str, optional): See :class:`cyclemlp_mm.inference.Predictor`.
+        max_loaded (int): Models kept in memory. Defaults to 3.
+    """
 
     def __init__(
         self, models: Sequence[ModelChoice], device: str | None = None, max_loaded: int = 3

@@ -28,10 +28,15 @@ TARGETS = ('ours', 'published', 'safetensors')
 class Conversion:
     """What :func:`convert` did.
 
-    ``source`` is 'published', 'Paddle' or 'ours'; ``arch`` the name of the architecture, or
-    'custom' with its settings; all names that fit, where the file has not all stages. ``backbone``,
-    ``classifier`` and ``rest`` are numbers of tensors in the new file, ``dropped`` is that of
-    tensors it has no place for.
+    Attributes:
+        source (str): 'published', 'Paddle' or 'ours'.
+        arch (str): Name of the architecture, or 'custom' with its settings; all names that fit,
+            where the file has not all stages.
+        backbone (int): Tensors of the backbone in the new file, without constants.
+        classifier (int): Those of the classifier.
+        rest (int): Those of the rest of the model (neck, heads) in the new file.
+        dropped (int): Those of the rest that the new format has no place for.
+        sha256 (str): Of the new file.
     """
 
     source: str
@@ -49,9 +54,18 @@ def convert(
     """Read any file that we read, check it against its architecture, and write it in a new format.
 
     'ours' and 'safetensors' have our names: a backbone's own, or a whole model's (``backbone.…``,
-    ``head.fc.…``). 'published' has the published ones, of backbone and classifier. ``to`` is one of
-    ``TARGETS``, by default by the suffix, which is kept for published names, too. ``target``
-    appears complete or not at all; a UserError is raised if it is there and ``force`` is not set.
+    ``head.fc.…``). 'published' has the published ones, of backbone and classifier.
+
+    Args:
+        source (str | Path): A path or an http(s) URL.
+        target (str | Path): The new file. It appears complete or not at all.
+        to (str, optional): One of ``TARGETS``. None is 'safetensors' for such a suffix, else
+            'ours'. A ``.safetensors`` suffix is kept for published names, too.
+        force (bool): Overwrite ``target``. Defaults to False.
+
+    Raises:
+        UserError: ``target`` is there and ``force`` is not set, or cannot be written.
+        CheckpointError: ``source`` cannot be read, or is not a complete CycleMLP.
     """
     target, source = user_path(target), str(source)
     to = to or ('safetensors' if target.suffix == '.safetensors' else 'ours')

@@ -82,15 +82,20 @@ def read_checkpoint(source: str | Path, map_location: Any = 'cpu', tensors: bool
 
     Args:
         source (str | Path): A local path or an http(s) URL, see :func:`fetch`.
-        map_location (str | torch.device | None | Callable): Device of the tensors; None is the CPU.
+        map_location (str | torch.device | None | Callable): Device for the tensors; None is the
+            CPU. Defaults to 'cpu'.
         tensors (bool): False leaves the numbers of tensors in a zip file unread: they are 0.
+            Defaults to True.
 
     Returns:
-        Any: What the file holds, normally a dict; of a Paddle file, a ``PaddleStateDict``.
+        Any: What the file holds, normally a dict; of a Paddle file, a
+        :class:`~cyclemlp_mm.weights.formats.PaddleStateDict`.
 
     Raises:
+        MissingFileError: A local path that is not there.
+        DownloadError: The URL cannot be reached.
         CheckpointError: The file is empty, truncated, damaged, of another format, or holds objects
-            of a type that is not allowed. A MissingFileError or DownloadError if it is not there.
+            of a type that is not allowed.
     """
     path = fetch(str(source))
     if not path.exists():

@@ -28,10 +28,14 @@ BLOCK = re.compile(r'stages\.(\d+)\.(?:paths\.\d+\.layers\.)?(\d+)\.')
 
 @dataclass
 class LoadReport:
-    """What happened to the tensors of a file, ``source``, and of a model.
+    """What happened to the tensors of a file and of a model.
 
-    ``loaded`` of ``total`` tensors of the model were copied; ``new`` has by kind its names that the
-    file rightly lacks, ``left`` the number of tensors that the model rightly lacks.
+    Attributes:
+        source (str): The file.
+        loaded (int): Tensors copied into the model.
+        total (int): Tensors the model has.
+        new (dict[str, list[str]]): Kind to the model's names the file rightly lacks.
+        left (dict[str, int]): Kind to the number of tensors in the file the model rightly lacks.
     """
 
     source: str
@@ -55,9 +59,13 @@ def split_pretrained(
 ) -> tuple[list[dict] | None, list[dict]]:
     """Part an ``init_cfg`` into what mmengine does and the checkpoints that we load.
 
-    Returns the rest of ``init_cfg``, or None, and the keyword arguments of
-    :func:`init_from_checkpoint` for each ``type='Pretrained'``; ``pretrained`` is the older way to
-    name one.
+    Args:
+        init_cfg (dict | list[dict], optional): As for any ``BaseModule``.
+        pretrained (str, optional): The older way to name a checkpoint.
+
+    Returns:
+        tuple: The rest of ``init_cfg`` (None if empty), and the keyword arguments of
+        :func:`init_from_checkpoint`, one dict per ``type='Pretrained'`` entry.
     """
     if pretrained is not None:
         if init_cfg is not None:
@@ -105,9 +113,18 @@ def init_from_checkpoint(
     """Load a backbone and log what was loaded.
 
     Takes published files, Paddle's, our own, and those of a whole detector or segmentor; as
-    ``.pth``, ``.pdparams`` or ``.safetensors``. None finds the ``prefix`` that the backbone's names
-    have in the file. A CheckpointError is raised if the file cannot be read or does not fit; the
-    model is then left as it was.
+    ``.pth``, ``.pdparams`` or ``.safetensors``. Prefixes of usual wrappers are found.
+
+    Args:
+        model (nn.Module): The backbone.
+        published (PublishedFormat): Its family's published names.
+        checkpoint (str): Path or http(s) URL.
+        prefix (str, optional): What the backbone's names begin with in the file. None finds it.
+        map_location (str): Device to read to. Defaults to 'cpu'.
+
+    Raises:
+        MissingFileError: The file is not there.
+        CheckpointError: It cannot be read or does not fit; the model is left as it was.
     """
     content = read_checkpoint(checkpoint, map_location)
     anchors = (published.example, next(iter(model.state_dict())))
@@ -125,7 +142,11 @@ def init_from_checkpoint(
 def load_strictly(
     model: nn.Module, published: PublishedFormat, state_dict: Mapping[str, Tensor], source: str
 ) -> LoadReport:
-    """Copy ``state_dict``, under our names, into ``model``, if it fits, see :func:`check_fit`."""
+    """Copy ``state_dict``, under our names, into ``model``, if it fits, see :func:`check_fit`.
+
+    Raises:
+        CheckpointError: It does not; the model is left as it was.
+    """
     own = model.state_dict()
     report = check_fit(model, published, state_dict, source, own)
     common = {name: tensor for name, tensor in state_dict.items() if name in own}
@@ -142,13 +163,23 @@ def check_fit(
     complete: bool = False,
     prefix: str = '',
 ) -> LoadReport:
-    """Compare a backbone with a state dict, under our names: what every way to load one calls.
+    """Compare a backbone with a state dict: what every way to load one calls.
 
-    Expected differences: the family's extras (a classifier), whole output norms of one side, unless
-    the file is to be ``complete``, stages of the same arch after the last level that the model
-    returns, and BatchNorm's counters of batches. A CheckpointError is raised for any other. ``own``
-    is the backbone's state dict, if it is sharded; ``prefix`` what names have in the file, for
-    messages.
+    Expected differences: the family's extras (a classifier), whole output norms of one side,
+    stages of the same arch after the last level that the model returns, and BatchNorm's counters of
+    batches.
+
+    Args:
+        model (nn.Module): The backbone.
+        published (PublishedFormat): Its family's published names.
+        state_dict (Mapping[str, Tensor]): Under our names, without a prefix.
+        source (str): The file, for messages.
+        own (Mapping[str, Tensor], optional): The backbone's state dict, if it is sharded.
+        complete (bool): Output norms must be in the file, too. Defaults to False.
+        prefix (str): What names have in the file, for messages. Defaults to ''.
+
+    Raises:
+        CheckpointError: Anything else differs.
     """
     own = model.state_dict() if own is None else own
     report = LoadReport(source, sum(name in own for name in state_dict), len(own))

@@ -84,9 +84,9 @@ def compare(
 ) -> str:
     """Report what of a model a file holds: counts, in all and of each part of the model.
 
-    Raises a CheckpointError where a needed part, all (``complete``) or the backbone, is missing, or
-    where a backbone of ours has no place for a tensor of the file. ``own`` is the model's state
-    dict.
+    Raises CheckpointError where a part that is needed is missing, all or the backbone only
+    (``complete``), or where a backbone of ours has no place for some of the file's tensors.
+    ``own`` is the model's state dict, if it is at hand.
     """
     own = _state_dict(model) if own is None else own
     needed = [name for name in own if not is_counter(name)]

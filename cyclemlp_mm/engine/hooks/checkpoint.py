@@ -25,7 +25,7 @@ VALIDATION_DUE = 'due_validation'
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """``CheckpointHook``, with its arguments, whose files are complete or absent.
+    """``CheckpointHook`` whose files are complete or absent.
 
     Unlike mmengine's: files are written under another name and then renamed; ``last_checkpoint``
     names a file only once it is complete; an old checkpoint is removed only when the new one is
@@ -33,7 +33,11 @@ class AtomicCheckpointHook(CheckpointHook):
     next checkpoint, except at the end, where it stops with an error. After the validation of its
     step, a checkpoint is saved again; until then it records that the validation is due. Only files
     of the run's own folder, with a name that the run itself gives, are removed, whatever a resumed
-    checkpoint names. With ``backend_args``, only the guarantees of that store hold.
+    checkpoint names.
+
+    Args:
+        **kwargs (object): As for :class:`mmengine.hooks.CheckpointHook`. If ``backend_args`` are
+            given, for a store that is not a local disk, only that store's guarantees hold.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -132,7 +136,10 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.info(f'The previous best checkpoint {removed} is removed')
 
     def save_here(self, runner: Runner, epoch: int, iteration: int) -> str:
-        """Save when interrupted; the next regular checkpoint removes it. Returns the file."""
+        """Save after so many epochs and iterations, when interrupted; returns the file.
+
+        The next regular checkpoint removes it. Raises UserError where it cannot be written.
+        """
         name = self.filename_tmpl.format(iteration)
         if self.by_epoch:
             stem, suffix = os.path.splitext(self.filename_tmpl.format(epoch))

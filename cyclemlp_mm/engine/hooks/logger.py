@@ -93,8 +93,11 @@ def progress_bar(runner: Runner) -> Iterator[None]:
 class ProgressBar(Hook):
     """Shows how far training and evaluation are, with the latest loss and the time left.
 
-    Log lines are printed above the bar. Where the output is not a terminal, and in all processes
-    but the first, nothing is shown.
+    Log lines are printed above the bar. Where the output is not a terminal (a file, a pipe, a
+    cluster's queue), and in all processes but the first, nothing is shown.
+
+    Args:
+        console (Console, optional): Where to draw. Defaults to None: the standard output.
     """
 
     priority = 'VERY_LOW'

@@ -144,12 +144,14 @@ def _checkpoint_hook(runner: Runner) -> AtomicCheckpointHook | None:
 class StopOnNonFiniteLoss(Hook):
     """Keeps a non-finite loss from the weights, and stops the training after several in a row.
 
-    A training whose losses were all non-finite ends with an error, however short it was. A gradient
-    with nan or inf in it is dropped before the optimiser's step, so weights, optimiser and averaged
-    weights stay as they are. (Under float16 mixed precision, the loss scaler does so.)
+    A training whose losses were all non-finite ends with an error, however short it was.
+
+    A gradient with nan or inf in it is dropped before the optimiser's step, so weights, optimiser
+    and averaged weights stay as they are. (Under float16 mixed precision, the loss scaler does so.)
 
     Args:
         max_in_a_row (int): Non-finite losses in a row after which the training stops, >= 1.
+            Defaults to 10.
     """
 
     priority = 'VERY_HIGH'

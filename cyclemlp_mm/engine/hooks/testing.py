@@ -44,8 +44,12 @@ class DeployModel(Hook):
 class DrawResults(Hook):
     """Draws every image of a test as the model saw it: ground truth left, prediction right.
 
-    Images are turned as they were loaded, and the pictures are in ``out_dir`` in the same
-    sub-folders as the images. ``style`` is a :class:`cyclemlp_mm.visualization.overlay.Style`.
+    Unlike by the toolboxes' hooks, images are turned as they were loaded, and the pictures are in
+    the same sub-folders as the images.
+
+    Args:
+        out_dir (str): Folder for the pictures.
+        style (Style, optional): See :class:`cyclemlp_mm.visualization.overlay.Style`.
     """
 
     def __init__(self, out_dir: str, style: object = None) -> None:

@@ -38,10 +38,17 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def prepare_launch(cfg: Config, launcher: str) -> None:
-    """Set ``cfg.launcher``, a choice of --launcher; without a GPU, start the process group by gloo.
+    """Set ``cfg.launcher``; without a GPU, also start the process group, with gloo.
 
     mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` and passes device ids to DDP;
     if a process group exists already, it does neither.
+
+    Args:
+        cfg (Config): Changed in place.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        UserError: 'slurm' or 'mpi' without a GPU.
     """
     cfg.launcher = launcher
     if launcher == 'none' or torch.cuda.is_available():

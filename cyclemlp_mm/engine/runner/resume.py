@@ -66,8 +66,17 @@ def loaded_from(runner: Runner) -> str:
 def resume_training(cfg: Config, source: str) -> list[str]:
     """Set ``cfg`` to continue from a checkpoint, with the seed that it was trained with.
 
-    ``source`` is a checkpoint, or 'auto' for the newest one of ``cfg.work_dir``. Returns what the
-    user should know; raises a CheckpointError where there are checkpoints, but none can be read.
+    Args:
+        cfg (Config): Changed in place.
+        source (str): A checkpoint, or 'auto' for the newest one of ``cfg.work_dir``.
+
+    Returns:
+        list[str]: What the user should know.
+
+    Raises:
+        CheckpointError: 'auto', and there are checkpoints, but none can be read, or the seed in the
+            file is not one.
+        MissingFileError: The named checkpoint does not exist.
     """
     notes = []
     if source == 'auto':
@@ -120,6 +129,7 @@ def find_newest(folder: str | Path, pointer: Path | None = None) -> FoundCheckpo
     The file itself says how far it is, not its name or date. ``last_checkpoint`` is a hint: files
     that are further than the one it names, but were saved before it, are of an earlier training in
     the same folder and come last. Every byte of the file is read and checked before it is used.
+    Raises CheckpointError where there are some, but none can be read.
     """
     folder, broken, notes, states = Path(folder), [], [], {}
     for path in sorted(folder.glob('*.pth')):
@@ -245,7 +255,10 @@ def check_resumable(checkpoint: dict, source: str) -> None:
 
 
 def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
-    """Warn where a resumed training will not follow the optimiser and schedule of its config."""
+    """Warn where a resumed training will not follow the optimiser and schedule of its config.
+
+    Raises CheckpointError where the state is of another optimiser, or of other parameters.
+    """
     changes, wrapper, state = [], runner.optim_wrapper, checkpoint['optimizer']
     several = isinstance(wrapper, OptimWrapperDict)
     for name, part in wrapper.items() if several else [('', wrapper)]:

@@ -39,9 +39,12 @@ class AtomicDDPStrategy(_AtomicCheckpoints, DDPStrategy):
 class ShardedStrategy(_AtomicCheckpoints, FSDPStrategy):
     """mmengine's ``FSDPStrategy``, which also resumes, clips gradients, and runs without GPUs.
 
-    Its ``state_dict_cfg`` is set here: checkpoints hold the full state, in one file, complete or
-    absent. ``clip_grad`` of the config means the norm over all parameters, not over those of a
-    process. Without GPUs, the processes communicate by gloo, to try a config out.
+    Checkpoints hold the full state, in one file, complete or absent. ``clip_grad`` of the config
+    means the norm over all parameters, not over those of a process. Without GPUs, the processes
+    communicate by gloo, to try a config out.
+
+    Args:
+        **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`; ``state_dict_cfg`` is set here.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -110,12 +113,20 @@ def _by_name(state_dict: dict, model: nn.Module, optimizer: torch.optim.Optimize
 def shard_layers(
     module: nn.Module, recurse: bool, nonwrapped_numel: int, layers: Sequence[str] = ()
 ) -> bool:
-    """``auto_wrap_policy`` of FSDP: a unit for each layer of the classes ``layers``, one for the
-    rest.
+    """``auto_wrap_policy`` of FSDP: a unit for each layer of some classes, and one for the rest.
 
     PyTorch's ``size_based_auto_wrap_policy`` makes units of heads as well. But the toolboxes call
     ``head.loss(…)`` and ``head.predict(…)``, not the ``forward`` in which FSDP gathers a unit's
     parameters. The rest, with necks and heads, is gathered for the whole of a step.
+
+    Args:
+        module (nn.Module): A part of the model that FSDP asks about.
+        recurse (bool): Whether it asks if it shall look at the parts of ``module``.
+        nonwrapped_numel (int): Parameters of ``module`` in no unit yet; not used.
+        layers (Sequence[str]): Names of the classes.
+
+    Returns:
+        bool: The answer.
     """
     return recurse or type(module).__name__ in layers
 
