@@ -11,7 +11,7 @@ WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
-	prove-estimate soak test-legacy clean
+	prove-estimate prove-gpu soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -66,6 +66,9 @@ prove-scale: setup  ## time the check before training, and its memory, on annota
 
 prove-estimate: setup  ## compare estimates of memory with real training steps on the CPU (about 5 minutes)
 	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_estimate.py
+
+prove-gpu: setup  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
+	PYTHONPATH=. .venv/bin/python tests/prove_gpu.py
 
 soak: setup  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30

@@ -80,6 +80,7 @@ def compare(entries: list[tuple], arch: str, size: Size, args: Namespace) -> lis
     kept for backward; multiply-adds of backbones.
     """
     train, device = args.mode == 'train', args.device
+    torch.compiler.reset()  # it compiles one function eight times, and gives up
     make = config_workload if args.config else backbone_workload
     work = {(name, dtype): make(name, arch, dtype, size, args) for name, dtype in entries}
     calls = {entry: workload.call(train) for entry, workload in work.items()}
