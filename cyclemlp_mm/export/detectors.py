@@ -117,8 +117,10 @@ class DetectorGraph(nn.Module):
         boxes, _, _ = _dense_boxes(self.model.rpn_head, levels, limit, by_level=True)
         head = self.model.roi_head
         boxes, scores, labels = _refined(head, levels, boxes, limit)
-        masks = _masks(head, _roi_features(head.mask_roi_extractor, levels, boxes), labels)
-        return boxes, scores, labels, masks
+        # One more object, as some layers of onnxruntime take no empty batch.
+        filled, more = torch.cat([boxes, torch.zeros_like(limit)[None].to(boxes)]), limit[:1] * 0
+        features = _roi_features(head.mask_roi_extractor, levels, filled)
+        return boxes, scores, labels, _masks(head, features, torch.cat([labels, more]))[:-1]
 
 
 def _dense_boxes(

@@ -163,17 +163,18 @@ def _check_complete(path: str | Path) -> None:
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
     """Suffix of the images of a config's test data, as '.npy', if the data set has one."""
-    suffix = str(_test_data(cfg).get('img_suffix') or '')
+    suffix = str(test_data(cfg).get('img_suffix') or '')
     return (Path(f'x{suffix}').suffix.lower(),) if '.' in suffix else ()
 
 
 def loading_steps(cfg: Config) -> list:
     """The first loading step of the test pipeline, or an empty list where there is none."""
-    steps = _test_data(cfg).get('pipeline') or cfg.get('test_pipeline') or []
+    steps = test_data(cfg).get('pipeline') or cfg.get('test_pipeline') or []
     return [step for step in steps if str(step.get('type')).startswith('Load')][:1]
 
 
-def _test_data(cfg: Config) -> dict:
+def test_data(cfg: Config) -> dict:
+    """The data set that a config is tested on; an empty dict without one."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = loader.get('dataset') or {}
     while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
