@@ -322,7 +322,7 @@ def run(args):
         raise UserError('\n'.join([f'{what}, the others are done:', *failed]))
 
 
-def main():
+def main(argv=None):
     """Parse the command line and run; exits with 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
         description=__doc__.replace('; see --help', ''),
@@ -335,7 +335,7 @@ def main():
     parser.add_argument('--out', help='folder for the results (default: %(default)s)', **out)
     thr = "draw objects from this score on (default: the model's, 0.3)"
     parser.add_argument('--score-thr', metavar='S', type=float, help=thr)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         run(args)
     except (UserError, OSError) as error:  # an OSError names its file
