@@ -7,7 +7,7 @@ This file can be copied to any machine: it needs neither PyTorch, nor OpenMMLab,
 import argparse
 import functools
 import importlib
-import io
+import itertools
 import json
 import sys
 import time
@@ -17,9 +17,6 @@ import numpy as np
 
 SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.bmp', '.tif', '.tiff', '.webp')
 SUFFIXES += ('.gif', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.avif')
-EXAMPLES = """examples:
-  tools/run_exported.py model.onnx photo.jpg folder/ --out results
-"""
 #: By start of a file: what ends it, and what its data begins with.
 ENDS = {b'\xff\xd8': (b'\xff\xd9', b'\xff\xda'), b'\x89P': (b'IEND', b'IDAT')}
 OPACITY = 0.55  # of the colour of a mask or segment
@@ -40,25 +37,22 @@ def optional(name):
 
 def read_image(path):
     """Decode a file to BGR uint8, turned as its EXIF says; a UserError if it is damaged."""
-    cv2, pillow, image = optional('cv2'), optional('PIL.Image'), None
+    cv2, pillow, image, content = optional('cv2'), optional('PIL.Image'), None, path.read_bytes()
+    end, data = ENDS.get(content[:2], (b'', b''))
+    if content.rfind(end) < content.rfind(data):  # OpenCV would fill it up with grey
+        raise UserError(f'{path} is truncated: its end is missing')
     try:
-        content = path.read_bytes()
-        end, data = ENDS.get(content[:2], (b'', b''))
-        if content.rfind(end) < content.rfind(data):  # OpenCV would fill it up with grey
-            raise UserError(f'{path} is truncated: its end is missing')
         if cv2 and content:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if image is None and pillow:  # which reads some kinds that OpenCV does not
             pillow.MAX_IMAGE_PIXELS = None
-            image = pillow.open(io.BytesIO(content))
-            if image.mode.startswith(('I', 'F')):
-                raise UserError(f'{path} has more than 8 bits: install OpenCV to read it')
-            image = importlib.import_module('PIL.ImageOps').exif_transpose(image).convert('RGB')
-            image = np.asarray(image)[..., ::-1]
-    except (OSError, SyntaxError) as error:  # Pillow raises both
-        raise UserError(f'{path} cannot be read ({error})') from error
+            image = importlib.import_module('PIL.ImageOps').exif_transpose(pillow.open(path))
+            deep = image.mode.startswith(('I', 'F'))
+            image = None if deep else np.asarray(image.convert('RGB'))[..., ::-1]
+    except Exception as error:  # the errors of these libraries have no common class
+        raise UserError(f'{path} cannot be read as an image ({error})') from error
     if image is None:
-        raise UserError(f'{path} cannot be read as an image')
+        raise UserError(f'{path} cannot be read as an image of 8 bits; OpenCV reads most kinds')
     return image
 
 
@@ -90,11 +84,9 @@ def prepare(image, facts, notes):
         if kind == 'ResizeToMultiple':
             size = -(-width // first) * first, -(-height // second) * second
         elif kind == 'ResizeEdge':
-            by_width = dict(short=width < height, long=width > height, width=True, height=False)
-            if by_width[step['edge']]:
+            size = int(first * width / height), first
+            if width < height:
                 size = first, int(first * height / width)
-            else:
-                size = int(first * width / height), first
         elif step['keep_ratio']:
             long, short = max(size) / max(height, width), min(size) / min(height, width)
             size = tuple(int(side * min(long, short) + 0.5) for side in (width, height))
@@ -167,10 +159,10 @@ class Model:
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(f'{path} cannot be loaded as an ONNX model ({error})') from error
         facts = self.session.get_modelmeta().custom_metadata_map.get('cyclemlp_mm')
-        if facts is None:
-            fix = 'write it with tools/export.py of this version'
+        self.facts = json.loads(facts or '{}')
+        if self.facts.get('format') != 1:
+            fix = 'write it with tools/export.py of the same version'
             raise UserError(f'{path} does not say how its images are prepared: {fix}')
-        self.facts = json.loads(facts)
         if self.facts['reasons']:
             why = '; '.join(self.facts['reasons'])
             raise UserError(f'{path} cannot be run here: {why}. Export it with --part model')
@@ -190,11 +182,8 @@ class Model:
             return segment(first[0, :, :height, :width], size, facts['align_corners'])
         scores, labels, *masks = others
         boxes = first / np.float32([width / size[1], height / size[0]] * 2)
-        masks = (
-            [paste(*pair, size) >= facts['mask_thr'] for pair in zip(*masks, boxes)]
-            if masks
-            else []
-        )
+        pairs = zip(*masks, boxes) if masks else ()
+        masks = [paste(*pair, size) >= facts['mask_thr'] for pair in pairs]
         return boxes, scores, labels, masks
 
 
@@ -241,9 +230,8 @@ def write_image(path, image, palette=None):
     if pillow is None and not optional('cv2').imwrite(str(path), image):
         raise UserError(f'{path} cannot be written')
     if pillow is not None:
-        file = pillow.fromarray(
-            np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image)
-        )
+        image = image[..., ::-1] if image.ndim == 3 else image
+        file = pillow.fromarray(np.ascontiguousarray(image))
         if palette and image.dtype == np.uint8:
             file.putpalette([value for colour in palette for value in colour])
         file.save(path, quality=92)
@@ -274,12 +262,13 @@ def find_images(items):
     for path in map(Path, items):
         if not path.exists():
             raise UserError(f'{path}: no such file or folder')
-        files = [path]
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
         if path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
-        for file in (file for file in files if not (path.is_dir() and file.name.startswith('.'))):
-            number = sum(other.stem == file.stem for other in found.values())
-            found[f'{file.stem}-{number + 1}' if number else file.stem] = file
+            files = [f for f in files if f.suffix.lower() in SUFFIXES and f.name[0] != '.']
+        for file in files:
+            names = (f'{file.stem}-{i}' if i > 1 else file.stem for i in itertools.count(1))
+            if file not in found.values():
+                found[next(name for name in names if name not in found)] = file
     if not found:
         raise UserError(f'{", ".join(items)}: no images')
     return found
@@ -298,7 +287,7 @@ def run(args):
         try:
             image = read_image(path)
             found = model.predict(image)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed.append(str(error) if str(path) in str(error) else f'{path}: {error}')
             continue
         entry = dict(file_name=str(path), height=image.shape[0], width=image.shape[1])
@@ -324,16 +313,12 @@ def run(args):
 
 def main(argv=None):
     """Parse the command line and run; exits with 2 after an error that the user can fix."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.replace('; see --help', ''),
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__.replace('; see --help', ''))
     parser.add_argument('model', help='ONNX file, written with --part model')
     parser.add_argument('images', metavar='IMAGES', nargs='+', help='images and folders')
     out = dict(metavar='DIR', default='work_dirs/exported')
     parser.add_argument('--out', help='folder for the results (default: %(default)s)', **out)
-    thr = "draw objects from this score on (default: the model's, 0.3)"
+    thr = "minimum score of drawn objects (default: the file's, which is 0.3)"
     parser.add_argument('--score-thr', metavar='S', type=float, help=thr)
     args = parser.parse_args(argv)
     try:

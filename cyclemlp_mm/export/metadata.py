@@ -28,6 +28,7 @@ STEPS = {
 VALUES = {
     'backend': ('cv2', 'pillow'),
     'interpolation': ('bilinear', 'bicubic', None),
+    'edge': ('short',),
     'color_type': ('color',),
     'imdecode_backend': ('cv2',),
 }

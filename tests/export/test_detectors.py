@@ -85,7 +85,7 @@ def test_objects_are_mmdets(name, tmp_path):
 THRESHOLDS = [
     (MASK_RCNN, {'test_cfg.rcnn.score_thr': 0.999}, 16, 0, 0),
     (RETINANET, {'test_cfg.score_thr': 0.999}, 16, 0, 0),
-    (RETINANET, {'test_cfg.score_thr': 0.0, 'test_cfg.max_per_img': 400}, 17, 400, 400),
+    (RETINANET, {'test_cfg.score_thr': 0.0, 'test_cfg.max_per_img': 200}, 17, 200, 200),
     (RETINANET, {'test_cfg.nms.iou_threshold': 0.1, 'test_cfg.nms_pre': 50}, 18, 5, 100),
     (MASK_RCNN, {'test_cfg.rcnn.score_thr': 0.0, 'test_cfg.rpn.nms_pre': 1000}, 19, 20, 20),
     (

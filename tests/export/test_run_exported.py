@@ -168,15 +168,14 @@ PIPELINES = [
         (
             'mmpretrain',
             [
-                dict(type='ResizeEdge', scale=61, edge=edge, backend=backend, interpolation=how),
+                dict(type='ResizeEdge', scale=61, backend=backend, interpolation=how),
                 dict(type='CenterCrop', crop_size=crop),
             ],
         )
-        for edge, backend, how, crop in [
-            ('short', 'pillow', 'bicubic', 56),
-            ('long', 'cv2', 'bilinear', (33, 48)),
-            ('width', 'pillow', 'bilinear', 224),
-            ('height', 'cv2', 'bicubic', 40),
+        for backend, how, crop in [
+            ('pillow', 'bicubic', 56),
+            ('cv2', 'bilinear', (33, 48)),
+            ('pillow', 'bilinear', 224),
         ]
     ),
 ]
@@ -205,6 +204,7 @@ def test_images_are_prepared_by_the_toolboxes_steps(scope, pipeline, size):
         (dict(type='Resize', scale_factor=2.0), r'Resize with scale_factor=2\.0'),
         (dict(type='Resize', scale=8, interpolation='area'), 'interpolation=area'),
         (dict(type='CenterCrop', crop_size=8, auto_pad=True), 'auto_pad=True'),
+        (dict(type='ResizeEdge', scale=8, edge='long'), 'edge=long'),
         (dict(type='Rotate'), 'the step Rotate'),
     ],
 )
