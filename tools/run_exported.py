@@ -165,7 +165,7 @@ class Model:
             raise UserError(f'{path} does not say how its images are prepared: {fix}')
         if self.facts['reasons']:
             why = '; '.join(self.facts['reasons'])
-            raise UserError(f'{path} cannot be run here: {why}. Export it with --part model')
+            raise UserError(f'{path} cannot be run by this program: {why}')
 
     def predict(self, image):
         """Scores by class; a class per pixel; or boxes, scores, labels and a list of masks."""

@@ -31,9 +31,11 @@ VALUES = {
     'edge': ('short',),
     'color_type': ('color',),
     'imdecode_backend': ('cv2',),
+    'to_float32': (False,),
 }
 #: Settings that change nothing in the image as the model gets it.
-_UNUSED = ('type', 'backend_args', 'to_float32', 'ignore_empty', 'clip_object_border')
+_UNUSED = ('type', 'backend_args', 'ignore_empty', 'clip_object_border')
+_PREPROCESSORS = ('DetDataPreprocessor', 'SegDataPreProcessor', 'ClsDataPreprocessor')
 
 
 def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, source: str) -> dict:
@@ -53,7 +55,7 @@ def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, s
     norm = cfg.model.get('data_preprocessor') or {}
     mean, std = (list(norm.get(key) or ()) for key in ('mean', 'std'))
     to_rgb = bool(norm.get('bgr_to_rgb') or norm.get('to_rgb'))
-    steps, reasons = _steps(test_data(cfg).get('pipeline') or ())
+    steps, reasons = _steps(test_data(cfg).get('pipeline') or cfg.get('test_pipeline') or ())
     facts = dict(format=1, task=TASKS[cfg.default_scope], part=part.part)
     facts.update(mean=mean, std=std, to_rgb=to_rgb, steps=steps, pad=_padding(cfg), reasons=reasons)
     if part.part == 'model':
@@ -64,13 +66,14 @@ def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, s
         except UserError as error:
             reasons.append(str(error))
     else:
-        reasons.append(f'it holds the {part.part}, not a whole model')
+        reasons.append(f'it holds the {part.part}: export with --part model')
     test_cfg = model.roi_head.test_cfg if hasattr(model, 'roi_head') else {}
     facts['mask_thr'] = test_cfg.get('mask_thr_binary')
     facts['align_corners'] = getattr(model, 'align_corners', False)
     others = {
         'image_max_value': check_max_value(cfg) is not None,
         f'{part.channels} channels': part.channels != 3,
+        f'the data_preprocessor {norm.get("type")}': norm.get('type') not in _PREPROCESSORS,
         'rgb_to_bgr': norm.get('rgb_to_bgr', False),
         'test_cfg.mode': (cfg.model.get('test_cfg') or {}).get('mode', 'whole') != 'whole',
         'a segmentor of one class': getattr(model, 'out_channels', 2) == 1,
@@ -89,7 +92,7 @@ def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, s
 
 def _steps(pipeline: Sequence[dict]) -> tuple[list[dict], list[str]]:
     """The steps that change an image, and why tools/run_exported.py cannot take all of them."""
-    steps, reasons = [], []
+    steps, reasons = [], [] if pipeline else ['its config has no test pipeline']
     for step in pipeline:
         kind = str(step['type'])
         if kind in STEPS:
