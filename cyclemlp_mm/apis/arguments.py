@@ -126,6 +126,7 @@ infer: Predict images and videos: boxes, masks, segments or categories
 export: Write a model as ONNX or torch.export file, checked against PyTorch
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
   tools/export.py configs/cyclemlp_b1_in1k.py CycleMLP_B1.pth b1.pt2 --part backbone
+  tools/export.py mask_rcnn_cyclemlp_b1_fpn_1x_coco CHECKPOINT detector.onnx --part model
 convert_weights: Convert any CycleMLP checkpoint: published, Paddle, safetensors or our own files
   tools/convert_weights.py CycleMLP_B1.pth b1.safetensors
   tools/convert_weights.py cyclemlp_b1.pdparams CycleMLP_B1.pth --to published

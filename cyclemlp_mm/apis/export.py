@@ -1,8 +1,6 @@
 """CLI entry point of tools/export.py."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -14,6 +12,7 @@ from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import latencies, runner
+from cyclemlp_mm.export.metadata import describe
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
@@ -37,18 +36,12 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
         raise UserError(f'{size}: --part {part.part} needs sides of at least {part.min_side} px')
     if args.part == 'backbone':
         init_from_checkpoint(model.backbone, model.backbone.published_format, args.checkpoint)
+        content = {}
     else:
-        _load_whole(model, args.checkpoint)
+        content = _load_whole(model, args.checkpoint)
     if args.deploy:
         to_deploy(model)
-    norm = cfg.model.get('data_preprocessor') or {}
-    metadata = dict(  # what a user of the file needs to feed it
-        config=Path(args.config).stem,
-        input='float32 (batch, channels, height, width), (pixel - mean) / std',
-        channels='RGB' if norm.get('bgr_to_rgb') or norm.get('to_rgb') else 'as loaded',
-        mean=json.dumps(list(norm.get('mean') or ())),
-        std=json.dumps(list(norm.get('std') or ())),
-    )
+    metadata = describe(cfg, part, model, content, args.checkpoint)
     constant = args.constant_weights
     report = export_model(model, args.dst, args.part, metadata, args.force, args.opset, constant)
     print(report)
@@ -62,8 +55,11 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     return report
 
 
-def _load_whole(model: nn.Module, checkpoint: str) -> None:
-    """Load every tensor, or raise: a half-loaded model would be exported and pass its check."""
+def _load_whole(model: nn.Module, checkpoint: str) -> dict:
+    """Load every tensor, or raise: a half-loaded model would be exported and pass its check.
+
+    Returns what else is in the file.
+    """
     content = for_mmengine(read_checkpoint(checkpoint), checkpoint)
     state_dict = find_state_dict(content, checkpoint)
     try:
@@ -72,3 +68,4 @@ def _load_whole(model: nn.Module, checkpoint: str) -> None:
         fix = 'give the one that it was trained with, or --part backbone'
         raise CheckpointError(f'{checkpoint} does not fit the config: {fix} ({error})') from error
     model.load_state_dict(state_dict, strict=False)
+    return content

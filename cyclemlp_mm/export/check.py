@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cyclemlp_mm.errors import UserError
 
+from .detectors import objects_differ
 from .parts import ExportedPart
 
 TOLERANCE = 1e-4  # largest difference allowed, of the largest absolute value of an output
@@ -36,15 +37,27 @@ def largest_difference(
     """The largest difference of an exported file from its model on random images.
 
     It is relative to the largest absolute value of its output; ``shapes`` are (batch, height,
-    width). Raises a UserError above the tolerance, or where shapes differ.
+    width). Raises a UserError above the tolerance, or where shapes differ. Objects of a detector
+    are compared by :func:`.detectors.objects_differ`.
     """
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in shapes:
         image = torch.randn(batch, module.channels, height, width, generator=generator)
         with torch.no_grad():
-            outputs = list(zip(module(image), run(image), strict=True))
-        for i, (ours, theirs) in enumerate(outputs):
+            expected, got = module(image), run(image)
+        if module.is_whole_detector:
+            difference = objects_differ(expected, got, TOLERANCE)
+            if math.isinf(difference):
+                counts = f'{len(got[0])} objects, mmdet finds {len(expected[0])}'
+                raise UserError(
+                    'the exported detector differs from mmdet: in a random image of '
+                    f'{height}x{width}, it finds {counts}, of which fewer than 95% are the same; '
+                    'nothing was written'
+                )
+            worst = max(worst, difference)
+            continue
+        for i, (ours, theirs) in enumerate(zip(expected, got, strict=True)):
             same = ours.shape == theirs.shape
             difference = float((ours - theirs).abs().max() / ours.abs().max()) if same else math.inf
             if not difference <= TOLERANCE:  # nan is not

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.errors import UserError
 
+from .detectors import DetectorGraph, check_supported, mmdet_objects
+
 PARTS = ('backbone', 'neck', 'model')
 
 
@@ -14,14 +16,16 @@ class ExportedPart(nn.Module):
     Args:
         model (nn.Module): A built mmdet, mmseg or mmpretrain model.
         part (str, optional): What comes out: 'backbone', its levels, NCHW; 'neck', those after
-            backbone and neck; 'model', a classifier's logits (B, K), or a segmentor's (B, K, H, W)
-            at the image's size. Defaults to 'neck' for detectors and to 'model' for all others. One
-            that the model does not have is a UserError.
+            backbone and neck; 'model', a classifier's logits (B, K), a segmentor's (B, K, H, W)
+            at the image's size, or a detector's objects (see :class:`.detectors.DetectorGraph`).
+            Defaults to 'neck' for detectors and to 'model' for all others. One that the model does
+            not have, or that is not supported, is a UserError.
 
     Attributes:
         output_names (tuple[str]): Names of what :meth:`forward` returns, in order.
         channels (int): Channels of the image.
         min_side (int): Smallest image side that it is exported for.
+        is_whole_detector (bool): Whether it takes one image at once and returns objects.
     """
 
     def __init__(self, model: nn.Module, part: str | None = None) -> None:
@@ -30,9 +34,9 @@ class ExportedPart(nn.Module):
         self.part = part or ('neck' if is_detector else 'model')
         if self.part not in PARTS:
             raise UserError(f'--part must be one of {", ".join(PARTS)}, but got {part!r}')
-        if self.part == 'model' and is_detector:
-            why = "a detector's boxes are picked by code that depends on the data"
-            raise UserError(f'--part model: {why}. Take --part neck')
+        self.is_whole_detector = self.part == 'model' and is_detector
+        if self.is_whole_detector:
+            check_supported(model)
         neck = getattr(model, 'neck', None)
         if self.part == 'neck' and neck is None:
             raise UserError('--part neck: this model has no neck; take --part backbone')
@@ -43,9 +47,11 @@ class ExportedPart(nn.Module):
         if self.part == 'neck':
             levels = getattr(neck, 'num_outs', levels)
         names = ['logits'] if self.part == 'model' else [f'level{i}' for i in range(levels)]
+        if self.is_whole_detector:
+            names = ['boxes', 'scores', 'labels'] + ['masks'] * hasattr(model, 'roi_head')
         self.output_names = tuple(names)
         # A neck's extra levels reach stride 128, and size-1 dimensions would be specialised.
-        self.min_side = 160 if self.part == 'neck' else 36
+        self.min_side = {'neck': 160, 'model': 32 if is_detector else 36}.get(self.part, 36)
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -54,12 +60,18 @@ class ExportedPart(nn.Module):
             return tuple(self.model(image))
         if self.part == 'neck':
             return tuple(self.model.extract_feat(image))
+        if self.is_whole_detector:
+            return mmdet_objects(self.model, image)
         if not self.is_segmentor:
             return (self.model(image, mode='tensor'),)
         head = self.model.decode_head
         logits = head(self.model.extract_feat(image))
         size = image.shape[2:]
         return (F.interpolate(logits, size, mode='bilinear', align_corners=head.align_corners),)
+
+    def to_record(self) -> nn.Module:
+        """What an exporter records: itself, or for whole detectors a form without branches."""
+        return DetectorGraph(self.model) if self.is_whole_detector else self
 
 
 def image_channels(backbone: nn.Module) -> int:

@@ -16,6 +16,7 @@ from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.errors import MissingToolboxError, UserError
 
 from .check import check_operators, largest_difference, runner
+from .detectors import without_threshold
 from .parts import ExportedPart
 from .plain import plain_form
 
@@ -39,12 +40,14 @@ class ExportReport:
     checked: tuple[tuple[int, int, int], ...]
     min_side: int
     channels: int = 3
+    any_batch: bool = True
 
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, (b, self.channels, h, w))) for b, h, w in self.checked)
         what = f'wrote {self.path} (output: {", ".join(self.outputs)})'
         difference = f'Largest relative difference from PyTorch {self.difference:.1e} at {shapes}'
-        return f'{what}. {difference}. Any batch size, minimum side {self.min_side} px'
+        batch = 'Any batch size' if self.any_batch else 'One image at once'
+        return f'{what}. {difference}. {batch}, minimum side {self.min_side} px'
 
 
 def export_model(
@@ -57,6 +60,8 @@ def export_model(
     constant_weights: bool = False,
 ) -> ExportReport:
     """Export a model for any batch, height and width, with standard operators only.
+
+    A whole detector takes one image at once.
 
     Before the file appears it is run, at sizes other than the one exported, against the model.
 
@@ -89,20 +94,28 @@ def export_model(
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
-    plain = plain_form(module, constant_weights)
+    whole = module.is_whole_detector
+    if whole and (path.suffix != '.onnx' or opset < 16):
+        fix = 'Take .onnx and an opset from 16 on, or --part neck'
+        raise UserError(f'--part model of a detector: no {path.suffix} of opset {opset}. {fix}')
     side = module.min_side
-    shapes = ((1, side + 60, side + 33), (3, side + 9, side + 76))
+    shapes = ((1, side + 60, side + 33), (1 if whole else 3, side + 9, side + 76))
+    every = 0.0
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.draft{path.suffix}')
     try:
+        if whole:  # also compared without the threshold: random images hold few objects
+            with without_threshold(model):
+                _save_onnx(module, constant_weights, draft, opset, {})
+                every = largest_difference(module, runner(draft), shapes)
         if path.suffix == '.onnx':
-            _save_onnx(module, plain, draft, opset, dict(metadata or {}))
+            _save_onnx(module, constant_weights, draft, opset, dict(metadata or {}))
             check_operators(draft)
         else:
             content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
-            torch.export.save(_capture(module, plain), content)
+            torch.export.save(_capture(module, constant_weights), content)
             draft.write_bytes(content.getbuffer())
-        difference = largest_difference(module, runner(draft), shapes)
+        difference = max(largest_difference(module, runner(draft), shapes), every)
         os.replace(draft, path)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error})') from error
@@ -110,38 +123,47 @@ def export_model(
         with suppress(OSError):  # it would hide the error that led here
             draft.unlink(missing_ok=True)
     names = module.output_names
-    return ExportReport(path, module.part, names, difference, shapes, side, module.channels)
+    how = shapes, side, module.channels, not whole
+    return ExportReport(path, module.part, names, difference, *how)
 
 
-def _capture(module: ExportedPart, plain: nn.Module) -> torch.export.ExportedProgram:
+def _capture(module: ExportedPart, constant_weights: bool) -> torch.export.ExportedProgram:
     """The graph, with batch, height and width left open; PyTorch raises where one gets fixed."""
     least = {axis: module.min_side if axis else 1 for axis in FREE_AXES}
     sizes = {i: torch.export.Dim(name, min=least[i]) for i, name in FREE_AXES.items()}
     shapes = {'image': sizes}
     with torch.no_grad():
+        plain = plain_form(module, constant_weights)
         return torch.export.export(plain, _example(module), dynamic_shapes=shapes)
 
 
 def _example(module: ExportedPart) -> tuple[torch.Tensor]:
-    return (torch.zeros(2, module.channels, module.min_side + 60, module.min_side + 92),)
+    batch = 1 if module.is_whole_detector else 2
+    return (torch.zeros(batch, module.channels, module.min_side + 60, module.min_side + 92),)
 
 
 def _save_onnx(
-    module: ExportedPart, plain: nn.Module, path: Path, opset: int, metadata: dict[str, str]
+    module: ExportedPart, constant_weights: bool, path: Path, opset: int, metadata: dict[str, str]
 ) -> None:
-    """Write by the exporter of torch.export from opset 18 on, its oldest; below, TorchScript's."""
+    """Write by the exporter of torch.export from opset 18 on, its oldest; below, TorchScript's.
+
+    TorchScript's also writes whole detectors: torch.export records no choice of boxes.
+    """
     import onnx
 
     names = dict(input_names=['image'], output_names=list(module.output_names))
     options = dict(names, opset_version=opset)
-    free = {'image': dict(FREE_AXES)}
+    free, whole = {'image': dict(FREE_AXES)}, module.is_whole_detector
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # about what the exporters' own parts will drop one day
-        if opset >= 18:  # here dynamic_shapes only names the axes
+        if opset >= 18 and not whole:  # here dynamic_shapes only names the axes
             options |= dict(dynamo=True, verbose=False, dynamic_shapes=free)
-            torch.onnx.export(_capture(module, plain), **options).save(str(path))
+            torch.onnx.export(_capture(module, constant_weights), **options).save(str(path))
         else:
-            free |= {name: {0: 'batch'} for name in module.output_names}
+            if whole:
+                free['image'].pop(0)
+            free |= {name: {0: 'objects' if whole else 'batch'} for name in module.output_names}
+            plain = plain_form(module.to_record(), constant_weights)
             options['dynamic_axes'] = free
             torch.onnx.export(plain, _example(module), str(path), dynamo=False, **options)
     model = onnx.load(str(path))

@@ -145,17 +145,18 @@ def _existing(path: str | Path) -> str:
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
     """Suffix of the images of a config's test data, as '.npy', if the data set has one."""
-    suffix = str(_test_data(cfg).get('img_suffix') or '')
+    suffix = str(test_data(cfg).get('img_suffix') or '')
     return (Path(f'x{suffix}').suffix.lower(),) if '.' in suffix else ()
 
 
 def loading_steps(cfg: Config) -> list:
     """The first loading step of the test pipeline, or an empty list where there is none."""
-    steps = _test_data(cfg).get('pipeline') or cfg.get('test_pipeline') or []
+    steps = test_data(cfg).get('pipeline') or cfg.get('test_pipeline') or []
     return [step for step in steps if str(step.get('type')).startswith('Load')][:1]
 
 
-def _test_data(cfg: Config) -> dict:
+def test_data(cfg: Config) -> dict:
+    """The data set that a config is tested on; an empty dict without one."""
     return next((dataset for _, dataset in data_sets(cfg, ['test', 'val'])), {})
 
 

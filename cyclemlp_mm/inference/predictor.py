@@ -137,7 +137,7 @@ def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> 
 
         def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
             compare(model, find_state_dict(content, checkpoint), checkpoint, complete=True)
-            super()._load_weights_to_model(model, _with_names(content, cfg, checkpoint), cfg)
+            super()._load_weights_to_model(model, with_names(content, cfg, checkpoint), cfg)
 
     # mmseg 1.2.2 has no such argument.
     quiet = {key: False for key in signature(Inferencer).parameters if key == 'show_progress'}
@@ -153,11 +153,11 @@ def _build_classifier(cfg: Config, checkpoint: str, device: str) -> BaseInferenc
     weights = find_state_dict(content, checkpoint)
     compare(model, weights, checkpoint, complete=True)
     model.load_state_dict(weights)
-    model.dataset_meta = _with_names(content, cfg, checkpoint)['meta']['dataset_meta']
+    model.dataset_meta = with_names(content, cfg, checkpoint)['meta']['dataset_meta']
     return ImageClassificationInferencer(model, classes=model.dataset_meta['classes'])
 
 
-def _with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
+def with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
     """The checkpoint, with the config's class names where it has none of its own."""
     names, whose = trained_metainfo(content), 'its class names are'
     if not names:

@@ -145,7 +145,8 @@ def test_mistakes_are_said(tmp_path):
     model = build(RETINANET)
     for name, options, said in (
         ('model.pb', {}, r'must end in \.onnx or \.pt2'),
-        ('model.onnx', dict(part='model'), 'depends on the data.* --part neck'),
+        ('model.pt2', dict(part='model'), r'of a detector: no \.pt2 .* \.onnx and .* --part neck'),
+        ('model.onnx', dict(part='model', opset=15), 'no .onnx of opset 15. Take .* 16 on'),
         ('model.onnx', dict(part='head'), '--part must be one of'),
         ('model.onnx', dict(opset=21), r'opset must be 11 to 20.* 21'),
     ):
