@@ -199,6 +199,7 @@ def _check_keys(cfg: Config, options: dict) -> None:
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
+            near = near or ['.'.join([place, *inner]) for place in _named(cfg, first)][:3]
             raise _unread(key, f'neither the config nor mmengine has {first!r}', near)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
             places = [p for top in cfg if top != first for p in _places(cfg[top], cfg[first], top)]
@@ -217,6 +218,14 @@ def _check_keys(cfg: Config, options: dict) -> None:
                 node = node.get(part)
             else:
                 break  # merging reports it
+
+
+def _named(node: object, name: str, place: str = '') -> Iterator[str]:
+    """Dotted keys, inside of sections, whose last part is ``name``."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key == name and place:
+            yield f'{place}{key}'
+        yield from _named(value, name, f'{place}{key}.')
 
 
 def _unread(key: str, wrong: str, keys: list[str]) -> UserError:

@@ -18,6 +18,7 @@ from cyclemlp_mm.engine.config_files import parts
 
 from .findings import Report
 
+_WARM_UPS = ('LinearLR', 'ConstantLR')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 #: Least values of keys with a whole number.
@@ -108,6 +109,27 @@ def check_settings(report: Report, cfg: Config) -> None:
     for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
         if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
             _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
+    _check_schedule(report, cfg)
+
+
+def _check_schedule(report: Report, cfg: Config) -> None:
+    """Warn where the learning rate's schedule, its warm-up aside, is not as long as training."""
+    settings = cfg.get('train_cfg') or {}
+    unit = 'max_epochs' if 'max_epochs' in settings else 'max_iters'
+    schedulers = [
+        (key, scheduler)
+        for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler'))
+        if isinstance(scheduler, dict) and scheduler.get('type') not in (None, *_WARM_UPS)
+    ]
+    by_epoch = unit == 'max_epochs'
+    if not schedulers or any(s.get('by_epoch', True) != by_epoch for _, s in schedulers):
+        return
+    ends = {scheduler.get('end', math.inf): key for key, scheduler in schedulers}
+    end, length = max(filter(is_number, ends), default=None), settings.get(unit)
+    if end in ends and is_number(length) and math.inf not in ends and end != length:
+        what = f'is {end}, but train_cfg.{unit} is {length}'
+        fix = "Change both, and the schedule's other settings (milestones, T_max)"
+        report.warning(f'{ends[end]}.end', what, fix)
 
 
 def _check_numbers(report: Report, cfg: Config) -> None:

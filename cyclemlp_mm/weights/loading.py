@@ -84,7 +84,10 @@ def split_pretrained(
     rest, ours = [], []
     allowed = {'type', 'checkpoint', 'prefix', 'map_location'}
     for cfg in listed:
-        if not _is_pretrained(cfg.get('type')):
+        if 'type' not in cfg:
+            expected = "init_cfg must have a type, e.g. dict(type='Pretrained', checkpoint=…)"
+            raise ValueError(f'{expected}, but got {dict(cfg)}')
+        if not _is_pretrained(cfg['type']):
             rest.append(cfg)
         elif allowed.issuperset(cfg) and cfg.get('checkpoint'):
             ours.append({key: value for key, value in cfg.items() if key != 'type'})

@@ -29,6 +29,7 @@ def test_names_and_paths_are_found(tmp_path, monkeypatch):
         ('train_dataloder.batch_size', "has 'train_dataloder'.* Did you mean train_dataloader"),
         ('lod_from', "has 'lod_from'.* Did you mean load_from"),
         ('quite_new', "mmengine has 'quite_new', so that it would change nothing"),
+        ('max_epochs', 'Did you mean train_cfg.max_epochs'),
         ('optim_wrapper.optimiser.lr', "have 'optimiser'.* Did you mean optimizer"),
         ('train_dataloader.dataset.pipeline.1.with_box.x', "have 'with_box'.* mean with_bbox"),
     ],

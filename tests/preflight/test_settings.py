@@ -34,6 +34,26 @@ def test_shipped_configs_pass(toolbox):
     assert {cfg.filename: said for cfg in cfgs if (said := findings(cfg))} == {}
 
 
+@pytest.mark.parametrize(
+    'config, options, said',
+    [
+        (
+            DET,
+            {'train_cfg.max_epochs': 50},
+            'param_scheduler[1].end: is 6, but train_cfg.max_epoch',
+        ),
+        (DET, {'train_cfg.max_epochs': 2}, 'param_scheduler[1].end: is 6, but train_cfg.max_epoch'),
+        (SEG, {'train_cfg.max_iters': 900}, 'is 600, but train_cfg.max_iters is 900. Change both'),
+        (DET, {'train_cfg.max_epochs': 9, 'param_scheduler.1.end': 9}, None),
+        (DET, {'param_scheduler': None}, None),
+    ],
+)
+def test_a_schedule_of_another_length_is_a_warning(config, options, said):
+    found = [text for text in findings(config, options) if 'schedule' in text]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
 def test_unusual_settings_pass():
     part = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     loader = dict(dataset=dict(type='ConcatDataset'))

@@ -197,6 +197,7 @@ def test_files_without_a_state_dict(tmp_path, content):
     [
         (dict(type='Pretrained', checkpoint='x.pth', strict=False), ValueError, 'takes'),
         (dict(type='Pretrained'), ValueError, "needs 'checkpoint'"),
+        (dict(checkpoint='a.pth'), ValueError, 'must have a type'),
         *((wrong, TypeError, 'init_cfg must be.*Pretrained') for wrong in ('x.pth', ['x.pth'], 3)),
     ],
 )
