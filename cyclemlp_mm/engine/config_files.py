@@ -199,7 +199,7 @@ def _check_keys(cfg: Config, options: dict) -> None:
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
-            near = near or ['.'.join([place, *inner]) for place in _named(cfg, first)][:3]
+            near = near or ['.'.join([place, *inner]) for place in _named(cfg.to_dict(), first)][:3]
             raise _unread(key, f'neither the config nor mmengine has {first!r}', near)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
             places = [p for top in cfg if top != first for p in _places(cfg[top], cfg[first], top)]
