@@ -60,9 +60,28 @@ def test_its_weights_load_strictly(family, tmp_path, log_lines):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     total = len(first.state_dict())
     assert any(f'loaded {total} of {total} tensors' in line for line in log_lines)
+    shorter = module.PoolToy('xs', out_indices=(0, 1), init_cfg=cfg)
+    shorter.init_weights()
+    assert torch.equal(shorter.stem.proj.weight, first.stem.proj.weight)
     deeper = dict(depths=(1, 2, 1, 1), widths=(16, 32, 64, 96))
     with pytest.raises(CheckpointError, match='tensors are missing'):
         module.PoolToy(deeper, init_cfg=cfg).init_weights()
+
+
+def test_its_weights_load_into_a_detector(family, tmp_path):
+    pytest.importorskip('mmdet')
+    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.runner import load_checkpoint
+
+    from cyclemlp_mm.engine import load_config, require_toolbox
+
+    first = family[0].PoolToy('xs')
+    torch.save(first.state_dict(), tmp_path / 'toy.pth')
+    cfg = load_config(str(family[1]))
+    init_default_scope(require_toolbox(cfg))
+    model = MODELS.build(cfg.model)
+    load_checkpoint(model, str(tmp_path / 'toy.pth'), 'cpu')
+    assert torch.equal(model.backbone.stem.proj.weight, first.stem.proj.weight)
 
 
 def test_its_config_trains_and_predicts(family):
