@@ -126,15 +126,12 @@ def run_length(mask):
     return dict(size=list(mask.shape), counts=text)
 
 
-def segment(logits, size, align_corners):
+def segment(logits, size):
     """(K, H, W), resized as PyTorch does to (height, width): the class of the highest logit."""
     place = []
     for cells, side in zip(logits.shape[1:], size):
-        at = np.arange(side, dtype=np.float32)
-        if align_corners:
-            at *= np.float32((cells - 1) / max(1, side - 1))
-        else:
-            at = np.maximum((at + np.float32(0.5)) * np.float32(cells / side) - np.float32(0.5), 0)
+        at = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / side)
+        at = np.maximum(at - np.float32(0.5), 0)
         low = at.astype(np.int64).clip(max=cells - 1)
         place.append((low, np.minimum(low + 1, cells - 1), at - low.astype(np.float32)))
     (top, bottom, down), (left, right, along) = place
@@ -179,7 +176,7 @@ class Model:
             scores = np.exp(first[0] - first[0].max())
             return scores / scores.sum()
         if facts['task'] == 'segmentation':
-            return segment(first[0, :, :height, :width], size, facts['align_corners'])
+            return segment(first[0, :, :height, :width], size)
         scores, labels, *masks = others
         boxes = first / np.float32([width / size[1], height / size[0]] * 2)
         pairs = zip(*masks, boxes) if masks else ()
