@@ -211,12 +211,15 @@ def draw(image, found, facts, score_thr):
     for x, y, label, score in texts:
         text = facts['classes'][label].encode('ascii', 'backslashreplace').decode() + score
         colour = tuple(map(int, colours[label]))
+        ink = (0, 0, 0) if sum(colour) > 300 else (255, 255, 255)
         if pillow:
-            pen.rectangle(pen.textbbox((x, y), text), fill='black')
-            pen.text((x, y), text, fill=colour)
+            pen.rectangle(pen.textbbox((x, y), text), fill=colour)
+            pen.text((x, y), text, fill=ink)
         else:
-            cv2.putText(picture, text, (int(x), int(y) + 10), 0, 0.4, (0, 0, 0), 3)
-            cv2.putText(picture, text, (int(x), int(y) + 10), 0, 0.4, colour)
+            x, y = int(x), int(y)
+            (width, _), _ = cv2.getTextSize(text, 0, 0.4, 1)
+            cv2.rectangle(picture, (x, y), (x + width, y + 12), colour, -1)
+            cv2.putText(picture, text, (x, y + 10), 0, 0.4, ink)
     return np.asarray(canvas) if pillow else picture
 
 
