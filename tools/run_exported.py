@@ -126,15 +126,12 @@ def run_length(mask):
     return dict(size=list(mask.shape), counts=text)
 
 
-def segment(logits, size, align_corners):
+def segment(logits, size):
     """(K, H, W), resized as PyTorch does to (height, width): the class of the highest logit."""
     place = []
     for cells, side in zip(logits.shape[1:], size):
-        at = np.arange(side, dtype=np.float32)
-        if align_corners:
-            at *= np.float32((cells - 1) / max(1, side - 1))
-        else:
-            at = np.maximum((at + np.float32(0.5)) * np.float32(cells / side) - np.float32(0.5), 0)
+        at = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / side)
+        at = np.maximum(at - np.float32(0.5), 0)
         low = at.astype(np.int64).clip(max=cells - 1)
         place.append((low, np.minimum(low + 1, cells - 1), at - low.astype(np.float32)))
     (top, bottom, down), (left, right, along) = place
@@ -179,7 +176,7 @@ class Model:
             scores = np.exp(first[0] - first[0].max())
             return scores / scores.sum()
         if facts['task'] == 'segmentation':
-            return segment(first[0, :, :height, :width], size, facts['align_corners'])
+            return segment(first[0, :, :height, :width], size)
         scores, labels, *masks = others
         boxes = first / np.float32([width / size[1], height / size[0]] * 2)
         pairs = zip(*masks, boxes) if masks else ()
@@ -214,12 +211,15 @@ def draw(image, found, facts, score_thr):
     for x, y, label, score in texts:
         text = facts['classes'][label].encode('ascii', 'backslashreplace').decode() + score
         colour = tuple(map(int, colours[label]))
+        ink = (0, 0, 0) if sum(colour) > 300 else (255, 255, 255)
         if pillow:
-            pen.rectangle(pen.textbbox((x, y), text), fill='black')
-            pen.text((x, y), text, fill=colour)
+            pen.rectangle(pen.textbbox((x, y), text), fill=colour)
+            pen.text((x, y), text, fill=ink)
         else:
-            cv2.putText(picture, text, (int(x), int(y) + 10), 0, 0.4, (0, 0, 0), 3)
-            cv2.putText(picture, text, (int(x), int(y) + 10), 0, 0.4, colour)
+            x, y = int(x), int(y)
+            (width, _), _ = cv2.getTextSize(text, 0, 0.4, 1)
+            cv2.rectangle(picture, (x, y), (x + width, y + 12), colour, -1)
+            cv2.putText(picture, text, (x, y + 10), 0, 0.4, ink)
     return np.asarray(canvas) if pillow else picture
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cyclemlp_mm.errors import UserError
 
-DETECTORS = ('RetinaNet', 'MaskRCNN')
 _CODER = ('DeltaXYWHBBoxCoder', dict(clip_border=True, add_ctr_clamp=False))
 _EXTRACTOR = ('SingleRoIExtractor', {})
 _ROI_ALIGN = ('RoIAlign', dict(pool_mode='avg', aligned=True))
@@ -49,10 +48,17 @@ _ATTRIBUTES = {'anchor_generator': 'prior_generator', 'roi_layer': 'roi_layers.0
 _POSITIVE = (lambda value: isinstance(value, int) and value > 0, 'whole numbers above 0')
 _NUMBER = (lambda value: isinstance(value, (int, float)) and value >= 0, 'numbers from 0 on')
 _NMS = (
-    lambda value: set(value) == {'type', 'iou_threshold'} and value['type'] == 'nms',
+    lambda value: (
+        isinstance(value, dict)
+        and set(value) == {'type', 'iou_threshold'}
+        and value['type'] == 'nms'
+    ),
     "dict(type='nms', iou_threshold=…)",
 )
-_NO_SIZE = (lambda value: value <= 0, '0')  # mmdet measures others in pixels before resizing
+_NO_SIZE = (
+    lambda value: value in (0, -1),
+    '0 or -1',
+)  # mmdet measures others in pixels before resizing
 _RPN_CFG = dict(nms_pre=_POSITIVE, max_per_img=_POSITIVE, nms=_NMS, min_bbox_size=_NO_SIZE)
 _RETINA_CFG = dict(_RPN_CFG, score_thr=_NUMBER)
 _RCNN_CFG = dict(score_thr=_NUMBER, nms=_NMS, max_per_img=_POSITIVE, mask_thr_binary=_NUMBER)
@@ -61,9 +67,9 @@ _RCNN_CFG = dict(score_thr=_NUMBER, nms=_NMS, max_per_img=_POSITIVE, mask_thr_bi
 def check_supported(model: nn.Module) -> None:
     """Raise a UserError that names a key of the config which :class:`DetectorGraph` ignores."""
     kind = type(model).__name__
-    if kind not in DETECTORS:
+    if kind not in SUPPORTED:
         fix = 'Take --part neck'
-        raise UserError(f'--part model takes {" and ".join(DETECTORS)}, but not {kind}. {fix}')
+        raise UserError(f'--part model takes {" and ".join(SUPPORTED)}, but not {kind}. {fix}')
     for key, (name, settings) in SUPPORTED[kind].items():
         module = _module(model, key)
         if type(module).__name__ != name or not type(module).__module__.startswith('mm'):
@@ -99,7 +105,10 @@ class DetectorGraph(nn.Module):
     """A RetinaNet or Mask R-CNN that is recorded once, for images of any size.
 
     It pads like mmdet, clips boxes to the image before padding, and takes every threshold from the
-    ``test_cfg``. Args: model (nn.Module): Accepted by :func:`check_supported`.
+    ``test_cfg``.
+
+    Args:
+        model (nn.Module): One that :func:`check_supported` accepts, in eval mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -107,10 +116,15 @@ class DetectorGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(1, C, H, W), normalised, to boxes (N, 4), scores and labels (N,), masks (N, 28, 28).
+        """Find the objects of an image.
 
-        Boxes are x1, y1, x2, y2 in pixels of the image. Masks, of Mask R-CNN only, are the
-        probabilities of each object's own class in its box.
+        Args:
+            image (Tensor): float32, (1, C, H, W), normalised, not padded.
+
+        Returns:
+            tuple[Tensor, ...]: Boxes, float32 (N, 4), x1, y1, x2, y2 in pixels of the image;
+            scores, float32 (N,); labels, int64 (N,); of Mask R-CNN also masks, float32
+            (N, 28, 28), the probabilities of each object's own class in its box.
         """
         limit = torch.stack([torch.as_tensor(image.shape[i]) for i in (3, 2, 3, 2)])
         levels = self.model.extract_feat(_pad(self.model, image))

@@ -69,13 +69,13 @@ def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, s
         reasons.append(f'it holds the {part.part}: export with --part model')
     test_cfg = model.roi_head.test_cfg if hasattr(model, 'roi_head') else {}
     facts['mask_thr'] = test_cfg.get('mask_thr_binary')
-    facts['align_corners'] = getattr(model, 'align_corners', False)
     others = {
         'image_max_value': check_max_value(cfg) is not None,
         f'{part.channels} channels': part.channels != 3,
         f'the data_preprocessor {norm.get("type")}': norm.get('type') not in _PREPROCESSORS,
         'rgb_to_bgr': norm.get('rgb_to_bgr', False),
         'test_cfg.mode': (cfg.model.get('test_cfg') or {}).get('mode', 'whole') != 'whole',
+        'decode_head.align_corners': getattr(model, 'align_corners', False),
         'a segmentor of one class': getattr(model, 'out_channels', 2) == 1,
         'several labels per image': 'MultiLabel' in type(getattr(model, 'head', None)).__name__,
     }

@@ -132,7 +132,7 @@ REJECTED = [
     ),
     (RETINANET, {'test_cfg.nms.class_agnostic': True}, r'test_cfg\.nms is .*class_agnostic'),
     (RETINANET, {'test_cfg.nms_pre': -1}, r'model\.test_cfg\.nms_pre is -1.* above 0'),
-    (RETINANET, {'test_cfg.min_bbox_size': 3}, r'test_cfg\.min_bbox_size is 3.* 0 only'),
+    (RETINANET, {'test_cfg.min_bbox_size': 3}, r'test_cfg\.min_bbox_size is 3.* 0 or -1 only'),
     (RETINANET, {'test_cfg.score_factor': 1}, r'test_cfg\.score_factor is 1.* no such key'),
     (RETINANET, {'bbox_head.type': 'GARetinaHead'}, 'GARetinaHead'),
     (RETINANET, {'data_preprocessor.type': 'MyPreprocessor'}, 'MyPreprocessor'),
