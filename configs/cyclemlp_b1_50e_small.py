@@ -2,9 +2,9 @@
 _base_ = 'cyclemlp_b1_in1k.py'
 load_from = 'https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1/CycleMLP_B1.pth'
 train_dataloader = dict(
-    batch_size=32, num_workers=4, sampler=dict(type='DefaultSampler', shuffle=True)
+    batch_size=32, num_workers=2, sampler=dict(type='DefaultSampler', shuffle=True)
 )
-val_dataloader = dict(batch_size=32, num_workers=4)
+val_dataloader = dict(batch_size=32, num_workers=2)
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=50)
 param_scheduler = [

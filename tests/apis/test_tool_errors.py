@@ -41,7 +41,7 @@ WRONG = {
     'infer.py no_such_config gone.pth gone.jpg': 'no_such_config',
     'make_demo_data.py coco data --size 1 1': '32',
     'model_zoo.py --root nowhere': 'nowhere',
-    'run_exported.py gone.onnx gone.jpg': r'gone\.jpg',
+    'run_exported.py gone.onnx gone.jpg': r'gone\.jpg: no such file',
     'test.py no_such_config gone.pth': 'no_such_config',
     'train.py no_such_config': 'no_such_config',
     'visualize.py features no_such_config gone.pth gone.jpg': 'no_such_config',
