@@ -32,25 +32,35 @@ def _several(text: str | None = None, nargs: str = '+', **settings) -> dict:
 
 
 CONFIGS = 'instead of backbones: whole models, by config files or names of shipped configs'
-FORMS_HELP = 'the backbone on deform_conv2d (no 16 bits), with plain shift + Linear, or compiled'
 FORMS = ('published', 'reference', 'compiled', 'published_compiled')
+FORMS_HELP = (
+    'compare with the backbone on deform_conv2d (published, no 16 bits), with plain shift + Linear '
+    '(reference), or with torch.compile (compiled, published_compiled) (default: published)'
+)
 RIVALS = ('resnet50', 'swin_t', 'convnext_t')
+RIVALS_HELP = f"compare with torchvision's {', '.join(RIVALS)}"
 BACKENDS = ('auto', 'reference', 'shift', 'folded', 'triton')
+BACKEND = dict(help=f'form of the mixers: {", ".join(BACKENDS)} (default: auto)')
+MODE = dict(help='measure predictions or training steps (default: infer)')
+DTYPE = f'{", ".join(DTYPES)}; amp is autocast to bfloat16 (default: float32)'
+FORM_DTYPE = 'the same, of the other forms (default: as --dtype)'
+OUT = 'folder for the csv, json and plot (default: work_dirs/benchmark)'
+BATCH_SIZE = 'batch, height and width of the input (default: 1x512x512)'
 OPTIONS = {
-    '--arch': _several(default=['b1'], metavar='ARCH'),
+    '--arch': _several('backbones (default: b1)', default=['b1'], metavar='ARCH'),
     '--config': _several(CONFIGS, metavar='CONFIG'),
-    '--size': _several(type=_size, default=[(1, 512, 512)], metavar='BxHxW'),
-    '--mode': dict(choices=['infer', 'train'], default='infer'),
-    '--dtype': _several('of ours; amp: autocast to bfloat16', choices=DTYPES, default=['float32']),
-    '--form-dtype': _several('of the other forms (default: as --dtype)', choices=DTYPES),
-    '--forms': _several(FORMS_HELP, '*', choices=FORMS, default=['published']),
-    '--rivals': _several(nargs='*', choices=RIVALS, default=[]),
-    '--backend': dict(choices=BACKENDS, default='auto'),
+    '--size': _several(BATCH_SIZE, type=_size, default=[(1, 512, 512)], metavar='BxHxW'),
+    '--mode': dict(MODE, choices=['infer', 'train'], default='infer'),
+    '--dtype': _several(DTYPE, choices=DTYPES, default=['float32'], metavar='DTYPE'),
+    '--form-dtype': _several(FORM_DTYPE, choices=DTYPES, metavar='DTYPE'),
+    '--forms': _several(FORMS_HELP, '*', choices=FORMS, default=['published'], metavar='FORM'),
+    '--rivals': _several(RIVALS_HELP, '*', choices=RIVALS, default=[], metavar='NAME'),
+    '--backend': dict(BACKEND, choices=BACKENDS, default='auto', metavar='NAME'),
     **DEPLOY,
-    '--device': dict(default='cpu'),
-    '--threads': dict(type=int, help="of a CPU (default: PyTorch's)"),
-    '--repeats': dict(type=int, default=7, help='rounds (default: 7)'),
-    '--out': dict(type=Path, default=Path('work_dirs/benchmark')),
+    '--device': dict(default='cpu', help='cpu, cuda, cuda:1, … (default: cpu)'),
+    '--threads': dict(type=int, help="threads on a CPU (default: PyTorch's)", metavar='N'),
+    '--repeats': dict(type=int, default=7, help='rounds (default: 7)', metavar='N'),
+    '--out': dict(type=Path, default=Path('work_dirs/benchmark'), help=OUT, metavar='DIR'),
 }
 
 

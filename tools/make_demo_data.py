@@ -31,7 +31,7 @@ def _number(default: int, text: str) -> dict:
 
 OPTIONS = {
     'layout': dict(choices=LAYOUTS, help='layout of the data set'),
-    'out_dir': dict(help='folder to write to: new, empty, or with the same data set, which stays'),
+    'out_dir': dict(help='new or empty folder; if it has the same data set, nothing is written'),
     '--num-train': _number(400, 'number of training images'),
     '--num-val': _number(100, 'number of validation images'),
     '--size': dict(

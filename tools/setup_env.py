@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make ``.venv`` with the tested versions, from nothing; at once when that is already done.
+"""Make ``.venv`` with the tested versions; if that is already done, do nothing.
 
 Run by the system's Python, so it uses the standard library only. Versions come from
 ``constraints.txt``, dependencies from ``setup.py``, and every step's output goes to
@@ -288,12 +288,13 @@ def set_up(cpu_ops):
 def main(argv=None):
     """Make the environment unless it is ready; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
+        description=__doc__.splitlines()[0].replace('`', ''),
         epilog='examples:\n  python3.12 tools/setup_env.py\n  tools/setup_env.py --cpu-ops',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     text = (
-        "compile mmcv's ops for the CPU only, although there is a GPU; rm .venv/cpu-ops undoes it"
+        "compile mmcv's ops for the CPU only, also on a machine with a GPU; to undo it: "
+        'rm .venv/cpu-ops'
     )
     parser.add_argument('--cpu-ops', action='store_true', help=text)
     options = parser.parse_args(argv)

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose ``--help`` ends with examples; ``options`` are those of ``add_argument``."""
+    """A parser whose ``--help`` ends with examples; ``options`` are those of ``add_argument``.
+
+    Options in ``GROUPS`` are listed under its titles.
+    """
 
     def __init__(
         self, description: str | None = None, examples: str = '', options=None, **settings
@@ -19,8 +22,13 @@ class Parser(argparse.ArgumentParser):
         settings.update(formatter_class=argparse.RawDescriptionHelpFormatter)
         settings.update(epilog=f'examples:\n{examples}' if examples else None)
         super().__init__(description=description, **settings)
+        titles = {name: title for title, names in GROUPS.items() for name in names}
+        groups = {}
         for names, option in (options or {}).items():
-            self.add_argument(*names.split(), **option)
+            title = titles.get(names)
+            if title is not None and title not in groups:
+                groups[title] = self.add_argument_group(title)
+            groups.get(title, self).add_argument(*names.split(), **option)
 
 
 def _key_and_text(pair: str) -> tuple[str, str]:
@@ -46,25 +54,33 @@ CONFIG = {'config': _option('config file, or the name of a shipped config')}
 CHECKPOINT = {'checkpoint': _option('checkpoint file')}
 FORCE = {'--force': _flag('overwrite DST')}
 DEVICE = {'--device': _option('cpu, cuda, cuda:1, … (default: a GPU if there is one)')}
-DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches, after loading the weights')}
+DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches after loading the weights')}
 SCORE_THR = {'--score-thr': _option('minimum score', 'S', default=0.3)}
 #: How predictions are drawn.
 STYLE = {
-    '--line-width': _option('of boxes, in pixels (default: by the size)', 'PX', type=int),
-    '--hide-labels': _flag('draw no class names and scores'),
+    '--line-width': _option(
+        'width of box lines (default: by the size of the picture)', 'PX', type=int
+    ),
+    '--hide-labels': _flag('draw neither class names nor scores'),
     '--hide-scores': _flag('draw class names without scores'),
 }
 SIZE = dict(nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'))
-UNSAFE_LOAD = {'--unsafe-load': _flag('unpickle rejected checkpoints: they can run any code')}
-CFG_OPTIONS = {
-    '--cfg-options': dict(
-        nargs='+',
-        action='extend',
-        type=_key_and_text,
-        metavar='KEY=VALUE',
-        help='override settings of the config and of --data; quote values with brackets or spaces',
+UNSAFE_LOAD = {
+    '--unsafe-load': _flag(
+        'also load checkpoints that contain code; only for files from a source you trust'
     )
 }
+
+
+def _cfg_options(overridden: str) -> dict:
+    text = f'override settings of {overridden}; quote values with brackets or spaces'
+    settings = dict(nargs='+', action='extend', type=_key_and_text, metavar='KEY=VALUE')
+    return {'--cfg-options': dict(settings, help=text)}
+
+
+CFG_OPTIONS = _cfg_options('the config')
+#: Of tools with --data.
+DATA_OPTIONS = _cfg_options('the config and of --data')
 PICTURE = {'--out': _option('picture (default: work_dirs/pictures/WHAT.png)', 'FILE')}
 MODEL = {**CONFIG, **CHECKPOINT, **UNSAFE_LOAD, **CFG_OPTIONS}
 #: Tests of one model, one after the other.
@@ -83,7 +99,7 @@ SERIES = {
 #: Of tools that make a run: work dir, data and processes.
 RUN = {
     '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
-    **CFG_OPTIONS,
+    **DATA_OPTIONS,
     **UNSAFE_LOAD,
     '--data': _option(
         "your own data: COCO files, ADE20K's or CamVid's layout, or a folder per class", 'DIR'
@@ -95,13 +111,22 @@ RUN = {
         nargs='+',
     ),
     '--ignore-label': _option(
-        'for --data: class ids start at 0, K is ignored (default: at 1, 0 is ignored)',
+        'for --data: class ids start at 0 and K means ignore (default: ids start at 1 and 0 means '
+        'ignore)',
         'K',
         type=int,
     ),
-    '--launcher': _option('launcher', default='none', choices=['none', 'pytorch', 'slurm', 'mpi']),
+    '--launcher': _option(
+        'distributed launcher', default='none', choices=['none', 'pytorch', 'slurm', 'mpi']
+    ),
     # Older launchers pass it.
     '--local_rank --local-rank': dict(type=int, help=argparse.SUPPRESS),
+}
+#: By title in ``--help``: options.
+GROUPS = {
+    'your own data': ['--data', '--classes', '--ignore-label'],
+    'pictures': ['--show-dir', '--no-vis', *STYLE],
+    'several tests of one model': list(SERIES),
 }
 BACKENDS = ['tensorboard', 'wandb', 'mlflow', 'clearml', 'neptune', 'dvclive', 'aim']
 PARTS = ['backbone', 'neck', 'model']
@@ -110,10 +135,10 @@ PARTS = ['backbone', 'neck', 'model']
 TEXTS = """
 train: Train a detector, segmentor or classifier
   tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells --auto-scale-lr
-  tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --ignore-label 11
+  tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_rooms --auto-scale-lr
   tools/train.py configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.py --resume --vis tensorboard
 test: Evaluate a checkpoint
-  tools/test.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py work_dirs/RUN/epoch_12.pth
+  tools/test.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth
   tools/test.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT --show-dir drawn
   tools/test.py configs/cyclemlp_b1_in1k.py CHECKPOINT --corruptions --reference alexnet
   tools/test.py configs/upernet_cyclemlp_b2_512x512_160k_ade20k.py CHECKPOINT --tta
@@ -121,9 +146,11 @@ check: Look for problems with data, config and machine, without training
   tools/check.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells
   tools/check.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --full
 infer: Predict images and videos: boxes, masks, segments or categories
+  tools/infer.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth photos/ --out found
   tools/infer.py fpn_cyclemlp_b1_512x512_40k_ade20k CHECKPOINT 'photos/**/*.jpg' walk.mp4
   tools/infer.py mask_rcnn_cyclemlp_b2_fpn_1x_coco CHECKPOINT aerial.tif --tile 1024 --json
 export: Write a model as ONNX or torch.export file, checked against PyTorch
+  tools/export.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth model.onnx
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
   tools/export.py configs/cyclemlp_b1_in1k.py CycleMLP_B1.pth b1.pt2 --part backbone
   tools/export.py mask_rcnn_cyclemlp_b1_fpn_1x_coco CHECKPOINT detector.onnx --part model
@@ -158,9 +185,13 @@ OPTIONS = {
         **CONFIG,
         '--amp': _flag('automatic mixed precision: float16 on a GPU, bfloat16 on a CPU'),
         '--auto-scale-lr': _flag('scale the learning rate by the actual batch size'),
-        '--resume': _option('from PATH or the latest checkpoint', 'PATH', nargs='?', const='auto'),
+        '--resume': _option(
+            'resume from PATH, or from the latest checkpoint', 'PATH', nargs='?', const='auto'
+        ),
         '--skip-check': _flag('skip the check before training (see tools/check.py)'),
-        '--vis': _option('also log to these backends', nargs='+', choices=BACKENDS, default=[]),
+        '--vis': _option(
+            f'also log to: {", ".join(BACKENDS)}', 'NAME', nargs='+', choices=BACKENDS, default=[]
+        ),
         **RUN,
     },
     'test': {
@@ -183,7 +214,10 @@ OPTIONS = {
         **SCORE_THR,
         **DEPLOY,
         '--batch-size': _option('images, frames or tiles at once', 'N', default=1),
-        '--json': _flag("write predictions.json in COCO's format, with all scores"),
+        '--json': _flag(
+            "write predictions.json: boxes and masks in COCO's format, scores of a classifier, or "
+            'class ids and areas of segments'
+        ),
         '--as-stored': _flag('ignore EXIF orientation, to compare with annotations'),
         '--no-vis': _flag('draw no pictures'),
         **STYLE,
@@ -195,9 +229,13 @@ OPTIONS = {
         'checkpoint': _option('checkpoint file; for --part backbone, a published file too'),
         'dst': _option('file to write, .onnx or .pt2', 'DST'),
         '--part': _option('default: neck for detectors, else model', choices=PARTS),
-        '--time': dict(SIZE, help='then measure one image of this size on the CPU'),
-        '--opset': _option('of an .onnx file', 'N', default=20, choices=range(11, 21)),
-        '--constant-weights': _flag('only products with constant weights, for quantisation tools'),
+        '--time': dict(SIZE, help='also measure the latency of one image on the CPU'),
+        '--opset': _option(
+            'opset of an .onnx file, 11 to 20', 'N', default=20, choices=range(11, 21)
+        ),
+        '--constant-weights': _flag(
+            'keep the weight of each matrix product constant (for quantisation tools)'
+        ),
         **FORCE,
         **UNSAFE_LOAD,
         **DEPLOY,
@@ -207,7 +245,8 @@ OPTIONS = {
         'source': _option('file or http(s) URL', 'SRC'),
         'target': _option('new file', 'DST'),
         '--to': _option(
-            'format (default: by suffix)', choices=['ours', 'published', 'safetensors']
+            'format (default: safetensors if DST ends in .safetensors, else ours)',
+            choices=['ours', 'published', 'safetensors'],
         ),
         **FORCE,
         **UNSAFE_LOAD,
@@ -226,8 +265,10 @@ OPTIONS = {
         '--size': dict(SIZE, help="of the images (default: the largest of the config's pipeline)"),
         '--amp': _flag('automatic mixed precision'),
         '--with-cp': _flag('activation checkpointing of the backbone'),
-        '--gpu-memory': _option('also find the largest batch for so much', 'GIB', type=float),
-        '--device': _option('of the training', default='cuda', choices=['cuda', 'cpu']),
+        '--gpu-memory': _option(
+            'also find the largest batch that fits into GIB', 'GIB', type=float
+        ),
+        '--device': _option('device of the training', default='cuda', choices=['cuda', 'cpu']),
         **CFG_OPTIONS,
     },
     'visualize': {},
@@ -237,19 +278,30 @@ OPTIONS = {
             action='append',
             default=[],
             metavar=('CONFIG', 'CHECKPOINT'),
-            help='a model to offer, the first one is selected; may be repeated',
+            help='offer this model; may be repeated, and the first one is selected',
         ),
-        '--work-dirs': _option('offer all models in its folders', 'DIR', default='work_dirs'),
+        '--work-dirs': _option(
+            'folder of work dirs whose models are offered', 'DIR', default='work_dirs'
+        ),
         **UNSAFE_LOAD,
         **DEVICE,
-        '--host': _option('0.0.0.0 lets others in, without a password', default='127.0.0.1'),
-        '--allow-host': _option('another host name', 'NAME', action='append', default=[]),
+        '--host': _option(
+            'address to listen on; 0.0.0.0 lets other machines in, without a password',
+            'ADDRESS',
+            default='127.0.0.1',
+        ),
+        '--allow-host': _option(
+            'also answer requests for this host name; may be repeated',
+            'NAME',
+            action='append',
+            default=[],
+        ),
         '--port': _option('port', default=7860),
         '--max-mb': _option('largest accepted file', 'MB', default=20.0),
     },
     # Sub-commands of tools/visualize.py.
     'staircase': {
-        'taps': _option('odd (default: 3 5 7)', 'K', nargs='*', type=int),
+        'taps': _option('numbers of taps, odd (default: 3 5 7)', 'K', nargs='*', type=int),
         '--channels': _option('channels shown (default: 2K+1)', 'C', type=int),
         '--config': _option("take the taps of this config's backbone", 'CONFIG'),
         **CFG_OPTIONS,
@@ -272,9 +324,13 @@ OPTIONS = {
         '--number': _option('channels per level', 'N', default=4),
         **PICTURE,
     },
-    'curves': {'work_dirs': _option('each with all its runs', 'WORK_DIR', nargs='+'), **PICTURE},
+    'curves': {
+        'work_dirs': _option('work dirs; a resumed training shows its runs', 'WORK_DIR', nargs='+'),
+        **PICTURE,
+    },
     'gallery': {
         **MODEL,
+        **DATA_OPTIONS,
         '--data': _option('folder as for tools/train.py --data', 'DIR'),
         '--number': _option('images drawn', 'N', default=6),
         '--limit': _option('use the first N images (default: all)', 'N', type=int),
@@ -295,7 +351,10 @@ def parser_of(tool: str) -> Parser:
     if tool == 'visualize':
         commands = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
         for name in ('staircase', 'field', 'features', 'curves', 'gallery'):
-            commands.add_parser(name, help=texts[name][0], options=OPTIONS[name])
+            what, lines = texts[name][0], texts[tool][1].splitlines()
+            examples = '\n'.join(line for line in lines if f'visualize.py {name} ' in line)
+            about = dict(description=f'Draw the {what}', help=what)
+            commands.add_parser(name, examples=examples, options=OPTIONS[name], **about)
     return parser
 
 

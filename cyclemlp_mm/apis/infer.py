@@ -13,7 +13,7 @@ import numpy as np
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.engine import load_config
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, count
 from cyclemlp_mm.inference import Input, Predictor, Tiling, find_inputs, predict_tiled
 from cyclemlp_mm.inference.inputs import Video, own_suffixes
 from cyclemlp_mm.inference.writer import PredictionWriter
@@ -137,7 +137,8 @@ def _count(inputs: Sequence[Input]) -> int | None:
 
 def _print(report: InferReport, passed_over: list[Path], device: str, seconds: float) -> None:
     each = seconds / max(1, report.num_images)
-    print(f'{report.num_images} images in {seconds:.1f} s on {device} ({1000 * each:.0f} ms each)')
+    images = count(report.num_images, 'image')
+    print(f'{images} in {seconds:.1f} s on {device} ({1000 * each:.0f} ms each)')
     for folder, what in (('vis', 'pictures'), ('masks', 'masks')):
         files = [p for p in report.written if (report.out_dir / folder) in p.parents]
         if files:

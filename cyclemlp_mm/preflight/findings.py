@@ -24,7 +24,7 @@ class Report:
     """All ``findings`` of a check, in the order in which they were found.
 
     ``error`` (has to be fixed first), ``warning`` (may be intended, but often is not) and ``note``
-    add one; they take where, what and a fix.
+    add one, unless the same is there already; they take where, what and a fix.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,9 @@ class Report:
 
     def add(self, level: str, where: object, what: str, fix: str = '') -> None:
         """Add a finding of a level."""
-        self.findings.append(Finding(level, str(where), what, fix))
+        finding = Finding(level, str(where), what, fix)
+        if finding not in self.findings:  # train and val may miss the same folder
+            self.findings.append(finding)
 
     error = partialmethod(add, 'error')
     warning = partialmethod(add, 'warning')

@@ -18,7 +18,7 @@ import torch
 from mmengine.registry import VISBACKENDS
 from paths import ROOT
 
-from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS, parse
+from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS, parse, parser_of
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
@@ -111,6 +111,25 @@ def test_choices_are_those_of_the_code():
         assert list(OPTIONS[tool][option]['choices']) == list(values)
     backends = {kind.removesuffix('VisBackend').lower() for kind in VISBACKENDS.module_dict}
     assert {*BACKENDS, 'local'} == backends
+
+
+def test_help_is_short_and_grouped():
+    text = parser_of('train').format_help()
+    assert '--vis NAME [NAME ...]' in text and text.count('clearml') == 1
+    for tool in ('infer', 'export', 'get_flops'):  # they have no --data
+        assert '--data' not in parser_of(tool).format_help()
+    text = parser_of('test').format_help()
+    places = [text.index(title) for title in ('\npictures:', '\nseveral tests', '\nyour own data:')]
+    options = [text.index(f'\n  {name}') for name in ('--show-dir', '--sizes', '--data')]
+    assert sorted(places + options) == [p for pair in zip(places, options) for p in pair]
+
+
+@pytest.mark.parametrize('what', ['staircase', 'field', 'features', 'curves', 'gallery'])
+def test_help_of_what_visualize_draws(what, capsys):
+    with pytest.raises(SystemExit):
+        parse('visualize', [what, '--help'])
+    text = capsys.readouterr().out
+    assert '\nDraw the ' in text and f'examples:\n  tools/visualize.py {what} ' in text
 
 
 def test_options_that_act_when_they_are_parsed(monkeypatch):

@@ -422,6 +422,19 @@ def test_every_published_recipe_is_compared():
     assert names - others == set(CASES)
 
 
+def test_the_classifier_for_small_folders_begins_with_published_weights():
+    cfg, of_imagenet = load_config('cyclemlp_b1_50e_small'), load_config('cyclemlp_b1_in1k')
+    detector = load_config('retinanet_cyclemlp_b1_fpn_1x_coco').model.backbone.init_cfg
+    assert cfg.load_from == detector.checkpoint
+    assert cfg.model == of_imagenet.model and cfg.custom_hooks == []
+    pipelines = [c.train_dataloader.dataset.pipeline for c in (cfg, of_imagenet)]
+    assert pipelines[0] == pipelines[1]
+    assert cfg.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 32
+    assert cfg.optim_wrapper.optimizer.lr == 1e-4
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[-1].end == cfg.param_scheduler[-1].T_max
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['mask_rcnn', 'cascade_mask_rcnn'])
 def test_3x_trains_on_own_data(kind, tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def test_training_options_train(tmp_path, monkeypatch):
     pytest.importorskip('mmdet')
     text = (ROOT / 'docs' / 'training_options.md').read_text()
     _, *options = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    assert len(options) == 5
+    assert len(options) == 6
     data = shapes.write_coco(tmp_path / 'data', 4, 2, (64, 64))
     monkeypatch.chdir(tmp_path)
     base = ROOT / 'configs' / 'retinanet_cyclemlp_demo.py'

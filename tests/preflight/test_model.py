@@ -33,6 +33,15 @@ def findings(check, *arguments):
     return [str(finding) for finding in report.findings]
 
 
+def test_equal_findings_are_reported_once():
+    """Training and validation may miss the same folder."""
+    report = Report()
+    for what in ('is missing', 'is missing', 'is empty'):
+        report.error('data/coco', what, 'Put the data there')
+    report.warning('data/coco', 'is missing', 'Put the data there')
+    assert len(report.of('error')) == 2 and len(report.of('warning')) == 1
+
+
 def of_model(check, cfg):
     init_default_scope(require_toolbox(cfg))
     return findings(check, cfg, MODELS.build(cfg.model))
