@@ -31,7 +31,7 @@ TASKS = {
         'retinanet_cyclemlp_b1_fpn_1x_coco (boxes) or mask_rcnn_cyclemlp_b1_fpn_1x_coco (masks)',
     ),
     'mmseg': ('segmentation', 'fpn_cyclemlp_b1_512x512_40k_ade20k'),
-    'mmpretrain': ('classification', 'cyclemlp_b1_in1k'),
+    'mmpretrain': ('classification', 'cyclemlp_b1_50e_small'),
 }
 #: Splits by the beginning of a word in a path; test is taken where there is no val.
 _SPLITS = {'train': r'train(?!val)', 'val': 'val', 'test': 'test'}
