@@ -313,7 +313,11 @@ def run(args):
 
 def main(argv=None):
     """Parse the command line and run; exits with 2 after an error that the user can fix."""
-    parser = argparse.ArgumentParser(description=__doc__.replace('; see --help', ''))
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace('; see --help', ''),
+        epilog='examples:\n  tools/run_exported.py model.onnx photo.jpg folder/ --out results',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('model', help='ONNX file, written with --part model')
     parser.add_argument('images', metavar='IMAGES', nargs='+', help='images and folders')
     out = dict(metavar='DIR', default='work_dirs/exported')

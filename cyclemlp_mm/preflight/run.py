@@ -22,7 +22,7 @@ from .coco import check_coco
 from .files import check_channels, check_images, check_shared_images
 from .findings import Report
 from .segmentation import check_batch_of_one, check_crop, check_segmentation
-from .settings import check_settings, class_of
+from .settings import check_schedule, check_settings, class_of
 
 
 @annotations_kept()
@@ -48,6 +48,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
         report.error(*finding)
     model.check_ignore_index(report, cfg)
     model.check_batch(report, cfg)
+    check_schedule(report, cfg)
     model.check_strategy(report, cfg)
     built = model.build_model(report, cfg)
     if cfg.default_scope == 'mmseg':

@@ -109,10 +109,9 @@ def check_settings(report: Report, cfg: Config) -> None:
     for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
         if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
             _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
-    _check_schedule(report, cfg)
 
 
-def _check_schedule(report: Report, cfg: Config) -> None:
+def check_schedule(report: Report, cfg: Config) -> None:
     """Warn where the learning rate's schedule, its warm-up aside, is not as long as training."""
     settings = cfg.get('train_cfg') or {}
     unit = 'max_epochs' if 'max_epochs' in settings else 'max_iters'

@@ -8,7 +8,7 @@ from paths import ROOT
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import Report
-from cyclemlp_mm.preflight.settings import check_settings
+from cyclemlp_mm.preflight.settings import check_schedule, check_settings
 
 DET, SEG, CLS = ('retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo')
 BEST = 'default_hooks.checkpoint.save_best'
@@ -23,6 +23,7 @@ def findings(config, options=None):
     init_default_scope(cfg.default_scope)
     report = Report()
     check_settings(report, cfg)
+    check_schedule(report, cfg)
     return [str(finding) for finding in report.findings]
 
 
