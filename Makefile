@@ -10,14 +10,17 @@ TEST_FLAGS ?=
 WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
+.PHONY: help setup setup-dev demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
 	prove-estimate prove-gpu soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup:  ## make .venv with the tested versions (4 to 8 minutes once, then no time)
+setup:  ## make .venv with the tested versions (3 to 8 minutes once, then no time)
 	@$(PYTHON) tools/setup_env.py $(SETUP_FLAGS)
+
+setup-dev:  ## the same, and what the tests, the checks of style and the documentation need
+	@$(PYTHON) tools/setup_env.py --dev $(SETUP_FLAGS)
 
 demo: setup  ## train, evaluate and draw on generated images, into work_dirs/demo/
 	.venv/bin/python tools/demo.py
@@ -28,49 +31,49 @@ web: setup  ## serve a page that predicts images dropped on it, with the model o
 # A process of one thread per core.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: setup  ## run the tests of what users rely on
+test: setup-dev  ## run the tests of what users rely on
 	$(PYTEST) -m 'not slow' $(TEST_FLAGS)
 
-test-all: setup  ## run all tests, before a release
+test-all: setup-dev  ## run all tests, before a release
 	$(PYTEST) $(TEST_FLAGS)
 
-lint: setup  ## check the code's style, its layout, and the types of models and operators
+lint: setup-dev  ## check the code's style, its layout, and the types of models and operators
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
-docs: setup  ## build the documentation into work_dirs/docs; a warning is an error
+docs: setup-dev  ## build the documentation into work_dirs/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 	@echo 'written: work_dirs/docs/index.html'
 
-wheel: setup  ## build the wheel (by way of the source package) into dist/
+wheel: setup-dev  ## build the wheel (by way of the source package) into dist/
 	.venv/bin/python -m build --no-isolation
 
-prove-tiling: setup  ## predict a 6000 x 6000 image by tiles and measure the memory
+prove-tiling: setup-dev  ## predict a 6000 x 6000 image by tiles and measure the memory
 	.venv/bin/python tests/inference/prove_tiling.py
 
-prove-wheel: setup  ## install the wheel into an empty environment, from scratch, and train with it
+prove-wheel: setup-dev  ## install the wheel into an empty environment, from scratch, and train with it
 	PYTHON=$(PYTHON) bash tests/prove_wheel.sh
 
-prove-mpvit: setup  ## time MPViT and its memory against a plain transcription (minutes, quiet machine)
+prove-mpvit: setup-dev  ## time MPViT and its memory against a plain transcription (minutes, quiet machine)
 	PYTHONPATH=. .venv/bin/python tests/prove_mpvit.py
 
-prove-resume: setup  ## kill a training 30 times, resume it, compare to the bit (about 4 minutes)
+prove-resume: setup-dev  ## kill a training 30 times, resume it, compare to the bit (about 4 minutes)
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 30
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 10 --loop iter
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 5 --how TERM
 	OMP_NUM_THREADS=1 .venv/bin/python tests/prove_resume.py --kills 3 --processes 2
 
-prove-scale: setup  ## time the check before training, and its memory, on annotations as large as COCO's
+prove-scale: setup-dev  ## time the check before training, and its memory, on annotations as large as COCO's
 	PYTHONPATH=. .venv/bin/python tests/prove_scale.py
 
-prove-estimate: setup  ## compare estimates of memory with real training steps on the CPU (about 5 minutes)
+prove-estimate: setup-dev  ## compare estimates of memory with real training steps on the CPU (about 5 minutes)
 	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_estimate.py
 
-prove-gpu: setup  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
+prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
 	PYTHONPATH=. .venv/bin/python tests/prove_gpu.py
 
-soak: setup  ## train for 30 minutes and watch the memory of every process
+soak: setup-dev  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30
 
 test-legacy:  ## the tests under mmcv 2.1.0, mmdet 3.3.0, ... in .venv-legacy (compiles mmcv once)

@@ -19,7 +19,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / 'setup.py').write_text('')
     (tmp_path / '.venv' / 'bin').mkdir(parents=True)
     (tmp_path / '.venv' / 'bin' / 'python').write_text('')
-    for name in ('VENV', 'PYTHON', 'LOG', 'STAMP', 'CPU_OPS'):
+    for name in ('VENV', 'PYTHON', 'LOG', 'STAMP', 'CPU_OPS', 'DEV'):
         path = getattr(setup_env, name).relative_to(setup_env.ROOT)
         monkeypatch.setattr(setup_env, name, tmp_path / path)
     monkeypatch.setattr(setup_env, 'ROOT', tmp_path)
@@ -100,7 +100,7 @@ def test_hints():
 def test_stamp(home, monkeypatch, capsys):
     """An environment that is ready is unchanged; what decides its contents makes it again."""
 
-    def set_up(cpu_ops):
+    def set_up(cpu_ops, dev):
         raise setup_env.SetupError('set up again')
 
     monkeypatch.setattr(setup_env, 'set_up', set_up)
@@ -108,6 +108,7 @@ def test_stamp(home, monkeypatch, capsys):
         lambda: None,
         lambda: (home / 'constraints.txt').write_text('torch==2.12.1\n'),
         setup_env.CPU_OPS.touch,
+        setup_env.DEV.touch,
         setup_env.PYTHON.unlink,  # the system's Python went away
     ):
         change()
@@ -119,7 +120,7 @@ def test_stamp(home, monkeypatch, capsys):
 def test_broken_step_stops(home, monkeypatch, capsys):
     """Exit code 1, the step's last lines, what to do and where the log is; no stamp."""
 
-    def set_up(cpu_ops):
+    def set_up(cpu_ops, dev):
         with setup_env.step('1/1] a step'):
             code = "print('No space left on device'); raise SystemExit(3)"
             setup_env.run(sys.executable, '-c', code)

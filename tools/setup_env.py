@@ -31,6 +31,8 @@ LOG = VENV / 'setup.log'
 STAMP = VENV / 'setup.stamp'
 # Remembers that CPU-only ops were asked for on a machine with a GPU.
 CPU_OPS = VENV / 'cpu-ops'
+# Remembers that what the tests and the documentation need is there, too.
+DEV = VENV / 'dev'
 # Compiled wheels of mmcv, by what they depend on: a second checkout does not compile again.
 WHEELS = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cyclemlp_mm' / 'wheels'
 # The Python versions for which every pin has wheels (mmcv and the toolboxes are source packages).
@@ -154,7 +156,8 @@ def torch_state():
 def current_stamp():
     """The hash of all that decides what the environment holds and where it is."""
     files = [ROOT / 'constraints.txt', ROOT / 'setup.py', Path(__file__), VENV / 'pyvenv.cfg']
-    parts = [str(ROOT), CPU_OPS.exists(), *(p.read_bytes() for p in files if p.is_file())]
+    asked = CPU_OPS.exists(), DEV.exists()
+    parts = [str(ROOT), *asked, *(p.read_bytes() for p in files if p.is_file())]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -256,7 +259,7 @@ def compile_mmcv(kept, gpu):
             (kept / f'{wheel.name}.part').rename(kept / wheel.name)
 
 
-def set_up(cpu_ops):
+def set_up(cpu_ops, dev):
     """Run all the steps, and leave the stamp when every one of them worked."""
     STAMP.unlink(missing_ok=True)
     with step('1/7] make .venv'):
@@ -266,6 +269,8 @@ def set_up(cpu_ops):
         check_compiler()
     if cpu_ops:
         CPU_OPS.touch()
+    if dev:
+        DEV.touch()
     with step('2/7] install pip and the build tools'):  # venv's setuptools is too old for mmcv
         pip('--upgrade', 'pip', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
     # torch first: mmcv compiles against it, and without it silently leaves its ops out.
@@ -274,14 +279,17 @@ def set_up(cpu_ops):
     # Both OpenCV packages are required, write one folder and stay registered. The one without a
     # window system comes last: the other needs libGL and libxcb, which bare machines lack.
     with step('4/7] install OpenCV, the build that needs no display libraries'):
-        pip('opencv-python', 'opencv-python-headless')
+        pip('opencv-python')
         pip('--force-reinstall', '--no-deps', 'opencv-python-headless')
     with step('5/7] install mmcv and compile its ops (about 2 minutes on 2 cores, once)'):
         install_mmcv(CPU_OPS.exists())
-    with step('6/7] install mmdet, mmseg, mmpretrain, the test tools and this package'):
-        pip('--no-build-isolation', '-e', f'{ROOT}[all,dev,docs]')
+    extras = 'all,dev,docs' if DEV.exists() else 'all'
+    with step(f'6/7] install mmdet, mmseg, mmpretrain and this package [{extras}]'):
+        pip('--no-build-isolation', '-e', f'{ROOT}[{extras}]')
     with step('7/7] import everything'):
-        run(PYTHON, ROOT / 'tools' / 'doctor.py')
+        # At once, which is quick; where that fails, doctor.py imports part by part and names it.
+        if run_python('\n'.join(code for code, *_ in doctor.PARTS.values()))[0]:
+            run(PYTHON, ROOT / 'tools' / 'doctor.py')
     STAMP.write_text(current_stamp())
 
 
@@ -289,7 +297,7 @@ def main(argv=None):
     """Make the environment unless it is ready; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0].replace('`', ''),
-        epilog='examples:\n  python3.12 tools/setup_env.py\n  tools/setup_env.py --cpu-ops',
+        epilog='examples:\n  python3.12 tools/setup_env.py --dev\n  tools/setup_env.py --cpu-ops',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     text = (
@@ -297,11 +305,14 @@ def main(argv=None):
         'rm .venv/cpu-ops'
     )
     parser.add_argument('--cpu-ops', action='store_true', help=text)
+    text = 'also install what the tests, the checks of style and the documentation need'
+    parser.add_argument('--dev', action='store_true', help=text)
     options = parser.parse_args(argv)
     start = time.time()
     try:
-        if not (PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == current_stamp()):
-            set_up(options.cpu_ops)
+        is_ready = PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == current_stamp()
+        if not is_ready or (options.dev and not DEV.exists()):
+            set_up(options.cpu_ops, options.dev)
     except SetupError as error:
         print(f'\nSet-up stopped: {error}\nWhat to do: {error.fix}', file=sys.stderr)
         print('Then make setup continues; after rm -rf .venv, from nothing.', file=sys.stderr)

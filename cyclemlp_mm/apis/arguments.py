@@ -96,11 +96,8 @@ SERIES = {
         'for --corruptions of a classifier: alexnet or a corruptions.json, to compare with', 'FILE'
     ),
 }
-#: Of tools that make a run: work dir, data and processes.
-RUN = {
-    '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
-    **DATA_OPTIONS,
-    **UNSAFE_LOAD,
+#: Of tools that train or evaluate on a folder of the user's.
+LABELLED = {
     '--data': _option(
         "your own data: COCO files, ADE20K's or CamVid's layout, or a folder per class", 'DIR'
     ),
@@ -116,6 +113,13 @@ RUN = {
         'K',
         type=int,
     ),
+}
+#: Of tools that make a run: work dir, data and processes.
+RUN = {
+    '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
+    **DATA_OPTIONS,
+    **UNSAFE_LOAD,
+    **LABELLED,
     '--launcher': _option(
         'distributed launcher', default='none', choices=['none', 'pytorch', 'slurm', 'mpi']
     ),
@@ -154,6 +158,7 @@ export: Write a model as ONNX or torch.export file, checked against PyTorch
   tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
   tools/export.py configs/cyclemlp_b1_in1k.py CycleMLP_B1.pth b1.pt2 --part backbone
   tools/export.py mask_rcnn_cyclemlp_b1_fpn_1x_coco CHECKPOINT detector.onnx --part model
+  tools/export.py work_dirs/RUN/CONFIG.py CHECKPOINT fpn8.onnx --quantize int8 --calibrate photos
 convert_weights: Convert any CycleMLP checkpoint: published, Paddle, safetensors or our own files
   tools/convert_weights.py CycleMLP_B1.pth b1.safetensors
   tools/convert_weights.py cyclemlp_b1.pdparams CycleMLP_B1.pth --to published
@@ -236,10 +241,17 @@ OPTIONS = {
         '--constant-weights': _flag(
             'keep the weight of each matrix product constant (for quantisation tools)'
         ),
+        '--quantize': _option(
+            'also convert the .onnx file to 8-bit integers; needs --calibrate', choices=['int8']
+        ),
+        '--calibrate': _option(
+            'for --quantize: images like those to be predicted, at most 100 are used', 'DIR'
+        ),
+        **LABELLED,
         **FORCE,
         **UNSAFE_LOAD,
         **DEPLOY,
-        **CFG_OPTIONS,
+        **DATA_OPTIONS,
     },
     'convert_weights': {
         'source': _option('file or http(s) URL', 'SRC'),

@@ -1,9 +1,16 @@
 """CLI entry point of tools/export.py."""
 
+import argparse
+import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 
 from cyclemlp_mm.checks import model_errors
@@ -11,19 +18,24 @@ from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import CheckpointError, UserError
 from cyclemlp_mm.export import ExportedPart, ExportReport, export_model
-from cyclemlp_mm.export.check import latencies, runner
+from cyclemlp_mm.export.check import check_operators, latencies, runner
 from cyclemlp_mm.export.metadata import describe
+from cyclemlp_mm.export.quantize import calibration_images, check_quantized, quantize, run_by
+from cyclemlp_mm.export.write import check_target
+from cyclemlp_mm.inference.inputs import find_inputs
 from cyclemlp_mm.models import to_deploy
 from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
 from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 from .arguments import parse
+from .prepare import prepare_config, take_classes_of
 
 
 def export(argv: Sequence[str] | None = None) -> ExportReport:
     """Export a model with its weights, and print the report."""
     args = parse('export', argv)
+    paths = _check_options(args)
     cfg = load_config(args.config, args.cfg_options)
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None  # all weights come from the checkpoint
@@ -42,17 +54,96 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     if args.deploy:
         to_deploy(model)
     metadata = describe(cfg, part, model, content, args.checkpoint)
-    constant = args.constant_weights
-    report = export_model(model, args.dst, args.part, metadata, args.force, args.opset, constant)
+    options = dict(force=args.force, opset=args.opset)
+    if args.quantize:
+        return _export_int8(args, cfg, model, metadata, options, paths)
+    report = export_model(
+        model, args.dst, args.part, metadata, constant_weights=args.constant_weights, **options
+    )
     print(report)
+    part = ExportedPart(model, report.part)
     if args.time is not None:
-        part = ExportedPart(model, report.part)
-        ours, exported = latencies(part, runner(report.path), (1, *args.time))
-        size = f'1x{report.channels}x{args.time[0]}x{args.time[1]}'
-        times = f'PyTorch {1000 * ours:.1f} ms, exported {1000 * exported:.1f} ms'
-        threads = f'{torch.get_num_threads()} threads'
-        print(f'{report.part} at {size}, {threads}, median of 10: {times}')
+        _print_times(part, exported=report.path, size=args.time)
     return report
+
+
+def _check_options(args: argparse.Namespace) -> list[Path]:
+    """Raise UserError for options that do not go together; returns images of ``--calibrate``."""
+    if (args.quantize is None) != (args.calibrate is None):
+        raise UserError('--quantize int8 and --calibrate DIR need each other')
+    if args.quantize is None:
+        for name in ('data', 'classes', 'ignore_label'):
+            if getattr(args, name) is not None:
+                option = name.replace('_', '-')
+                raise UserError(f'--{option} is for --quantize, whose accuracy it measures')
+        return []
+    if not args.dst.endswith('.onnx') or args.opset < 13:
+        raise UserError(
+            '--quantize int8 writes .onnx of an opset from 13 on: change DST or --opset'
+        )
+    return [one.path for one in find_inputs([args.calibrate]) if not one.is_video]
+
+
+def _export_int8(
+    args: argparse.Namespace,
+    cfg: Config,
+    model: nn.Module,
+    metadata: dict[str, str],
+    options: dict,
+    paths: Sequence[Path],
+) -> ExportReport:
+    """Export in float32 and in int8, compare both, and keep the int8 file."""
+    dst = Path(args.dst)
+    check_target(dst, args.force)
+    part = ExportedPart(model, args.part)
+    images = calibration_images(cfg, part, model, paths)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.int8-', dir=dst.parent) as folder:
+        whole, small = Path(folder, 'float32.onnx'), Path(folder, 'int8.onnx')
+        report = export_model(model, whole, part.part, metadata, constant_weights=True, **options)
+        quantize(whole, small, images)
+        check_operators(small)
+        lines = [check_quantized(part, runner(small), images)]
+        if args.data is not None:
+            lines.append(_evaluate(args, part, small))
+        os.replace(small, dst)
+        report = replace(report, path=dst)
+        print(report)
+        sizes = ' instead of '.join(f'{p.stat().st_size / 2**20:.0f} MB' for p in (dst, whole))
+        print('\n'.join([*filter(None, lines), f'file: {sizes}']))
+        size = args.time or images[0].shape[2:]
+        _print_times(part, size, **{'float32 file': whole, 'int8 file': dst})
+    return report
+
+
+def _evaluate(args: argparse.Namespace, part: ExportedPart, path: Path) -> str:
+    """Metrics of the model and of an exported file of it on the validation part of ``--data``."""
+    values = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = prepare_config(
+            argparse.Namespace(**vars(args), work_dir=folder, launcher='none'), needed=('val',)
+        )
+        cfg.load_from, cfg.resume, cfg.log_level = args.checkpoint, False, 'WARNING'
+        take_classes_of(cfg)
+        test_runner = Runner.from_cfg(cfg)
+        for form in ('float32', 'int8'):
+            if form == 'int8':
+                run_by(test_runner.model, part, runner(path))
+            for name, value in test_runner.test().items():
+                if name.endswith(('_mAP', 'mIoU', 'top1')):
+                    values.setdefault(name, []).append(value)
+    lost = (f'{name} {ours:.4g} -> {small:.4g}' for name, (ours, small) in values.items())
+    return f'{args.data}: float32 -> int8: {", ".join(lost)}'
+
+
+def _print_times(part: ExportedPart, size: Sequence[int], **files: Path) -> None:
+    """Print the latency of PyTorch and of exported files, by name, for one image."""
+    shape = 1, part.channels, *size
+    runs = {name: runner(path) for name, path in files.items()}
+    seconds = latencies(dict(PyTorch=part, **runs), shape)
+    times = ', '.join(f'{name} {1000 * value:.1f} ms' for name, value in seconds.items())
+    threads = f'{torch.get_num_threads()} threads'
+    print(f'{part.part} at {"x".join(map(str, shape))}, {threads}, median of 10: {times}')
 
 
 def _load_whole(model: nn.Module, checkpoint: str) -> dict:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -94,16 +94,15 @@ def _nodes(graph: object) -> Iterator:
 
 
 def latencies(
-    module: ExportedPart, run: Runner, shape: tuple[int, int, int], repeats: int = 10
-) -> tuple[float, float]:
-    """Median seconds of PyTorch and of an exported file for (batch, height, width), in turns."""
-    batch, height, width = shape
-    image = torch.randn(batch, module.channels, height, width)
-    taken = {module: [], run: []}
+    runs: Mapping[str, Runner], shape: tuple[int, int, int, int], repeats: int = 10
+) -> dict[str, float]:
+    """Median seconds of each of ``runs`` for an image (B, C, H, W), measured in turns."""
+    image = torch.randn(shape)
+    taken = {name: [] for name in runs}
     with torch.inference_mode():
         for _ in range(repeats + 2):
-            for function, seconds in taken.items():
+            for name, run in runs.items():
                 start = time.perf_counter()
-                function(image)
-                seconds.append(time.perf_counter() - start)
-    return tuple(statistics.median(seconds[2:]) for seconds in taken.values())
+                run(image)
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[2:]) for name, seconds in taken.items()}

@@ -84,13 +84,9 @@ def export_model(
         MissingToolboxError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f'cannot export to {path}: it must end in {" or ".join(SUFFIXES)}')
-    if path.exists() and not force:
-        raise UserError(f'{path} is there already: choose another name, or --force to replace it')
+    check_target(path, force)
     if opset not in OPSETS:
         raise UserError(f'the opset must be {OPSETS[0]} to {OPSETS[-1]}, but got {opset}')
-    check_writable(path, 'DST')
     if path.suffix == '.onnx':
         _require_onnx()
     module = ExportedPart(model.cpu(), part)
@@ -125,6 +121,15 @@ def export_model(
     names = module.output_names
     how = shapes, side, module.channels, not whole
     return ExportReport(path, module.part, names, difference, *how)
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Raise UserError where an exported file of this name cannot be written, or is there."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f'cannot export to {path}: it must end in {" or ".join(SUFFIXES)}')
+    if path.exists() and not force:
+        raise UserError(f'{path} is there already: choose another name, or --force to replace it')
+    check_writable(path, 'DST')
 
 
 def _capture(module: ExportedPart, constant_weights: bool) -> torch.export.ExportedProgram:
