@@ -11,7 +11,7 @@ WEB_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo web test test-all lint docs wheel prove-wheel prove-tiling prove-mpvit prove-resume prove-scale \
-	prove-estimate prove-gpu soak test-legacy clean
+	prove-estimate prove-export prove-gpu soak test-legacy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,9 @@ prove-scale: setup-dev  ## time the check before training, and its memory, on an
 
 prove-estimate: setup-dev  ## compare estimates of memory with real training steps on the CPU (about 5 minutes)
 	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_estimate.py
+
+prove-export: setup-dev  ## time exported files in onnxruntime, and in OpenVINO where it is installed
+	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_export.py
 
 prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
 	PYTHONPATH=. .venv/bin/python tests/prove_gpu.py

@@ -49,11 +49,26 @@ def _replace(module: nn.Module, constant_weights: bool) -> nn.Module:
         if weights is not None and (module.reweight is None or not constant_weights):
             return FoldedMixer(weights, module.reweight)
         module.backend = 'reference'  # calls the layers that stand in for CycleFC
+    if is_plain_layer(nn.Linear, module) and module.bias is not None:
+        return FlatLinear(module)
     for name, child in module.named_children():
         replaced = _replace(child, constant_weights)
         if replaced is not child:
             setattr(module, name, replaced)
     return module
+
+
+class FlatLinear(nn.Module):
+    """A Linear over all positions at once: one Gemm, which adds the bias, too."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C_in) to (..., C_out)."""
+        y = F.linear(x.flatten(0, -2), self.weight, self.bias)
+        return y.reshape(*x.shape[:-1], len(self.weight))
 
 
 class GroupedCycleFC(nn.Module):
@@ -68,8 +83,9 @@ class GroupedCycleFC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H, W, C_out)."""
-        x = torch.cat(shifted_groups(x, self.kernel_size), dim=-1)
-        return F.linear(x, self.weight, self.bias)
+        groups = torch.cat(shifted_groups(x, self.kernel_size), dim=-1)
+        y = F.linear(groups.flatten(0, -2), self.weight, self.bias)
+        return y.reshape(*x.shape[:-1], len(self.weight))
 
 
 class FoldedMixer(nn.Module):

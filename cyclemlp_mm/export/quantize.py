@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,7 +62,8 @@ def quantize(source: Path, path: Path, images: Sequence[Tensor]) -> None:
     """Write an int8 form of an ONNX file, in standard operators (QuantizeLinear and its inverse).
 
     Matrix products and convolutions are quantised: weights to int8, one scale per output channel,
-    and what they multiply to uint8, from its smallest to its largest value in the images.
+    and what they multiply to uint8, from its smallest to its largest value in the images. What only
+    moves values (the shifts) takes them as uint8. Results of products stay float32.
 
     Args:
         source (Path): An ONNX file of :func:`~cyclemlp_mm.export.export_model`, with
@@ -82,16 +85,34 @@ def quantize(source: Path, path: Path, images: Sequence[Tensor]) -> None:
             image = next(self.left, None)
             return None if image is None else {'image': image.numpy()}
 
-    quantize_static(
-        str(source),
-        str(path),
-        Images(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    products = ['MatMul', 'Gemm']
+    with _without_advice():
+        quantize_static(
+            str(source),
+            str(path),
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*products, 'Conv', 'Slice', 'Pad', 'Concat'],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options=dict(OpTypesToExcludeOutputQuantization=products),
+        )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave out onnxruntime's line about its own pre-processing, which needs fixed sizes."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return 'pre-processing' not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def check_quantized(module: ExportedPart, run: Runner, images: Sequence[Tensor]) -> str:

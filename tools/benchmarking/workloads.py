@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
@@ -109,6 +110,7 @@ def config_workload(name: str, config: str, dtype: str, size: Size, args: Namesp
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
+    MMLogger.get_current_instance().setLevel('WARNING')  # it prints three lines for each tensor
     model.init_weights()
     if name != 'ours':
         model = published_form(model, name)
