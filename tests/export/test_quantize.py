@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from toy_models import save_classifier, save_segmentor
 
 from cyclemlp_mm.apis.export import export
@@ -11,7 +12,7 @@ from cyclemlp_mm.datasets import shapes
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.export import ExportedPart, export_model
 from cyclemlp_mm.export.check import runner
-from cyclemlp_mm.export.quantize import run_by
+from cyclemlp_mm.export.quantize import quantize, run_by
 from cyclemlp_mm.inference import Predictor
 
 onnx = pytest.importorskip('onnx')
@@ -70,7 +71,7 @@ def test_a_file_in_place_of_the_part_predicts_the_same(kind, part, data, tmp_pat
 
 CASES = [
     ('shapes_segmentor', 'model', 1, 'mIoU'),
-    ('detector', 'model', 0, 'coco/bbox_mAP'),
+    pytest.param('detector', 'model', 0, 'coco/bbox_mAP', marks=pytest.mark.slow),
     pytest.param('mask_detector', 'model', 0, 'coco/segm_mAP', marks=pytest.mark.slow),
     pytest.param('detector', 'neck', 0, 'coco/bbox_mAP', marks=pytest.mark.slow),
 ]
@@ -90,10 +91,36 @@ def test_int8(kind, part, layout, metric, data, tmp_path, request, capsys):
     made = {output: node.op_type for node in graph.node for output in node.output}
     products = [node for node in graph.node if node.op_type in ('Conv', 'MatMul', 'Gemm')]
     weights = [node for node in products if made.get(node.input[1]) == 'DequantizeLinear']
-    assert len(weights) > 20 and 'cyclemlp_mm' in {
+    assert len(weights) > 5 and 'cyclemlp_mm' in {
         p.key for p in onnx.load(str(path)).metadata_props
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ['int8.onnx']
+
+
+@pytest.mark.parametrize('channels, is_quantised', [(32, True), (24, False), (20, False)])
+def test_numbers_of_channels_that_onnxruntime_gets_wrong_stay_in_float(
+    channels, is_quantised, tmp_path
+):
+    """On a processor with AMX, products with 20 or 24 outputs would be wrong without a word."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(64, channels), torch.nn.Conv2d(3, channels, 3)
+
+    class Model(torch.nn.Module):
+        def forward(self, image):
+            linear, conv = self.layers
+            return linear(image.flatten(1)[:, :64]), conv(image)
+
+    model, image = Model(), torch.randn(40, 3, 9, 9)
+    model.layers = torch.nn.ModuleList(layers)
+    names = dict(input_names=['image'], opset_version=17, dynamo=False)
+    torch.onnx.export(model.eval(), image, str(tmp_path / 'float.onnx'), **names)
+    quantize(tmp_path / 'float.onnx', tmp_path / 'int8.onnx', [image])
+    for ours, theirs in zip(model(image), runner(tmp_path / 'int8.onnx')(image), strict=True):
+        assert (ours - theirs).norm() < 0.05 * ours.norm()
+    nodes = onnx.load(str(tmp_path / 'int8.onnx')).graph.node
+    made = {output: node.op_type for node in nodes for output in node.output}
+    products = [node for node in nodes if node.op_type in ('Conv', 'Gemm')]
+    assert [made.get(n.input[1]) == 'DequantizeLinear' for n in products] == [is_quantised] * 2
 
 
 def test_a_file_that_differs_too_much_is_not_written(segmentor, data, tmp_path, monkeypatch):
