@@ -81,7 +81,10 @@ def _check_options(args: argparse.Namespace) -> list[Path]:
         raise UserError(
             '--quantize int8 writes .onnx of an opset from 13 on: change DST or --opset'
         )
-    return [one.path for one in find_inputs([args.calibrate]) if not one.is_video]
+    images = [one.path for one in find_inputs([args.calibrate]) if not one.is_video]
+    if not images:
+        raise UserError(f'--calibrate {args.calibrate} holds videos only: give a folder of images')
+    return images
 
 
 def _export_int8(
@@ -96,6 +99,9 @@ def _export_int8(
     dst = Path(args.dst)
     check_target(dst, args.force)
     part = ExportedPart(model, args.part)
+    if part.is_whole_detector and args.data is None:
+        what = '--quantize int8 with --part model: objects of a detector are compared by their AP'
+        raise UserError(f'{what}. Give --data DIR, a folder with labels')
     images = calibration_images(cfg, part, model, paths)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.int8-', dir=dst.parent) as folder:
@@ -103,14 +109,16 @@ def _export_int8(
         report = export_model(model, whole, part.part, metadata, constant_weights=True, **options)
         quantize(whole, small, images)
         check_operators(small)
-        lines = [check_quantized(part, runner(small), images)]
+        lines = []
+        if not part.is_whole_detector:
+            lines.append(check_quantized(part, runner(small), images))
         if args.data is not None:
             lines.append(_evaluate(args, part, small))
         os.replace(small, dst)
         report = replace(report, path=dst)
         print(report)
         sizes = ' instead of '.join(f'{p.stat().st_size / 2**20:.0f} MB' for p in (dst, whole))
-        print('\n'.join([*filter(None, lines), f'file: {sizes}']))
+        print('\n'.join([*lines, f'file: {sizes}']))
         size = args.time or images[0].shape[2:]
         _print_times(part, size, **{'float32 file': whole, 'int8 file': dst})
     return report

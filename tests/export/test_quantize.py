@@ -132,9 +132,18 @@ def test_a_file_that_differs_too_much_is_not_written(segmentor, data, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_whole_detectors_are_compared_by_their_ap(detector, data, tmp_path):
+    options = ['--part', 'model', '--quantize', 'int8', '--calibrate', str(data[0] / 'train2017')]
+    with pytest.raises(UserError, match='Give --data DIR'):
+        export([*map(str, detector), str(tmp_path / 'a.onnx'), *options])
+
+
 def test_options_that_do_not_go_together(segmentor, data, tmp_path):
     config, checkpoint = map(str, segmentor)
     folder, int8 = str(data[0] / 'train2017'), ['--quantize', 'int8']
+    videos = tmp_path / 'videos'
+    videos.mkdir()
+    (videos / 'walk.mp4').touch()
     for dst, options, said in (
         ('a.onnx', int8, 'need each other'),
         ('a.onnx', ['--calibrate', folder], 'need each other'),
@@ -143,8 +152,9 @@ def test_options_that_do_not_go_together(segmentor, data, tmp_path):
         ('a.pt2', [*int8, '--calibrate', folder], 'writes .onnx of an opset from 13 on'),
         ('a.onnx', [*int8, '--calibrate', folder, '--opset', '12'], 'from 13 on'),
         ('a.onnx', [*int8, '--calibrate', str(tmp_path)], 'has no images'),
+        ('a.onnx', [*int8, '--calibrate', str(videos)], 'holds videos only'),
         ('a.onnx', [*int8, '--calibrate', folder, '--data', folder], 'train2017'),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             export([config, checkpoint, str(tmp_path / dst), *options])
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [videos]
