@@ -102,18 +102,19 @@ def _export_int8(
     if part.is_whole_detector and args.data is None:
         what = '--quantize int8 with --part model: objects of a detector are compared by their AP'
         raise UserError(f'{what}. Give --data DIR, a folder with labels')
-    images = calibration_images(cfg, part, model, paths)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.int8-', dir=dst.parent) as folder:
         whole, small = Path(folder, 'float32.onnx'), Path(folder, 'int8.onnx')
+        labelled = None if args.data is None else _labelled(args, Path(folder, 'run'))
+        images = calibration_images(cfg, part, model, paths)
         report = export_model(model, whole, part.part, metadata, constant_weights=True, **options)
         quantize(whole, small, images)
         check_operators(small)
         lines = []
         if not part.is_whole_detector:
             lines.append(check_quantized(part, runner(small), images))
-        if args.data is not None:
-            lines.append(_evaluate(args, part, small))
+        if labelled is not None:
+            lines.append(f'{args.data}: {_evaluate(labelled, part, small)}')
         os.replace(small, dst)
         report = replace(report, path=dst)
         print(report)
@@ -124,24 +125,28 @@ def _export_int8(
     return report
 
 
-def _evaluate(args: argparse.Namespace, part: ExportedPart, path: Path) -> str:
-    """Metrics of the model and of an exported file of it on the validation part of ``--data``."""
-    values = {}
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = prepare_config(
-            argparse.Namespace(**vars(args), work_dir=folder, launcher='none'), needed=('val',)
-        )
-        cfg.load_from, cfg.resume, cfg.log_level = args.checkpoint, False, 'WARNING'
-        take_classes_of(cfg)
-        test_runner = Runner.from_cfg(cfg)
-        for form in ('float32', 'int8'):
-            if form == 'int8':
-                run_by(test_runner.model, part, runner(path))
-            for name, value in test_runner.test().items():
-                if name.endswith(('_mAP', 'mIoU', 'top1')):
-                    values.setdefault(name, []).append(value)
+def _labelled(args: argparse.Namespace, work_dir: Path) -> Config:
+    """The config of an evaluation on the validation part of ``--data``."""
+    options = dict(vars(args), work_dir=str(work_dir), launcher='none')
+    cfg = prepare_config(argparse.Namespace(**options), needed=('val',))
+    cfg.load_from, cfg.resume, cfg.log_level = args.checkpoint, False, 'WARNING'
+    take_classes_of(cfg)
+    # Of its own, and without files: mmengine keeps a visualizer by its name for later runs.
+    cfg.visualizer = dict(cfg.visualizer, name='int8', vis_backends=[])
+    return cfg
+
+
+def _evaluate(cfg: Config, part: ExportedPart, path: Path) -> str:
+    """Metrics of the model and of an exported file of it, as text."""
+    values, test_runner = {}, Runner.from_cfg(cfg)
+    for form in ('float32', 'int8'):
+        if form == 'int8':
+            run_by(test_runner.model, part, runner(path))
+        for name, value in test_runner.test().items():
+            if name.endswith(('_mAP', 'mIoU', 'top1')):
+                values.setdefault(name, []).append(value)
     lost = (f'{name} {ours:.4g} -> {small:.4g}' for name, (ours, small) in values.items())
-    return f'{args.data}: float32 -> int8: {", ".join(lost)}'
+    return f'float32 -> int8: {", ".join(lost)}'
 
 
 def _print_times(part: ExportedPart, size: Sequence[int], **files: Path) -> None:

@@ -116,7 +116,7 @@ def test_choices_are_those_of_the_code():
 def test_help_is_short_and_grouped():
     text = parser_of('train').format_help()
     assert '--vis NAME [NAME ...]' in text and text.count('clearml') == 1
-    for tool in ('infer', 'export', 'get_flops'):  # they have no --data
+    for tool in ('infer', 'get_flops'):  # they have no --data
         assert '--data' not in parser_of(tool).format_help()
     text = parser_of('test').format_help()
     places = [text.index(title) for title in ('\npictures:', '\nseveral tests', '\nyour own data:')]
