@@ -101,7 +101,7 @@ def test_int8(kind, part, layout, metric, data, tmp_path, request, capsys):
 def test_numbers_of_channels_that_onnxruntime_gets_wrong_stay_in_float(
     channels, is_quantised, tmp_path
 ):
-    """On a processor with AMX, products with 20 or 24 outputs would be wrong without a word."""
+    """On a processor with AMX, products with 20 or 24 outputs would be wrong without an error."""
     torch.manual_seed(0)
     layers = torch.nn.Linear(64, channels), torch.nn.Conv2d(3, channels, 3)
 
