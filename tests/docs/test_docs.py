@@ -159,7 +159,7 @@ def test_unmarked_commands_run(tmp_path):
         if '--vis tensorboard' not in command or importlib.util.find_spec('tensorboard'):
             words = [sys.executable if w == 'python' else w for w in words_of(command)]
             run(words, tmp_path, PATH=os.pathsep.join(paths), PYTHON=sys.executable)
-    assert (tmp_path / 'work_dirs' / 'first' / 'epoch_6.pth').is_file()
+    assert (tmp_path / 'work_dirs' / 'first' / 'epoch_5.pth').is_file()
 
 
 @pytest.mark.slow

@@ -45,4 +45,4 @@ def test_it_runs(tmp_path):
     cells = json.loads((tmp_path / 'run.ipynb').read_text())['cells']
     outputs = [output for cell in cells for output in cell.get('outputs', ())]
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 4
-    assert (tmp_path / 'work_dirs' / 'notebook' / 'epoch_6.pth').is_file()
+    assert (tmp_path / 'work_dirs' / 'notebook' / 'epoch_5.pth').is_file()

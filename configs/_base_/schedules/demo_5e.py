@@ -1,5 +1,5 @@
-# The schedule of `make demo`: six epochs of AdamW from scratch, for detectors.
-max_epochs = 6
+# The schedule of `make demo`: five epochs of AdamW from scratch, for detectors.
+max_epochs = 5
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -16,7 +16,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=10.0),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)
