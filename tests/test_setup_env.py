@@ -163,6 +163,8 @@ def test_install_mmcv(home, monkeypatch, kept, states, commands):
         done.append('install')
         return states.pop(0)
 
+    others = []
+
     for name, function in dict(
         wheel_folder=lambda gpu: folder,
         takes_gpu=lambda: False,
@@ -173,7 +175,8 @@ def test_install_mmcv(home, monkeypatch, kept, states, commands):
         monkeypatch.setattr(setup_env, name, function)
     fails = states[-1] == 'none'
     with pytest.raises(setup_env.SetupError, match='do not load') if fails else nullcontext():
-        setup_env.install_mmcv(cpu_ops=False)
+        setup_env.install_mmcv(cpu_ops=False, install_others=lambda: others.append('others'))
+    assert others == ['others']  # once, whether mmcv is compiled or not
     assert folder.exists() != fails  # a wheel without ops is not kept
     assert done == commands and not states
 

@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -77,7 +78,7 @@ def _train(task: str, work_dir: Path) -> None:
     work_dir, data = work_dir / folder, work_dir / data
     work_dir.mkdir(exist_ok=True)
     arguments = [config, '--data', str(data), '--work-dir', str(work_dir)]
-    print(f'{task:<10} tools/train.py', *arguments, flush=True)
+    print(f'{task:<10} tools/train.py {shlex.join(arguments)}\n', end='', flush=True)
     command = [sys.executable, str(Path(__file__).with_name('train.py')), *arguments]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     environment = {'OMP_NUM_THREADS': '1', **os.environ}

@@ -19,6 +19,8 @@ import sysconfig
 import tarfile
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -173,15 +175,20 @@ def step(title):
 def run(*command, **env):
     """Run a command in ``.venv``, its output in the log; SetupError if it fails."""
     text = shlex.join(map(str, command))
-    with LOG.open('a+', encoding='utf-8', errors='replace') as log:
-        print(f'\n$ {text}', file=log, flush=True)
-        begin = log.tell()
-        settings = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=VENV)
-        code = subprocess.run(command, env={**environment(), **env}, **settings).returncode
-        log.seek(begin)
-        output = log.read()
-    if code:
-        raise SetupError(f'{text} failed (exit code {code}):', output=output)
+    output = deque(maxlen=100)  # its own: another command may write to the log at the same time
+    settings = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    settings.update(cwd=VENV, encoding='utf-8', errors='replace', env={**environment(), **env})
+    with (
+        LOG.open('a', encoding='utf-8', errors='replace', buffering=1) as log,
+        subprocess.Popen(command, **settings) as process,
+    ):
+        print(f'\n$ {text}', file=log)
+        for line in process.stdout:
+            log.write(line)
+            output.append(line)
+    if process.returncode:
+        what = f'{text} failed (exit code {process.returncode}):'
+        raise SetupError(what, output=''.join(output))
 
 
 def pip(*arguments, command='install', **env):
@@ -203,22 +210,39 @@ def make_venv():
         raise SetupError('python -m venv failed:', output=out)
 
 
-def install_mmcv(cpu_ops):
+def install_mmcv(cpu_ops, install_others):
     """Install mmcv with its ops, from the kept wheel of an earlier compilation where there is one.
 
-    What counts is what can be imported: a wheel whose ops do not load is compiled again.
+    What counts is what can be imported: a wheel whose ops do not load is compiled again. The
+    other packages are installed during the compilation, which happens in a folder of its own.
     """
     state = ops_state()
     gpu = state != 'with CUDA' and not cpu_ops and takes_gpu()
     wanted = ('with CUDA',) if gpu else ('CPU only', 'with CUDA')
     kept = wheel_folder(gpu)
     if state in wanted or any(install_wheel(wheel) in wanted for wheel in kept.glob('*.whl')):
-        return
-    compile_mmcv(kept, gpu)
+        return install_others()
+    with ThreadPoolExecutor(1) as pool:
+        compilation = pool.submit(compile_mmcv, kept, gpu)
+        install_others()
+        compilation.result()
     if install_wheel(next(kept.glob('*.whl'))) not in wanted:
         shutil.rmtree(kept)
         _, _, out = run_python('import mmcv.ops')
         raise SetupError(f'mmcv was built, but its ops do not load (CUDA: {gpu}):', output=out)
+
+
+def install_required(extras):
+    """Install this package, and what it requires with its extras; mmcv is compiled elsewhere."""
+    pip('--no-build-isolation', '--no-deps', '-e', ROOT)
+    code = 'import importlib.metadata as m; print(*m.requires("cyclemlp_mm"), sep="|")'
+    _, required, _ = run_python(code)
+    names = []
+    for name, _, condition in (line.partition(';') for line in required.split('|')):
+        extra = re.search('extra == ["\'](.+)["\']', condition)
+        if (not extra or extra[1] in extras) and not name.startswith('onedl-mmcv'):
+            names.append(name)
+    pip('--no-build-isolation', *names)
 
 
 def wheel_folder(gpu):
@@ -262,7 +286,7 @@ def compile_mmcv(kept, gpu):
 def set_up(cpu_ops, dev):
     """Run all the steps, and leave the stamp when every one of them worked."""
     STAMP.unlink(missing_ok=True)
-    with step('1/7] make .venv'):
+    with step('1/6] make .venv'):
         make_venv()
     LOG.write_text('')
     if ops_state() == 'none':  # stop now rather than after the downloads
@@ -271,22 +295,22 @@ def set_up(cpu_ops, dev):
         CPU_OPS.touch()
     if dev:
         DEV.touch()
-    with step('2/7] install pip and the build tools'):  # venv's setuptools is too old for mmcv
+    with step('2/6] install pip and the build tools'):  # venv's setuptools is too old for mmcv
         pip('--upgrade', 'pip', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
     # torch first: mmcv compiles against it, and without it silently leaves its ops out.
-    with step('3/7] install torch and torchvision (about 1 minute)'):
+    with step('3/6] install torch and torchvision (about 1 minute)'):
         pip('torch', 'torchvision', 'numpy')
     # Both OpenCV packages are required, write one folder and stay registered. The one without a
     # window system comes last: the other needs libGL and libxcb, which bare machines lack.
-    with step('4/7] install OpenCV, the build that needs no display libraries'):
+    with step('4/6] install OpenCV, the build that needs no display libraries'):
         pip('opencv-python')
         pip('--force-reinstall', '--no-deps', 'opencv-python-headless')
-    with step('5/7] install mmcv and compile its ops (about 2 minutes on 2 cores, once)'):
-        install_mmcv(CPU_OPS.exists())
-    extras = 'all,dev,docs' if DEV.exists() else 'all'
-    with step(f'6/7] install mmdet, mmseg, mmpretrain and this package [{extras}]'):
-        pip('--no-build-isolation', '-e', f'{ROOT}[{extras}]')
-    with step('7/7] import everything'):
+    extras = ['all', *(['dev', 'docs'] if DEV.exists() else [])]
+    what = "install mmdet, mmseg, mmpretrain and others; compile mmcv's ops"
+    with step(f'5/6] {what} (about 2 minutes on 2 cores, once)'):
+        install_mmcv(CPU_OPS.exists(), lambda: install_required(extras))
+        pip('--no-build-isolation', '-e', f'{ROOT}[{",".join(extras)}]')  # all of it, with mmcv
+    with step('6/6] import everything'):
         # At once, which is quick; where that fails, doctor.py imports part by part and names it.
         if run_python('\n'.join(code for code, *_ in doctor.PARTS.values()))[0]:
             run(PYTHON, ROOT / 'tools' / 'doctor.py')
