@@ -165,10 +165,6 @@ class CheckedCocoMetric(CocoMetric):
             # pycocotools sorts the ids, and mmdet numbers its results per class by this list.
             self.cat_ids = sorted(self._coco_api.get_cat_ids(self.dataset_meta['classes']))
         metrics = super().compute_metrics(results)
-        if not metrics and not self.format_only:
-            print_log(
-                'no box was predicted in any image: there is no AP', 'current', logging.WARNING
-            )
         return dict(sorted(metrics.items(), key=lambda item: item[0].endswith('_precision')))
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
