@@ -95,10 +95,7 @@ class CheckedCOCO(COCO):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset``, with its settings, on a :class:`CheckedCOCO`.
-
-    ``num_objects`` is the number of objects; None where ``indices`` leaves images out.
-    """
+    """mmdet's ``CocoDataset``, with its settings, on a :class:`CheckedCOCO`."""
 
     def load_data_list(self) -> list[dict]:
         """Images with their objects, labelled in the order of ``metainfo.classes``."""
@@ -106,17 +103,6 @@ class CheckedCocoDataset(CocoDataset):
         with_masks = any(getattr(step, 'with_mask', False) for step in steps)
         self.COCOAPI = partial(CheckedCOCO, with_masks=with_masks)
         return super().load_data_list()
-
-    def filter_data(self) -> list[dict]:
-        """Leave images out as mmdet does, and count the objects of the others."""
-        kept = super().filter_data()
-        self._counted = len(kept), sum(len(image['instances']) for image in kept)
-        return kept
-
-    @property
-    def num_objects(self) -> int | None:
-        images, objects = self._counted
-        return objects if images == len(self) else None
 
 
 @METRICS.register_module()
@@ -165,6 +151,10 @@ class CheckedCocoMetric(CocoMetric):
             # pycocotools sorts the ids, and mmdet numbers its results per class by this list.
             self.cat_ids = sorted(self._coco_api.get_cat_ids(self.dataset_meta['classes']))
         metrics = super().compute_metrics(results)
+        if not metrics and not self.format_only:
+            print_log(
+                'no box was predicted in any image: there is no AP', 'current', logging.WARNING
+            )
         return dict(sorted(metrics.items(), key=lambda item: item[0].endswith('_precision')))
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:

@@ -83,8 +83,7 @@ class LoadCheckedImage(CheckedStep):
         try:
             image = step(dict(results))['img']
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BadImageError(f'{paths} cannot be read by {name} ({reason})') from error
+            raise BadImageError(f'{paths} cannot be read by {name} ({error})') from error
         if not isinstance(image, np.ndarray):
             raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
         _check_size(paths, annotated, image.shape[:2])
@@ -113,10 +112,7 @@ class LoadCheckedImage(CheckedStep):
             image = np.clip(values * (255 / self.max_value), 0, 255).round().astype(np.uint8)
         if values is not None and _high(image) <= DARK:
             most = 2 ** int(_high(values)).bit_length() - 1
-            renamed[DEEP] = (
-                f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
-                f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
-            )
+            renamed[DEEP] = f'{DARK_KIND} (image_max_value={most} would make {most} white)'
         converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
         return image, [renamed.get(kind, kind) for kind in converted]
 

@@ -47,13 +47,6 @@ def test_outcome(name, tmp_path):
         assert np.array_equal(results['img'], expected['img'])
 
 
-@pytest.mark.parametrize('size', [(1, 1), (20000, 10)])
-def test_odd_sizes_that_are_annotated_so_are_read(size, tmp_path):
-    (tmp_path / 'a.jpg').write_bytes(encode(picture(size=size)))
-    results, noted = load(tmp_path / 'a.jpg', known=dict(height=size[1], width=size[0]))
-    assert results['img'].shape == (size[1], size[0], 3) and not noted
-
-
 def test_an_image_too_long_for_the_pipeline(tmp_path):
     """Resize would round its short side to 0 pixels and raise, in a worker process."""
     (tmp_path / 'a.png').write_bytes(encode(picture(size=(20000, 40)), 'PNG'))
