@@ -17,8 +17,8 @@ from cyclemlp_mm.checks import is_number
 from cyclemlp_mm.errors import UserError, count, some
 
 _LISTS = ('images', 'annotations', 'categories')
-#: What :func:`annotations_kept` keeps, by file and state of it; None outside of it.
-_kept: dict[tuple, dict] | None = None
+#: What :func:`annotations_kept` keeps, by file; None outside of it.
+_kept: dict[Path, dict] | None = None
 
 # What is wrong with boxes, as the end of a sentence ("3 of 12 boxes …").
 _LEFT_OUT = 'they are left out of training and evaluation'
@@ -74,9 +74,8 @@ def read_coco(ann_file: Path) -> dict:
         UserError: It is no JSON, or lacks a list.
         OSError: It cannot be read.
     """
-    state = ann_file.stat()
-    key = (ann_file.resolve(), state.st_mtime_ns, state.st_size)
     with annotations_kept():
+        key = ann_file.resolve()
         if key not in _kept:
             _kept[key] = _parse(ann_file)
         return _kept[key]
@@ -128,16 +127,12 @@ def judge_coco(ann_file: Path, needs_masks: bool = False) -> JudgedCoco:
     categories = category_names(ann_file, needs_masks)
     content, errors = read_coco(ann_file), []
     images = [image if isinstance(image, dict) else {} for image in content['images']]
-    for what, is_right in (
-        ('lack "id" (a number or a text)', lambda image: _is_id(image.get('id'))),
-        ('lack "file_name" (a text; LVIS\'s is the end of coco_url)', _has_name),
-        ('have no "width" and "height" above 0', has_size),
-    ):
-        wrong = [number for number, image in enumerate(images) if not is_right(image)]
-        if wrong:
-            what = f'{count(len(wrong), "image")} {what}, e.g. number {some(wrong)} in the list'
-            errors.append((what, 'Write "id", "file_name", "width" and "height" of each image'))
-    named = [image for image in images if _is_id(image.get('id')) and _has_name(image)]
+    wrong = [n for n, image in enumerate(images) if not (_is_named(image) and has_size(image))]
+    if wrong:
+        what = f'{count(len(wrong), "image")} lack "id" (a number or a text), "file_name" (a text; '
+        what += 'LVIS\'s is the end of coco_url), or "width" and "height" above 0'
+        errors.append((f'{what}, e.g. number {some(wrong)} in the list', 'Write all four'))
+    named = [image for image in images if _is_named(image)]
     double = [i for i, n in Counter(image['id'] for image in named).items() if n > 1]
     if double:
         what = f'{count(len(double), "image id")} are used twice: {some(double)}'
@@ -176,8 +171,8 @@ def is_crowd(ann: dict) -> bool:
     return bool(ann.get('iscrowd') or ann.get('ignore'))
 
 
-def _has_name(image: dict) -> bool:
-    return isinstance(image.get('file_name'), str)
+def _is_named(image: dict) -> bool:
+    return _is_id(image.get('id')) and isinstance(image.get('file_name'), str)
 
 
 def _is_id(value: object) -> bool:
@@ -202,6 +197,7 @@ _FIELDS = {
     'bbox': (_is_box, 'four finite numbers [x, y, width, height]'),
     **dict.fromkeys(('id', 'image_id', 'category_id'), (_is_id, 'a number or a text')),
     'area': (is_number, 'a finite number'),
+    **dict.fromkeys(('iscrowd', 'ignore'), (lambda flag: flag in (None, 0, 1), '0 or 1')),
 }
 
 
@@ -210,11 +206,7 @@ def _malformed(ann: object) -> str | None:
         return f'{MALFORMED} (no object)'
     for key, (is_right, expected) in _FIELDS.items():
         if not is_right(ann.get(key)):
-            what = f'"{key}" is not {expected}' if key in ann else f'they lack {key}'
-            return f'{MALFORMED}: {what}'
-    for key in ('iscrowd', 'ignore'):
-        if ann.get(key) not in (None, 0, 1):
-            return f'{MALFORMED}: "{key}" is neither 0 nor 1'
+            return f'{MALFORMED}: "{key}" is not {expected}'
     return None
 
 
@@ -273,19 +265,14 @@ def _are_numbers(values: list) -> bool:
 def _rle_trouble(mask: dict, size: tuple[int, int]) -> str | None:
     """What is wrong with a run-length code; pycocotools reads and writes beyond its memory."""
     (width, height), counts = size, mask.get('counts')
-    if not isinstance(counts, (list, str)) or 'size' not in mask:
-        return 'have an RLE without "size" and "counts"'
-    if mask['size'] != [height, width]:
+    if mask.get('size') != [height, width]:
         return 'have an RLE whose "size" is not [height, width] of their image'
     runs = decode_runs(counts) if isinstance(counts, str) else counts
-    if isinstance(counts, str) and counts.startswith(("b'", 'b"')):
-        return 'have an RLE whose "counts" cannot be decoded: str() of bytes, take .decode()'
-    if not runs or any(type(run) is not int or run < 0 for run in runs):
-        return 'have an RLE whose "counts" cannot be decoded'
-    if sum(runs) > height * width:
-        return 'have an RLE of more pixels than their image has'
-    if sum(runs) < height * width:
-        return 'have an RLE whose "counts" end before the last pixel of their image'
+    is_list = isinstance(runs, list) and bool(runs)
+    if not is_list or any(type(run) is not int or run < 0 for run in runs):
+        return 'have an RLE whose "counts" cannot be decoded (of bytes, take .decode(), not str())'
+    if sum(runs) != height * width:
+        return 'have an RLE whose "counts" end before the last pixel of their image, or after it'
     return None
 
 

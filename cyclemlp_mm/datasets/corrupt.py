@@ -67,14 +67,12 @@ class CorruptImage:
         """Corrupt one image; raises a UserError for one that the library does not take."""
         from imagecorruptions import corrupt
 
-        image, path = results['img'], results.get('img_path')
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            what = f'{path}: corruptions need 3 channels of 8 bits, but got {image.dtype} '
-            raise UserError(f'{what}{image.shape}: leave --corruptions out for such data')
-        if min(image.shape[:2]) < LEAST:
-            height, width = image.shape[:2]
-            what = f'{path} is {width}×{height}, but corruptions need {LEAST} px or more'
-            raise UserError(f'{what}: take it out of the test data, or resize it')
+        image = results['img']
+        is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        if not is_rgb or min(image.shape[:2]) < LEAST:
+            what = f'{results.get("img_path")} is {image.shape} of {image.dtype}'
+            fix = f'need ({LEAST} or more, {LEAST} or more, 3) of uint8: leave the image out'
+            raise UserError(f'{what}, but corruptions {fix}')
         entropy = zlib.crc32(self.corruption.encode()), self.severity, results.get('sample_idx', 0)
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # These two draw from generators of their own, all others from numpy's global one.
@@ -88,6 +86,3 @@ class CorruptImage:
             np.random.set_state(state)
         results['img'] = np.ascontiguousarray(rgb[..., ::-1])
         return results
-
-    def __repr__(self) -> str:
-        return f'CorruptImage({self.corruption!r}, {self.severity})'

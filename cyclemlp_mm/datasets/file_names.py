@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Iterable
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,9 +11,7 @@ from cyclemlp_mm.errors import UserError
 
 #: Each cause with what it changes in a name; all of them are undone to compare two names.
 _CAUSES = {
-    'Unicode form: accents as one character (NFC) or as two (NFD)': partial(
-        unicodedata.normalize, 'NFC'
-    ),
+    'accents of one character (NFC) or two (NFD)': lambda name: unicodedata.normalize('NFC', name),
     'backslashes': lambda name: name.replace('\\', '/'),
     'a byte-order mark or spaces': lambda name: name.strip('\ufeff \t\r\n'),
     'URL encoding (%20)': unquote,
@@ -24,12 +22,7 @@ _MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')  # of byte order: UTF-8, UT
 
 
 def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:
-    """Why names are missing, if they are there in another spelling; else an empty text.
-
-    Args:
-        names (Iterable[str]): That were not found.
-        there (Iterable[str]): Names that are there.
-    """
+    """Why ``names`` are missing, if ``there`` has them in another spelling; else ''."""
     by_key = {_key(name): name for name in there}
     pairs = [(name, by_key[_key(name)]) for name in names if _key(name) in by_key]
     if not pairs:
@@ -62,18 +55,17 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: It cannot be opened, is not a regular file, or has another encoding.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f'{path} is not a regular file')
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f'{path} is not a regular file')
         content = path.read_bytes()
         text = content.decode('utf-16' if content.startswith(_MARKS[1:]) else 'utf-8-sig')
-        if '\0' in text:
-            raise UserError(f'{path} is not in UTF-8 (it holds NULs): save it as UTF-8')
     except UnicodeDecodeError as error:
-        where = f'byte {error.start} is 0x{content[error.start]:02x}'
-        raise UserError(f'{path} is not in UTF-8 ({where}): save it as UTF-8') from error
+        raise UserError(f'{path} is not in UTF-8 ({error}): save it as UTF-8') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error})') from error
+    if '\0' in text:
+        raise UserError(f'{path} is not in UTF-8 (it contains NULs): save it as UTF-8')
     return text.splitlines()
 
 

@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = tuple(s for kind in _SUFFIXES for s in _SUFFIXES[kind] if kind 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values under which width and height change places
 _BITS_PER_SAMPLE = 258  # TIFF tag
+DEEP = 'more than 8 bits'
 #: What files that are not images begin with, and what to say about them.
 _NO_IMAGES = {
     b'<!doctype': ' (it is an HTML page)',
@@ -55,7 +56,6 @@ class ImageFacts(NamedTuple):
     stored: tuple[int, int]  # height and width
     turned: tuple[int, int]  # height and width after the rotation that EXIF asks for
     unusual: list[str]  # what has to be converted for an 8-bit image of three channels
-    is_deep: bool  # whether a value has more than 8 bits
 
 
 def read_file(path: str | Path, backend_args: dict | None = None) -> bytes:
@@ -142,11 +142,11 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
         'grey': mode in ('L', '1') and not has_alpha,
         'EXIF rotation': orientation not in (0, 1),
         'several frames, the first one taken': kind != 'MPO' and getattr(image, 'n_frames', 1) > 1,
-        'more than 8 bits': is_deep,
+        DEEP: is_deep,
     }
     stored = image.height, image.width
     turned = stored[::-1] if orientation in _TRANSPOSING else stored
-    return ImageFacts(stored, turned, [what for what, is_so in unusual.items() if is_so], is_deep)
+    return ImageFacts(stored, turned, [what for what, is_so in unusual.items() if is_so])
 
 
 def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:
@@ -154,8 +154,8 @@ def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:
     pixels = opencv_pixels(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise BadImageError(f'{path} is damaged, or of a kind that cannot be read')
-    is_deep, size = pixels.dtype != np.uint8, pixels.shape[:2]
-    return ImageFacts(size, size, ['more than 8 bits'] * is_deep, is_deep)
+    size = pixels.shape[:2]
+    return ImageFacts(size, size, [DEEP] * (pixels.dtype != np.uint8))
 
 
 def opencv_pixels(content: bytes, flags: int) -> np.ndarray | None:

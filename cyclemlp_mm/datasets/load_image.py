@@ -7,7 +7,7 @@ notes travel in the batch to the hook, which logs and counts them.
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from cyclemlp_mm.errors import UserError
 
 from .image_files import (
+    DEEP,
     BadImageError,
     ImageFacts,
     check_regular,
@@ -41,22 +42,20 @@ class LoadCheckedImage(CheckedStep):
     """Loads ``results['img_path']`` into ``img`` in place of a pipeline's loading step.
 
     Skipped are files that are missing, empty, truncated, no image or not regular, whose size is not
-    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing to
-    one of ``scales`` leaves nothing of their short side. Steps that load other files than mmcv's
-    does (``.npy``, tifffile, ``color_type='unchanged'``) decode as they do.
+    that of their annotations (as stored, or as EXIF turns it), and images so long that resizing
+    their long side to ``least_side`` leaves nothing of the short one. Steps that load other files
+    than mmcv's does (``.npy``, tifffile, ``color_type='unchanged'``) decode as they do.
 
     In images of more than 8 bits, ``max_value`` becomes 255, by default 65535. ``limit_pixels``
-    says whether Pillow's limit against decompression bombs holds, ``labels_are_images`` whether
-    ``seg_map_path`` names an image of the image's size.
+    says whether Pillow's limit against decompression bombs holds.
     """
 
     def __init__(
         self,
         transform: object = None,
         is_evaluation: bool = False,
-        scales: Sequence[tuple[int, int]] = (),
+        least_side: float | None = None,
         max_value: float | None = None,
-        labels_are_images: bool = True,
         limit_pixels: bool = True,
     ) -> None:
         if transform is None:
@@ -64,9 +63,8 @@ class LoadCheckedImage(CheckedStep):
 
             transform = LoadImageFromFile()
         super().__init__(transform, is_evaluation)
-        self.scales = scales
+        self.least_side = least_side
         self.max_value = max_value
-        self.labels_are_images = labels_are_images
         self.limit_pixels = limit_pixels
 
     def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
@@ -76,22 +74,19 @@ class LoadCheckedImage(CheckedStep):
         files makes it, in the orientation that its annotations have: ``height`` and ``width``, or
         ``seg_map_path``, of ``results``.
         """
-        step, known = self.transform, dict(results)
-        if not self.labels_are_images:
-            known.pop('seg_map_path', None)
+        step, annotated = self.transform, _annotated_size(results)
         if is_decoded_here(step):
-            return self._read_8_bits(str(results['img_path']), _annotated_size(known))
-        paths, name = known['img_path'], type(step).__name__
+            return self._read_8_bits(str(results['img_path']), annotated)
+        paths, name = results['img_path'], type(step).__name__
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             check_regular(path)
         try:
-            image = step(known)['img']
+            image = step(dict(results))['img']
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BadImageError(f'{paths} cannot be read by {name} ({reason})') from error
+            raise BadImageError(f'{paths} cannot be read by {name} ({error})') from error
         if not isinstance(image, np.ndarray):
             raise BadImageError(f'{paths}: {name} returned {type(image).__name__}')
-        _check_size(paths, _annotated_size(known), image.shape[:2])
+        _check_size(paths, annotated, image.shape[:2])
         return image, []
 
     def _read_8_bits(
@@ -101,13 +96,13 @@ class LoadCheckedImage(CheckedStep):
         content = read_file(path, self.transform.backend_args)
         facts = image_facts(content, path, self.limit_pixels)
         renamed = {'EXIF rotation': _exif_kind(path, facts, annotated)}
-        if scale := _too_long(facts.stored, self.scales):
-            (height, width), at = facts.stored, f'{scale[0]}×{scale[1]}'
-            what = f'{path} is too long ({width}×{height}): Resize to {at} leaves no short side'
-            raise BadImageError(what)
+        if self._is_too_long(facts.stored):
+            height, width = facts.stored
+            what = f'{path} is too long ({width}×{height})'
+            raise BadImageError(f'{what}: Resize leaves nothing of its short side')
         left_out = renamed['EXIF rotation'] == _EXIF_LEFT_OUT
         values = None
-        if facts.is_deep:
+        if DEEP in facts.unusual:
             flags = cv2.IMREAD_COLOR if color_type == 'color' else cv2.IMREAD_GRAYSCALE
             values = opencv_pixels(content, flags | cv2.IMREAD_IGNORE_ORIENTATION * left_out)
         if values is None or self.max_value is None:
@@ -117,10 +112,7 @@ class LoadCheckedImage(CheckedStep):
             image = np.clip(values * (255 / self.max_value), 0, 255).round().astype(np.uint8)
         if values is not None and _high(image) <= DARK:
             most = 2 ** int(_high(values)).bit_length() - 1
-            renamed['more than 8 bits'] = (
-                f'{DARK_KIND} ({values.min():g} to {_high(values):g} are {image.min()} to '
-                f'{_high(image):g} of 255; image_max_value={most} would use all of them)'
-            )
+            renamed[DEEP] = f'{DARK_KIND} (image_max_value={most} would make {most} white)'
         converted = [kind for kind in facts.unusual if (kind, color_type) != ('grey', 'grayscale')]
         return image, [renamed.get(kind, kind) for kind in converted]
 
@@ -137,13 +129,17 @@ class LoadCheckedImage(CheckedStep):
             fix = 'An evaluation needs all of its images: replace this one, or take it out'
             raise UserError(f'{error}. {fix}') from error
         height, width = size = _annotated_size(results) or (_STAND_IN, _STAND_IN)
-        if _too_long(size, self.scales):
+        if self._is_too_long(size):
             height, width = min(height, _STAND_IN), min(width, _STAND_IN)
         channels = (3,) if self.transform.color_type == 'color' else ()
         results = self.put(results, np.zeros((height, width, *channels), np.uint8))
         # Nothing may be predicted outside of the annotations' size: masks are pasted into it.
         results['ori_shape'] = size
         return results
+
+    def _is_too_long(self, size: tuple[int, int]) -> bool:
+        """Whether mmcv.imrescale rounds the short side to 0 pixels."""
+        return self.least_side is not None and 2 * self.least_side * min(size) < max(size)
 
 
 def read_image(path: str, results: dict) -> tuple[np.ndarray, list[str]]:
@@ -196,13 +192,6 @@ def _decode(content: bytes, flag: str, backend: str, path: str) -> np.ndarray:
     raise BadImageError(f'{path} cannot be decoded ({reason})')
 
 
-def _too_long(size: tuple[int, int], scales: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first scale at which a side is rounded to 0 pixels, as mmcv.imrescale rounds."""
-    short, long = sorted(size)
-    factors = {scale: min(max(scale) / long, min(scale) / short) for scale in map(tuple, scales)}
-    return next((scale for scale in factors if int(short * factors[scale] + 0.5) < 1), None)
-
-
 def check_loader(
     loader: DataLoader, is_evaluation: bool, max_value: float | None, ignore_index: int
 ) -> None:
@@ -226,16 +215,15 @@ def check_steps(
     check: CheckLabels | None = None,
 ) -> list[CheckedStep]:
     """As :func:`check_loader`, for a list of built transforms; returns the steps that load."""
-    scales = resize_scales(steps)
+    least_side = resized_to(steps)
     every = [(part, i, step) for part in _step_lists(steps) for i, step in enumerate(part)]
-    labels_are_images = any(loads_label_images(step) for _, _, step in every)
     if any(isinstance(step, CheckLabels) for _, _, step in every):
         check = None
     for part, i, step in every:
         if isinstance(step, CheckedStep):
             continue
         if re.match(r'Load(?!.*NDArray).*Image', type(step).__name__):  # the toolboxes' names
-            part[i] = LoadCheckedImage(step, is_evaluation, scales, max_value, labels_are_images)
+            part[i] = LoadCheckedImage(step, is_evaluation, least_side, max_value)
         elif loads_label_images(step):
             part[i] = LoadCheckedLabels(step, is_evaluation, check)
     return [part[i] for part, i, _ in every if isinstance(part[i], CheckedStep)]
@@ -256,20 +244,16 @@ def image_loader(dataset: object) -> LoadCheckedImage | None:
     return next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
 
 
-def resize_scales(steps: Sequence) -> list[tuple[int, int]]:
-    """The smallest scales that built transforms resize images to, keeping their ratio."""
+def resized_to(steps: list) -> float | None:
+    """The smallest long side that built transforms resize images to, keeping their ratio."""
     found = []
     for step in (step for part in _step_lists(steps) for step in part):
-        scale = getattr(step, 'scale', None)
-        is_range = isinstance(scale, (list, tuple)) and isinstance(scale[0], (list, tuple))
-        scales = getattr(step, 'scales', None) or (scale if is_range else [scale])
-        scales = [(one, one) if isinstance(one, int) else one for one in scales]
-        are_pairs = all(isinstance(one, (list, tuple)) and len(one) == 2 for one in scales)
-        inner = getattr(step, 'resize', step)  # of RandomResize and RandomChoiceResize
-        if getattr(inner, 'keep_ratio', False) and are_pairs:
-            least = min(getattr(step, 'ratio_range', None) or (1,))
-            found.append(tuple(int(min(sides) * least) for sides in zip(*scales)))
-    return found
+        scales = getattr(step, 'scales', None) or [getattr(step, 'scale', None)]
+        resize = getattr(step, 'resize', step)  # of RandomResize and RandomChoiceResize
+        if getattr(resize, 'keep_ratio', False) and None not in scales:
+            ratio = min(getattr(step, 'ratio_range', None) or (1,))
+            found += [np.max(np.atleast_1d(scale), axis=-1).min() * ratio for scale in scales]
+    return min(found, default=None)
 
 
 def _pipelines(dataset: object) -> Iterator[list]:

@@ -50,19 +50,12 @@ class CheckLabels:
         found = np.flatnonzero(np.bincount(labels.ravel()))
         stray = [int(i) for i in found if i >= self.num_classes and i != self.ignore_index]
         if stray:
-            rule, ignored = f'0 to {self.num_classes - 1}', f'{self.ignore_index} (ignore)'
-            if results.get('reduce_zero_label'):  # named as in the file, before 0 was taken off
-                stray = [label + 1 for label in stray]
-                rule, ignored = '0 (ignore)', f'1 to {self.num_classes}'
-            elif self.ignore_label is not None:
-                rule += f', {self.ignore_label}'
-            what = f'labels {stray[:10]} name no class; with {self.num_classes} classes, labels are'
+            first = int(bool(results.get('reduce_zero_label')))  # named as in the file, not less 1
+            what = f'labels {[label + first for label in stray[:10]]} name no class'
+            what += f'; the classes are {first} to {self.num_classes - 1 + first}'
             fix = 'Is a class name missing, or is one of these to be ignored (--ignore-label)?'
-            raise UserError(f'{path}: {what} {rule} and {ignored}. {fix}')
+            raise UserError(f'{path}: {what}. {fix}')
         return results
-
-    def __repr__(self) -> str:
-        return f'CheckLabels({self.num_classes}, {self.ignore_label}, {self.ignore_index})'
 
 
 class LoadCheckedLabels(CheckedStep):

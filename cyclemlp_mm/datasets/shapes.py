@@ -35,10 +35,6 @@ VERSION = 2  # raised with every change of the images
 MANIFEST = 'shapes.json'
 
 
-class FolderInUseError(UserError, FileExistsError):
-    """A folder to write to holds something else."""
-
-
 class Scene(NamedTuple):
     """An image with its objects, from the lowest to the topmost."""
 
@@ -169,7 +165,7 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
         name = f'{image_id:012d}.jpg'
         _save(scene.image, folder / f'{split}2017' / name)
         height, width = scene.image.shape[:2]
-        images.append(dict(id=image_id, file_name=name, width=width, height=height, license=1))
+        images.append(dict(id=image_id, file_name=name, width=width, height=height))
         for mask, label in zip(scene.masks, scene.labels):
             annotation = dict(id=len(annotations) + 1, image_id=image_id, iscrowd=0)
             annotation['category_id'] = int(label) + 1
@@ -177,13 +173,8 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
             annotation['area'] = float(mask.sum())
             annotation['segmentation'] = mask_to_polygons(mask)
             annotations.append(annotation)
-    content = dict(
-        info=dict(description='Coloured shapes, drawn by cyclemlp_mm', version=str(VERSION)),
-        licenses=[dict(id=1, name='CC0 1.0')],
-        images=images,
-        annotations=annotations,
-        categories=[dict(id=i, name=n, supercategory='shape') for i, n in enumerate(CLASSES, 1)],
-    )
+    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
+    content = dict(info={}, images=images, annotations=annotations, categories=categories)
     file = folder / 'annotations' / f'instances_{split}2017.json'
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))
@@ -242,29 +233,31 @@ def write_shapes(
         seed (int): Seed, >= 0. Default: 0.
 
     Raises:
-        UserError: A ValueError; an argument is outside its range.
-        FolderInUseError: A FileExistsError; ``out_dir`` holds anything else.
+        UserError: An argument is outside its range, or ``out_dir`` holds anything else.
     """
     if min(size) < MIN_SIDE:
         raise UserError(f'size must be at least ({MIN_SIDE}, {MIN_SIDE}), got {tuple(size)}')
+    if min(num_train, num_val, seed + 1) < 1:
+        raise UserError('num_train and num_val must be 1 or more, seed 0 or more')
     made = dict(layout=layout, num_train=num_train, num_val=num_val, size=list(size), seed=seed)
-    for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
-        if not isinstance(made[name], int) or made[name] < least:
-            raise UserError(f'{name} must be an integer >= {least}, got {made[name]!r}')
-    made.update(generator='shapes', version=VERSION)
+    made['version'] = VERSION
     folder = Path(out_dir)
-    if _is_complete(folder, made):
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(made))  # without 'files': incomplete
+    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if found == dict(made, complete=True):
+        return folder
+    if any(folder.iterdir()) and found != made:
+        what = f'{folder} holds something else than the shapes {made}'
+        raise UserError(f'{what}: remove it, or choose a new folder')
+    manifest.write_text(json.dumps(made))
     write_split, classes, most = LAYOUTS[layout]
     for split, number in zip(SPLITS, (num_train, num_val)):
         scenes = (make_scene(index, size, seed, split, most) for index in range(number))
         write_split(folder, split, scenes)
     if classes:
         (folder / 'classes.txt').write_bytes('\n'.join((*classes, '')).encode())
-    manifest.write_text(json.dumps(dict(made, files=_count_files(folder)), indent=2))
+    manifest.write_text(json.dumps(dict(made, complete=True)))
     return folder
 
 
@@ -272,22 +265,3 @@ write_coco = partial(write_shapes, 'coco')
 write_ade20k = partial(write_shapes, 'ade20k')
 write_image_folders = partial(write_shapes, 'folders')
 write_image_lists = partial(write_shapes, 'lists')
-
-
-def _is_complete(folder: Path, made: dict) -> bool:
-    """Whether a folder holds the data set; raises if it holds anything else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    try:
-        found = dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):
-        found = {}
-    wrong = [f'{k} {found.get(k)!r}, not {v!r}' for k, v in made.items() if found.get(k) != v]
-    if wrong:
-        what = f'a data set with {", ".join(wrong)}' if found else 'something else'
-        raise FolderInUseError(f'{folder} holds {what}: remove it, or choose a new folder')
-    return found.get('files') == _count_files(folder)
-
-
-def _count_files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob('*'))

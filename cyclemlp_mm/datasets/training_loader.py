@@ -118,9 +118,6 @@ class _SeededDataset:
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._dataset, name, value)
 
-    def __reduce__(self) -> tuple:
-        return _SeededDataset, (self._dataset,)
-
 
 class IgnoreSignals:
     """A ``worker_init_fn``: workers leave signals to the training process, which ends them.

@@ -5,9 +5,7 @@ Predictions are made by hand, so that the right figure is known.
 
 import gc
 import json
-import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS as ROOT
 from mmengine.registry import init_default_scope
 
-from cyclemlp_mm.apis.train import train
-from cyclemlp_mm.datasets import coco_file
 from cyclemlp_mm.datasets.coco_file import annotations_kept, decode_runs, mask_trouble, read_coco
-from cyclemlp_mm.datasets.shapes import write_coco
-from cyclemlp_mm.engine.summary import count_objects
 from cyclemlp_mm.errors import UserError
 
 pytest.importorskip('mmdet')
@@ -132,7 +126,7 @@ def evaluate(file, classes=CLASSES, names=None, metric='bbox', **settings):
         ),
     ],
 )
-@pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1], ('dog', 'eel', 'cat')])
+@pytest.mark.parametrize('classes', [CLASSES, ('dog', 'eel', 'cat')])
 def test_ids_and_orders_do_not_change_the_figure(tmp_path, change, classes):
     file = write(tmp_path, change)
     found = evaluate(file, classes, classwise=True)
@@ -189,7 +183,6 @@ def test_what_is_not_learned_is_not_missed_either(tmp_path, change, log_lines):
     [
         (each('images', id=lambda n, i: [1, 'b', 3][n]), 'ids of its images mix'),
         (each('images', id=lambda n, i: [-1, 2**63 + 1, 2**53 + 1][n]), 'ids of its im'),
-        (each('categories', id=lambda n, i: [1, '2', 3][n]), 'ids of its categories mix'),
         (
             each('annotations', category_id=lambda n, i: str(i)),
             'none of its boxes can be used: 12 have an unknown category id',
@@ -268,46 +261,18 @@ def test_without_mmdets_registry(tmp_path):
     assert type(data).__name__ == 'CheckedCocoDataset' and len(data) == 3
 
 
-# Annotation files are read once, and let go of.
-
-
 def test_a_file_is_read_once_inside_and_let_go_of(tmp_path):
     file = Path(write(tmp_path))
-
-    class Held(dict):
-        """Unlike a dict, can be watched."""
-
     with annotations_kept():
         assert not gc.isenabled()
         with annotations_kept():  # the outer one lets go
             first = read_coco(file)
         assert read_coco(file) is first
-        coco_file._kept['held'] = held = Held()
-        watched = weakref.ref(held)
-        file.write_text(json.dumps(dict(content(), images=[])))
-        assert read_coco(file)['images'] == []  # it was written since
-        del held
-    assert gc.isenabled() and watched() is None and read_coco(file) is not read_coco(file)
+    assert gc.isenabled() and read_coco(file) is not first
+    file.write_text('[' * 100_000)
     with pytest.raises(UserError, match=r'a\.json .*JSON'), annotations_kept():
-        file.write_text('[' * 100_000)
         read_coco(file)
     assert gc.isenabled()
-
-
-def test_a_training_reads_each_file_once_for_data_and_check(tmp_path, monkeypatch):
-    parsed, parse = [], coco_file._parse
-    monkeypatch.setattr(coco_file, '_parse', lambda path: parsed.append(path.name) or parse(path))
-    monkeypatch.chdir(tmp_path)
-    write_coco(tmp_path / 'shapes', 4, 2, (64, 48))
-
-    def stop(*arguments):
-        assert coco_file._kept is None  # let go of before anything is built
-        raise UserError('far enough')
-
-    monkeypatch.setattr('cyclemlp_mm.apis.train.build_runner', stop)
-    with pytest.raises(UserError, match='far enough'):
-        train(['retinanet_cyclemlp_demo', '--data', 'shapes', '--work-dir', 'wd'])
-    assert sorted(parsed) == ['instances_train2017.json', 'instances_val2017.json']
 
 
 @pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 1.0])
@@ -325,13 +290,3 @@ def test_a_mask_in_several_parts():
     polygon = [1, 1, 9, 1, 9, 9, 1, 9]
     assert mask_trouble([polygon, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
     assert 'no polygon of at least' in mask_trouble([polygon, [1, 2]], (20, 20), True)
-
-
-def test_objects_are_counted_of_the_images_that_are_left(tmp_path):
-    file = write(tmp_path)
-    data = build(file)
-    expected = sum(len(data.get_data_info(i)['instances']) for i in range(len(data)))
-    assert data.num_objects == expected > 0
-    assert build(file, indices=1).num_objects is None
-    assert count_objects(SimpleNamespace(datasets=[data, data])) == 2 * expected
-    assert count_objects(DATASETS.build(dict(type='RepeatDataset', dataset=data, times=2))) is None
