@@ -95,7 +95,10 @@ class CheckedCOCO(COCO):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset``, with its settings, on a :class:`CheckedCOCO`."""
+    """mmdet's ``CocoDataset``, with its settings, on a :class:`CheckedCOCO`.
+
+    ``num_objects`` is the number of objects; None where ``indices`` leaves images out.
+    """
 
     def load_data_list(self) -> list[dict]:
         """Images with their objects, labelled in the order of ``metainfo.classes``."""
@@ -103,6 +106,17 @@ class CheckedCocoDataset(CocoDataset):
         with_masks = any(getattr(step, 'with_mask', False) for step in steps)
         self.COCOAPI = partial(CheckedCOCO, with_masks=with_masks)
         return super().load_data_list()
+
+    def filter_data(self) -> list[dict]:
+        """Leave images out as mmdet does, and count the objects of the others."""
+        kept = super().filter_data()
+        self._counted = len(kept), sum(len(image['instances']) for image in kept)
+        return kept
+
+    @property
+    def num_objects(self) -> int | None:
+        images, objects = self._counted
+        return objects if images == len(self) else None
 
 
 @METRICS.register_module()

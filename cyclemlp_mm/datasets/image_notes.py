@@ -10,11 +10,15 @@ from typing import NamedTuple
 
 from mmengine.logging import print_log
 
+from cyclemlp_mm.errors import UserError
+
 from .image_files import BadImageError
 
 SKIPPED, CONVERTED = 'skipped', 'converted'
 #: Key of a batch under which its notes are.
 NOTES = 'image_notes'
+#: So many files in a row that cannot be read mean a wrong path or a lost disk.
+MOST_IN_A_ROW = 50
 
 
 class ImageNote(NamedTuple):
@@ -50,18 +54,31 @@ class CheckedStep:
         self.transform = transform
         self.is_evaluation = is_evaluation
         self.notes: list[ImageNote] = []
+        self._in_a_row = 0
 
     def __call__(self, results: dict) -> dict | None:
-        """Load one file into ``results``; None where it is skipped."""
+        """Load one file into ``results``; None where it is skipped, a UserError where it must not
+        be.
+        """
         path = str(results.get('img_path'))
         try:
             loaded, converted = self.read(results)
         except BadImageError as error:
             self.notes.append(ImageNote(path, SKIPPED, str(error).removeprefix(f'{path} ')))
+            self._in_a_row += 1
+            if self._in_a_row >= MOST_IN_A_ROW:
+                raise UserError(
+                    f'{MOST_IN_A_ROW} images in a row could not be read, the last one: {error}. '
+                    'Is the data still there? tools/check.py CONFIG looks at it'
+                ) from error
             return self.stand_in(results, error) if self.is_evaluation else None
+        self._in_a_row = 0
         if converted:
             self.notes.append(ImageNote(path, CONVERTED, ', '.join(converted)))
         return self.put(results, loaded)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.transform}, is_evaluation={self.is_evaluation})'
 
 
 class CollateWithNotes:

@@ -73,8 +73,21 @@ def _names_a_file(model: nn.Module) -> bool:
 
 def _data(dataset: object) -> str:
     root = getattr(dataset, 'data_root', None)
+    objects = count_objects(dataset)
     found = count(len(dataset), 'image') if hasattr(dataset, '__len__') else 'images'
+    found += '' if objects is None else f', {count(objects, "object")}'
     return found + (f', in {_relative(root)}' if root else '')
+
+
+def count_objects(dataset: object) -> int | None:
+    """Number of objects of a detector's data set, also in others around it; None if not known."""
+    if hasattr(dataset, 'datasets'):
+        counts = [count_objects(one) for one in dataset.datasets]
+        return None if None in counts else sum(counts)
+    inner = getattr(dataset, 'dataset', None)
+    if inner is not None:  # of one that repeats images, the number says nothing
+        return count_objects(inner) if len(inner) == len(dataset) else None
+    return getattr(dataset, 'num_objects', None)
 
 
 def _views(dataset: object) -> str:

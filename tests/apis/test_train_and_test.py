@@ -123,8 +123,8 @@ def test_a_detector(trained, tmp_path):
     work_dir, printed = trained
     check_screen(printed, work_dir)
     for line in (
-        r'train +8 images, in \S+',
-        r'val +4 images, in \S+',
+        r'train +8 images, \d+ objects, in \S+',
+        r'val +4 images, \d+ objects, in \S+',
         'classes +4: circle, square, triangle, star',
         'weights +random',
         'device +',
