@@ -6,6 +6,7 @@ Predictions are made by hand, so that the right figure is known.
 import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mmengine.registry import DATASETS as ROOT
 from mmengine.registry import init_default_scope
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept, decode_runs, mask_trouble, read_coco
+from cyclemlp_mm.engine.summary import count_objects
 from cyclemlp_mm.errors import UserError
 
 pytest.importorskip('mmdet')
@@ -290,3 +292,13 @@ def test_a_mask_in_several_parts():
     polygon = [1, 1, 9, 1, 9, 9, 1, 9]
     assert mask_trouble([polygon, [3.5, 4, 5, 6, 7, 8]], (20, 20), True) is None
     assert 'no polygon of at least' in mask_trouble([polygon, [1, 2]], (20, 20), True)
+
+
+def test_objects_are_counted_of_the_images_that_are_left(tmp_path):
+    file = write(tmp_path)
+    data = build(file)
+    expected = sum(len(data.get_data_info(i)['instances']) for i in range(len(data)))
+    assert data.num_objects == expected > 0
+    assert build(file, indices=1).num_objects is None
+    assert count_objects(SimpleNamespace(datasets=[data, data])) == 2 * expected
+    assert count_objects(DATASETS.build(dict(type='RepeatDataset', dataset=data, times=2))) is None

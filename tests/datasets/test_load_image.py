@@ -321,3 +321,11 @@ def test_a_collate_function_without_a_dict_gets_its_notes_logged(log_lines):
     step.notes.append(notes.ImageNote('a.jpg', 'converted', 'grey'))
     assert notes.CollateWithNotes(tuple, [step])([1, 2]) == (1, 2) and not step.notes
     assert any('image converted: a.jpg: grey' in line for line in log_lines)
+
+
+def test_many_in_a_row_are_a_wrong_path():
+    loader = LoadCheckedImage(t.LoadImageFromFile(), False)
+    for _ in range(notes.MOST_IN_A_ROW - 1):
+        assert loader(dict(img_path='nowhere/a.jpg')) is None
+    with pytest.raises(UserError, match=f'{notes.MOST_IN_A_ROW} images in a row.*nowhere/a.jpg'):
+        loader(dict(img_path='nowhere/a.jpg'))
