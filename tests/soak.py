@@ -34,11 +34,11 @@ COMMAND += ['--data', 'shapes', '--work-dir', 'wd', '--cfg-options', *OPTIONS]
 
 def memory(process):
     """MiB of the training process and of its largest worker; nan where there is none."""
-    sizes = [np.nan]
-    with suppress(psutil.Error):
-        for child in process.children():
-            sizes.append(child.memory_info().rss / 2**20)
-    return process.memory_info().rss / 2**20, np.nanmax(sizes)
+    sizes = []
+    with suppress(psutil.Error):  # it ended a moment ago
+        for one in (process, *process.children()):
+            sizes.append(one.memory_info().rss / 2**20)
+    return sizes[0] if sizes else np.nan, max(sizes[1:], default=np.nan)
 
 
 def main():

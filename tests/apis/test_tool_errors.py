@@ -20,8 +20,6 @@ from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.export import OPSETS, PARTS
 from cyclemlp_mm.weights.convert import TARGETS
 
@@ -196,18 +194,6 @@ def test_an_error_in_a_base_of_a_config_names_file_and_line(text, line, said, tm
     printed = message_of(run_tool, lambda: check([str(tmp_path / 'child.py')]))
     assert re.match(rf'error: config .*base\.py cannot be read: {said}.*line {line}\)', printed)
     assert 'Traceback' not in printed
-
-
-def test_a_place_is_looked_at_without_a_trace(tmp_path):
-    (tmp_path / 'old.txt').write_text('old')
-    check_writable(tmp_path / 'new' / 'deep' / 'file.txt', '--out')
-    check_writable(tmp_path / 'old.txt', '--out')
-    assert [p.name for p in tmp_path.iterdir()] == ['old.txt']
-    assert (tmp_path / 'old.txt').read_text() == 'old'
-    with pytest.raises(UserError, match='is a folder: name a file in it'):
-        check_writable(tmp_path, '--out')
-    with pytest.raises(UserError, match=r'--out .*deep cannot be written \(Not a directory\)'):
-        check_writable(tmp_path / 'old.txt' / 'deep', '--out', is_folder=True)
 
 
 @pytest.mark.parametrize('path', ['~no_user/x', 'a' * 300, 'd/' * 3000 + 'x'], ids=['~', 'a', 'd'])

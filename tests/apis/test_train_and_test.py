@@ -53,16 +53,6 @@ def evaluated(config, checkpoint, folder, *arguments):
     return run_tool('test.py', *model, *arguments, cwd=folder)[1]
 
 
-def in_two_processes(config, data, options, folder, port):
-    command = [ROOT / 'tools' / 'dist_train.sh', config, '2', '--data', data, '--work-dir', 'wd']
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
-    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    command = [*map(str, command), '--cfg-options', *options]
-    done = subprocess.run(command, cwd=folder, env=env, timeout=600, **output)
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
-
-
 #: Lines of other packages, as they begin.
 FOREIGN = re.compile(
     'Could not import OneDL|faster_coco_eval|loading annotations into memory|creating index'
@@ -183,7 +173,7 @@ def test_launchers_without_a_gpu():
             train([DET, '--launcher', launcher])
 
 
-def test_a_segmentor_and_deploy(ade, tmp_path):
+def test_a_segmentor_and_its_folded_form(ade, tmp_path):
     printed = train_toy(SEG, ade, options=TINY_SEGMENTOR, cwd=tmp_path)
     check_screen(printed, tmp_path / 'wd')
     assert 'BN is used in place of SyncBN' in printed
@@ -193,10 +183,9 @@ def test_a_segmentor_and_deploy(ade, tmp_path):
     # Nothing but figures: mmengine shows all of a run's notes whose names begin with 'val'.
     [figures] = re.findall(r'Iter\(val\) \[2/2\]\s+(aAcc.*)', printed)
     assert set(re.findall(r'(\w+):', figures)) == {'aAcc', 'mIoU', 'mAcc', 'data_time', 'time'}
-    for option in ([], ['--deploy']):
-        printed = evaluated(SEG, 'iter_2.pth', tmp_path, '--show-dir', 'drawn', *option)
-        assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
-        check_screen(printed)
+    printed = evaluated(SEG, 'iter_2.pth', tmp_path, '--show-dir', 'drawn', '--deploy')
+    assert re.search(r'mIoU: ([\d.]+)', printed)[1] == training
+    check_screen(printed)
     assert 'what can be folded was folded' in printed and 'most often confused: ' in printed
     assert len(list((tmp_path / 'drawn').glob('*.png'))) == 2
     assert (tmp_path / 'wd' / 'confusion_matrix.png').is_file()
@@ -276,9 +265,9 @@ def test_a_classifier_distills_saves_the_student_alone_and_resumes(
     _, printed = run_tool('test.py', *arguments, *FAST, *arch, cwd=tmp_path)
     assert 'accuracy/top1' in printed
     assert 'missing keys' not in printed and 'unexpected key' not in printed
-    if amp:
+    if kind == 'hard':
         longer = [*options, 'train_cfg.max_epochs=2']
-        printed = train_toy(DISTILL, folders, *amp, '--resume', options=longer, cwd=tmp_path)
+        printed = train_toy(DISTILL, folders, '--resume', options=longer, cwd=tmp_path)
         assert 'resumed epoch: 1, iter: 3' in printed
         assert (tmp_path / 'wd' / 'epoch_2.pth').is_file()
 
@@ -286,8 +275,15 @@ def test_a_classifier_distills_saves_the_student_alone_and_resumes(
 @pytest.mark.slow
 def test_two_processes_distill(folders, teacher, tmp_path):
     """DDP finds every parameter in use, with a teacher of its own in each process."""
-    printed = in_two_processes(DISTILL, folders, [*FEW, *teacher], tmp_path, '29641')
-    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', printed)
+    command = [ROOT / 'tools' / 'dist_train.sh', DISTILL, '2', '--data', folders]
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29641', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [*map(str, command), '--work-dir', 'wd', '--cfg-options', *FEW, *teacher],
+        **dict(cwd=tmp_path, env=env, timeout=600, text=True),
+        **dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', done.stdout)
 
 
 NEEDS_NO_TORCH = """
