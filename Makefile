@@ -28,8 +28,10 @@ demo: setup  ## train, evaluate and draw on generated images, into work_dirs/dem
 web: setup  ## serve a page that predicts images dropped on it, with the model of make demo
 	.venv/bin/python tools/web.py $(WEB_FLAGS)
 
-# A process of one thread per core.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process of one thread per core. Files in their order: by the number of their tests, the slow ones
+# with few tests would come last, when nothing is left for the other core.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 test: setup-dev  ## run the tests of what users rely on
 	$(PYTEST) -m 'not slow' $(TEST_FLAGS)
@@ -73,8 +75,14 @@ prove-estimate: setup-dev  ## compare estimates of memory with real training ste
 prove-export: setup-dev  ## time exported files in onnxruntime, and in OpenVINO where it is installed
 	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_export.py
 
-prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
+prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; takes minutes
 	PYTHONPATH=. .venv/bin/python tests/prove_gpu.py
+	.venv/bin/python tools/benchmark.py --arch b1 b2 t --size 8x512x512 8x800x1216 --dtype amp \
+		--forms published reference --rivals resnet50 swin_t convnext_t --device cuda \
+		--out work_dirs/prove_gpu/infer
+	.venv/bin/python tools/benchmark.py --arch b1 b2 t --size 8x512x512 8x800x1216 --dtype amp \
+		--forms published reference --rivals resnet50 swin_t convnext_t --device cuda \
+		--out work_dirs/prove_gpu/train --mode train
 
 soak: setup-dev  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30

@@ -1,8 +1,5 @@
 """tools/estimate.py against the peak of a real training step on the CPU.
 
-    python tests/prove_estimate.py            # about 10 minutes
-    python tests/prove_estimate.py --tables   # also writes the tables of docs/reproduce_*.md
-
 The real peak is the largest sum of what PyTorch's allocator gave and got back, as its profiler
 reports them (``[memory]`` events), with random images and boxes, from building the model to the end
 of the second step, of which the second counts. It shares no counting with the estimate.
@@ -10,9 +7,7 @@ of the second step, of which the second counts. It shares no counting with the e
 
 import argparse
 import copy
-import itertools
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -20,10 +15,8 @@ from pathlib import Path
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from paths import ROOT
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from cyclemlp_mm.apis.estimate import image_size
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.step_memory import make_batch, measure_step
 
@@ -41,18 +34,6 @@ CASES = [
     ('mpvit_tiny_in1k', 4, (224, 224), False, False),
 ]
 MOST = 0.10
-TABLES = {
-    'coco': {
-        'RetinaNet': 'retinanet_cyclemlp_{}_fpn_1x_coco',
-        'Mask R-CNN': 'mask_rcnn_cyclemlp_{}_fpn_1x_coco',
-    },
-    'ade20k': {
-        'Semantic FPN': 'fpn_cyclemlp_{}_512x512_40k_ade20k',
-        'UperNet': 'upernet_cyclemlp_{}_512x512_160k_ade20k',
-    },
-}
-ARCHS = ('b1', 'b2', 'b3', 'b4', 'b5')
-START, END = '<!-- written by tests/prove_estimate.py --tables -->', '<!-- end of the table -->'
 #: Boxes of an image: as many as a two-stage detector needs to fill its sample of objects.
 CROWD = 60
 
@@ -125,36 +106,11 @@ def compare(name, batch_size, size, amp, with_cp):
     return estimate / real
 
 
-def write_table(page):
-    """Write a page's table of estimates, row by row."""
-    file = ROOT / 'docs' / f'reproduce_{page}.md'
-    table = '| GiB | fp32 | fp32, checkpointing | `--amp` | `--amp`, checkpointing |\n' + '|---' * 5
-    table += '|\n'
-    for (title, name), arch in itertools.product(TABLES[page].items(), ARCHS):
-        cells = [f'{title}, {arch.upper()}']
-        for amp, with_cp in itertools.product((False, True), repeat=2):
-            cfg = load_config(name.format(arch))
-            cfg.model.backbone.with_cp = with_cp
-            memory = measure_step(cfg, cfg.train_dataloader.batch_size, image_size(cfg), amp)
-            cells.append(f'{memory.total / 2**30:.1f}')
-        row = f'| {" | ".join(cells)} |\n'
-        print(row, end='', flush=True)
-        table += row
-    parts = re.split(f'({START}|{END})', file.read_text())
-    parts[2] = f'\n\n{table}\n'
-    file.write_text(''.join(parts))
-
-
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
-    parser.add_argument('--tables', nargs='*', choices=[*TABLES], help='write them (default: both)')
     parser.add_argument('--cases', nargs='*', type=int, help='numbers of CASES (default: all)')
     args = parser.parse_args()
-    for page in TABLES if args.tables == [] else args.tables or ():
-        write_table(page)
     cases = CASES if args.cases is None else [CASES[i] for i in args.cases]
-    if not cases:
-        sys.exit()
     print('estimate, real peak, ratio')
     ratios = [compare(*case) for case in cases]
     wrong = [ratio for ratio in ratios if abs(ratio - 1) > MOST]

@@ -13,14 +13,13 @@ Trainings run in forks of this process, which has everything imported, so that e
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import signal
 import socket
-import sys
 import tempfile
 import time
-import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from cyclemlp_mm.datasets.shapes import write_coco
 from cyclemlp_mm.engine.config_files import configs_dir
 from cyclemlp_mm.engine.hooks.stop import EXIT_STOPPED
 from cyclemlp_mm.engine.work_dir import PARTIAL
-from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.weights import read_checkpoint
 
 NUM_TRAIN, BATCH, EPOCHS = 24, 2, 3  # 36 iterations in one process
@@ -69,6 +67,19 @@ ITER = dict(
     **dict(by_epoch=False, interval=3, keep=1, val_interval=24),
 )
 LOOPS = dict(epoch=EPOCH, iter=ITER)
+FORK = multiprocessing.get_context('fork')
+
+
+def run_training(folder, work_dir, log, environment):
+    """What a process of a training does."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    with log.open('a') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    launcher = ['--launcher', 'pytorch'] if environment else []
+    train(['config.py', '--data', 'shapes', '--work-dir', str(work_dir), '--resume', *launcher])
 
 
 class Run:
@@ -76,46 +87,18 @@ class Run:
 
     def __init__(self, folder, work_dir, processes):
         self.work_dir, self.log = folder / work_dir, folder / f'{work_dir}.log'
-        self.started, self.codes, port = time.monotonic(), {}, free_port()
-        self.pids = [self._fork(folder, rank, processes, port) for rank in range(processes)]
+        self.started, port = time.monotonic(), free_port()
+        self.processes = []
+        for rank in range(processes):
+            group = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes)
+            group |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+            environment = {k: str(v) for k, v in group.items()} if processes > 1 else {}
+            arguments = folder, self.work_dir, self.log, environment
+            self.processes.append(FORK.Process(target=run_training, args=arguments))
+            self.processes[-1].start()
 
-    def _fork(self, folder, rank, processes, port):
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            os.setsid()
-            os.chdir(folder)
-            descriptor = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            argv = ['config.py', '--data', 'shapes', '--work-dir', str(self.work_dir), '--resume']
-            if processes > 1:
-                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-                os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-                argv += ['--launcher', 'pytorch']
-            train(argv)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        except UserError as error:
-            print(f'error: {error}')
-            code = 2
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def ended(self):
-        """Exit codes of the processes once all have ended, else None."""
-        for pid in set(self.pids) - set(self.codes):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                self.codes[pid] = os.waitstatus_to_exitcode(status)
-        return list(self.codes.values()) if len(self.codes) == len(self.pids) else None
+    def is_running(self):
+        return any(process.is_alive() for process in self.processes)
 
     def is_saving(self):
         """Whether a checkpoint is being written at this moment."""
@@ -123,28 +106,25 @@ class Run:
 
     def kill(self):
         """kill -9: all processes, with their workers."""
-        for pid in self.pids:
+        for process in self.processes:
             with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
         self.wait()
 
     def terminate(self):
         """SIGTERM to each training process, as a cluster sends it."""
-        for pid in self.pids:
-            if pid not in self.codes:
-                os.kill(pid, signal.SIGTERM)
+        for process in self.processes:
+            process.terminate()
         return self.wait()
 
     def wait(self, seconds=300):
         """Exit codes."""
-        until = time.monotonic() + seconds
-        while self.ended() is None:
-            if time.monotonic() > until:
-                for pid in self.pids:
-                    os.killpg(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.join(seconds)
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGKILL)
                 raise AssertionError(f'a training hangs; its log: {self.log}')
-            time.sleep(0.01)
-        return self.ended()
+        return [process.exitcode for process in self.processes]
 
     def tail(self):
         """The end of the log."""
@@ -187,7 +167,7 @@ def same(a, b, where=''):
         return sum(same(a[key], b[key], f'{where}.{key}') for key in a)
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), where
-        return sum(same(x, y, f'{where}[{i}]') for i, (x, y) in enumerate(zip(a, b)))
+        return sum(same(x, y, where) for x, y in zip(a, b))
     assert a == b, f'{where}: {a} and {b}'
     return 0
 
@@ -201,13 +181,13 @@ def interrupt(run, how, while_saving, longest):
     moment = run.started + random.uniform(0, longest)
     saves_to_let_pass = random.choice((0, 0, 1))
     while while_saving or time.monotonic() < moment:
-        if run.ended() is not None:
+        if not run.is_running():
             return 'over'
         if while_saving and run.is_saving():
             if not saves_to_let_pass:
                 break
             saves_to_let_pass -= 1
-            while run.is_saving() and run.ended() is None:
+            while run.is_saving() and run.is_running():
                 pass
         time.sleep(0.0005)
     if how == 'KILL':

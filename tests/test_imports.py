@@ -61,14 +61,6 @@ except ImportError as error:
 else:
     raise SystemExit('imported')
 """,
-    'mmpretrain is imported when a RepMLP is built': """
-import sys, cyclemlp_mm
-from mmengine.registry import MODELS
-assert 'mmpretrain' not in sys.modules
-arch = dict(channels=[8], depths=[1], sharesets_nums=[1])
-model = MODELS.build(dict(type='DenseRepMLPNet', arch=arch, out_indices=(0,)))
-assert type(model) is MODELS.get('DenseRepMLPNet')
-""",
     'without mmpretrain a RepMLP names the extra': """
 import sys
 sys.modules['mmpretrain'] = None

@@ -1,8 +1,8 @@
 """Data, configs, checkpoints and arguments as people get them wrong, through the tools.
 
 Each ends before the first iteration with exit code 2 and a sentence that says what, where and how
-to fix it; or it is a warning with a count. More faults of annotations and settings are in
-tests/preflight, of images in tests/datasets/test_load_image.py.
+to fix it; or it is a warning with a count. Here is one of each kind; all faults of annotations,
+labels and settings are in tests/preflight, of images in tests/datasets/test_load_image.py.
 """
 
 import json
@@ -98,29 +98,14 @@ def edit(change, file=TRAIN_JSON):
     return step
 
 
-def each(change, number=None, file=TRAIN_JSON, key='annotations'):
-    """Entries of an annotation file's list, all or the first few."""
-    return edit(lambda content: [change(entry) for entry in content[key][:number]], file)
-
-
 def update(number=None, file=TRAIN_JSON, **fields):
-    return each(lambda entry: entry.update(fields), number, file)
+    """All boxes of an annotation file, or the first few."""
+    return edit(lambda c: [box.update(fields) for box in c['annotations'][:number]], file)
 
 
-def no_masks(number=None, file=TRAIN_JSON):
-    return each(lambda entry: entry.pop('segmentation'), number, file)
-
-
-def long_image(folder):
-    """Another image, of 20000 x 40 pixels, with a box."""
-    Image.new('RGB', (20000, 40)).save(folder / 'coco/train2017/long.png')
-    image = dict(id=99, file_name='long.png', width=20000, height=40)
-    box = dict(id=999, image_id=99, category_id=1, bbox=[1, 1, 300, 30], area=9000)
-    edit(lambda c: (c['images'].append(image), c['annotations'].append(box)))(folder)
-
-
-def backslashes(folder):
-    each(lambda i: i.update(file_name='x\\' + i['file_name']), 2, VAL_JSON, 'images')(folder)
+def no_masks(content):
+    for annotation in content['annotations']:
+        del annotation['segmentation']
 
 
 def text(file, content):
@@ -142,11 +127,7 @@ def label(change):
 
     def step(folder):
         path = min(folder.glob('ade/annotations/training/*.png'))
-        content = change(np.asarray(Image.open(path)))
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            Image.fromarray(content).save(path)
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
 
     return step
 
@@ -170,12 +151,6 @@ def cut(pattern, number, end):
     ]
 
 
-def rename(pattern, name):
-    return lambda folder: next(folder.glob(pattern)).rename(
-        next(folder.glob(pattern)).parent / name
-    )
-
-
 def mkdir(name):
     return lambda folder: (folder / name).mkdir()
 
@@ -184,22 +159,16 @@ def save(file, content):
     return lambda folder: torch.save(content, folder / file)
 
 
-def config(content, *bases):
-    bases = [f'{ROOT}/configs/{base}.py' for base in bases]
-    return text('c.py', f'_base_ = {bases}\n{content}')
+def config(content, base):
+    return text(
+        'c.py', f"_base_ = ['{ROOT}/configs/{DET}.py', '{ROOT}/configs/{base}.py']\n{content}"
+    )
 
 
 def nothing(folder):
     pass
 
 
-TWO_CHECKS = """
-steps = [dict(type='LoadAnnotations'), dict(type='CheckLabels', num_classes=5),
-         dict(type='CheckLabels', num_classes=5, ignore_label=5)]
-train_dataloader = dict(dataset=dict(
-    type='BaseSegDataset', data_root='ade', reduce_zero_label=True, pipeline=steps,
-    metainfo=dict(classes=tuple('abcde'))))
-"""
 FSDP = '_base_/strategies/fsdp'
 WEIGHTS = {'stem.proj.bias': torch.zeros(8)}
 PRETRAINED = 'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint'
@@ -210,12 +179,8 @@ ERRORS = [
     # Annotations of boxes.
     (text('coco/' + TRAIN_JSON, 'no json'), COCO, r'train2017\.json is no JSON'),
     (edit(lambda c: c['categories'][0].update(name='cat')), COCO, 'of train and val differ'),
-    (update(2, bbox=[1, 2]), COCO, r'2017\.json: 2 of \d+ boxes are malf'),
     (update(1, VAL_JSON, area=None), COCO, r'val2017\.json: .*"area" is'),
-    (edit(lambda c: c['annotations'].clear(), VAL_JSON), COCO, 'it has no boxes'),
-    (no_masks(), MASKS, 'a mask head needs masks'),
-    (no_masks(1), MASKS, '1 annotation have no "segmentat'),
-    (no_masks(None, VAL_JSON), MASKS, r'val2017\.json has b'),
+    (edit(no_masks), MASKS, 'a mask head needs masks'),
     (drop('coco/train2017/*.jpg'), COCO, '6 of 6 images are missing'),
     (cut('coco/train2017/*', 3, 0), COCO, r'3 of 6 images looked at cannot be used.*is empty'),
     (drop('coco/annotations'), COCO, 'it lacks annotations/inst'),
@@ -227,32 +192,18 @@ ERRORS = [
     ),
     (label(lambda a: np.stack([a] * 3, -1)), ADE, 'save label indices in one channel'),
     (label(lambda a: a.astype(np.uint16) + 300), ADE, r'labels up to 3\d\d; mmseg reads'),
-    (label(lambda a: encode(picture('L'), 'PNG')[:500]), ADE, 'truncated'),
     (label(lambda a: a[:20]), ADE, 'is 64×20, but its image is 64×48'),
     (drop('ade/annotations/training/*1.png'), ADE, 'images in .* have no label'),
-    (config(TWO_CHECKS, SEG), 'c.py', 'CheckLabels stands in it 2 times.*=None, then .*=5'),
     (drop('ade/classes.txt'), ADE, 'classes.txt is missing'),
-    (text('ade/classes.txt', 'a\nb\nc\n'), ADE, 'labels 4, 5 name no class'),
     (text('ade/classes.txt', 'a\na\nb\nc\nd\n'), ADE, 'class names are double'),
-    (rename('ade/images/training/*', 'x.jpeg'), ADE, r'mixes \.jpeg, \.jpg'),
     # Images by class.
-    (rename('folders/val/*', 'zebra'), FOLDERS, 'folders of train and val differ.*zebra'),
+    (mkdir('folders/val/zebra'), FOLDERS, 'folders of train and val differ.*zebra'),
     (mkdir('folders/train/.ipynb_checkpoints'), FOLDERS, 'every folder for a .*ipynb_ch'),
-    (mkdir('folders/val/__MACOSX'), FOLDERS, 'for a class, val/__MACOSX as well'),
-    (mkdir('folders/val/.git'), OWN_FOLDERS, r'folders/val: .*every folder for a .*\.git'),
     (mkdir('folders/val/zebra'), OWN_FOLDERS, 'folders/val: has 5 class folders.*names 4'),
     (lines('x1.jpg 0\nx2.jpg 0\nx3.jpg 1\n'), LISTS, r'train_list\.txt: 3 of 19 .*train: x1\.jpg'),
     (lines('a.jpg 7\n'), OWN_LISTS, 'labels 7 name no class; .* labels are 0 to 3'),
     (lines('a.jpg\n'), OWN_LISTS, r"1 of 17 lines are no .*line 17 'a\.jpg'"),
-    (drop('folders/val'), FOLDERS, 'lacks val/'),
     # Configs.
-    (text('c.py', 'model = {'), 'c.py --data coco', r'config c\.py cannot be read: SyntaxError'),
-    (text('c.py', "_base_ = 'gone.py'"), 'c.py', r'c\.py cannot be read: FileNotFoundError'),
-    (
-        config("custom_imports = dict(imports=['gone_one'])", DET),
-        'c.py',
-        r'c\.py .*read: .*gone_one',
-    ),
     (text('c.py', 'model = dict()'), 'c.py', 'default_scope=None'),
     (
         nothing,
@@ -263,22 +214,11 @@ ERRORS = [
     (nothing, DET, r'data/coco.*there is no such'),
     (nothing, f'{IN1K} {CLASSES}"abcd"', r'metainfo.classes: is the text .abcd.,.*Write a comma'),
     (
-        nothing,
-        f'{IN1K} {CLASSES}("a","b","c","d")',
-        r'val_evaluator\.topk: is .1, 5., .* 4 classes',
-    ),
-    (
-        config("strategy = dict(type='FSDPStrategy')", DET, FSDP),
-        'c.py --data coco',
-        'strategy: FSDPStrategy .*(PyTorch sees none|this is one alone)',
-    ),
-    (
-        config("custom_hooks = [dict(type='EMAHook')]", DET, FSDP),
+        config("custom_hooks = [dict(type='EMAHook')]", FSDP),
         'c.py --data coco',
         r'ShardedStrategy shards .* this is one alone.*tools/dist_train\.sh.*EMAHook copies',
     ),
     # Arguments and settings.
-    (nothing, 'no_such_config', r'neither a file nor one of the \d+ shipped configs'),
     (nothing, 'cyclemlp_b1_in1kk', 'Did you mean cyclemlp_b1_in1k'),
     (nothing, f'{DET} --data nowhere', 'no such folder'),
     (nothing, f'{DET} --classes a', 'give it too'),
@@ -289,15 +229,12 @@ ERRORS = [
             'resume': 'resume.* KEY=VALUE',
             'train_cfg.max_epochs.x=1': '--cfg-options .* does not fit',
             'max_bad_fraction=-1': r'must be a number in \[0, 1\]',
-            'model.backbone.type=CycleMPL': r'model: .*cannot be built \(KeyError.*CycleMPL',
             'model.backbone.archh=b1': 'model: .*cannot be built .*archh',
             'train_dataloader.batchsize=2': 'train_dataloader.batchsize: .*Did you mean batch_size',
-            'custom_hooks=3': 'custom_hooks is 3, but must be a list of settings',
         }.items()
     ),
     # Checkpoints.
     (nothing, f'{COCO} --resume gone.pth', 'does not exist'),
-    (nothing, f'{COCO} --resume coco', 'is not a file'),
     (
         text('h.pth', 'PK\3\4' + 99 * '\0'),
         f'{COCO} --resume h.pth',
@@ -309,10 +246,7 @@ ERRORS = [
         'does not fit|cannot be resum',
     ),
     (text('wd/epoch_3.pth', 'broken'), f'{COCO} --resume', 'none of the 1 checkpoints .*epoch_3'),
-    *(
-        (save('w.pth', WEIGHTS), f'{COCO} --cfg-options {PRETRAINED}={name}', expected)
-        for name, expected in {'w.pth': 'tensors are missing', 'gone.pth': 'does not exist'}.items()
-    ),
+    (save('w.pth', WEIGHTS), f'{COCO} --cfg-options {PRETRAINED}=w.pth', 'tensors are missing'),
     (nothing, f'{DISTILL}=gone.pth', r'checkpoint gone\.pth does not exist'),
     (save('w.pth', WEIGHTS), f'{COCO} --cfg-options load_from=w.pth', 'does not fit the model'),
 ]
@@ -320,14 +254,8 @@ ERRORS = [
 #: What is done to good data, arguments of tools/check.py, the warning.
 WARNINGS = [
     (update(2, bbox=[1, 1, 0, 5]), COCO, r'2 of \d+ boxes have no area'),
-    (
-        update(1, segmentation=[[1, 2, 3, 4]]),
-        MASKS,
-        '1 annotation have no polygon of at least three',
-    ),
     (drop('coco/train2017/*1.jpg'), COCO, r'1 of 6 images are missing: 0+1\.jpg'),
     (cut('coco/train2017/*1.jpg', 1, -300), COCO, '1 of 6 images looked at cannot be used'),
-    (long_image, COCO, r'1 of 7 .* cannot be used: long\.png is too long \(20000×40\)'),
     (drop('folders/train/circle/*'), FOLDERS, 'no image of 1 class: circle'),
     (lines('gone1.jpg 0\n'), LISTS, r'1 of 17 images are not in .*train: gone1\.jpg'),
     (
@@ -344,21 +272,15 @@ WARNINGS = [
 
 #: The same for tools/test.py: figures of wrong annotations are wrong.
 EVALUATIONS = [
-    (
-        each(lambda a: a['bbox'].__setitem__(slice(2, 4), [60, 44]), file=VAL_JSON),
-        COCO,
-        'warning: .*val2017.json: .* reach beyond the image',
-    ),
     (update(None, VAL_JSON, area=1.0), MASKS, 'warning: .*val2017.json: the "area" of'),
     (drop(f'coco/{TRAIN_JSON}'), COCO, 'holds no state dict'),  # val is enough
     (update(None, VAL_JSON, bbox=[0.1, 0.1, 0.2, 0.2]), COCO, 'error: .*val2017.json: .* 0 to 1'),
-    (backslashes, COCO, 'error: .*val2017: 2 of 2 images are missing: .*in another folder'),
     (small_labels, ADE, 'error: .*annotations/validation'),
     (drop('folders/val/circle'), OWN_FOLDERS, 'error: .*class folder'),
 ]
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(24)
 @pytest.mark.parametrize('prepare, line, expected', ERRORS)
 def test_training_stops_before_it_begins(prepare, line, expected, data, capsys):
     prepare(data)

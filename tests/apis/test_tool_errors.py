@@ -10,22 +10,17 @@ import re
 import runpy
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import VISBACKENDS
 from paths import ROOT
 
-from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS, parse, parser_of
+from cyclemlp_mm.apis.arguments import BACKENDS, OPTIONS
 from cyclemlp_mm.apis.check import check
 from cyclemlp_mm.apis.get_flops import get_flops
 from cyclemlp_mm.apis.run_tool import run_tool
-from cyclemlp_mm.checks import check_writable
-from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.export import OPSETS, PARTS
-from cyclemlp_mm.user_path import user_path
 from cyclemlp_mm.weights.convert import TARGETS
 
 DEMO = 'retinanet_cyclemlp_demo'
@@ -95,11 +90,6 @@ def test_every_tool_is_here():
     assert {line.split()[0] for line in WRONG} | own == tools
 
 
-def test_mistakes_of_the_command_line_cannot_control_the_terminal(message_of_script):
-    printed = message_of_script('train.py', 'c', '--cfg-options', 'a\x1b[2J')
-    assert r"--cfg-options: 'a\x1b[2J' is not KEY=VALUE" in printed
-
-
 def test_choices_are_those_of_the_code():
     """They stand in arguments.py a second time, which does not import what they are for."""
     choices = {
@@ -113,37 +103,10 @@ def test_choices_are_those_of_the_code():
     assert {*BACKENDS, 'local'} == backends
 
 
-def test_help_is_short_and_grouped():
-    text = parser_of('train').format_help()
-    assert '--vis NAME [NAME ...]' in text and text.count('clearml') == 1
-    for tool in ('infer', 'get_flops'):  # they have no --data
-        assert '--data' not in parser_of(tool).format_help()
-    text = parser_of('test').format_help()
-    places = [text.index(title) for title in ('\npictures:', '\nseveral tests', '\nyour own data:')]
-    options = [text.index(f'\n  {name}') for name in ('--show-dir', '--sizes', '--data')]
-    assert sorted(places + options) == [p for pair in zip(places, options) for p in pair]
-
-
-@pytest.mark.parametrize('what', ['staircase', 'field', 'features', 'curves', 'gallery'])
-def test_help_of_what_visualize_draws(what, capsys):
-    with pytest.raises(SystemExit):
-        parse('visualize', [what, '--help'])
-    text = capsys.readouterr().out
-    assert '\nDraw the ' in text and f'examples:\n  tools/visualize.py {what} ' in text
-
-
-def test_options_that_act_when_they_are_parsed(monkeypatch):
-    monkeypatch.delenv('LOCAL_RANK', raising=False)
-    for arguments in (['x', '--local-rank', '3'], ['x', '--local_rank=1']):  # the first one stays
-        parse('train', arguments)
-        assert os.environ['LOCAL_RANK'] == '3'
-
-
 @pytest.mark.parametrize(
     'error, said',
     [
         (OSError(errno.EROFS, 'Read-only file system', 'a/b.pth'), 'error: a/b.pth cannot be'),
-        (PermissionError(errno.EACCES, 'Permission denied', 'a'), 'error: a cannot.*denied'),
         (OSError(errno.ENOSPC, 'No space left on device'), 'error: No space .*make room'),
     ],
 )
@@ -154,8 +117,6 @@ def test_files_that_the_system_refuses(error, said, message_of):
 #: Errors of a process among others with a cause of its own.
 CAUSES = [
     ConnectionRefusedError(errno.ECONNREFUSED, 'Connection refused'),  # a logger's server
-    OSError('HTTPConnectionPool(host=logs): Connection refused'),
-    RuntimeError('the database says: Connection reset by peer'),
     RuntimeError('The client socket has timed out after 600s: Connection refused'),
     BrokenPipeError(errno.EPIPE, 'Broken pipe'),
     ZeroDivisionError('deep inside'),
@@ -183,18 +144,14 @@ def test_a_process_whose_partner_ended_says_what_it_saw(monkeypatch, message_of)
     assert line.startswith('process 1: stopped') and error in line
 
 
-BROKEN_MODULE = """
+BACKBONE = """
 import torch
 from mmengine.registry import MODELS
 
 @MODELS.register_module(force=True)
 class BrokenBackbone(torch.nn.Module):
     def __init__(self, width=4, init_cfg=None):
-        super().__init__()
         {line}
-
-    def forward(self, x):
-        return x
 """
 CONFIG = """
 _base_ = '{base}'
@@ -203,64 +160,33 @@ model = dict(backbone=dict(_delete_=True, type='BrokenBackbone'{settings}))
 """
 
 
-@pytest.fixture
-def message_of_config(tmp_path, monkeypatch, message_of):
-    """Of a config whose backbone is in a module of the user's, of another name each time."""
-    pytest.importorskip('mmdet')
-
-    def end(tool, module, settings=''):
-        name = f'backbone_{tmp_path.parent.name}_{tmp_path.name}'.replace('-', '_')
-        (tmp_path / f'{name}.py').write_text(module)
-        monkeypatch.syspath_prepend(tmp_path)
-        base = ROOT / 'configs' / f'{DEMO}.py'
-        text = CONFIG.format(base=base, module=name, settings=settings)
-        (tmp_path / 'own.py').write_text(text)
-        return message_of(run_tool, lambda: tool([str(tmp_path / 'own.py')])), f'{name}.py'
-
-    return end
-
-
 @pytest.mark.parametrize(
-    'tool, line',
+    'module, settings, said',
     [
-        (check, 'self.conv = torch.nn.Conv2d(width)'),
-        (check, "raise TypeError('not yet')"),
-        (get_flops, 'self.blocks = width.blocks'),
-        (get_flops, 'assert width == 5'),
-        (get_flops, 'self.norm = torch.nn.LayerNorm("x")'),
+        (BACKBONE.format(line='torch.nn.Conv2d(width)'), '', 'own.py: the model cannot .*, line 8'),
+        (BACKBONE.format(line='assert width == 5'), '', 'own.py: the model cannot .*, line 8'),
+        (BACKBONE.format(line='super().__init__()'), ', widht=4', "'widht'"),
+        (BACKBONE.format(line="raise ValueError('odd')"), '', 'odd'),
+        ('import torch\n1 / 0\n', '', 'line 2.*ZeroDivisionError'),
+        ('def f(:\n', '', 'line 1.*SyntaxError'),
     ],
 )
-def test_code_of_a_new_backbone_keeps_its_traceback(tool, line, message_of_config):
-    printed, module = message_of_config(tool, BROKEN_MODULE.format(line=line))
-    assert re.match(rf'error: config .*own.py: the model cannot .*{module}, line 9', printed)
-    assert line in printed.split('Traceback', 1)[1]
+def test_a_new_backbone_keeps_the_traceback_of_its_code(
+    module, settings, said, tmp_path, monkeypatch, message_of
+):
+    name = f'backbone_{tmp_path.parent.name}_{tmp_path.name}'.replace('-', '_')
+    (tmp_path / f'{name}.py').write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    base = ROOT / 'configs' / f'{DEMO}.py'
+    text = CONFIG.format(base=base, module=name, settings=settings)
+    (tmp_path / 'own.py').write_text(text)
+    printed = message_of(run_tool, lambda: get_flops([str(tmp_path / 'own.py')]))
+    assert re.match(rf'error: .*{said}', printed)
+    assert ('Traceback' in printed) == ('line' in said)
 
 
 @pytest.mark.parametrize(
-    'line, settings, said',
-    [('pass', ', widht=4', "'widht'"), ("raise ValueError('it is odd')", '', 'it is odd')],
-)
-def test_settings_of_a_new_backbone_are_a_sentence(line, settings, said, message_of_config):
-    printed, _ = message_of_config(get_flops, BROKEN_MODULE.format(line=line), settings)
-    assert said in printed and 'Traceback' not in printed
-
-
-@pytest.mark.parametrize(
-    'module', ['import torch\n1 / 0\n', 'def f(:\n', 'from torch import x_y\n']
-)
-def test_a_module_of_a_config_that_fails(module, message_of_config):
-    printed, name = message_of_config(check, module)
-    assert re.match(rf'error: config .*own.py.*{name}, line [12].*(Zero|Syntax|Import)', printed)
-    assert module.splitlines()[-1] in printed.split('Traceback', 1)[1]
-
-
-@pytest.mark.parametrize(
-    'text, line, said',
-    [
-        ('a = 1\nb = a + "x"\n', 2, 'TypeError'),
-        ('a = (1\n', 1, 'SyntaxError'),
-        ('def f():\n    return undefined\nb = f()\n', 2, 'NameError'),
-    ],
+    'text, line, said', [('a = 1\nb = a + "x"\n', 2, 'TypeError'), ('a = (1\n', 1, 'SyntaxError')]
 )
 def test_an_error_in_a_base_of_a_config_names_file_and_line(text, line, said, tmp_path, message_of):
     (tmp_path / 'base.py').write_text(text)
@@ -270,29 +196,14 @@ def test_an_error_in_a_base_of_a_config_names_file_and_line(text, line, said, tm
     assert 'Traceback' not in printed
 
 
-def test_a_place_is_looked_at_without_a_trace(tmp_path):
-    (tmp_path / 'old.txt').write_text('old')
-    check_writable(tmp_path / 'new' / 'deep' / 'file.txt', '--out')
-    check_writable(tmp_path / 'old.txt', '--out')
-    assert [p.name for p in tmp_path.iterdir()] == ['old.txt']
-    assert (tmp_path / 'old.txt').read_text() == 'old'
-    with pytest.raises(UserError, match='is a folder: name a file in it'):
-        check_writable(tmp_path, '--out')
-    with pytest.raises(UserError, match=r'--out .*deep cannot be written \(Not a directory\)'):
-        check_writable(tmp_path / 'old.txt' / 'deep', '--out', is_folder=True)
-
-
 @pytest.mark.parametrize('path', ['~no_user/x', 'a' * 300, 'd/' * 3000 + 'x'], ids=['~', 'a', 'd'])
 @pytest.mark.parametrize(
     'line',
     [
         f'train.py {DEMO} --data PATH',
-        f'train.py {DEMO} --work-dir PATH --skip-check',
         f'train.py {DEMO} --resume PATH --skip-check',
-        'test.py PATH x.pth',
         'convert_weights.py x.pth PATH',
         f'infer.py {DEMO} x.pth PATH',
-        f'web.py --model {DEMO} PATH',
     ],
 )
 def test_paths_that_cannot_be(line, path, tmp_path, monkeypatch, message_of_script):
@@ -300,13 +211,6 @@ def test_paths_that_cannot_be(line, path, tmp_path, monkeypatch, message_of_scri
     printed = message_of_script(*line.replace('PATH', path).split())
     assert printed.splitlines()[-1].startswith('error: ')
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_path_of_a_home(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    assert user_path('~/a') == tmp_path / 'a' and user_path('a/~') == Path('a/~')
-    with pytest.raises(MissingFileError, match=r'no home folder ~nobody_here; .*give \./~nobody_'):
-        user_path('~nobody_here/a')
 
 
 def test_a_current_folder_that_was_removed(tmp_path):
@@ -317,10 +221,3 @@ def test_a_current_folder_that_was_removed(tmp_path):
     done = subprocess.run(['bash', '-c', script], stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2
     assert done.stderr == 'error: the current folder was removed: change to another one\n'
-
-
-def test_no_folder_for_temporary_files(monkeypatch, message_of):
-    error = FileNotFoundError(errno.ENOENT, 'No usable temporary directory found in [/tmp]')
-    monkeypatch.setattr(tempfile, 'gettempdir', raising(error))
-    said = message_of(run_tool, lambda: check([DEMO]))
-    assert said.startswith('error: No usable temporary') and 'set TMPDIR to a folder' in said

@@ -28,14 +28,6 @@ def images(tmp_path_factory):
     return folder
 
 
-def write_video(path, size, images):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, size)
-    for image in images:
-        writer.write(cv2.resize(image, size))
-    writer.release()
-    return path
-
-
 def masks_of(out):
     return {path.name: np.asarray(Image.open(path)) for path in sorted((out / 'masks').iterdir())}
 
@@ -52,10 +44,14 @@ def run(model, *arguments):
     return infer([*map(str, model), *map(str, arguments)])
 
 
-def check_detections(model, images, content, number):
-    """Every box, score, label and mask of a json is the inferencer's, to the last bit."""
+@pytest.mark.parametrize('kind, number', [('detector', 10), ('mask_detector', 5)])
+def test_detections_are_the_inferencers(kind, number, images, tmp_path, request):
+    """Every box, score, label and mask is mmdet's own, to the last bit."""
     from mmdet.apis import DetInferencer
 
+    model = request.getfixturevalue(kind)
+    assert run(model, images, '--out', tmp_path, '--json').num_images == 3
+    content = json_of(tmp_path)
     inferencer = DetInferencer(*map(str, model), device='cpu', show_progress=False)
     files = sorted(str(path) for path in images.iterdir())
     expected = inferencer(files)['predictions']
@@ -69,35 +65,29 @@ def check_detections(model, images, content, number):
         np.testing.assert_allclose(boxes, np.array(theirs['bboxes']).reshape(-1, 4), atol=1e-4)
         assert [a.get('segmentation') for a in ours] == theirs.get('masks', [None] * len(ours))
     assert sum(len(one['scores']) for one in expected) >= number  # the toy does find something
-
-
-def check_segments(model, images, out):
-    """Every pixel of every mask is the inferencer's."""
-    from mmseg.apis import MMSegInferencer
-
-    inferencer = MMSegInferencer(*map(str, model), device='cpu')
-    for path in sorted(images.iterdir()):
-        expected = inferencer(str(path))['predictions']
-        assert (masks_of(out)[f'{path.stem}.png'] == expected).all()
-
-
-@pytest.mark.parametrize('kind, number', [('detector', 10), ('mask_detector', 5)])
-def test_detections_are_the_inferencers(kind, number, images, tmp_path, request):
-    model = request.getfixturevalue(kind)
-    assert run(model, images, '--out', tmp_path, '--json').num_images == 3
-    check_detections(model, images, json_of(tmp_path), number)
     assert sorted(p.name for p in (tmp_path / 'vis').iterdir()) == ['0.png', '1.png', '2.png']
     assert Image.open(tmp_path / 'vis' / '1.png').size == (480, 640)  # enlarged
     COCO(str(tmp_path / 'predictions.json'))  # readable by COCO's own tools
 
 
 def test_segments_are_the_inferencers(segmentor, images, tmp_path):
+    """Every pixel of every mask is mmseg's own; and folded by --deploy, but for ties."""
+    from mmseg.apis import MMSegInferencer
+
     run(segmentor, images, '--out', tmp_path, '--json')
-    check_segments(segmentor, images, tmp_path)
+    inferencer, found = MMSegInferencer(*map(str, segmentor), device='cpu'), masks_of(tmp_path)
+    for path in sorted(images.iterdir()):
+        expected = inferencer(str(path))['predictions']
+        assert (found[f'{path.stem}.png'] == expected).all()
     for entry in json_of(tmp_path)['images']:
         areas = [segment['area'] for segment in entry['segments_info']]
         assert sum(areas) == entry['height'] * entry['width']
     assert Image.open(tmp_path / 'masks' / '0.png').mode == 'P'  # seen in colours
+    run(segmentor, images, '--out', tmp_path / 'folded', '--no-vis', '--deploy')
+    folded = masks_of(tmp_path / 'folded')
+    assert all((found[name] != folded[name]).mean() < 1e-3 for name in found)
+    model = Predictor(*segmentor, 'cpu', deploy=True).inferencer.model
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
 def test_batches_say_the_same(segmentor, detector, images, tmp_path):
@@ -115,7 +105,11 @@ def test_batches_say_the_same(segmentor, detector, images, tmp_path):
 
 def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (5, 6, 8, 3), np.uint8)
-    path = write_video(tmp_path / 'walk.avi', (128, 96), frames)
+    path = tmp_path / 'walk.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 96))
+    for frame in frames:
+        writer.write(cv2.resize(frame, (128, 96)))
+    writer.release()
     assert run(detector, path, '--out', tmp_path, '--json', '--batch-size', 2).num_images == 5
     drawing = tmp_path / 'vis' / 'walk.mp4'
     drawn = cv2.VideoCapture(str(drawing))
@@ -131,11 +125,11 @@ def test_videos_are_predicted_frame_by_frame(segmentor, detector, tmp_path):
 
 
 def test_tiles(segmentor, detector, images, tmp_path):
-    big = np.tile(np.asarray(Image.open(images / '0.png')), (3, 3, 1))
+    big = np.tile(np.asarray(Image.open(images / '0.png')), (2, 3, 1))
     Image.fromarray(big).save(tmp_path / 'big.png')
-    tiled = tmp_path / 'big.png', '--out', tmp_path, '--tile', 128, '--json'
-    assert run(segmentor, *tiled).num_images == 1
-    assert masks_of(tmp_path)['big.png'].shape == (288, 384)
+    tiled = tmp_path / 'big.png', '--out', tmp_path, '--tile', 128, '--json', '--no-vis'
+    run(segmentor, *tiled)
+    assert masks_of(tmp_path)['big.png'].shape == (192, 384)
     run(detector, *tiled)
     reach = np.array([a['bbox'] for a in json_of(tmp_path)['annotations']])
     assert (reach[:, 0] + reach[:, 2]).max() > 256  # found beyond the first tiles
@@ -150,11 +144,10 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(segmentor, imag
     assert list(masks_of(tmp_path)) == ['0.png', '2.png']
 
 
-@pytest.mark.parametrize('batch_size', [1, 4])
 def test_images_that_the_model_cannot_take_are_named_and_the_others_done(
-    segmentor, detector, images, tmp_path, batch_size
+    segmentor, detector, images, tmp_path
 ):
-    more = ['--out', tmp_path, '--json', '--batch-size', batch_size]
+    more = ['--out', tmp_path, '--json', '--batch-size', 4]
     folder = shutil.copytree(images, tmp_path / 'images')
     Image.new('RGB', (31, 31)).save(folder / '1_small.png')
     with pytest.raises(UserError, match=r'1 of 4 files(?s:.*)1_small\.png: .* 31×31 px: .*32x32'):
@@ -170,31 +163,14 @@ def test_images_that_the_model_cannot_take_are_named_and_the_others_done(
     assert 'OpenCV' not in str(caught.value) and len(json_of(tmp_path)['images']) == 4
 
 
-def test_a_video_that_the_model_cannot_take_is_named_once(segmentor, tmp_path):
-    path = write_video(tmp_path / 'small.avi', (24, 16), np.zeros((5, 16, 24, 3), np.uint8))
-    with pytest.raises(UserError, match=r'1 of 1 files') as caught:
-        run(segmentor, path, '--out', tmp_path / 'out', '--batch-size', 2, *UNPADDED)
-    assert str(caught.value).count('small.avi') == 1
-
-
-def test_deploy_predicts_alike(segmentor, images, tmp_path):
-    run(segmentor, images, '--out', tmp_path, '--no-vis')
-    run(segmentor, images, '--out', tmp_path / 'folded', '--no-vis', '--deploy')
-    one, other = masks_of(tmp_path), masks_of(tmp_path / 'folded')
-    assert all((one[name] != other[name]).mean() < 1e-3 for name in one)  # ties
-    folded = Predictor(*segmentor, 'cpu', deploy=True).inferencer.model
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-
-
-def test_places_that_cannot_be_written(detector, images, tmp_path, monkeypatch):
+def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(
+    detector, images, tmp_path, monkeypatch
+):
     folder = shutil.copytree(images, tmp_path / 'vis')
     before = (folder / '0.png').read_bytes()
     with pytest.raises(UserError, match='would overwrite'):
         run(detector, folder, '--out', tmp_path)
     assert (folder / '0.png').read_bytes() == before
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=r'--out .*found cannot be written \(Not a directory\)'):
-        run((detector[0], 'gone.pth'), images, '--out', tmp_path / 'file' / 'found')
 
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device')
@@ -214,10 +190,7 @@ def test_errors(detector, images):
     for line, message in {
         '--score-thr 3': 'score-thr must be 0 to 1',
         '--cfg-options model.test_cfgg.x=1': r'model\.test_cfgg\.x: .* mean test_cfg\?',
-        '--cfg-options model.test_cfgg=1': r'toy\.py: the model cannot be built .*test_cfgg',
         '--tile-overlap 0.3': 'give --tile',
-        '--batch-size 0': '--batch-size must be at least 1',
-        '--device gpu': "invalid device 'gpu'",
         '--device cuda:99': r'PyTorch sees \d+ GPUs',
     }.items():
         with pytest.raises(UserError, match=message):

@@ -156,26 +156,6 @@ def test_a_resumed_training_with_nothing_left_says_so(tmp_path):
     assert run_summary(again).startswith(nothing)
 
 
-#: Parts of a checkpoint, each with values of a wrong type or without a sense.
-SENSELESS = {
-    'optimizer': [3, [], {}, dict(state=3, param_groups=[]), dict(state={}, param_groups=5)],
-    'param_schedulers': [3, [5], [[]], 'text'],
-    'message_hub': [3, [], {}, dict(log_scalars=3, runtime_info={}, resumed_keys={})],
-    'meta': [3, {}, dict(epoch='a', iter=2), dict(epoch=1, iter=-1), dict(epoch=1, iter=None)],
-}
-
-
-@pytest.mark.parametrize('part', SENSELESS)
-def test_a_senseless_part_of_a_checkpoint_is_named(part, tmp_path):
-    content = torch.load(trained_toy(tmp_path), weights_only=False)
-    for number, value in enumerate(SENSELESS[part]):
-        file = tmp_path / f'iter_{part}_{number}.pth'
-        try:
-            resume_toy(file, {**content, part: value})  # resumed, or an error that names the file
-        except CheckpointError as error:
-            assert file.name in str(error)
-
-
 def test_a_later_error_of_a_resumed_training_keeps_its_type(tmp_path):
     runner = toy_runner(tmp_path, max_iters=5, resume=trained_toy(tmp_path))
 
@@ -193,23 +173,16 @@ def test_a_later_error_of_a_resumed_training_keeps_its_type(tmp_path):
     assert not isinstance(caught.value, CheckpointError)
 
 
-#: Single values that mmengine takes over as they are, and that training fails of later.
+#: Parts of a checkpoint that mmengine takes over as they are, and that training fails of later.
 SPOILT = {
-    'optimizer.param_groups.0.params': [3, None],
-    'optimizer.param_groups.0.lr': [[1], 'x', None],
-    'optimizer.param_groups.0.weight_decay': ['x', {}],
-    'optimizer.param_groups.0.betas': [0.9, [None, None], ['a', 'b']],
-    'optimizer.param_groups.0.amsgrad': [b'x'],
-    'optimizer.state': [[], {0: 3}],
-    'optimizer.state.0.exp_avg': [None, [], torch.ones(7)],
-    'optimizer.state.0.step': [[1], 'x', torch.ones(2)],
-    'param_schedulers.0.end': ['x', None],
-    'param_schedulers.0.start_factor': ['x', {}],
-    'param_schedulers.0.param_name': [[], 'rate', float('nan')],
-    'param_schedulers.0._global_step': [{}, None],
-    'message_hub.resumed_keys.train/lr': [None, -1],
-    'message_hub.resumed_keys.last_ckpt': ['x', []],
-    'message_hub.log_scalars.train/lr': [None, [1]],
+    'optimizer.param_groups.0.params': [3],
+    'optimizer.param_groups.0.lr': ['x', None],
+    'optimizer.param_groups.0.betas': [[None, None]],
+    'optimizer.state.0.exp_avg': [None, torch.ones(7)],
+    'optimizer.state.0.step': ['x'],
+    'param_schedulers.0.end': ['x'],
+    'param_schedulers.0.param_name': ['rate'],
+    'message_hub.log_scalars.train/lr': [None],
 }
 WARM_UP = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)]
 ADAMW = dict(optimizer=dict(type='AdamW', lr=0.1), schedule=WARM_UP)
@@ -221,34 +194,24 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize('place', SPOILT)
-def test_a_single_senseless_value_is_named(place, saved, tmp_path):
-    *path, last = [int(part) if part.isdigit() else part for part in place.split('.')]
+def test_a_senseless_value_is_named(place, saved, tmp_path):
+    part, *path = [int(key) if key.isdigit() else key for key in place.split('.')]
     for value in SPOILT[place]:
-        content = node = torch.load(saved, weights_only=False)
-        for part in path:
-            node = node[part]
-        assert last in node
-        node[last] = value
-        with pytest.raises(CheckpointError, match=rf'iter_9\.pth.*{path[0]}.*load_from=FILE'):
+        content = torch.load(saved, weights_only=False)
+        node = content[part]
+        for key in path[:-1]:
+            node = node[key]
+        assert path[-1] in node
+        node[path[-1]] = value
+        with pytest.raises(CheckpointError, match=rf'iter_9\.pth.*{part}.*load_from=FILE'):
             resume_toy(tmp_path / 'iter_9.pth', content, **ADAMW)
 
 
-@pytest.mark.parametrize(
-    'kind, options, key',
-    [
-        ('AdamW', dict(amsgrad=True), 'max_exp_avg_sq'),
-        ('RMSprop', dict(momentum=0.9), 'momentum_buffer'),
-        ('SGD', dict(momentum=0.9), 'momentum_buffer'),
-    ],
-)
-def test_a_state_that_an_optimiser_needs_is_missing(kind, options, key, tmp_path):
-    settings = dict(optimizer=dict(options, type=kind, lr=0.1))
+def test_a_state_that_an_optimiser_needs_is_missing(tmp_path):
+    settings = dict(optimizer=dict(type='AdamW', amsgrad=True, lr=0.1))
     content = torch.load(trained_toy(tmp_path, **settings), weights_only=False)
-    content['optimizer']['state'][0].pop(key)
-    if kind == 'SGD':  # begins it again
-        resume_toy(tmp_path / 'iter_9.pth', content, **settings)
-        return
-    with pytest.raises(CheckpointError, match=rf"iter_9\.pth.*'optimizer'.*{key}"):
+    content['optimizer']['state'][0].pop('max_exp_avg_sq')
+    with pytest.raises(CheckpointError, match=r"iter_9\.pth.*'optimizer'.*max_exp_avg_sq"):
         resume_toy(tmp_path / 'iter_9.pth', content, **settings)
 
 

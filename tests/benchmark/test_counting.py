@@ -6,12 +6,10 @@ from torch import nn
 from toy_models import ARCH
 
 from benchmarking.published_form import published_form
-from benchmarking.workloads import contender
 from cyclemlp_mm.analysis import MultiplyAdds, backbone_multiply_adds, multiply_adds
 from cyclemlp_mm.analysis import UncountedOperatorError as Uncounted
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.ops import CycleFC
-from model_zoo_pages.figure import RIVALS
 
 # Billions at 224 x 224, from the papers' tables; a CycleFC counts C x C per token.
 CYCLEMLP = dict(b1=2.1, b2=3.9, b3=6.9, b4=10.1, b5=12.3, t=4.4, s=8.5, b=15.2)
@@ -51,14 +49,6 @@ def test_the_published_form_counts_as_much_as_ours():
     published, image = published_form(CycleMLP(ARCH)).eval(), torch.rand(1, 3, 64, 96)
     expected = backbone_multiply_adds(meta(CycleMLP(ARCH)), image.shape)
     assert multiply_adds(lambda: published(image)) == expected > 1e5
-
-
-@pytest.mark.parametrize('name', RIVALS)
-def test_the_rivals_agree_with_torchvisions_own_table(name):
-    models = pytest.importorskip('torchvision.models')
-    stated = getattr(models, RIVALS[name][1]).IMAGENET1K_V1.meta['_ops']
-    counted = backbone_multiply_adds(meta(contender(name, '')), (1, 3, 224, 224)) / 1e9
-    assert counted == pytest.approx(stated, rel=0.015)  # without the last Linear
 
 
 def test_what_cannot_be_counted_is_an_error():

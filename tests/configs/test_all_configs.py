@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 from paths import ROOT
 
 from benchmarking.workloads import made_up_batch
-from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.engine import check_loaded_weights, load_config, require_toolbox, skip_bad_images
 
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 SIZES, MPVITS = ('b1', 'b2', 'b3', 'b4', 'b5', 't', 's', 'b'), ('tiny', 'xsmall', 'small', 'base')
@@ -84,7 +84,10 @@ def test_parameters(name):
 
 
 # Other sizes of what is trained under another name.
-SIZES_APART = re.compile('cyclemlp_(b[2-5]|s|b)_|mpvit_(xsmall|small|base)_|256px')
+SIZES_APART = re.compile(
+    'cyclemlp_(b[2-5]|s|b)_|mpvit_(xsmall|small|base)_|256px|repmlp_b_(fpn|512)'
+    '|^(mask_rcnn|upernet)_cyclemlp_t_|6e_small'
+)
 SLOW = [pytest.mark.slow]
 
 
@@ -125,6 +128,13 @@ def test_follows_the_rules(name):
     assert cfg.custom_imports.allow_failed_imports is False
     assert cfg.auto_scale_lr.base_batch_size > 0
     assert cfg.get('find_unused_parameters') is None
+    # So the toolboxes' own tools load as ours do.
+    assert cfg.default_hooks.skip_bad_images.type == 'SkipBadImages'
+    assert cfg.default_hooks.check_weights.type == 'CheckLoadedWeights'
+    before = str(cfg.get('custom_hooks'))
+    skip_bad_images(cfg)
+    check_loaded_weights(cfg)
+    assert str(cfg.get('custom_hooks')) == before
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

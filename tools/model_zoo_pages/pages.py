@@ -1,18 +1,16 @@
 """Markdown made from the metafiles: ``docs/model_zoo.md``."""
 
 import importlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mmengine.registry import MODELS
 
-from cyclemlp_mm.errors import UserError
-
 from .metafiles import Collection, size_of
 
-#: Data sets whose recipes get a table each, and their usual metric.
-BENCHMARKS = {'COCO 2017': 'box AP', 'ADE20K': 'mIoU'}
-TOP1 = 'Top 1 Accuracy'
+#: Data sets whose recipes get a table each.
+BENCHMARKS = ('COCO 2017', 'ADE20K')
 FIGURE = 'images/accuracy_latency.png'
 LATENCY = 'logs/accuracy_latency.json'
 LATENCY_COMMANDS = """\
@@ -45,10 +43,10 @@ def model_zoo_page(collections: Sequence[Collection], docs: Path) -> str:
     figure += 'The commands that measure it and draw the figure:\n\n'
     parts = [INTRO, '## Accuracy against latency', figure + LATENCY_COMMANDS]
     for collection in collections:
-        family = collection.family
+        family, others = collection.family, []
         parts += [f'## {family["Name"]}', '[{Title}]({URL})'.format(**family['Paper'])]
-        parts += [*_note(family), _arch_table(collection)]
-        others = []
+        parts += [family['Note'].strip()] if family.get('Note') else []
+        parts.append(_arch_table(collection))
         for recipe, models in collection.by_recipe().items():
             if len(models) > 1 or _data(models[0]) in BENCHMARKS:
                 parts += [f'### {recipe}', _recipe_table(models)]
@@ -62,10 +60,6 @@ def model_zoo_page(collections: Sequence[Collection], docs: Path) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def _note(family: dict) -> list[str]:
-    return [family['Note'].strip()] if family.get('Note') else []
-
-
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -73,31 +67,27 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _recipe_table(models: Sequence[dict]) -> str:
     """Models of one recipe, trained on one data set, counted at one size."""
-    first, data = models[0]['Metadata'], _data(models[0])
-    names = list(dict.fromkeys(n for m in models for r in _results(m) for n in r['Metrics']))
-    has_weights = any(model.get('Weights') for model in models)
     head = ['config', 'parameters', 'FLOPs, {}×{}'.format(*size_of(models[0]))]
-    kinds = [('quoted', 'Quoted From'), ('ours', 'Log')]
-    columns = [
-        (name, whose)
-        for name in names
-        for whose, source in kinds
-        if any(True for model in models for _ in _results(model, source, name))
-    ]
-    head += [f'{name}, {whose}' for name, whose in columns]
-    rows = []
-    for model in models:
-        row = [f'`{model["Name"]}`', _parameters(model), _flops(model)]
-        for name, whose in columns:
-            ours = [_with_log(r, f'{r["Metrics"][name]:g}') for r in _results(model, 'Log', name)]
-            row.append(_quoted(model, name) if whose == 'quoted' else ''.join(ours[:1]))
-        weights = [f'[authors]({model["Weights"]})' if model.get('Weights') else '']
-        rows.append(row + weights * has_weights)
-    unit = next((unit for unit in ('Epochs', 'Iterations') if unit in first), None)
-    if unit is None:
-        raise UserError(f'{models[0]["Name"]}: its metafile entry misses Epochs or Iterations')
+    rows = [[f'`{model["Name"]}`', _parameters(model), _flops(model)] for model in models]
+    names = dict.fromkeys(n for m in models for r in _results(m) for n in r['Metrics'])
+    for name, source in itertools.product(names, ('Quoted From', 'Log')):
+        column = [[_figure(r, name) for r in _results(m, source, name)] for m in models]
+        if any(column):
+            head.append(f'{name}, {"quoted" if source == "Quoted From" else "ours"}')
+            rows = [[*row, ''.join(found[:1])] for row, found in zip(rows, column, strict=True)]
+    links = [f'[authors]({m["Weights"]})' if m.get('Weights') else '' for m in models]
+    if any(links):
+        head.append('weights')
+        rows = [[*row, link] for row, link in zip(rows, links, strict=True)]
+    first = models[0]['Metadata']
+    unit = 'Epochs' if 'Epochs' in first else 'Iterations'
     schedule = f'{first[unit]} {unit.lower()} at batch {first["Batch Size"]}'
-    return f'{data}. {schedule}.\n\n' + _table([*head, *['weights'] * has_weights], rows)
+    return f'{_data(models[0])}. {schedule}.\n\n' + _table(head, rows)
+
+
+def _figure(result: dict, name: str) -> str:
+    value = result['Metrics'][name]
+    return _with_log(result, f'{value:g}') if 'Log' in result else f'{value:.1f}'
 
 
 def _others_table(models: Sequence[dict]) -> str:
@@ -119,8 +109,6 @@ def _arch_table(collection: Collection) -> str:
     family = collection.family
     importlib.import_module(family['Code'].removesuffix('.py').replace('/', '.'))
     kind = MODELS.get(family['Metadata']['Backbone'])
-    if kind is None:
-        raise UserError(f'{collection.metafile}: Backbone is not in the root registry')
     settings = family['Metadata'].get('Shown Settings', ())
     rows = []
     for model in collection.by_recipe().get('ImageNet', ()):
@@ -139,10 +127,6 @@ def _results(model: dict, source: str | None = None, metric: str | None = None) 
     for result in model.get('Results', ()):
         if source in (None, *result) and metric in (None, *result['Metrics']):
             yield result
-
-
-def _quoted(model: dict, metric: str) -> str:
-    return next((f'{r["Metrics"][metric]:.1f}' for r in _results(model, 'Quoted From', metric)), '')
 
 
 def _with_log(result: dict, text: str) -> str:
