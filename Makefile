@@ -75,14 +75,8 @@ prove-estimate: setup-dev  ## compare estimates of memory with real training ste
 prove-export: setup-dev  ## time exported files in onnxruntime, and in OpenVINO where it is installed
 	PYTHONPATH=. .venv/bin/python -W ignore tests/prove_export.py
 
-prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; takes minutes
+prove-gpu: setup-dev  ## compare the backbones on a GPU with float64, published form and others; parts of minutes
 	PYTHONPATH=. .venv/bin/python tests/prove_gpu.py
-	.venv/bin/python tools/benchmark.py --arch b1 b2 t --size 8x512x512 8x800x1216 --dtype amp \
-		--forms published reference --rivals resnet50 swin_t convnext_t --device cuda \
-		--out work_dirs/prove_gpu/infer
-	.venv/bin/python tools/benchmark.py --arch b1 b2 t --size 8x512x512 8x800x1216 --dtype amp \
-		--forms published reference --rivals resnet50 swin_t convnext_t --device cuda \
-		--out work_dirs/prove_gpu/train --mode train
 
 soak: setup-dev  ## train for 30 minutes and watch the memory of every process
 	.venv/bin/python tests/soak.py --minutes 30

@@ -27,12 +27,7 @@ if [ ! -f "$venv/ready" ]; then
     "$python" -c 'import mmcv.ops' # else it was built without torch
     pip --no-build-isolation mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 \
         mmpretrain==1.2.0 pytest pytest-timeout pytest-xdist hypothesis
-    "$python" -m pip freeze > "$venv/before.txt"
-    pip --no-build-isolation -e "$root[openmmlab-det,openmmlab-seg,openmmlab-cls,export,vis]"
-    if "$python" -m pip freeze | diff "$venv/before.txt" - | grep '^<'; then
-        echo 'error: installing cyclemlp_mm changed these packages' >&2
-        exit 1
-    fi
+    pip --no-build-isolation -e "$root[openmmlab-det,openmmlab-seg,openmmlab-cls]"
     touch "$venv/ready"
 fi
 cd "$root"

@@ -1,10 +1,13 @@
-"""``make prove-gpu``: exactness of the backbones on a GPU, and which form of the mixer is fastest.
+"""``make prove-gpu``: exactness, speed and memory of the backbones on a GPU, in four parts.
 
-Needs PyTorch, torchvision and mmengine only. Each part takes a few minutes, prints a table, and
-writes it as json into ``--out``; ``tools/benchmark.py --device cuda`` measures speed and memory.
+Needs PyTorch, torchvision and mmengine only. Each part is one command of a few minutes, prints a
+table, and writes it as json into ``--out``:
 
 - exact: every backend, dtype, layout, ``torch.compile`` and CUDA graphs against float64 on a CPU.
+- speed: inference and AMP training steps, time and peak memory, against the published form, plain
+  shift + Linear and torchvision's backbones, eager and compiled.
 - forms: time of each form of the mixer by channels and tokens, for the rule of ``auto``.
+- train: the losses of a short training on generated data, against those of the same on a CPU.
 
 Ends with 1 where a result is not exact. ``--device cpu --quick`` tries the script out.
 """
@@ -19,13 +22,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
 
 from cyclemlp_mm.models import CycleMLP, MPViT
 from cyclemlp_mm.ops import MixerWeights, ReweightWeights, cycle_mixer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 
-from benchmarking.measure import describe, timed
+from benchmarking.measure import describe, matmul_rate, peak_memory, timed
+from benchmarking.published_form import published_form
 
 FORMS = ('reference', 'shift', 'folded', 'triton')
 SMALL = dict(depths=(1, 1, 2, 1), mlp_ratios=(2, 2, 2, 2))
@@ -114,6 +121,61 @@ def _by_cuda_graph(model, image):
     return levels
 
 
+def prove_speed(device, quick):
+    """Rows of medians, in turns of one process; ratios are to ours, eager."""
+    archs = ['b1'] if quick else ['b1', 'b2', 't']
+    sizes = [(1, 64, 64)] if quick else [(8, 800, 1216), (8, 512, 512), (2, 512, 512)]
+    rows, rate = [], matmul_rate(device, torch.bfloat16, 256 if quick else 8192)
+    for mode, size, arch in itertools.product(('infer', 'train'), sizes, archs):
+        batch, height, width = size
+        image = torch.randn(batch, 3, height, width, device=device)
+        calls = {}
+        for name, model in _contenders(arch, size[0] == 2).items():
+            model = model.to(device).train(mode == 'train')
+            calls[name] = _call(model, image, mode, device)
+        taken = {name: [] for name in calls}
+        for turn, (name, call) in itertools.product(range(2 if quick else 8), calls.items()):
+            seconds = timed(call, device)
+            taken[name] += [seconds] if turn or quick else []
+        medians = {name: 1e3 * statistics.median(values) for name, values in taken.items()}
+        for name, median in medians.items():
+            peak = peak_memory(calls[name], device)
+            row = [arch, mode, 'x'.join(map(str, size)), name, median, median / medians['ours']]
+            rows.append([*row, None if peak is None else peak / 2**20])
+        print(f'measured {arch} {mode} {size}', file=sys.stderr)
+    print(f'bfloat16 products of large matrices: {rate / 1e12:.3g} TFLOP/s')
+    head = ['arch', 'mode', 'size', 'form', 'ms', 'of ours', 'peak MiB']
+    return [head, *rows], True
+
+
+def _contenders(arch, every):
+    torch.manual_seed(0)
+    ours = CycleMLP(arch)
+    found = dict(
+        ours=ours,
+        published=published_form(ours),
+        reference=published_form(ours, 'reference'),
+        resnet50=nn.Sequential(*list(models.resnet50().children())[:-2]),
+        swin_t=models.swin_t().features,
+        convnext_t=models.convnext_tiny().features,
+    )
+    for name in ('ours', 'published', 'reference') if every else ():
+        found[f'{name} compiled'] = torch.compile(copy.deepcopy(found[name]))
+    return found
+
+
+def _call(model, image, mode, device):
+    def step():
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            levels = model(image)
+        levels = [levels] if isinstance(levels, torch.Tensor) else levels
+        if mode == 'train':
+            sum(level.float().square().mean() for level in levels).backward()
+
+    return step if mode == 'train' else torch.inference_mode()(step)
+
+
 def prove_forms(device, quick):
     """Rows of milliseconds of each form, forward and backward in bfloat16, and the fastest."""
     rows, forms = [], [f for f in FORMS if device.type == 'cuda' or f != 'triton']
@@ -146,7 +208,34 @@ def _random_weights(c, device, train):
     return MixerWeights(*pair, *pair, new(c, c), *pair, mlp)
 
 
-PARTS = dict(exact=prove_exact, forms=prove_forms)
+def prove_train(device, quick):
+    """Rows of losses of a classifier on generated images, here and on a CPU."""
+    rows, iterations = [], 3 if quick else 40
+    for family in ('reweighted', 'summed'):
+        losses = {}
+        for name, where in {'cpu': torch.device('cpu'), 'here': device}.items():
+            torch.manual_seed(0)
+            model = FAMILIES[family]().to(where).train()
+            head = nn.Linear(model.out_channels[-1], 4).to(where)
+            params = [*model.parameters(), *head.parameters()]
+            optimiser, losses[name] = torch.optim.SGD(params, lr=0.02, momentum=0.9), []
+            for i in range(iterations):
+                generator = torch.Generator().manual_seed(i)
+                labels = torch.randint(4, (8,), generator=generator)
+                images = torch.randn(8, 3, 64, 64, generator=generator)
+                images += torch.eye(4)[labels][:, :3, None, None]  # the class is the colour
+                logits = head(model(images.to(where))[-1].mean(dim=(2, 3)))
+                loss = F.cross_entropy(logits, labels.to(where))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses[name].append(loss.item())
+        for i, pair in enumerate(zip(losses['cpu'], losses['here'])):
+            rows.append([family, i, *pair, abs(pair[0] - pair[1]) <= 1e-2 * max(1.0, pair[0])])
+    return [['family', 'iteration', 'CPU', 'here', 'equal'], *rows], all(row[-1] for row in rows)
+
+
+PARTS = dict(exact=prove_exact, speed=prove_speed, forms=prove_forms, train=prove_train)
 
 
 def main():

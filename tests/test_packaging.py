@@ -24,6 +24,10 @@ FOLDERS |= {name: f'cyclemlp_mm/.mim/{name}' for name in ('configs', 'tools')}
 FILES = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'constraints.txt')
 FILES += ('model-index.yml', 'Makefile')
 REQUIRED = {'torch', 'filelock', 'matplotlib', 'numpy', 'rich', 'safetensors'}
+# Versions that people have beside mmdet 3.3.0; torch is a stand-in.
+ORIGINAL = ('mmengine==0.10.7', 'mmcv-lite==2.1.0', 'numpy==1.26.4', 'opencv-python==4.11.0.86')
+ORIGINAL += ('filelock==3.13.1', 'rich==13.4.2', 'matplotlib==3.8.2')
+ORIGINAL_TOOLBOXES = ('mmdet==3.3.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0')
 FOR_A_CHECKOUT = re.compile('.*/tools/(setup_env|benchmark.*|demo|model_zoo.*)(/.*)?[.]py')
 
 
@@ -77,13 +81,17 @@ def test_wheel_metadata(wheel):
         assert any(n.endswith('/LICENSE') for n in archive.namelist())
     assert metadata['Version'] == cyclemlp_mm.__version__
     assert metadata['Requires-Python'] == '>=3.10'
+    original = {'openmmlab-det', 'openmmlab-seg', 'openmmlab-cls'}
+    extras = {'det', 'seg', 'cls', 'export', 'web', 'corruptions', 'all', 'vis', 'docs', 'dev'}
+    extras |= original
+    assert set(metadata.get_all('Provides-Extra')) == extras
     required = {}
     for line in metadata.get_all('Requires-Dist'):
         name, extra = re.fullmatch(r"([\w-]+).*?(?:extra == ['\"](.*)['\"])?", line).groups()
         required.setdefault(extra, set()).add(name)
     assert required[None] == REQUIRED
     assert {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'} < required['det']
-    for extra in required.keys() - {'det', 'seg', 'cls', 'all'}:
+    for extra in extras - {'det', 'seg', 'cls', 'all'}:
         names = required[extra]
         assert not {n for n in names if n.startswith(('onedl', 'mmengine', 'mmcv'))}, extra
     # Links and images that only work in a checkout are not in the text of the package's page.
@@ -92,26 +100,88 @@ def test_wheel_metadata(wheel):
     assert not re.search(r'\]\((?!https?:)|src="(?!https?:)', text)
 
 
-#: Packages that may be imported besides those that we require, by what brings them.
-BROUGHT = {
-    'mmengine': {'mmengine', 'yaml'},
-    'mmcv': {'mmcv', 'cv2', 'PIL'},
-    'extras of toolboxes': {'mmdet', 'mmseg', 'mmpretrain', 'pycocotools', 'torchvision'},
-    'export, web': {'onnx', 'onnxruntime', 'gradio', 'starlette'},
-    'vis, corruptions': {'tensorboard', 'imagecorruptions'},
-    'torch': {'triton'},
-}
-
-
 def test_every_import_is_required_or_comes_with_a_toolbox():
+    brought = {
+        'mmengine': {'mmengine', 'yaml'},
+        'mmcv': {'mmcv', 'cv2', 'PIL'},
+        'extras': {'mmdet', 'mmseg', 'mmpretrain', 'pycocotools', 'torchvision'},
+        'other extras': {
+            'gradio',
+            'starlette',
+            'onnx',
+            'onnxruntime',
+            'tensorboard',
+            'imagecorruptions',
+        },
+        'torch': {'triton'},
+    }
     allowed = set(sys.stdlib_module_names) | REQUIRED | {'cyclemlp_mm'}
-    allowed = allowed.union(*BROUGHT.values())
+    allowed = allowed.union(*brought.values())
     for path in (ROOT / 'cyclemlp_mm').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             assert not {name.split('.')[0] for name in names} - allowed, path
+
+
+def stand_in(folder, name, version):
+    """A wheel with metadata only: torch is too large to install it for a test."""
+    info = f'{name}-{version}.dist-info'
+    path = folder / f'{name}-{version}-py3-none-any.whl'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr(f'{info}/METADATA', f'Name: {name}\nVersion: {version}\n')
+        archive.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
+        archive.writestr(f'{info}/RECORD', '')
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_beside_the_original_packages(wheel, tmp_path):
+    """pip changes no installed package; one lineage over the other is noticed and can be fixed."""
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    run(sys.executable, '-m', 'venv', tmp_path / 'venv', cwd=tmp_path)
+    environment = dict(PYTHONPATH='', PYTHONWARNINGS='', PIP_DISABLE_PIP_VERSION_CHECK='1')
+
+    def pip(command, *arguments):
+        flags = ('-q', '--no-compile') if command == 'install' else ()
+        return run(python, '-m', 'pip', command, *flags, *arguments, cwd=tmp_path, **environment)
+
+    def versions():
+        return dict(line.split('==') for line in pip('list', '--format=freeze').splitlines())
+
+    def import_it():
+        command = [python, '-c', 'import cyclemlp_mm']
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, **streams)
+
+    torch = [stand_in(tmp_path, 'torch', '2.1.2'), stand_in(tmp_path, 'torchvision', '0.16.2')]
+    try:
+        pip('install', *torch, *ORIGINAL)
+    except AssertionError as error:
+        pytest.skip(f'pip cannot install the original packages here: {str(error)[-300:]}')
+    pip('install', '--no-deps', *ORIGINAL_TOOLBOXES)  # pip adds theirs with our extras
+    before = versions()
+    assert before['mmengine'] == '0.10.7' and before['mmcv-lite'] == '2.1.0'
+    for extra in ('', '[openmmlab-det]', '[openmmlab-seg]', '[openmmlab-cls]', '[export,vis]'):
+        pip('install', f'{wheel}{extra}')
+        after = versions()
+        assert before.items() <= after.items(), extra
+        added = after.keys() - before.keys()
+        assert not [name for name in added if name.startswith(('onedl', 'mm'))], extra
+        before = after
+    assert import_it().stdout == ''
+
+    pip('install', '--no-deps', 'onedl-mmengine==0.10.12')
+    printed = import_it().stdout
+    assert 'onedl-mmengine 0.10.12 and mmengine 0.10.7' in printed and 'pip uninstall' in printed
+    pip('uninstall', '-y', 'onedl-mmengine')
+    done = import_it()
+    assert done.returncode == 1 and 'mmengine is installed (mmengine==0.10.7)' in done.stdout
+    [fix] = re.findall('`pip (.*?)`', done.stdout)
+    pip(*fix.split())
+    assert import_it().stdout == '' and versions() == before
 
 
 @pytest.mark.slow

@@ -34,11 +34,25 @@ def test_a_python_without_wheels(version, home, monkeypatch):
     assert 'PYTHON=' in caught.value.fix
 
 
+def test_what_compiling_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    monkeypatch.setattr(setup_env.sysconfig, 'get_path', lambda name: str(tmp_path))
+    for name in ('g++', 'Python.h'):
+        with pytest.raises(setup_env.SetupError) as caught:
+            setup_env.check_compiler()
+        assert 'build-essential python3-dev' in caught.value.fix
+        (tmp_path / name).touch(0o755)
+    setup_env.check_compiler()
+
+
 @pytest.mark.parametrize(
     'driver_sees, torch_sees, cuda, nvcc, takes, fix',
     [
         (False, False, '13.0', None, False, ''),  # no GPU: nvcc does not matter
+        (False, False, 'None', '11.8', False, ''),
         (True, True, '13.0', '13.2', True, ''),  # the minor version may differ
+        (False, True, '13.0', '13.0', True, ''),  # a container without nvidia-smi
         (True, True, '13.0', None, 'no nvcc', 'CUDA toolkit 13'),
         (True, True, '13.0', '12.4', r'nvcc is CUDA 12, .* CUDA 13\.0', 'CUDA toolkit 13'),
         (True, True, 'None', '13.0', 'CPU-only build', 'index'),
@@ -59,10 +73,23 @@ def test_gpu(driver_sees, torch_sees, cuda, nvcc, takes, fix, monkeypatch):
     assert fix in caught.value.fix and '--cpu-ops' in caught.value.fix  # the way out is named
 
 
+def test_force_cuda(monkeypatch):
+    """An image is built without a GPU: a variable of mmcv's build asks for its ops."""
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    monkeypatch.setattr(doctor, 'has_gpu', lambda: False)
+    monkeypatch.setattr(doctor, 'ask', lambda command: (0, 'release 13.0, V13.0.88'))
+    monkeypatch.setattr(setup_env, 'torch_state', lambda: ('cp312', '2', '13.0', False, '/cuda'))
+    assert setup_env.takes_gpu()
+
+
 def test_hints():
     for text, fix in {
         'ImportError: libGL.so.1: cannot open shared object file': 'headless',
+        'RuntimeError: operator torchvision::nms does not exist': 'as a pair',
         "ModuleNotFoundError: No module named 'mmcv._ext'": 'onedl-mmcv',
+        'mmcv/_ext.so: undefined symbol: _ZN3c10': 'onedl-mmcv',
+        'The virtual environment was not created: ensurepip is not available': 'python3-venv',
+        'OSError: [Errno 28] No space left on device': '9 GB',
         'c++: fatal error: Killed signal terminated program cc1plus': 'MAX_JOBS=1',
         'ERROR: No matching distribution found for torch': 'check the network',
     }.items():
@@ -154,26 +181,39 @@ def test_install_mmcv(home, monkeypatch, kept, states, commands):
     assert done == commands and not states
 
 
+def test_a_wheel_is_kept_by_all_that_it_depends_on(home, monkeypatch):
+    state = ('cp312', '2.11.0+cu130', '13.0', True, '/cuda')
+    monkeypatch.setattr(setup_env, 'torch_state', lambda: state)
+    assert setup_env.wheel_folder(gpu=True).name == 'mmcv2.3.6-cp312-torch2.11.0+cu130-cuda13.0'
+    assert setup_env.wheel_folder(gpu=False).name == 'mmcv2.3.6-cp312-torch2.11.0+cu130-cpu'
+
+
 def test_merge_sources(tmp_path):
-    """A unit that compiles, although files of one folder share names and define macros."""
+    """Two units that compile, although files of one folder share names and define macros."""
     folder = tmp_path / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
     (folder / 'cpu').mkdir(parents=True)
     (folder / 'pytorch_cpp_helper.hpp').write_text('#pragma once\nint max(int a);\n')
     (folder / 'pytorch_device_registry.hpp').touch()
     text = '#include "pytorch_cpp_helper.hpp"\n'
-    (folder / 'nms.cpp').write_text(f'{text}int nms() {{ return 1; }}')
     for name in ('nms', 'psamask'):
+        (folder / f'{name}.cpp').write_text(text + f'int {name}() {{ return 1; }}')
         macro = '#define max(a, b) (a)\n' if name == 'psamask' else ''
-        code = f'{macro}static int add() {{ return 1; }}\nint {name}_cpu() {{ return add(); }}'
-        (folder / 'cpu' / f'{name}.cpp').write_text(text + code)
+        code = (
+            f'{text}{macro}static int add() {{ return 1; }}\nint {name}_cpu() {{ return add(); }}'
+        )
+        (folder / 'cpu' / f'{name}.cpp').write_text(code)
     (folder / 'cpu' / 'voxelization.cpp').write_text(f'{text}int voxels() {{ return max(1); }}')
     setup_env.merge_sources(tmp_path)
     found = sorted(folder.rglob('*.cpp'))
     assert [p.relative_to(folder).as_posix() for p in found] == ['all_ops.cpp', 'cpu/all_ops.cpp']
-    out = tmp_path / 'cpu.o'
-    subprocess.run(['c++', '-I', folder, '-c', found[1], '-o', out], check=True)
-    symbols = subprocess.run(['nm', out], check=True, capture_output=True, text=True).stdout
-    assert all(f'{name}v' in symbols for name in ('nms_cpu', 'psamask_cpu', 'voxels'))
+    for file in found:
+        out = file.with_suffix('.o')
+        subprocess.run(['c++', '-I', folder, '-c', file, '-o', out], check=True)
+        symbols = subprocess.run(['nm', out], check=True, capture_output=True, text=True).stdout
+        expected = (
+            ('nms_cpu', 'psamask_cpu', 'voxels') if 'cpu' in file.parts else ('nms', 'psamask')
+        )
+        assert all(f'{name}v' in symbols for name in expected)
 
 
 def test_constraints_are_exact_pins():
@@ -184,7 +224,8 @@ def test_constraints_are_exact_pins():
     assert len(pins) == len(lines) and pins['opencv-python'] == pins['opencv-python-headless']
 
 
-def test_needs_the_standard_library_only():
+def test_needs_the_standard_library_only(tmp_path):
     """It runs before anything is installed."""
     command = [sys.executable, '-E', '-S', str(ROOT / 'tools' / 'setup_env.py'), '--help']
-    assert '--cpu-ops' in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and '--cpu-ops' in done.stdout, done.stderr

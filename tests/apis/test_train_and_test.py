@@ -53,6 +53,16 @@ def evaluated(config, checkpoint, folder, *arguments):
     return run_tool('test.py', *model, *arguments, cwd=folder)[1]
 
 
+def in_two_processes(config, data, options, folder, port):
+    command = [ROOT / 'tools' / 'dist_train.sh', config, '2', '--data', data, '--work-dir', 'wd']
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [*map(str, command), '--cfg-options', *options]
+    done = subprocess.run(command, cwd=folder, env=env, timeout=600, **output)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
 #: Lines of other packages, as they begin.
 FOREIGN = re.compile(
     'Could not import OneDL|faster_coco_eval|loading annotations into memory|creating index'
@@ -77,7 +87,7 @@ def check_screen(printed, folder=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['detector', 'segmentor', 'classifier'])
+@pytest.mark.parametrize('kind', ['detector', 'mask_detector', 'segmentor', 'classifier'])
 def test_nothing_foreign_is_printed_by_infer(kind, coco, tmp_path, request):
     model = save_classifier(tmp_path) if kind == 'classifier' else request.getfixturevalue(kind)
     images = coco / 'val2017'
@@ -164,6 +174,13 @@ def test_mixed_precision_and_a_scaled_learning_rate(coco, tmp_path):
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)  # nan is neither
     assert 'LR is set based on batch size of 8 and the current batch size is 2' in printed
     assert 'Consider --auto-scale-lr' not in printed
+
+
+def test_two_processes_without_a_gpu(coco, tmp_path):
+    printed = in_two_processes(DET, coco, [*TINY, 'train_cfg.val_interval=1'], tmp_path, '29611')
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', printed)  # 8 images, 2 x 2 each
+    assert 'Epoch(val) [1][1/1]' in printed  # 4 images: both processes evaluate
+    torch.load(tmp_path / 'wd' / 'epoch_1.pth', weights_only=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
@@ -275,15 +292,8 @@ def test_a_classifier_distills_saves_the_student_alone_and_resumes(
 @pytest.mark.slow
 def test_two_processes_distill(folders, teacher, tmp_path):
     """DDP finds every parameter in use, with a teacher of its own in each process."""
-    command = [ROOT / 'tools' / 'dist_train.sh', DISTILL, '2', '--data', folders]
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29641', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [*map(str, command), '--work-dir', 'wd', '--cfg-options', *FEW, *teacher],
-        **dict(cwd=tmp_path, env=env, timeout=600, text=True),
-        **dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', done.stdout)
+    printed = in_two_processes(DISTILL, folders, [*FEW, *teacher], tmp_path, '29641')
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss_distill: \d', printed)
 
 
 NEEDS_NO_TORCH = """
