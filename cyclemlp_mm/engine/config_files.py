@@ -83,19 +83,6 @@ def find_config(name: str) -> Path:
     )
 
 
-def config_path(name: str) -> str:
-    """Path of a shipped config, which the APIs of all toolboxes take.
-
-    Args:
-        name (str): Its name, with or without ``.py``.
-
-    Raises:
-        MissingFileError: There is no config of that name; suggests near ones.
-    """
-    path = configs_dir() / f'{name.removesuffix(".py")}.py'
-    return str(path if path.is_file() else find_config(Path(name).name))
-
-
 def load_config(name: str, cfg_options: dict | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 

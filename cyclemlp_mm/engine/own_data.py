@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
@@ -81,6 +81,7 @@ def use_own_data(
             names, ignore_label = _camvid_classes(root)
             classes = names if classes is None else classes
         names = _segmentation_classes(root, classes, ignore_label)
+        check = dict(type='CheckLabels', num_classes=len(names), ignore_label=ignore_label)
         settings = {
             split: dict(
                 type='BaseSegDataset',  # ADE20KDataset would map the class names to its own
@@ -112,7 +113,9 @@ def use_own_data(
                 dataset.pop(key, None)
             dataset.update(settings[split], data_root=str(root))
             if scope == 'mmseg':
-                _check_labels(dataset, len(names), ignore_label)
+                dataset.pipeline = _with_check(dataset.pipeline, check)
+    if scope == 'mmseg' and cfg.get('tta_pipeline'):
+        cfg.tta_pipeline = _with_check(cfg.tta_pipeline, check)
     for node in (cfg.model, *evaluators(cfg)):
         for _, settings in heads(node):
             if 'num_classes' in settings:
@@ -232,14 +235,19 @@ def _image_suffix(images: Path) -> str:
     return suffixes[0]
 
 
-def _check_labels(dataset: ConfigDict, num_classes: int, ignore_label: int | None) -> None:
-    """Let a pipeline check its labels; an earlier run's config has the check of that run's data."""
-    steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
-    loads = [i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations']
-    if loads:
-        check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
-        steps.insert(loads[0] + 1, check)
-    dataset.pipeline = steps
+def _with_check(steps: list, check: dict) -> list:
+    """Steps with a check of labels, also in the views of a test, and no check of other data."""
+    found = []
+    for step in steps:
+        views = step if isinstance(step, list) else [step]
+        kinds = [view['type'] for view in views]
+        if 'TestTimeAug' in kinds:
+            step.transforms = _with_check(step.transforms, check)
+        if 'CheckLabels' not in kinds:
+            found.append(step)
+        if 'LoadAnnotations' in kinds:
+            found.append([check] if views is step else check)
+    return found
 
 
 def _find_list(root: Path, split: str) -> str:

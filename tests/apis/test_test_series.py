@@ -12,12 +12,12 @@ from matplotlib.image import imread
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from PIL import Image
-from toy_models import save_classifier
+from toy_models import save_classifier, save_segmentor
 from toy_runs import NO_WORKERS
 
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.datasets import CorruptImage, corrupt, shapes
-from cyclemlp_mm.engine import load_config, test_series
+from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.engine.test_series import (
     ALEXNET,
     BENCHMARK,
@@ -208,7 +208,7 @@ def test_corruptions_of_a_classifier(classifier, tmp_path, capsys):
     assert imread(tmp_path / 'wd' / 'corruptions.png').std() > 0.05
 
 
-def test_folders_that_do_not_fit(tmp_path):
+def test_folders_of_corrupted_images(tmp_path):
     cfg = load_config('cyclemlp_demo')
     cfg.test_dataloader.dataset.metainfo = dict(classes=('a', 'b'))
     for part in itertools.product(('fog', 'mist'), '12345', 'ab'):
@@ -217,24 +217,22 @@ def test_folders_that_do_not_fit(tmp_path):
     assert len(series.loaders) == 11 and series.loaders['clean', 0] is None
     dataset = series.loaders['mist', 4].dataset
     assert dataset.data_root == str(tmp_path / 'mist' / '4') and 'split' not in dataset
-    assert [step['type'] for step in dataset.pipeline] == [
-        'LoadImageFromFile',
-        'Resize',
-        'PackInputs',
-    ]
+    steps = [step['type'] for step in dataset.pipeline]
+    assert steps == ['LoadImageFromFile', 'Resize', 'PackInputs']
     assert dataset.pipeline[1]['scale'] == (64, 64)
     assert len(CorruptionSeries(cfg, ['fog'], str(tmp_path)).loaders) == 6
-    with pytest.raises(UserError, match='snow unknown; there are fog, mist'):
-        CorruptionSeries(cfg, ['snow'], str(tmp_path))
+
+    def refuse(message, folder=tmp_path, names=()):
+        with pytest.raises(UserError, match=message):
+            CorruptionSeries(cfg, names, str(folder))
+
+    refuse('snow unknown; there are fog, mist', names=['snow'])
     (tmp_path / 'fog' / '3' / 'b').rename(tmp_path / 'fog' / '3' / 'c')
-    with pytest.raises(UserError, match=r'fog/3 has the class folders a, c, but .* needs a, b'):
-        CorruptionSeries(cfg, folder=str(tmp_path))
+    refuse(r'fog/3 has the class folders a, c, but .* needs a, b')
     (tmp_path / 'fog' / '3').rename(tmp_path / 'fog' / '6')
-    with pytest.raises(UserError, match='lacks the folder fog/3'):
-        CorruptionSeries(cfg, folder=str(tmp_path))
+    refuse('lacks the folder fog/3')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='has no folders of corruptions'):
-        CorruptionSeries(cfg, folder=str(tmp_path / 'empty'))
+    refuse('has no folders of corruptions', tmp_path / 'empty')
 
 
 def test_imagenet_c_itself(tmp_path):
@@ -273,12 +271,13 @@ def test_mean_corruption_error_by_hand(tmp_path):
     cfg = load_config('cyclemlp_b1_in1k')
     series = CorruptionSeries(cfg, ['fog', 'snow'], reference='alexnet')
     rows = dict(fog=[60.0, 50, 40, 30, 20], snow=[50.0, 50, 50, 50, 50])
-    table, summary = series._errors(80.0, rows)
+    table, summary = series._table(TOP1, 80.0, rows)
     ce = dict(fog=60 / 0.819324, snow=50 / 0.866816)
     assert summary['CE'] == pytest.approx(ce)
     assert summary['mCE'] == pytest.approx(sum(ce.values()) / 2)
     assert '| fog | 40.0 | 50.0 | 60.0 | 70.0 | 80.0 | 60.0 | 73.2 |' in table
-    lines, summary = test_series._table(40.0, dict(fog=[30.0, 20, 10, 0, 0]), 'mIoU')
+    series = CorruptionSeries(load_config('fpn_cyclemlp_b1_256x256_600i_small'), ['fog'])
+    lines, summary = series._table('mIoU', 40.0, dict(fog=[30.0, 20, 10, 0, 0]))
     assert summary == dict(P=40, mPC=12, rPC=30) and lines[-1] == 'P 40.0, mPC 12.0, rPC 30.0 %'
 
 
@@ -305,7 +304,11 @@ def test_corrupted_classifiers_see_cropped_images():
         ('', ['--sizes', '0'], '--sizes must be different numbers from 1'),
         ('', ['--corruptions', 'fogg'], 'fogg unknown; there are gaussian_noise.*groups are noise'),
         ('', ['--corrupted-data', 'nowhere'], 'nowhere: no such folder'),
-        ('', ['--corruptions', '--reference', 'no.json'], r'no\.json does not exist'),
+        (
+            '',
+            ['--corruptions', '--reference', 'no.json'],
+            r'no\.json .*corruptions\.json of a class.*FileNotFound',
+        ),
         ('', ['--corruptions', '--reference', 'alexnet'], r'1000 classes, but the model has \{4\}'),
         ('', ['--corruptions', '--reference', __file__], 'is not the complete corruptions.json'),
     ],
@@ -336,13 +339,10 @@ def test_a_mask_detector(mask_detector, coco_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_segmentor(segmentor, tmp_path):
+def test_a_segmentor(tmp_path):
     data = shapes.write_ade20k(tmp_path / 'data', 2, 3, (64, 64))
-    (data / 'classes.txt').write_text('sky\nroad\ntree\n')
-    for path in data.glob('annotations/*/*.png'):
-        labels = np.asarray(Image.open(path))
-        Image.fromarray(np.where(labels > 3, 0, labels).astype(np.uint8)).save(path)
-    command = [*map(str, segmentor), '--data', str(data)]
+    names = tuple((data / 'classes.txt').read_text().split())
+    command = [*map(str, save_segmentor(tmp_path / 'model', classes=names)), '--data', str(data)]
     found = run(command, tmp_path / 'wd', '--corruptions', 'contrast')
     values = [found['corrupted']['contrast'][str(s)]['mIoU'] for s in range(1, 6)]
     summary = found['summary']['mIoU']
