@@ -25,7 +25,15 @@ register_backbones()
 
 
 def config_path(name: str) -> str:
-    """Path of a config of this project; see :func:`cyclemlp_mm.engine.config_files.config_path`."""
-    from .engine.config_files import config_path as find
+    """Path of a shipped config, which the APIs of all toolboxes take.
 
-    return find(name)
+    Args:
+        name (str): Its name, with or without ``.py``.
+
+    Raises:
+        MissingFileError: There is no config of that name; suggests near ones.
+    """
+    from .engine.config_files import configs_dir, find_config
+
+    path = configs_dir() / f'{name.removesuffix(".py")}.py'
+    return str(path) if path.is_file() else str(find_config(name))

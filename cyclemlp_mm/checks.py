@@ -12,9 +12,6 @@ from mmengine.registry import Registry
 
 from cyclemlp_mm.errors import CodeError, UserError
 
-#: What the toolboxes raise for settings that they do not take.
-_SETTINGS = (KeyError, TypeError, ValueError, AssertionError, ImportError)
-
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number that NumPy can hold, not True or False."""
@@ -70,8 +67,8 @@ def model_errors(config: str | Path) -> Iterator[None]:
     """Turn errors of building a config's model into a message about the config.
 
     Raises:
-        UserError: A class does not exist or does not take its settings; a ``CodeError`` where the
-            code of a class fails that is not of the toolboxes.
+        UserError: A class does not exist or rejects its settings; a ``CodeError``, which keeps the
+            traceback, where the code of a class fails otherwise.
     """
     try:
         yield
@@ -80,26 +77,7 @@ def model_errors(config: str | Path) -> Iterator[None]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [''])[0][:200]
         what = f'config {config}: the model cannot be built ({type(error).__name__}: {first})'
-        code = _failed_code(error)
-        if code is not None:
-            raise CodeError(f'{what}, in {code.filename}, line {code.lineno}') from error
-        if not isinstance(error, _SETTINGS):
-            raise
-        raise UserError(f'{what}: check its settings, those of --cfg-options too') from error
-
-
-def _failed_code(error: Exception) -> traceback.FrameSummary | None:
-    """Where the code of a class failed; None where mmengine or a toolbox rejected its settings."""
-    frames = traceback.extract_tb(error.__traceback__)
-    registry = Path(inspect.getfile(Registry)).parent
-    built = [i for i, frame in enumerate(frames) if Path(frame.filename).parent == registry]
-    inside = frames[built[-1] + 1 :] if built else []  # of the class that was built last
-    if not inside or isinstance(error, UserError):
-        return None
-    toolboxes = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
-    of_toolbox = toolboxes.intersection(Path(inside[0].filename).parts)
-    if of_toolbox and isinstance(error, _SETTINGS):
-        return None
-    rejects = isinstance(error, ValueError) and (inside[-1].line or '').startswith('raise ')
-    # Not in a library that the class calls.
-    return None if rejects else [f for f in inside if f.filename == inside[0].filename][-1]
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        of_registry = Path(last.filename).parent == Path(inspect.getfile(Registry)).parent
+        kind = UserError if of_registry or isinstance(error, ValueError) else CodeError
+        raise kind(f'{what}: check its settings, those of --cfg-options too') from error

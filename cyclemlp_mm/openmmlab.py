@@ -55,7 +55,7 @@ def conflict() -> tuple[str, str] | None:
     ways = []
     for kind, is_onedl in (('original', False), ('maintained', True)):
         kept = [[p for p in found if p[0].startswith('onedl-') is is_onedl] for found in clashes]
-        pins = ' '.join(f'{found[0][0]}=={found[0][1]}' for found in kept if found)
+        pins = ' '.join('=='.join(found[0]) for found in kept if found)
         if pins:
             command = f'pip install --no-deps --no-build-isolation {pins}'
             ways.append(f'`{command}` (the {kind} packages)')
@@ -75,16 +75,14 @@ def warn_of_conflict() -> None:
 def how_to_get_mmengine(error: ImportError) -> str:
     """The message for a missing or incomplete mmengine."""
     if found := installed('mmengine'):
-        pins = ' '.join(f'{name}=={version}' for name, version in found[:1])
+        pin = '=='.join(found[0])
         return (
-            f'mmengine is installed ({pins}), but its files are incomplete ({error}), as after the '
+            f'mmengine is installed ({pin}), but its files are incomplete ({error}), as after the '
             'removal of another package with the same files: '
-            f'`pip install --force-reinstall --no-deps {pins}`'
+            f'`pip install --force-reinstall --no-deps {pin}`'
         )
-    original = 'beside the original OpenMMLab packages, run `pip install mmengine`'
-    if lineage() == 'original':
-        return f'cyclemlp_mm needs mmengine, which is not installed: {original}'
     return (
         "cyclemlp_mm needs mmengine, which is not installed: run `pip install 'cyclemlp_mm[det]'` "
-        f'(or seg, cls, all), or `pip install onedl-mmengine` for the backbones alone; {original}'
+        '(or seg, cls, all), or `pip install onedl-mmengine` for the backbones alone; beside the '
+        'original OpenMMLab packages, run `pip install mmengine`'
     )

@@ -29,7 +29,7 @@ def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', '
     if args.data is not None:
         engine.use_own_data(cfg, args.data, args.classes, args.ignore_label, needed)
         # They win over --data, which adds a step to pipelines: steps count as in the config file.
-        merge_options(cfg, {k: v for k, v in options.items() if '.pipeline' not in k})
+        merge_options(cfg, {k: v for k, v in options.items() if 'pipeline' not in k})
     elif args.classes is not None or args.ignore_label is not None:
         raise UserError('--classes and --ignore-label describe the folder of --data: give it too')
     train = next((dataset for _, dataset in data_sets(cfg, ['train'])), None)

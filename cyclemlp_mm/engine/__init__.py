@@ -2,14 +2,7 @@
 
 from .bad_images import SkipBadImages
 from .config_data import class_palette
-from .config_files import (
-    config_path,
-    configs_dir,
-    find_config,
-    load_config,
-    require_toolbox,
-    tools_dir,
-)
+from .config_files import configs_dir, find_config, load_config, require_toolbox
 from .hooks.check_weights import CheckLoadedWeights
 from .hooks.checkpoint import AtomicCheckpointHook
 from .hooks.logger import PatientLoggerHook
@@ -44,7 +37,6 @@ __all__ = [
     'StopOnSignal',
     'check_loaded_weights',
     'class_palette',
-    'config_path',
     'configs_dir',
     'find_config',
     'finish_launch',
@@ -57,6 +49,5 @@ __all__ = [
     'resume_training',
     'shard_layers',
     'skip_bad_images',
-    'tools_dir',
     'use_own_data',
 ]

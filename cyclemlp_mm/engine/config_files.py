@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -64,38 +64,23 @@ def tools_dir() -> Path:
 def find_config(name: str) -> Path:
     """Path of a config, by its path, or by the name of a shipped one, with or without ``.py``.
 
-    Also ``configs/NAME``, where there is no folder of that name. Raises MissingFileError, with near
-    names, where there is none.
+    Also ``configs/NAME``, where there is no folder of that name: one may hold a changed copy.
+    Raises MissingFileError, with near names, where there is none.
     """
     path = user_path(name)
     if path.is_file():
         return path
     stem = path.name.removesuffix('.py')
     shipped = configs_dir() / f'{stem}.py'
-    if shipped.is_file():
-        # A folder that was named may hold a changed copy: then the shipped one is not meant.
-        if path.parent == Path() or (path.parent == Path('configs') and not path.parent.is_dir()):
-            return shipped
-        raise MissingFileError(f'there is no config {name}; for the shipped one, give {stem}')
+    is_name = path.parent == Path() or (path.parent == Path('configs') and not path.parent.is_dir())
+    if is_name and shipped.is_file():
+        return shipped
     names = sorted(p.stem for p in configs_dir().glob('*.py'))
     near = difflib.get_close_matches(stem, names, n=3)
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise MissingFileError(
         f'config {name} is neither a file nor one of the {len(names)} shipped configs.{hint}'
     )
-
-
-def config_path(name: str) -> str:
-    """Path of a shipped config, which the APIs of all toolboxes take.
-
-    Args:
-        name (str): Its name, with or without ``.py``.
-
-    Raises:
-        MissingFileError: There is no config of that name; suggests near ones.
-    """
-    path = configs_dir() / f'{name.removesuffix(".py")}.py'
-    return str(path if path.is_file() else find_config(Path(name).name))
 
 
 def load_config(name: str, cfg_options: dict | None = None) -> Config:
@@ -162,31 +147,25 @@ def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
 
 def _config_error(path: Path, error: Exception) -> UserError:
     """What went wrong in a config or a base of it, with file and line; a CodeError in a module."""
-    frames = list(traceback.walk_tb(error.__traceback__))
     read = [  # files that mmengine was reading
         Path(frame.f_locals['filename']).absolute()
-        for frame, _ in frames
+        for frame, _ in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_filename == _MMENGINE and frame.f_locals.get('filename')
     ]
-    lines = [line for f, line in frames if Path(f.f_code.co_filename).absolute() in read]
-    line = lines[-1] if lines else getattr(error, 'lineno', None)
-    file = next((file for file in reversed(read) if file.is_file()), path)  # a base may be missing
+    config = next((file for file in reversed(read) if file.is_file()), path)  # a base may be gone
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    summary = traceback.extract_tb(cause.__traceback__)
-    failed = [(f.filename, f.lineno) for f in summary if f.name == '<module>']  # being imported
-    if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
-        failed.append((cause.filename, cause.lineno))
-    if failed and Path(failed[-1][0]).absolute() not in read:
-        module, at = failed[-1]
-        return CodeError(
-            f'config {path}: a module that it imports fails in {module}, line {at}: '
-            f'{_first_line(cause)}'
-        )
-    where = f' (line {line})' if line else ''
-    shown = path if file == path.absolute() else file
-    return UserError(f'config {shown} cannot be read: {_first_line(cause)}{where}')
+    frames = traceback.extract_tb(cause.__traceback__)
+    file = next((f.filename for f in reversed(frames) if f.name == '<module>'), str(config))
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    line = lines[-1] if lines else getattr(cause, 'lineno', None)
+    if isinstance(cause, SyntaxError) and Path(cause.filename or '').is_file():
+        file, line = cause.filename, cause.lineno
+    where = f' ({file}, line {line})' if line else ''
+    shown = path if config == path.absolute() else config
+    kind = UserError if Path(file).absolute() in [*read, path.absolute()] else CodeError
+    return kind(f'config {shown} cannot be read: {_first_line(cause)}{where}')
 
 
 def _check_keys(cfg: Config, options: dict) -> None:
@@ -195,18 +174,20 @@ def _check_keys(cfg: Config, options: dict) -> None:
     Their first part is in neither the config nor a runner, or is a variable whose value was already
     used; or an inner part is nearly a name in its place. All else may be new.
     """
+    settings = cfg.to_dict()
     for key in options:
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
-            near = near or ['.'.join([place, *inner]) for place in _named(cfg.to_dict(), first)][:3]
-            raise _unread(key, f'neither the config nor mmengine has {first!r}', near)
+            places = near or [place for place, _ in _walk(settings) if place.endswith(f'.{first}')]
+            raise _unread(key, f'neither the config nor mmengine has {first!r}', places[:3], inner)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
-            places = [p for top in cfg if top != first for p in _places(cfg[top], cfg[first], top)]
+            value = settings.pop(first)
+            places = [place for place, other in _walk(settings) if _is_made_of(other, value)]
             # Those of the same name first: a small number stands for many things.
             places.sort(key=lambda place: first not in place)
-            keys = ['.'.join([place, *inner]) for place in places[:4]]
-            raise _unread(key, f'{first!r} is a variable of the config that was used already', keys)
+            wrong = f'{first!r} is a variable of the config that was used already'
+            raise _unread(key, wrong, places[:4], inner)
         node = cfg.get(first)
         for part in inner[:-1]:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
@@ -220,16 +201,24 @@ def _check_keys(cfg: Config, options: dict) -> None:
                 break  # merging reports it
 
 
-def _named(node: object, name: str, place: str = '') -> Iterator[str]:
-    """Dotted keys, inside of sections, whose last part is ``name``."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if key == name and place:
-            yield f'{place}{key}'
-        yield from _named(value, name, f'{place}{key}.')
+def _walk(node: object, place: str = '') -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of settings, however deep."""
+    if isinstance(node, (dict, list, tuple)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield f'{place}{key}', value
+            yield from _walk(value, f'{place}{key}.')
 
 
-def _unread(key: str, wrong: str, keys: list[str]) -> UserError:
-    hint = f'Did you mean {" or ".join(keys)}?' if keys else 'Write it into the config file'
+def _is_made_of(setting: object, value: object) -> bool:
+    """Whether a setting equals a variable's value, or is a text that begins with it."""
+    if isinstance(value, str) and isinstance(setting, str):
+        return value != '' and setting.startswith(value)
+    return type(setting) is type(value) and setting == value
+
+
+def _unread(key: str, wrong: str, places: list[str], inner: Sequence[str] = ()) -> UserError:
+    near = ' or '.join('.'.join([place, *inner]) for place in places)
+    hint = f'Did you mean {near}?' if near else 'Write it into the config file'
     return UserError(f'--cfg-options {key}: {wrong}, so that it would change nothing. {hint}')
 
 
@@ -247,17 +236,6 @@ def _is_variable(cfg: Config, name: str) -> bool:
     own = [module for module in own if module.split('.')[0] not in _NOT_OWN]
     used = re.search(rf'(?:\b_base_\.|(?<![\w.\'"])){re.escape(name)}\b(?!\s*=[^=])', code)
     return used is not None or not own
-
-
-def _places(node: object, value: object, key: str) -> Iterator[str]:
-    """Keys below ``node`` that hold ``value``, or a text that begins with it."""
-    begins = isinstance(value, str) and value and isinstance(node, str) and node.startswith(value)
-    if begins or (type(node) is type(value) and node == value):
-        yield key
-    elif isinstance(node, (dict, list, tuple)):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for name, part in items:
-            yield from _places(part, value, f'{key}.{name}')
 
 
 def _first_line(error: Exception) -> str:

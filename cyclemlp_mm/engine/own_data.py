@@ -4,21 +4,15 @@ It sets the data roots of every loader and evaluator, the class names and the ``
 every head. The layouts are in docs/own_data.md and docs/classification.md.
 """
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept, category_names, read_coco
-from cyclemlp_mm.datasets.file_names import (
-    check_list_encoding,
-    files_in,
-    is_no_class,
-    read_lines,
-    read_names,
-    say_spelling,
-)
+from cyclemlp_mm.datasets.file_names import read_lines, read_names, say_spelling
 from cyclemlp_mm.datasets.image_files import IMAGE_SUFFIXES, split_images
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.user_path import user_path
@@ -87,11 +81,12 @@ def use_own_data(
             names, ignore_label = _camvid_classes(root)
             classes = names if classes is None else classes
         names = _segmentation_classes(root, classes, ignore_label)
+        check = dict(type='CheckLabels', num_classes=len(names), ignore_label=ignore_label)
         settings = {
             split: dict(
                 type='BaseSegDataset',  # ADE20KDataset would map the class names to its own
                 data_prefix=dict(img_path=images, seg_map_path=labels),
-                img_suffix=_image_suffix(root / images, root / labels),
+                img_suffix=_image_suffix(root / images),
                 seg_map_suffix='.png',
                 reduce_zero_label=ignore_label is None,
             )
@@ -100,8 +95,12 @@ def use_own_data(
     else:
         there = _splits(root, FOLDERS, needed, 'train/CLASS/IMAGE or of lists')
         lists = {split: _find_list(root, split) for split in there}
-        classes_of = _classes_of_lists if any(lists.values()) else _classes_of_folders
-        names = classes_of(root, lists, classes)
+        if any(lists.values()):
+            names = _classes_of_lists(root, lists, classes)
+        elif classes is None:
+            names = _classes_of_folders({split: root / split for split in there})
+        else:
+            raise UserError(f'--classes: {root} has class folders with the names; leave it out')
         shared = dict(type='CustomDataset', with_label=True, extensions=IMAGE_SUFFIXES)
         settings = {
             split: dict(shared, ann_file=name, data_prefix=_prefix_of(root, split, name))
@@ -114,12 +113,17 @@ def use_own_data(
                 dataset.pop(key, None)
             dataset.update(settings[split], data_root=str(root))
             if scope == 'mmseg':
-                _check_labels(dataset, len(names), ignore_label)
-    for _, head in heads(cfg.model):
-        if 'num_classes' in head:
-            head['num_classes'] = len(names)
+                dataset.pipeline = _with_check(dataset.pipeline, check)
+    if scope == 'mmseg' and cfg.get('tta_pipeline'):
+        cfg.tta_pipeline = _with_check(cfg.tta_pipeline, check)
     for node in (cfg.model, *evaluators(cfg)):
-        _limit_topk(node, len(names))
+        for _, settings in heads(node):
+            if 'num_classes' in settings:
+                settings['num_classes'] = len(names)
+            if 'topk' in settings:
+                topk = settings['topk']
+                topk = topk if isinstance(topk, (list, tuple)) else (topk,)
+                settings['topk'] = tuple(k for k in topk if k <= len(names)) or (1,)
     return cfg
 
 
@@ -128,25 +132,23 @@ def _check_layout(root: Path, scope: str) -> None:
     name, task, command, result = recognise(root, scope)
     if task == scope and not command:
         return
-    said = f'--data {root} is in the layout of {name}'
+    what = f'--data {root} is in the layout of {name}'
     if task != scope:
-        said += f', for {TASKS[task][0]}, but the config is for {TASKS[scope][0]}: take a config '
-        said += f'such as {TASKS[task][1]}'
+        what += f', for {TASKS[task][0]}, but the config is for {TASKS[scope][0]}: take a config '
+        what += f'such as {TASKS[task][1]}'
     if command:
-        said += f'. This command converts it:\n\n{command}\n\n'
-        said += f'Then give --data {result}'
-    raise UserError(said)
+        what += f'. This command converts it:\n\n{command}\n\nThen give --data {result}'
+    raise UserError(what)
 
 
 def _splits(
     root: Path, splits: dict[str, tuple[str, ...]], needed: Sequence[str], layout: str
 ) -> dict[str, tuple[str, ...]]:
     """The parts of a layout that are needed or there."""
-
-    def is_there(path: Path) -> bool:
-        return path.is_file() if path.suffix else path.is_dir()
-
-    lacking = {s: [p for p in parts if not is_there(root / p)] for s, parts in splits.items()}
+    lacking = {
+        split: [part for part in parts if not os.path.exists(f'{root}/{part}')]
+        for split, parts in splits.items()
+    }
     missing = ', '.join(part for split in needed for part in lacking[split])
     if missing:
         raise MissingFileError(
@@ -187,7 +189,7 @@ def _unused_parents(root: Path, splits: dict[str, tuple[str, ...]]) -> list[str]
         names = {one['id']: one['name'] for one in content['categories']}
         pairs = ((one['name'], one.get('supercategory')) for one in content['categories'])
         parents |= {parent for name, parent in pairs if parent != name} & {*names.values()}
-        objects = (ann for ann in content['annotations'] if isinstance(ann, dict))
+        objects = [ann for ann in content['annotations'] if isinstance(ann, dict)]
         used |= {names.get(ann.get('category_id')) for ann in objects}
     return sorted(parents - used)
 
@@ -223,38 +225,29 @@ def _camvid_classes(root: Path) -> tuple[list[str] | None, int]:
     return names or None, 255
 
 
-def _image_suffix(images: Path, labels: Path) -> str:
-    """The one suffix of a folder's images; every image needs a label of the same stem."""
-    files, _ = split_images(images.rglob('*'))
-    if not files:
+def _image_suffix(images: Path) -> str:
+    """The suffix of a folder's images, of which mmseg reads one only."""
+    suffixes = sorted({file.suffix for file in split_images(images.rglob('*'))[0]})
+    if not suffixes:
         raise MissingFileError(f'{images} holds no image ({", ".join(IMAGE_SUFFIXES)})')
-    suffixes = sorted({f.suffix for f in files})
     if len(suffixes) > 1:
         raise UserError(f'{images} mixes {", ".join(suffixes)}: convert or rename to one of them')
-    expected = [f.relative_to(images).with_suffix('.png') for f in files]
-    missing = [str(name) for name in expected if not (labels / name).exists()]
-    if missing:
-        raise MissingFileError(
-            f'{len(missing)} of {len(files)} images in {images} have no label in {labels}, e.g. '
-            f'{missing[0]}{_spelling(missing, labels)}'
-        )
     return suffixes[0]
 
 
-def _spelling(names: list[str], *folders: Path) -> str:
-    """What to do about missing names that a folder has in another spelling; '' if none has."""
-    found = filter(None, (say_spelling(names, files_in(folder)) for folder in folders))
-    return next((f'; {spelling}: use the names of the files' for spelling in found), '')
-
-
-def _check_labels(dataset: ConfigDict, num_classes: int, ignore_label: int | None) -> None:
-    """Let a pipeline check its labels; an earlier run's config has the check of that run's data."""
-    steps = [step for step in dataset.pipeline if step['type'] != 'CheckLabels']
-    loads = [i for i, step in enumerate(steps) if step['type'] == 'LoadAnnotations']
-    if loads:
-        check = dict(type='CheckLabels', num_classes=num_classes, ignore_label=ignore_label)
-        steps.insert(loads[0] + 1, check)
-    dataset.pipeline = steps
+def _with_check(steps: list, check: dict) -> list:
+    """Steps with a check of labels, also in the views of a test, and no check of other data."""
+    found = []
+    for step in steps:
+        views = step if isinstance(step, list) else [step]
+        kinds = [view['type'] for view in views]
+        if 'TestTimeAug' in kinds:
+            step.transforms = _with_check(step.transforms, check)
+        if 'CheckLabels' not in kinds:
+            found.append(step)
+        if 'LoadAnnotations' in kinds:
+            found.append([check] if views is step else check)
+    return found
 
 
 def _find_list(root: Path, split: str) -> str:
@@ -263,30 +256,21 @@ def _find_list(root: Path, split: str) -> str:
     return next((name for name in names if (root / name).is_file()), '')
 
 
-def _classes_of_folders(
-    root: Path, splits: Collection[str], classes: Sequence[str] | None
-) -> tuple[str, ...]:
-    if classes is not None:
-        raise UserError(f'--classes: {root} has class folders with the names; leave it out')
-    found = {s: sorted(p.name for p in (root / s).iterdir() if p.is_dir()) for s in splits}
+def _classes_of_folders(folders: dict[str, Path]) -> tuple[str, ...]:
+    found = {s: sorted(p.name for p in f.iterdir() if p.is_dir()) for s, f in folders.items()}
     for split, names in found.items():
-        hidden = ', '.join(f'{split}/{name}' for name in names if is_no_class(name))
-        if hidden:  # mmpretrain lists the folders itself
-            raise UserError(
-                f'{root}: mmpretrain takes every folder for a class, {hidden} as well: take it out'
-            )
         if not names:
             raise MissingFileError(
-                f'{root / split} has no class folder, and there is no {split}_list.txt: sort the '
+                f'{folders[split]} has no class folder, and there is no {split}_list.txt: sort the '
                 'images into one folder per class, or write a list of lines "NAME LABEL"'
             )
     if len(found) > 1 and found['train'] != found['val']:
-        train, val = map(set, found.values())
-        only = sorted(train - val), sorted(val - train)
+        only = [sorted(set(found[a]) - set(found[b])) for a, b in (FOLDERS, [*FOLDERS][::-1])]
         spelling = say_spelling(*only)
         raise UserError(
-            f'{root}: the class folders of train and val differ; only in train: {only[0][:5]}, '
-            f'only in val: {only[1][:5]}' + (f'; {spelling}: rename them' if spelling else '')
+            f'{folders["train"].parent}: the class folders of train and val differ; only in train: '
+            f'{only[0][:5]}, only in val: {only[1][:5]}'
+            + (f'; {spelling}: rename them' if spelling else '')
         )
     return tuple(names)
 
@@ -294,56 +278,24 @@ def _classes_of_folders(
 def _classes_of_lists(
     root: Path, lists: dict[str, str], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
+    """Names that are given, in ``classes.txt``, or the numbers of the labels."""
     for split, name in lists.items():
         if not name:
             raise MissingFileError(f'{root} has no list for {split}, e.g. {split}_list.txt')
-    highest = max(_highest_label(root / name) for name in lists.values())
     file = root / 'classes.txt'
+    if classes is None and file.is_file():
+        classes = read_names(file)
     if classes is None:
-        classes = read_names(file) if file.is_file() else map(str, range(highest + 1))
-    names = tuple(classes)
-    if highest >= len(names):
-        raise UserError(
-            f'{root}: the lists have labels up to {highest}, counted from 0, but there are '
-            f'{len(names)} class names'
-        )
-    return names
-
-
-def _highest_label(file: Path) -> int:
-    labels = []
-    check_list_encoding(file)
-    for number, line in enumerate(read_lines(file), start=1):
-        name, _, label = line.strip().rpartition(' ')
-        if not name or not label.isdigit():
-            raise UserError(
-                f'{file}, line {number}: expected "NAME LABEL" with a label from 0, got {line!r}'
-            )
-        labels.append(int(label))
-    if not labels:
-        raise UserError(f'{file} is empty')
-    return max(labels)
+        lines = [line for name in lists.values() for line in read_lines(root / name)]
+        labels = [line.strip().rpartition(' ')[2] for line in lines]
+        highest = max((int(label) for label in labels if label.isdecimal()), default=0)
+        classes = map(str, range(highest + 1))
+    return tuple(classes)
 
 
 def _prefix_of(root: Path, split: str, list_name: str) -> str:
     """What names are relative to: the split's folder or, where a list has them, maybe ``root``."""
-    if not list_name:
-        return split
-    name = read_lines(root / list_name)[0].strip().rpartition(' ')[0]
-    for prefix in (split, ''):
-        if (root / prefix / name).is_file():
-            return prefix
-    raise MissingFileError(
-        f'{root / list_name} begins with {name}, which is neither in {root / split} nor in '
-        f'{root}{_spelling([name], root / split, root)}'
-    )
-
-
-def _limit_topk(node: object, num_classes: int) -> None:
-    """Leave out top-k accuracies, here and deeper, for which there are too few classes."""
-    if isinstance(node, dict) and 'topk' in node:
-        asked = node['topk'] if isinstance(node['topk'], (list, tuple)) else (node['topk'],)
-        node['topk'] = tuple(k for k in asked if k <= num_classes) or (1,)
-    if isinstance(node, (dict, list, tuple)):
-        for value in node.values() if isinstance(node, dict) else node:
-            _limit_topk(value, num_classes)
+    lines = read_lines(root / list_name) if list_name else []
+    name = lines[0].strip().rpartition(' ')[0] if lines else ''
+    is_below_root = not (root / split / name).exists() and (root / name).is_file()
+    return '' if is_below_root else split

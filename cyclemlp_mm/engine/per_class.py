@@ -111,11 +111,6 @@ class ConfusionMatrix(BaseMetric):
             return {}
         self.matrix = classes
         draw_confusion_matrix(classes, names, self.unit, self.out_file)
-        if self.unit == 'boxes':
-            missed, found = matrix[:number, number].sum(), matrix[number].sum()
-            limits = f'score ≥ {self.score_thr:g}, IoU ≥ {self.iou_thr:g}'
-            text = f'{missed} of {matrix[:number].sum()} boxes were not found; {found} were found '
-            print_log(f'{text}where there is none ({limits})', 'current')
         share = matrix[:number] / np.maximum(matrix[:number].sum(1, keepdims=True), 1)
         if self.unit == 'images':
             right = [f'{name} {share[i, i]:.1%}' for i, name in enumerate(names)]

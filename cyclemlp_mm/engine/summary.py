@@ -55,10 +55,6 @@ class LogSummary(Hook):
         data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders]
         model = f'model     {_model(runner.model)}'
         written = f'written   {_relative(runner.work_dir)} (log: {_relative(runner.log_dir)})'
-        for hook in runner.hooks:
-            out_dir = getattr(hook, 'out_dir', None) if isinstance(hook, CheckpointHook) else None
-            if out_dir and out_dir != runner.work_dir and loaders[0][0] == 'train':
-                written += f'; checkpoints: {out_dir}'
         device = f'device    {_device()}'
         for line in [*data, *classes, model, *after_model, device, written]:
             runner.logger.info(line)
@@ -91,17 +87,12 @@ def count_objects(dataset: object) -> int | None:
 
 
 def _views(dataset: object) -> str:
-    """How many scales and flips of an image are tested: single scale, ms, flip or ms+flip."""
+    """How many views of an image are tested, at several scales and flipped."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    views = next((step.subroutines for step in steps if hasattr(step, 'subroutines')), [])
-    inner = [step for view in views for step in view.transforms]
-    scales = {str(step.scale) for step in inner if getattr(step, 'scale', None)}
-    scales |= {str(step.scale_factor) for step in inner if getattr(step, 'scale_factor', None)}
-    flips = any(getattr(step, 'prob', 0) for step in inner if 'Flip' in type(step).__name__)
-    name = '+'.join(['ms'] * (len(scales) > 1) + ['flip'] * flips) or 'single scale'
-    return f'{name}, {count(len(views), "view")} per image' if views else name
+    views = next((step.subroutines for step in steps if hasattr(step, 'subroutines')), ())
+    return f'{len(views)} views per image' if views else 'single scale'
 
 
 def _model(model: nn.Module) -> str:

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from numbers import Real
 from pathlib import Path
 
@@ -150,48 +149,45 @@ class CorruptionSeries:
         lines, panels = [], {}
         for metric in (name for name in self.metrics if name in results['clean']):
             clean = _per_cent(results['clean'], metric)
-            rows = {name: _by_severity(one, metric) for name, one in results['corrupted'].items()}
+            rows = {
+                name: [_per_cent(metrics, metric) for metrics in tests.values()]
+                for name, tests in results['corrupted'].items()
+            }
             panels[_TITLES.get(metric, metric)] = {name: [clean, *y] for name, y in rows.items()}
-            is_error = metric == TOP1
-            table, summary = self._errors(clean, rows) if is_error else _table(clean, rows, metric)
-            results['summary'][metric] = summary
+            table, results['summary'][metric] = self._table(metric, clean, rows)
             lines += [*table, '']
         write_results(runner, self.name, results)
         finish(runner, self.name, lines, lambda path: draw_corruptions(panels, path))
         return results
 
-    def _errors(self, clean: float, rows: dict[str, list[float]]) -> tuple[list[str], dict]:
-        """Table and summary of a classifier: the corruption errors of arXiv 1903.12261."""
-        rows = {name: [100 - value for value in values] for name, values in rows.items()}
+    def _table(
+        self, metric: str, clean: float, rows: dict[str, list[float]]
+    ) -> tuple[list[str], dict]:
+        """Table and summary: errors of arXiv 1903.12261 for top-1, else mPC of arXiv 1907.07484."""
+        title, is_error = _TITLES.get(metric, metric), metric == TOP1
+        if is_error:
+            title, clean = 'top-1 error in %', 100 - clean
+            rows = {name: [100 - value for value in values] for name, values in rows.items()}
         means = {name: float(np.mean(values)) for name, values in rows.items()}
-        summary = dict(clean_error=100 - clean, mean_error=float(np.mean([*means.values()])))
-        text = f'clean error {100 - clean:.1f}, mean error {summary["mean_error"]:.1f}'
-        columns = {'mean': means}
+        mean, columns = float(np.mean([*means.values()])), dict(mean=means)
+        if is_error:
+            summary = dict(clean_error=clean, mean_error=mean)
+            text = f'clean error {clean:.1f}, mean error {mean:.1f}'
+        else:
+            summary = dict(P=clean, mPC=mean, rPC=100 * mean / clean if clean > 0 else None)
+            relative = f'{summary["rPC"]:.1f} %' if clean > 0 else 'undefined'
+            text = f'P {clean:.1f}, mPC {mean:.1f}, rPC {relative}'
         if self.reference is not None:
-            summary['CE'] = {name: 100 * y / self.reference[name] for name, y in means.items()}
-            summary['mCE'] = float(np.mean([*summary['CE'].values()]))
-            columns['CE'] = summary['CE']
+            ce = {name: 100 * error / self.reference[name] for name, error in means.items()}
+            summary |= dict(CE=ce, mCE=float(np.mean([*ce.values()])))
+            columns['CE'] = ce
             text += f', mCE {summary["mCE"]:.1f} (reference: {self.source})'
-        return [*_rows('top-1 error in %', rows, columns), '', text], summary
-
-
-def _table(clean: float, rows: dict[str, list[float]], metric: str) -> tuple[list[str], dict]:
-    """Table and summary of others: P, mPC and rPC of arXiv 1907.07484."""
-    means = {name: float(np.mean(values)) for name, values in rows.items()}
-    mean = float(np.mean([*means.values()]))
-    summary = dict(P=clean, mPC=mean, rPC=100 * mean / clean if clean > 0 else None)
-    relative = f'{summary["rPC"]:.1f} %' if clean > 0 else 'undefined'
-    text = f'P {clean:.1f}, mPC {mean:.1f}, rPC {relative}'
-    return [*_rows(_TITLES.get(metric, metric), rows, dict(mean=means)), '', text], summary
-
-
-def _rows(title: str, rows: dict[str, list[float]], columns: dict[str, dict]) -> Iterator[str]:
-    names = [f'{title}, severity', *map(str, SEVERITIES), *columns]
-    yield f'| {" | ".join(names)} |'
-    yield '|---' * len(names) + '|'
-    for name, values in rows.items():
-        values = [*values, *(column[name] for column in columns.values())]
-        yield f'| {name} | {" | ".join(f"{value:.1f}" for value in values)} |'
+        names = [f'{title}, severity', *map(str, SEVERITIES), *columns]
+        lines = [f'| {" | ".join(names)} |', '|---' * len(names) + '|']
+        for name, values in rows.items():
+            values = [*values, *(column[name] for column in columns.values())]
+            lines.append(f'| {name} | {" | ".join(f"{value:.1f}" for value in values)} |')
+        return [*lines, '', text], summary
 
 
 def run_tests(
@@ -202,11 +198,16 @@ def run_tests(
     The first test is logged in full, of the others a line each is on the screen. Raises a UserError
     if the first one reports none of ``metrics``.
     """
+    screens = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    levels = [handler.level for handler in screens]
     for number, (key, loader) in enumerate(loaders.items(), 1):
         if loader is not None:
             runner.test_loop.dataloader = runner.build_dataloader(loader)
-        with _only_warnings(runner) if number > 1 else nullcontext():
-            found = runner.test()
+        for handler in screens if number > 1 else ():
+            handler.setLevel(max(handler.level, logging.WARNING))
+        found = runner.test()
+        for handler, level in zip(screens, levels, strict=True):
+            handler.setLevel(level)
         if number == 1 and not any(name in found for name in metrics):
             what = f'the test reports {some(sorted(found)) or "no metric (was nothing found?)"}'
             raise UserError(f'{what}: a series of tests needs {" or ".join(metrics)}')
@@ -217,27 +218,9 @@ def run_tests(
         yield key, {k: float(v) for k, v in found.items() if isinstance(v, Real)}
 
 
-@contextmanager
-def _only_warnings(runner: Runner) -> Iterator[None]:
-    """Let the log of the block go to the log file only, but for warnings."""
-    screens = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
-    levels = [handler.level for handler in screens]
-    for handler in screens:
-        handler.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for handler, level in zip(screens, levels, strict=True):
-            handler.setLevel(level)
-
-
 def _per_cent(metrics: dict, name: str) -> float:
     """A metric in %; 0 where it is missing, as mmdet's AP is where no box was found."""
     return metrics.get(name, 0.0) * (100 if name.startswith('coco/') else 1)
-
-
-def _by_severity(tests: dict, metric: str) -> list[float]:
-    return [_per_cent(tests[str(severity)], metric) for severity in SEVERITIES]
 
 
 def require_classifier(cfg: Config, option: str) -> None:
@@ -277,9 +260,7 @@ def _reference_errors(cfg: Config, names: Sequence[str], source: str) -> dict[st
             found = json.loads(Path(source).read_bytes())['corrupted']
             top1 = {k: [v[str(s)][TOP1] for s in SEVERITIES] for k, v in found.items()}
             errors = {name: 100 - float(np.mean(values)) for name, values in top1.items()}
-        except FileNotFoundError as error:
-            raise MissingFileError(f'--reference {source} does not exist') from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f'is not the complete corruptions.json of a classifier ({error!r})'
             raise UserError(f'--reference {source} {what}: test one with --corruptions') from error
     missing = [name for name in names if not errors.get(name)]
@@ -385,13 +366,12 @@ def use_corrupted_folder(dataset: ConfigDict, root: Path, part: str) -> None:
         raise MissingFileError(f'--corrupted-data {root} lacks the folder {part}')
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     classes = list((dataset.get('metainfo') or {}).get('classes') or ())
-    if classes or dataset.type != 'ImageNet':
-        is_known, expected = names == classes, f"needs {some(classes)}, in the alphabet's order"
-    else:
+    is_known, expected = names == classes, f"{some(classes)}, in the alphabet's order"
+    if dataset.type == 'ImageNet' and not classes:
         is_known = len(names) == 1000 and all(map(_WORDNET.fullmatch, names))
-        expected = "needs ImageNet's 1000: n01440764, …"
+        expected = "ImageNet's 1000: n01440764, …"
     if not is_known:
-        what = f'has the class folders {some(names) or "(none)"}, but the data of the config'
+        what = f'has the class folders {some(names) or "(none)"}, but the data of the config needs'
         raise UserError(f'--corrupted-data {folder} {what} {expected}')
     scale = (_sizing_step(dataset.pipeline)[2],) * 2
     resize = dict(type='Resize', scale=scale, backend='pillow', interpolation='bicubic')

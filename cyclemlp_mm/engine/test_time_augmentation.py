@@ -12,8 +12,7 @@ from .config_data import data_sets, evaluators
 def use_test_time_augmentation(cfg: Config) -> list[str]:
     """Let the test of ``cfg`` use its ``tta_model`` and ``tta_pipeline``, as the toolboxes do.
 
-    A check of labels that ``--data`` put into the test pipeline goes into the new one. mmdet merges
-    boxes only: mask heads are left out, and boxes alone are evaluated.
+    mmdet merges boxes only: mask heads are left out, and boxes alone are evaluated.
 
     Args:
         cfg (Config): Changed in place: ``model`` and the pipelines of ``test_dataloader``.
@@ -34,29 +33,10 @@ def use_test_time_augmentation(cfg: Config) -> list[str]:
     if not any(step.get('type') == 'TestTimeAug' for step in cfg.tta_pipeline):
         raise UserError('--tta: tta_pipeline has no step TestTimeAug, which makes the views')
     for _, dataset in data_sets(cfg, ['test']):
-        checks = [step for step in dataset.pipeline if step.get('type') == 'CheckLabels']
-        dataset.pipeline = _with_checks(cfg.tta_pipeline, checks)
+        dataset.pipeline = copy.deepcopy(cfg.tta_pipeline)
     lines = _leave_out_masks(cfg) if cfg.get('default_scope') == 'mmdet' else []
     cfg.model = ConfigDict(dict(cfg.tta_model, module=cfg.model))
     return lines
-
-
-def _with_checks(steps: list, checks: list) -> list:
-    """A copy of a pipeline, with ``checks`` after each step that loads annotations."""
-    found = []
-    for step in copy.deepcopy(steps):
-        if step.get('type') == 'TestTimeAug':
-            step.transforms = [
-                part
-                for steps in step.transforms
-                for part in ([steps], [steps, checks])[bool(checks) and _loads(steps)]
-            ]
-        found += [step, *(checks if _loads([step]) else [])]
-    return found
-
-
-def _loads(steps: list) -> bool:
-    return any(step.get('type') == 'LoadAnnotations' for step in steps)
 
 
 def _leave_out_masks(cfg: Config) -> list[str]:

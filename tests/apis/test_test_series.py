@@ -16,7 +16,7 @@ from toy_runs import NO_WORKERS
 
 from cyclemlp_mm.apis.test import test as evaluate
 from cyclemlp_mm.datasets import CorruptImage, corrupt, shapes
-from cyclemlp_mm.engine import load_config, test_series
+from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.engine.test_series import (
     ALEXNET,
     BENCHMARK,
@@ -180,7 +180,7 @@ def test_corruptions_of_a_classifier(classifier, tmp_path, capsys):
     assert imread(tmp_path / 'wd' / 'corruptions.png').std() > 0.05
 
 
-def test_folders_that_do_not_fit(tmp_path):
+def test_folders_of_corrupted_images(tmp_path):
     cfg = load_config('cyclemlp_demo')
     cfg.test_dataloader.dataset.metainfo = dict(classes=('a', 'b'))
     for part in itertools.product(('fog', 'mist'), '12345', 'ab'):
@@ -237,12 +237,13 @@ def test_mean_corruption_error_by_hand(tmp_path):
     cfg = load_config('cyclemlp_b1_in1k')
     series = CorruptionSeries(cfg, ['fog', 'snow'], reference='alexnet')
     rows = dict(fog=[60.0, 50, 40, 30, 20], snow=[50.0, 50, 50, 50, 50])
-    table, summary = series._errors(80.0, rows)
+    table, summary = series._table(TOP1, 80.0, rows)
     ce = dict(fog=60 / 0.819324, snow=50 / 0.866816)
     assert summary['CE'] == pytest.approx(ce)
     assert summary['mCE'] == pytest.approx(sum(ce.values()) / 2)
     assert '| fog | 40.0 | 50.0 | 60.0 | 70.0 | 80.0 | 60.0 | 73.2 |' in table
-    lines, summary = test_series._table(40.0, dict(fog=[30.0, 20, 10, 0, 0]), 'mIoU')
+    series = CorruptionSeries(load_config('fpn_cyclemlp_b1_256x256_600i_small'), ['fog'])
+    lines, summary = series._table('mIoU', 40.0, dict(fog=[30.0, 20, 10, 0, 0]))
     assert summary == dict(P=40, mPC=12, rPC=30) and lines[-1] == 'P 40.0, mPC 12.0, rPC 30.0 %'
 
 

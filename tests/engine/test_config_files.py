@@ -19,7 +19,7 @@ def test_names_and_paths_are_found(tmp_path, monkeypatch):
     # A changed copy whose path is misspelt is not replaced by the shipped config.
     (tmp_path / 'configs').mkdir()
     for name in ('mine/cyclemlp_demo.py', '/nowhere/cyclemlp_demo.py', 'configs/cyclemlp_demo.py'):
-        with pytest.raises(MissingFileError, match=r'for the shipped one, give cyclemlp_demo'):
+        with pytest.raises(MissingFileError, match='Did you mean cyclemlp_demo'):
             find_config(name)
 
 
