@@ -7,14 +7,11 @@ import argparse
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose ``--help`` ends with examples; ``options`` are those of ``add_argument``.
-
-    Options in ``GROUPS`` are listed under its titles.
-    """
+    """A parser whose ``--help`` ends with examples; ``options`` are those of ``add_argument``."""
 
     def __init__(
         self, description: str | None = None, examples: str = '', options=None, **settings
@@ -22,13 +19,8 @@ class Parser(argparse.ArgumentParser):
         settings.update(formatter_class=argparse.RawDescriptionHelpFormatter)
         settings.update(epilog=f'examples:\n{examples}' if examples else None)
         super().__init__(description=description, **settings)
-        titles = {name: title for title, names in GROUPS.items() for name in names}
-        groups = {}
         for names, option in (options or {}).items():
-            title = titles.get(names)
-            if title is not None and title not in groups:
-                groups[title] = self.add_argument_group(title)
-            groups.get(title, self).add_argument(*names.split(), **option)
+            self.add_argument(*names.split(), **option)
 
 
 def _key_and_text(pair: str) -> tuple[str, str]:
@@ -36,6 +28,20 @@ def _key_and_text(pair: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f'{pair!r} is not KEY=VALUE')
     return key, text.strip()
+
+
+def number(low: float, high: float | None = None, kind: type = int) -> Callable[[str], float]:
+    """The ``type`` of an argument that takes numbers of ``kind`` from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= (value if high is None else high):  # nan is not
+            allowed = f'at least {low:g}' if high is None else f'{low:g} to {high:g}'
+            raise argparse.ArgumentTypeError(f'must be {allowed}, but got {text}')
+        return value
+
+    read.__name__ = kind.__name__  # in argparse's messages
+    return read
 
 
 def _flag(text: str) -> dict:
@@ -55,16 +61,18 @@ CHECKPOINT = {'checkpoint': _option('checkpoint file')}
 FORCE = {'--force': _flag('overwrite DST')}
 DEVICE = {'--device': _option('cpu, cuda, cuda:1, … (default: a GPU if there is one)')}
 DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches after loading the weights')}
-SCORE_THR = {'--score-thr': _option('minimum score', 'S', default=0.3)}
+SCORE_THR = {
+    '--score-thr': _option('minimum score', 'S', default=0.3, type=number(0, 1, kind=float))
+}
 #: How predictions are drawn.
 STYLE = {
     '--line-width': _option(
-        'width of box lines (default: by the size of the picture)', 'PX', type=int
+        'width of box lines (default: by the size of the picture)', 'PX', type=number(1)
     ),
     '--hide-labels': _flag('draw neither class names nor scores'),
     '--hide-scores': _flag('draw class names without scores'),
 }
-SIZE = dict(nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'))
+SIZE = dict(nargs=2, type=number(32), metavar=('HEIGHT', 'WIDTH'))
 UNSAFE_LOAD = {
     '--unsafe-load': _flag(
         'also load checkpoints that contain code; only for files from a source you trust'
@@ -72,15 +80,15 @@ UNSAFE_LOAD = {
 }
 
 
-def _cfg_options(overridden: str) -> dict:
-    text = f'override settings of {overridden}; quote values with brackets or spaces'
-    settings = dict(nargs='+', action='extend', type=_key_and_text, metavar='KEY=VALUE')
-    return {'--cfg-options': dict(settings, help=text)}
-
-
-CFG_OPTIONS = _cfg_options('the config')
-#: Of tools with --data.
-DATA_OPTIONS = _cfg_options('the config and of --data')
+CFG_OPTIONS = {
+    '--cfg-options': dict(
+        nargs='+',
+        action='extend',
+        type=_key_and_text,
+        metavar='KEY=VALUE',
+        help='override settings of the config; quote values with brackets or spaces',
+    )
+}
 PICTURE = {'--out': _option('picture (default: work_dirs/pictures/WHAT.png)', 'FILE')}
 MODEL = {**CONFIG, **CHECKPOINT, **UNSAFE_LOAD, **CFG_OPTIONS}
 #: Tests of one model, one after the other.
@@ -117,7 +125,7 @@ LABELLED = {
 #: Of tools that make a run: work dir, data and processes.
 RUN = {
     '--work-dir': _option('folder for logs and checkpoints (default: work_dirs/NAME-OF-CONFIG)'),
-    **DATA_OPTIONS,
+    **CFG_OPTIONS,
     **UNSAFE_LOAD,
     **LABELLED,
     '--launcher': _option(
@@ -125,12 +133,6 @@ RUN = {
     ),
     # Older launchers pass it.
     '--local_rank --local-rank': dict(type=int, help=argparse.SUPPRESS),
-}
-#: By title in ``--help``: options.
-GROUPS = {
-    'your own data': ['--data', '--classes', '--ignore-label'],
-    'pictures': ['--show-dir', '--no-vis', *STYLE],
-    'several tests of one model': list(SERIES),
 }
 BACKENDS = ['tensorboard', 'wandb', 'mlflow', 'clearml', 'neptune', 'dvclive', 'aim']
 PARTS = ['backbone', 'neck', 'model']
@@ -140,34 +142,24 @@ TEXTS = """
 train: Train a detector, segmentor or classifier
   tools/train.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells --auto-scale-lr
   tools/train.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_rooms --auto-scale-lr
-  tools/train.py configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.py --resume --vis tensorboard
 test: Evaluate a checkpoint
   tools/test.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth
-  tools/test.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT --show-dir drawn
   tools/test.py configs/cyclemlp_b1_in1k.py CHECKPOINT --corruptions --reference alexnet
-  tools/test.py configs/upernet_cyclemlp_b2_512x512_160k_ade20k.py CHECKPOINT --tta
 check: Look for problems with data, config and machine, without training
   tools/check.py configs/retinanet_cyclemlp_b1_fpn_1x_coco.py --data my_cells
-  tools/check.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --data my_streets --full
 infer: Predict images and videos: boxes, masks, segments or categories
   tools/infer.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth photos/ --out found
-  tools/infer.py fpn_cyclemlp_b1_512x512_40k_ade20k CHECKPOINT 'photos/**/*.jpg' walk.mp4
   tools/infer.py mask_rcnn_cyclemlp_b2_fpn_1x_coco CHECKPOINT aerial.tif --tile 1024 --json
 export: Write a model as ONNX or torch.export file, checked against PyTorch
   tools/export.py work_dirs/RUN/CONFIG.py work_dirs/RUN/epoch_12.pth model.onnx
-  tools/export.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py CHECKPOINT fpn.onnx
   tools/export.py configs/cyclemlp_b1_in1k.py CycleMLP_B1.pth b1.pt2 --part backbone
-  tools/export.py mask_rcnn_cyclemlp_b1_fpn_1x_coco CHECKPOINT detector.onnx --part model
   tools/export.py work_dirs/RUN/CONFIG.py CHECKPOINT fpn8.onnx --quantize int8 --calibrate photos
 convert_weights: Convert any CycleMLP checkpoint: published, Paddle, safetensors or our own files
-  tools/convert_weights.py CycleMLP_B1.pth b1.safetensors
   tools/convert_weights.py cyclemlp_b1.pdparams CycleMLP_B1.pth --to published
   tools/convert_weights.py work_dirs/RUN/epoch_12.pth detector.pth      # without optimiser state
 get_flops: Count the parameters of a backbone or model, and the multiply-adds of one image
   tools/get_flops.py --arch b2 --size 800 1280
-  tools/get_flops.py configs/fpn_cyclemlp_b1_512x512_40k_ade20k.py --json
 estimate: Estimate the GPU memory of a training step, without a GPU
-  tools/estimate.py mask_rcnn_cyclemlp_b2_fpn_1x_coco --amp --with-cp
   tools/estimate.py upernet_cyclemlp_b5_512x512_160k_ade20k --gpu-memory 24
 visualize: Draw what a model does and how its training went
   tools/visualize.py staircase 3 5 7 --out staircase.png
@@ -218,7 +210,7 @@ OPTIONS = {
         **DEVICE,
         **SCORE_THR,
         **DEPLOY,
-        '--batch-size': _option('images, frames or tiles at once', 'N', default=1),
+        '--batch-size': _option('images, frames or tiles at once', 'N', default=1, type=number(1)),
         '--json': _flag(
             "write predictions.json: boxes and masks in COCO's format, scores of a classifier, or "
             'class ids and areas of segments'
@@ -226,15 +218,17 @@ OPTIONS = {
         '--as-stored': _flag('ignore EXIF orientation, to compare with annotations'),
         '--no-vis': _flag('draw no pictures'),
         **STYLE,
-        '--tile': _option('cut large images into tiles of SIZE x SIZE px', 'SIZE', type=int),
-        '--tile-overlap': _option('fraction that two tiles share (default: 0.2)', 'F', type=float),
+        '--tile': _option('cut large images into tiles of SIZE x SIZE px', 'SIZE', type=number(64)),
+        '--tile-overlap': _option(
+            'fraction that two tiles share (default: 0.2)', 'F', type=number(0, 0.9, kind=float)
+        ),
     },
     'export': {
         **CONFIG,
         'checkpoint': _option('checkpoint file; for --part backbone, a published file too'),
         'dst': _option('file to write, .onnx or .pt2', 'DST'),
         '--part': _option('default: neck for detectors, else model', choices=PARTS),
-        '--time': dict(SIZE, help='also measure the latency of one image on the CPU'),
+        '--time': dict(SIZE, type=int, help='also measure the latency of one image on the CPU'),
         '--opset': _option(
             'opset of an .onnx file, 11 to 20', 'N', default=20, choices=range(11, 21)
         ),
@@ -251,7 +245,7 @@ OPTIONS = {
         **FORCE,
         **UNSAFE_LOAD,
         **DEPLOY,
-        **DATA_OPTIONS,
+        **CFG_OPTIONS,
     },
     'convert_weights': {
         'source': _option('file or http(s) URL', 'SRC'),
@@ -265,20 +259,21 @@ OPTIONS = {
     },
     'get_flops': {
         'config': dict(CONFIG['config'], nargs='?'),
-        '--arch': _option('a backbone alone, instead of CONFIG', 'NAME'),
-        '--backbone': _option('class of --arch', 'CLASS', default='CycleMLP'),
+        '--arch': _option('a CycleMLP backbone alone, instead of CONFIG', 'NAME'),
         '--size': dict(SIZE, help='default: 224 224, detectors 800 1280, segmentors 512 512'),
         '--json': _flag('print the exact counts as json'),
         **CFG_OPTIONS,
     },
     'estimate': {
         **CONFIG,
-        '--batch-size': _option("images per GPU (default: the config's)", 'N', type=int),
+        '--batch-size': _option("images per GPU (default: the config's)", 'N', type=number(1)),
         '--size': dict(SIZE, help="of the images (default: the largest of the config's pipeline)"),
         '--amp': _flag('automatic mixed precision'),
         '--with-cp': _flag('activation checkpointing of the backbone'),
         '--gpu-memory': _option(
-            'also find the largest batch that fits into GIB', 'GIB', type=float
+            'also find the largest batch that fits into GIB',
+            'GIB',
+            type=number(0.001, 10000, kind=float),
         ),
         '--device': _option('device of the training', default='cuda', choices=['cuda', 'cpu']),
         **CFG_OPTIONS,
@@ -308,13 +303,14 @@ OPTIONS = {
             action='append',
             default=[],
         ),
-        '--port': _option('port', default=7860),
-        '--max-mb': _option('largest accepted file', 'MB', default=20.0),
+        '--port': _option('port', default=7860, type=number(1, 65535)),
+        '--max-mb': _option(
+            'largest accepted file', 'MB', default=20.0, type=number(0.001, kind=float)
+        ),
     },
     # Sub-commands of tools/visualize.py.
     'staircase': {
         'taps': _option('numbers of taps, odd (default: 3 5 7)', 'K', nargs='*', type=int),
-        '--channels': _option('channels shown (default: 2K+1)', 'C', type=int),
         '--config': _option("take the taps of this config's backbone", 'CONFIG'),
         **CFG_OPTIONS,
         **PICTURE,
@@ -325,15 +321,15 @@ OPTIONS = {
         **CFG_OPTIONS,
         '--weights': _option('weights of the backbone (default: random)', 'FILE'),
         '--resnet-weights': _option("torchvision's ResNet-50 (default: random)", 'FILE'),
-        '--size': _option('side of the images', 'PX', default=224),
-        '--number': _option('images to average over', 'N', default=8),
+        '--size': _option('side of the images', 'PX', default=224, type=number(64)),
+        '--number': _option('images to average over', 'N', default=8, type=number(1)),
         '--images': _option('images, cropped (default: noise)', 'IMAGES', nargs='+'),
         **PICTURE,
     },
     'features': {
         **MODEL,
         'image': _option('image file'),
-        '--number': _option('channels per level', 'N', default=4),
+        '--number': _option('channels per level', 'N', default=4, type=number(1)),
         **PICTURE,
     },
     'curves': {
@@ -342,10 +338,9 @@ OPTIONS = {
     },
     'gallery': {
         **MODEL,
-        **DATA_OPTIONS,
         '--data': _option('folder as for tools/train.py --data', 'DIR'),
-        '--number': _option('images drawn', 'N', default=6),
-        '--limit': _option('use the first N images (default: all)', 'N', type=int),
+        '--number': _option('images drawn', 'N', default=6, type=number(1, 12)),
+        '--limit': _option('use the first N images (default: all)', 'N', type=number(1)),
         **SCORE_THR,
         **STYLE,
         **DEVICE,
@@ -393,22 +388,15 @@ def parse(tool: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def style_of(args: argparse.Namespace, draws: bool, how: str):
-    """How a tool draws; a UserError for a value out of its range, or where nothing is drawn.
-
-    ``how`` says what to do about the latter.
-    """
-    from cyclemlp_mm.checks import check_score_thr
+def style_of(args: argparse.Namespace, draws: bool = True, how: str = ''):
+    """How a tool draws; where nothing is drawn, a UserError that says ``how`` to draw."""
     from cyclemlp_mm.errors import UserError
     from cyclemlp_mm.visualization.overlay import Style
 
-    score_thr = getattr(args, 'score_thr', 0.3)
-    check_score_thr(score_thr)
-    if args.line_width is not None and args.line_width < 1:
-        raise UserError(f'--line-width must be at least 1, but got {args.line_width}')
     given = [name for name in STYLE if getattr(args, name[2:].replace('-', '_'))]
     if given and not draws:
         raise UserError(f'{", ".join(given)}: nothing is drawn. {how}')
+    score_thr = getattr(args, 'score_thr', 0.3)
     return Style(score_thr, args.line_width, args.hide_labels, args.hide_scores)
 
 
@@ -416,17 +404,17 @@ def read_setting(text: str) -> object:
     """Read a setting as typed: a Python literal, ``dict(…)``, or mmengine's [a,b] or a,b.
 
     mmengine's ``DictAction`` alone would remove spaces and has no dicts. Raises a ValueError for a
-    text that starts like a dict, but is not one of literals.
+    text with a dict that is not one of literals.
     """
-    is_dict = re.match(r'dict\s*\(|\{', text)
-    if is_dict or text[:1] in ('(', '[') or re.fullmatch(r'(["\'])[^[(].*\1', text):
-        try:
-            value = _literal(ast.parse(text, mode='eval').body)
-            # (64) is a tuple to mmengine.
-            return (value,) if text[0] == '(' and not isinstance(value, tuple) else value
-        except (SyntaxError, ValueError) as error:
-            if is_dict or 'dict(' in text:
-                raise ValueError(f'{error}; put it in quotes: "KEY=dict(type=\'X\')"') from error
+    try:
+        value = _literal(ast.parse(text, mode='eval').body)
+        if isinstance(value, tuple) != text.startswith('('):  # mmengine's: 1,2 is a list, (1) not
+            value = list(value) if isinstance(value, tuple) else (value,)
+        if not isinstance(value, str) or value[:1] not in ('(', '['):
+            return value
+    except (SyntaxError, ValueError) as error:
+        if re.search(r'^\{|(?<![\w.])dict\s*\(', text):
+            raise ValueError(f'{error}; put it in quotes: "KEY=dict(type=\'X\')"') from error
     if ' ' in text and ',' not in text and text[:1] not in ('(', '['):
         return text.strip('\'"')
     from mmengine.config import DictAction

@@ -4,7 +4,6 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -41,16 +40,8 @@ def run_tool(tool: Callable[[], object]) -> None:
     from cyclemlp_mm.engine import no_teardown_under_gloo
 
     guard_screen()
-    if 'TORCHELASTIC_ERROR_FILE' in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import record
-
-        tool = record(tool)
     with no_teardown_under_gloo():
         try:
-            try:
-                tempfile.gettempdir()  # reading a config takes one
-            except FileNotFoundError as error:
-                raise UserError(f'{error.strerror}: set TMPDIR to a folder with room') from error
             tool()
         except KeyboardInterrupt:
             _exit('interrupted', 130)

@@ -4,7 +4,7 @@ import argparse
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -91,13 +91,14 @@ def _move_earlier_run(cfg: Config) -> list[str]:
     if '://' in str(hook.get('out_dir')):
         return []
     folder = checkpoint_folder(cfg)
-    files = {p.resolve(): p for p in folder.glob('*.pth') if _SAVED.match(p.name)}
+    files = {p.resolve() for p in folder.glob('*.pth') if _SAVED.match(p.name)}
     resumed = Path(cfg.load_from).resolve() if cfg.get('resume') and cfg.load_from else None
     if not files or resumed in files:
         return []
-    for key, file in _paths(cfg, ''):
-        if file in files:
-            raise UserError(f'{key} is {file}, of an earlier training: give another --work-dir')
+    named = re.findall(r'[\'"]([^\'"]+\.pth)[\'"]', str(cfg.to_dict()))
+    if needed := files & {Path(name).resolve() for name in named}:
+        what = f'the config names {min(needed)}, of an earlier training'
+        raise UserError(f'{what}: give another --work-dir')
     newest = time.localtime(max(path.stat().st_mtime for path in files))
     target = folder / time.strftime('earlier_%Y%m%d_%H%M%S', newest)
     while target.exists():
@@ -106,21 +107,10 @@ def _move_earlier_run(cfg: Config) -> list[str]:
     config = Path(cfg.work_dir) / Path(cfg.filename or 'config.py').name
     if config.is_file():  # a copy: it may be the file that this training was started with
         shutil.copy2(config, target)
-    for path in [*files.values(), *Path(cfg.work_dir).glob('last_checkpoint')]:
+    for path in [*files, *Path(cfg.work_dir).glob('last_checkpoint')]:
         path.rename(target / path.name)
     number = f'{len(files)} checkpoints of an earlier training'
     return [f'{folder} had {number}: they are in {target} now. To continue it, give --resume']
-
-
-def _paths(node: object, key: str) -> Iterator[tuple[str, Path]]:
-    """Keys of a config whose values may be paths."""
-    if isinstance(node, str) and node.endswith('.pth') and '://' not in node:
-        yield key, Path(node).resolve()
-    if isinstance(node, (list, tuple)):
-        node = dict(enumerate(node))
-    if isinstance(node, (dict, Config)):
-        for name, part in node.items():
-            yield from _paths(part, f'{key}.{name}'.lstrip('.'))
 
 
 def _resumed_by_config(cfg: Config) -> str:

@@ -24,7 +24,7 @@ class PredictionWriter:
     ``vis/NAME.jpg``, ``.png`` or ``.mp4`` are the pictures; ``masks/NAME.png`` (of videos,
     ``masks/NAME/000000.png`` and so on) holds a class index per pixel, with the classes' colours as
     its palette; ``predictions.json`` is COCO's format, with scores, of all scores. Files of these
-    names are replaced; each method raises a UserError where one cannot be written.
+    names are replaced; an image or video that would be is a UserError.
     """
 
     def __init__(
@@ -41,8 +41,7 @@ class PredictionWriter:
         self.with_json, self.with_pictures = with_json, with_pictures
         self._images, self._annotations = [], []
         self._video = self._video_source = None
-        with _writing(self.out_dir):
-            self.out_dir.mkdir(parents=True, exist_ok=True)
+        self.out_dir.mkdir(parents=True, exist_ok=True)
 
     def add(
         self,
@@ -101,9 +100,8 @@ class PredictionWriter:
         path = self.out_dir / name
         if source is not None and path.resolve() == source.path.resolve():
             raise UserError(f'--out {self.out_dir} would overwrite {source.path}: use another one')
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
         self.written.append(path)
 
     def _add_to_json(self, entry: dict, prediction: Prediction) -> None:
@@ -133,16 +131,6 @@ class PredictionWriter:
         if self._video is not None:
             self._video.release()
         self._video = self._video_source = None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """A full disk's error names no file; here each does."""
-    try:
-        yield
-    except OSError as error:
-        what = f'{path} cannot be written ({error.strerror or error})'
-        raise UserError(f'{what}: make room or make it writable, or use another --out') from error
 
 
 def _open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:

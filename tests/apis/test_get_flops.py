@@ -46,5 +46,3 @@ def test_the_teacher_is_no_part_of_the_student():
 def test_errors():
     with pytest.raises(UserError, match='has no arch'):
         get_flops(['--arch', 'b9'])
-    with pytest.raises(UserError, match='must be one of CycleMLP'):
-        get_flops(['--arch', 'b1', '--backbone', 'FPN'])
