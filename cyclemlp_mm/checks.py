@@ -1,4 +1,4 @@
-"""Checks of arguments before work is done for them: devices, thresholds, files to write."""
+"""Checks of arguments before work is done for them: devices, files to write."""
 
 import inspect
 import tempfile
@@ -31,12 +31,6 @@ def check_device(device: str | None) -> str:
         gpus = torch.cuda.device_count()
         raise UserError(f'device {device}: PyTorch sees {gpus} GPUs here; give cpu')
     return device
-
-
-def check_score_thr(score_thr: float) -> None:
-    """Raise a UserError unless ``--score-thr`` is in 0..1."""
-    if not 0 <= score_thr <= 1:  # nan is not
-        raise UserError(f'--score-thr must be 0 to 1, but got {score_thr:g}')
 
 
 def check_writable(path: str | Path, option: str, is_folder: bool = False) -> None:

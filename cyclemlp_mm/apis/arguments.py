@@ -7,7 +7,7 @@ import argparse
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +38,20 @@ def _key_and_text(pair: str) -> tuple[str, str]:
     return key, text.strip()
 
 
+def number(low: float, high: float | None = None, kind: type = int) -> Callable[[str], float]:
+    """The ``type`` of an argument that takes numbers of ``kind`` from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= (value if high is None else high):  # nan is not
+            allowed = f'at least {low:g}' if high is None else f'{low:g} to {high:g}'
+            raise argparse.ArgumentTypeError(f'must be {allowed}, but got {text}')
+        return value
+
+    read.__name__ = kind.__name__  # in argparse's messages
+    return read
+
+
 def _flag(text: str) -> dict:
     return dict(action='store_true', help=text)
 
@@ -55,16 +69,18 @@ CHECKPOINT = {'checkpoint': _option('checkpoint file')}
 FORCE = {'--force': _flag('overwrite DST')}
 DEVICE = {'--device': _option('cpu, cuda, cuda:1, … (default: a GPU if there is one)')}
 DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches after loading the weights')}
-SCORE_THR = {'--score-thr': _option('minimum score', 'S', default=0.3)}
+SCORE_THR = {
+    '--score-thr': _option('minimum score', 'S', default=0.3, type=number(0, 1, kind=float))
+}
 #: How predictions are drawn.
 STYLE = {
     '--line-width': _option(
-        'width of box lines (default: by the size of the picture)', 'PX', type=int
+        'width of box lines (default: by the size of the picture)', 'PX', type=number(1)
     ),
     '--hide-labels': _flag('draw neither class names nor scores'),
     '--hide-scores': _flag('draw class names without scores'),
 }
-SIZE = dict(nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'))
+SIZE = dict(nargs=2, type=number(32), metavar=('HEIGHT', 'WIDTH'))
 UNSAFE_LOAD = {
     '--unsafe-load': _flag(
         'also load checkpoints that contain code; only for files from a source you trust'
@@ -218,7 +234,7 @@ OPTIONS = {
         **DEVICE,
         **SCORE_THR,
         **DEPLOY,
-        '--batch-size': _option('images, frames or tiles at once', 'N', default=1),
+        '--batch-size': _option('images, frames or tiles at once', 'N', default=1, type=number(1)),
         '--json': _flag(
             "write predictions.json: boxes and masks in COCO's format, scores of a classifier, or "
             'class ids and areas of segments'
@@ -226,15 +242,17 @@ OPTIONS = {
         '--as-stored': _flag('ignore EXIF orientation, to compare with annotations'),
         '--no-vis': _flag('draw no pictures'),
         **STYLE,
-        '--tile': _option('cut large images into tiles of SIZE x SIZE px', 'SIZE', type=int),
-        '--tile-overlap': _option('fraction that two tiles share (default: 0.2)', 'F', type=float),
+        '--tile': _option('cut large images into tiles of SIZE x SIZE px', 'SIZE', type=number(64)),
+        '--tile-overlap': _option(
+            'fraction that two tiles share (default: 0.2)', 'F', type=number(0, 0.9, kind=float)
+        ),
     },
     'export': {
         **CONFIG,
         'checkpoint': _option('checkpoint file; for --part backbone, a published file too'),
         'dst': _option('file to write, .onnx or .pt2', 'DST'),
         '--part': _option('default: neck for detectors, else model', choices=PARTS),
-        '--time': dict(SIZE, help='also measure the latency of one image on the CPU'),
+        '--time': dict(SIZE, type=int, help='also measure the latency of one image on the CPU'),
         '--opset': _option(
             'opset of an .onnx file, 11 to 20', 'N', default=20, choices=range(11, 21)
         ),
@@ -265,20 +283,21 @@ OPTIONS = {
     },
     'get_flops': {
         'config': dict(CONFIG['config'], nargs='?'),
-        '--arch': _option('a backbone alone, instead of CONFIG', 'NAME'),
-        '--backbone': _option('class of --arch', 'CLASS', default='CycleMLP'),
+        '--arch': _option('a CycleMLP backbone alone, instead of CONFIG', 'NAME'),
         '--size': dict(SIZE, help='default: 224 224, detectors 800 1280, segmentors 512 512'),
         '--json': _flag('print the exact counts as json'),
         **CFG_OPTIONS,
     },
     'estimate': {
         **CONFIG,
-        '--batch-size': _option("images per GPU (default: the config's)", 'N', type=int),
+        '--batch-size': _option("images per GPU (default: the config's)", 'N', type=number(1)),
         '--size': dict(SIZE, help="of the images (default: the largest of the config's pipeline)"),
         '--amp': _flag('automatic mixed precision'),
         '--with-cp': _flag('activation checkpointing of the backbone'),
         '--gpu-memory': _option(
-            'also find the largest batch that fits into GIB', 'GIB', type=float
+            'also find the largest batch that fits into GIB',
+            'GIB',
+            type=number(0.001, 10000, kind=float),
         ),
         '--device': _option('device of the training', default='cuda', choices=['cuda', 'cpu']),
         **CFG_OPTIONS,
@@ -308,13 +327,14 @@ OPTIONS = {
             action='append',
             default=[],
         ),
-        '--port': _option('port', default=7860),
-        '--max-mb': _option('largest accepted file', 'MB', default=20.0),
+        '--port': _option('port', default=7860, type=number(1, 65535)),
+        '--max-mb': _option(
+            'largest accepted file', 'MB', default=20.0, type=number(0.001, kind=float)
+        ),
     },
     # Sub-commands of tools/visualize.py.
     'staircase': {
         'taps': _option('numbers of taps, odd (default: 3 5 7)', 'K', nargs='*', type=int),
-        '--channels': _option('channels shown (default: 2K+1)', 'C', type=int),
         '--config': _option("take the taps of this config's backbone", 'CONFIG'),
         **CFG_OPTIONS,
         **PICTURE,
@@ -325,15 +345,15 @@ OPTIONS = {
         **CFG_OPTIONS,
         '--weights': _option('weights of the backbone (default: random)', 'FILE'),
         '--resnet-weights': _option("torchvision's ResNet-50 (default: random)", 'FILE'),
-        '--size': _option('side of the images', 'PX', default=224),
-        '--number': _option('images to average over', 'N', default=8),
+        '--size': _option('side of the images', 'PX', default=224, type=number(64)),
+        '--number': _option('images to average over', 'N', default=8, type=number(1)),
         '--images': _option('images, cropped (default: noise)', 'IMAGES', nargs='+'),
         **PICTURE,
     },
     'features': {
         **MODEL,
         'image': _option('image file'),
-        '--number': _option('channels per level', 'N', default=4),
+        '--number': _option('channels per level', 'N', default=4, type=number(1)),
         **PICTURE,
     },
     'curves': {
@@ -344,8 +364,8 @@ OPTIONS = {
         **MODEL,
         **DATA_OPTIONS,
         '--data': _option('folder as for tools/train.py --data', 'DIR'),
-        '--number': _option('images drawn', 'N', default=6),
-        '--limit': _option('use the first N images (default: all)', 'N', type=int),
+        '--number': _option('images drawn', 'N', default=6, type=number(1, 12)),
+        '--limit': _option('use the first N images (default: all)', 'N', type=number(1)),
         **SCORE_THR,
         **STYLE,
         **DEVICE,
@@ -393,22 +413,15 @@ def parse(tool: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def style_of(args: argparse.Namespace, draws: bool, how: str):
-    """How a tool draws; a UserError for a value out of its range, or where nothing is drawn.
-
-    ``how`` says what to do about the latter.
-    """
-    from cyclemlp_mm.checks import check_score_thr
+def style_of(args: argparse.Namespace, draws: bool = True, how: str = ''):
+    """How a tool draws; where nothing is drawn, a UserError that says ``how`` to draw."""
     from cyclemlp_mm.errors import UserError
     from cyclemlp_mm.visualization.overlay import Style
 
-    score_thr = getattr(args, 'score_thr', 0.3)
-    check_score_thr(score_thr)
-    if args.line_width is not None and args.line_width < 1:
-        raise UserError(f'--line-width must be at least 1, but got {args.line_width}')
     given = [name for name in STYLE if getattr(args, name[2:].replace('-', '_'))]
     if given and not draws:
         raise UserError(f'{", ".join(given)}: nothing is drawn. {how}')
+    score_thr = getattr(args, 'score_thr', 0.3)
     return Style(score_thr, args.line_width, args.hide_labels, args.hide_scores)
 
 

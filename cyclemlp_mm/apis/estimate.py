@@ -23,16 +23,10 @@ def estimate(argv: Sequence[str] | None = None) -> dict:
         'batch_size', the 'size' of an image, and with ``--gpu-memory`` the 'largest_batch'.
 
     Raises:
-        UserError: An option is out of its range, the config gives no image size, not even one image
-            fits, or the model cannot be estimated.
+        UserError: The config gives no image size, not even one image fits, or the model cannot be
+            estimated.
     """
     args = parse('estimate', argv)
-    if args.gpu_memory is not None and not 0 < args.gpu_memory < 2**20:
-        raise UserError(f'--gpu-memory must be above 0 GiB, but got {args.gpu_memory:g}')
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
-    if args.size is not None and min(args.size) < 32:
-        raise UserError(f'--size must be at least 32 32, but got {args.size[0]} {args.size[1]}')
     cfg = load_config(args.config, args.cfg_options)
     require_toolbox(cfg)
     if args.with_cp:
@@ -68,19 +62,17 @@ def largest_batch(
     Raises a UserError if not even one image fits.
     """
     known = dict(known or {})
-
-    def fits(number: int) -> bool:
-        if number not in known:
-            known[number] = measure(number)
-        return known[number] <= limit
-
-    if not fits(1):
+    if 1 not in known:
+        known[1] = measure(1)
+    if known[1] > limit:
         what = f'one image takes {known[1] / GIB:.2f} GiB of the {limit / GIB:.2f} that may be used'
         raise UserError(f'{what}: try --amp, --with-cp, smaller images or a larger --gpu-memory')
-    low, high = max(n for n in known if fits(n)), min((n for n in known if not fits(n)), default=0)
+    low = max(n for n, size in known.items() if size <= limit)
+    high = min((n for n, size in known.items() if size > limit), default=0)
     guess = low + 1
     while high == 0 or high - low > 1:
-        low, high = (guess, high) if fits(guess) else (low, guess)
+        known[guess] = measure(guess)
+        low, high = (guess, high) if known[guess] <= limit else (low, guess)
         other = high or min(known)  # a line through two batches, on both sides where possible
         growth = max((known[other] - known[low]) / (other - low), 1)
         guess = low + int((limit - known[low]) / growth)

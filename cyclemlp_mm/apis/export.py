@@ -15,18 +15,16 @@ from torch import nn
 
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.engine.hooks.check_weights import compare
-from cyclemlp_mm.errors import CheckpointError, UserError
+from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.export import ExportedPart, ExportReport, export_model
 from cyclemlp_mm.export.check import check_operators, latencies, runner
 from cyclemlp_mm.export.metadata import describe
 from cyclemlp_mm.export.quantize import calibration_images, check_quantized, quantize, run_by
 from cyclemlp_mm.export.write import check_target
 from cyclemlp_mm.inference.inputs import find_inputs
+from cyclemlp_mm.inference.predictor import load_complete
 from cyclemlp_mm.models import to_deploy
-from cyclemlp_mm.weights import init_from_checkpoint, read_checkpoint
-from cyclemlp_mm.weights.unwrap import find_state_dict
-from cyclemlp_mm.weights.whole_model import for_mmengine
+from cyclemlp_mm.weights import init_from_checkpoint, install_safe_loading
 
 from .arguments import parse
 from .prepare import prepare_config, take_classes_of
@@ -37,6 +35,7 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     args = parse('export', argv)
     paths = _check_options(args)
     cfg = load_config(args.config, args.cfg_options)
+    install_safe_loading()
     init_default_scope(require_toolbox(cfg))
     cfg.model.backbone.init_cfg = None  # all weights come from the checkpoint
     cfg.model.pop('pretrained', None)
@@ -50,7 +49,8 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
         init_from_checkpoint(model.backbone, model.backbone.published_format, args.checkpoint)
         content = {}
     else:
-        content = _load_whole(model, args.checkpoint)
+        content, report = load_complete(model, args.checkpoint)
+        print(report)
     if args.deploy:
         to_deploy(model)
     metadata = describe(cfg, part, model, content, args.checkpoint)
@@ -157,19 +157,3 @@ def _print_times(part: ExportedPart, size: Sequence[int], **files: Path) -> None
     times = ', '.join(f'{name} {1000 * value:.1f} ms' for name, value in seconds.items())
     threads = f'{torch.get_num_threads()} threads'
     print(f'{part.part} at {"x".join(map(str, shape))}, {threads}, median of 10: {times}')
-
-
-def _load_whole(model: nn.Module, checkpoint: str) -> dict:
-    """Load every tensor, or raise: a half-loaded model would be exported and pass its check.
-
-    Returns what else is in the file.
-    """
-    content = for_mmengine(read_checkpoint(checkpoint), checkpoint)
-    state_dict = find_state_dict(content, checkpoint)
-    try:
-        print(compare(model, state_dict, checkpoint, complete=True))
-    except CheckpointError as error:
-        fix = 'give the one that it was trained with, or --part backbone'
-        raise CheckpointError(f'{checkpoint} does not fit the config: {fix} ({error})') from error
-    model.load_state_dict(state_dict, strict=False)
-    return content

@@ -10,7 +10,6 @@ from cyclemlp_mm import analysis
 from cyclemlp_mm.checks import model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.registration import BACKBONES
 
 from .arguments import parse
 
@@ -24,8 +23,6 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
     args = parse('get_flops', argv)
     if (args.config is None) == (args.arch is None):
         raise UserError('give either CONFIG or --arch')
-    if args.size is not None and min(args.size) < 32:
-        raise UserError(f'--size must be at least 32 32, but got {args.size[0]} {args.size[1]}')
     if args.config is not None:
         name = args.config
         cfg = load_config(name, args.cfg_options)
@@ -34,13 +31,11 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
             model = analysis.build_on_meta(cfg)
         parts = analysis.count_parts(model, size)
     else:
-        name = f'{args.backbone} {args.arch}'
+        name = f'CycleMLP {args.arch}'
         size = tuple(args.size or analysis.SIZES['mmpretrain'])
-        if args.backbone not in BACKBONES:
-            raise UserError(f'--backbone {args.backbone}: it must be one of {", ".join(BACKBONES)}')
         try:
             with torch.device('meta'):
-                model = MODELS.build(dict(type=args.backbone, arch=args.arch)).eval()
+                model = MODELS.build(dict(type='CycleMLP', arch=args.arch)).eval()
         except ValueError as error:  # lists the archs of the family
             raise UserError(f'--arch {args.arch}: {error}') from error
         parts = dict(backbone=analysis.backbone_multiply_adds(model, (1, 3, *size)))

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from cyclemlp_mm.datasets.image_notes import kind_of
 from cyclemlp_mm.engine import load_config
 from cyclemlp_mm.errors import UserError, count
 from cyclemlp_mm.inference import Input, Predictor, Tiling, find_inputs, predict_tiled
-from cyclemlp_mm.inference.inputs import Video, own_suffixes
+from cyclemlp_mm.inference.inputs import own_suffixes, read_video
 from cyclemlp_mm.inference.writer import PredictionWriter
 
 from .arguments import parse, style_of
@@ -56,14 +55,11 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     """
     args = parse('infer', argv)
     style = style_of(args, not args.no_vis, 'Leave out --no-vis')
-    if args.batch_size < 1:
-        raise UserError(f'--batch-size must be at least 1, but got {args.batch_size}')
     if args.tile_overlap is not None and args.tile is None:
         raise UserError('--tile-overlap is for tiles: give --tile SIZE too')
     check_writable(args.out, '--out', is_folder=True)
-    tiling = None
-    if args.tile is not None:
-        tiling = Tiling(args.tile, 0.2 if args.tile_overlap is None else args.tile_overlap)
+    overlap = 0.2 if args.tile_overlap is None else args.tile_overlap
+    tiling = None if args.tile is None else Tiling(args.tile, overlap)
     passed_over = []
     suffixes = own_suffixes(load_config(args.config, args.cfg_options))
     inputs = find_inputs(args.inputs, passed_over, suffixes)
@@ -82,7 +78,8 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
 
     start = time.perf_counter()
     pictures = _pictures(inputs, predictor, report)
-    with track(pictures, 'Inference', _count(inputs)) as pictures:
+    total = None if any(source.is_video for source in inputs) else len(inputs)
+    with track(pictures, 'Inference', total) as pictures:
         while chunk := list(islice(pictures, args.batch_size)):
             for picture, prediction in _predicted(predict, chunk, report):
                 writer.add(picture.source, picture.image, prediction, picture.frame, picture.fps)
@@ -100,11 +97,10 @@ def _pictures(inputs: list[Input], predictor: Predictor, report: InferReport) ->
     for source in inputs:
         try:
             if source.is_video:
-                video = Video(source.path)
-                for number, frame in enumerate(video):
+                for number, (frame, fps) in enumerate(read_video(source.path)):
                     if source.path in report.failed:  # the model takes none of its frames
                         break
-                    yield _Picture(source, frame, number, video.fps)
+                    yield _Picture(source, frame, number, fps)
             else:
                 image, notes = predictor.read(source.path)
                 for note in notes:
@@ -124,15 +120,6 @@ def _predicted(predict: Callable, chunk: list[_Picture], report: InferReport) ->
         path = chunk[0].source.path
         report.failed.setdefault(path, f'{path}: {error}')
         return []
-
-
-def _count(inputs: Sequence[Input]) -> int | None:
-    """Images and frames in all; None (a bar without an end) where a video has no such number."""
-    numbers = []
-    for source in inputs:
-        with suppress(UserError):  # reported when it is read
-            numbers.append(Video(source.path).num_frames if source.is_video else 1)
-    return sum(numbers) if all(numbers) else None
 
 
 def _print(report: InferReport, passed_over: list[Path], device: str, seconds: float) -> None:

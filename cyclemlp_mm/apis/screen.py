@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from typing import TextIO
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Control characters but newline and tab, marks that reverse the order of text, and surrogates.
+#: Control characters but newline, tab and mmengine's colours; marks that reverse text; surrogates.
 _CONTROL = re.compile(
-    r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
+    r'(?!\x1b\[(?:0|4|3\d)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
 )
-#: mmengine's coloured levels.
-_LEVEL = re.compile(r'((?:\x1b\[\d+m)+(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)')
 #: What other packages print that tells the user nothing, or what our own lines tell in short.
 #: Of their log, it stays in the log file.
 _FOREIGN = (
@@ -116,9 +114,7 @@ class _Screen:
             return len(text)
         body = text.strip('\r')
         start, _, end = text.partition(body) if body else (text, '', '')
-        parts = _LEVEL.split(body.replace('\r\n', '\n'))  # every second one is a level
-        parts[::2] = map(show, parts[::2])
-        self._try(self.raw.write, start + ''.join(parts) + end)
+        self._try(self.raw.write, start + show(body.replace('\r\n', '\n')) + end)
         return len(text)
 
     def flush(self) -> None:

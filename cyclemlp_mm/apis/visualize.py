@@ -18,19 +18,11 @@ from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.config_data import take_class_order
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops import CycleFC
-from cyclemlp_mm.visualization import curves, figures, receptive_field
+from cyclemlp_mm.visualization import draw_curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
 from .arguments import parse, style_of
 from .screen import track
-
-#: By sub-command: smallest and largest value of its options.
-_RANGES = {
-    'staircase': dict(channels=(1, 256)),
-    'field': dict(size=(64, None), number=(1, None)),
-    'features': dict(number=(1, None)),
-    'gallery': dict(number=(1, 12), limit=(1, None)),
-}
 
 
 def visualize(argv: Sequence[str] | None = None) -> Path:
@@ -38,28 +30,20 @@ def visualize(argv: Sequence[str] | None = None) -> Path:
     args = parse('visualize', argv)
     args.out = args.out or f'work_dirs/pictures/{args.what}.png'
     check_writable(args.out, '--out')
-    for name, (low, high) in _RANGES.get(args.what, {}).items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= (high or value):
-            allowed = f'{low} to {high}' if high else f'at least {low}'
-            raise UserError(f'--{name} must be {allowed}, but got {value}')
     draw = dict(staircase=_staircase, field=_field, features=_features, gallery=_gallery)
-    if args.what == 'curves':
-        path = curves.draw_curves(args.work_dirs, args.out)
-    else:
-        path = draw[args.what](args)
+    draw['curves'] = lambda args: draw_curves(args.work_dirs, args.out)
+    path = draw[args.what](args)
     print(f'picture {path}')
     return path
 
 
 def _staircase(args: argparse.Namespace) -> Path:
-    taps = args.taps
     if args.config is None:
         if args.cfg_options:
             raise UserError('--cfg-options change a config: give --config, too')
-        return figures.draw_staircase(taps or [3, 5, 7], args.out, args.channels)
-    if taps:
-        raise UserError(f'give either taps or --config, but got {taps} and {args.config}')
+        return figures.draw_staircase(args.taps or [3, 5, 7], args.out)
+    if args.taps:
+        raise UserError(f'give either taps or --config, but got {args.taps} and {args.config}')
     cfg = load_config(args.config, args.cfg_options)
     with model_errors(args.config):
         backbone = build_on_meta(cfg).backbone
@@ -67,7 +51,7 @@ def _staircase(args: argparse.Namespace) -> Path:
     if not layers:
         raise UserError(f'{args.config}: its backbone has no CycleFC; name a config that has')
     taps = sorted({max(layer.kernel_size) for layer in layers})
-    return figures.draw_staircase(taps, args.out, args.channels)
+    return figures.draw_staircase(taps, args.out)
 
 
 def _field(args: argparse.Namespace) -> Path:
@@ -157,7 +141,7 @@ def _gallery(args: argparse.Namespace) -> Path:
     from cyclemlp_mm.inference.ground_truth import read_ground_truth
     from cyclemlp_mm.visualization import gallery
 
-    style = style_of(args, True, '')
+    style = style_of(args)
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)

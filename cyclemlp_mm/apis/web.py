@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cyclemlp_mm.checks import check_device
-from cyclemlp_mm.errors import MissingToolboxError, UserError
+from cyclemlp_mm.errors import MissingToolboxError
 from cyclemlp_mm.web import UploadLimits, Workbench, find_examples, find_models
 
 from .arguments import parse
@@ -12,10 +12,6 @@ from .arguments import parse
 def web(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped."""
     args = parse('web', argv)
-    if args.max_mb <= 0:
-        raise UserError(f'--max-mb must be above 0, but got {args.max_mb:g}')
-    if not 1 <= args.port <= 65535:
-        raise UserError(f'--port must be 1 to 65535, but got {args.port}')
     workbench = Workbench(find_models(args.work_dirs, args.model), check_device(args.device))
     try:
         from cyclemlp_mm.web.page import build_page, launch

@@ -11,7 +11,7 @@ from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import palette_of
 from cyclemlp_mm.errors import UserError, shorten
 from cyclemlp_mm.inference.inputs import test_data
-from cyclemlp_mm.inference.predictor import with_names
+from cyclemlp_mm.inference.predictor import names_for
 
 from .parts import ExportedPart
 
@@ -60,7 +60,7 @@ def describe(cfg: Config, part: ExportedPart, model: nn.Module, content: dict, s
     facts.update(mean=mean, std=std, to_rgb=to_rgb, steps=steps, pad=_padding(cfg), reasons=reasons)
     if part.part == 'model':
         try:
-            meta = with_names(content, cfg, source)['meta']['dataset_meta']
+            meta = names_for(content, cfg, source)
             names = list(meta['classes'])
             facts.update(classes=names, palette=palette_of(meta, len(names)), score_thr=SCORE_THR)
         except UserError as error:

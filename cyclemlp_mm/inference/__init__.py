@@ -1,6 +1,6 @@
 """From images, folders and videos to predictions on disk, through OpenMMLab's inferencers."""
 
-from .inputs import Input, find_inputs, image_reader, read_image
+from .inputs import Input, find_inputs, image_reader
 from .predictions import Categories, Instances, Prediction, Segments
 from .predictor import Predictor
 from .tiling import Tiling, predict_tiled
@@ -16,5 +16,4 @@ __all__ = [
     'find_inputs',
     'image_reader',
     'predict_tiled',
-    'read_image',
 ]

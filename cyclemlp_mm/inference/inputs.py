@@ -120,27 +120,13 @@ def image_reader(
     loader.limit_pixels = False
 
     def read(path: str | Path) -> tuple[np.ndarray, list[str]]:
-        path, known = _existing(path), {}
+        path, known = str(path), {}
         if as_stored and is_decoded_here(loader.transform):
             facts = image_files.read_facts(path, limit_pixels=False)
             known = dict(zip(('height', 'width'), facts.stored))
         return loader.read(dict(known, img_path=path))
 
     return read
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image to BGR uint8, (H, W, 3), as mmcv's ``LoadImageFromFile`` does, EXIF applied.
-
-    Raises a UserError if it is not an image, is truncated, or cannot be decoded.
-    """
-    return LoadCheckedImage(limit_pixels=False).read(dict(img_path=_existing(path)))[0]
-
-
-def _existing(path: str | Path) -> str:
-    if not Path(path).exists():
-        raise MissingFileError(f'{path}: no such file')
-    return str(path)
 
 
 def own_suffixes(cfg: Config) -> tuple[str, ...]:
@@ -160,37 +146,19 @@ def test_data(cfg: Config) -> dict:
     return next((dataset for _, dataset in data_sets(cfg, ['test', 'val'])), {})
 
 
-class Video:
-    """A video file, read frame by frame; raises a UserError if it cannot be decoded.
+def read_video(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames of a video, BGR uint8 (H, W, 3), each with the frames per second (25 if unknown).
 
-    Attributes:
-        fps (float): Frames per second; 25 where the file has no such number.
-        num_frames (int): As announced by the file, which may be wrong; 0 where it is not.
+    Raises a UserError where it cannot be decoded, and at the end if there were too few frames.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        capture = self._open()
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps < 1000 else 25.0
-        self.num_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        capture.release()
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames: BGR uint8, (H, W, 3); at the end, a UserError if there are none or too few."""
-        capture, frames = self._open(), 0
-        try:
-            while (read := capture.read())[0]:
-                frames += 1
-                yield read[1]
-        finally:
-            capture.release()
-        if not frames or frames < 0.98 * self.num_frames:  # some containers estimate it
-            what = f'{self.path} ends after {frames} of {self.num_frames} frames'
-            raise UserError(f'{what}: it is truncated or damaged. The decoded frames are predicted')
-
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.path))
-        if not capture.isOpened():
-            raise UserError(f'{self.path} cannot be decoded as a video')
-        return capture
+    capture, number = cv2.VideoCapture(str(path)), 0
+    if not capture.isOpened():
+        raise UserError(f'{path} cannot be decoded as a video')
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    while (read := capture.read())[0]:
+        number += 1
+        yield read[1], fps if 0 < fps < 1000 else 25.0
+    announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    if number < max(1, 0.98 * announced):  # some containers estimate it
+        what = f'{path} ends after {number} of {announced} frames'
+        raise UserError(f'{what}: it is truncated or damaged. The decoded frames are predicted')

@@ -1,6 +1,7 @@
 """A trained model, ready to predict: one interface to the inferencers of the three toolboxes."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from inspect import signature
 from itertools import groupby
@@ -11,18 +12,13 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
-from cyclemlp_mm.engine.config_data import (
-    class_names,
-    heads_classes,
-    meta_of,
-    palette_of,
-    trained_metainfo,
-)
+from cyclemlp_mm.engine.config_data import class_names, heads_classes, palette_of, trained_metainfo
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
@@ -74,12 +70,17 @@ class Predictor:
             raise MissingFileError(f'checkpoint {checkpoint} does not exist')
         self.device = check_device(device)
         with model_errors(config):
-            self.inferencer = _build_inferencer(cfg, self.scope, checkpoint, self.device)
+            self.inferencer = _build_inferencer(cfg, self.scope, self.device)
+        model = self.inferencer.model
+        content, _ = load_complete(model, checkpoint)
+        meta = dict(names_for(content, cfg, checkpoint))
+        if self.scope == 'mmdet' and model.dataset_meta.get('palette') != 'random':
+            meta['palette'] = model.dataset_meta['palette']  # the config's
+        model.dataset_meta = meta
         self._takes_grey = [s.get('color_type') for s in loading_steps(cfg)] == ['grayscale']
-        self.read = image_reader(cfg, as_stored)  # the inferencer has set the toolbox's scope
+        self.read = image_reader(cfg, as_stored)
         if deploy:
-            to_deploy(self.inferencer.model)
-        meta = self.inferencer.model.dataset_meta
+            to_deploy(model)
         self.classes = tuple(meta['classes'])
         self.palette = palette_of(meta, len(self.classes))
 
@@ -118,47 +119,44 @@ class Predictor:
         return predictions
 
 
-def _build_inferencer(cfg: Config, scope: str, checkpoint: str, device: str) -> BaseInferencer:
+def _build_inferencer(cfg: Config, scope: str, device: str) -> BaseInferencer:
+    """An inferencer whose model has no weights yet: the toolboxes load without a check."""
     # Images are read before, by the config's own loading step; the inferencers require this one.
     cfg = copy.deepcopy(cfg)
     for step in loading_steps(cfg):
         if step['type'] != 'LoadImageFromFile':
             step.clear()
             step['type'] = 'LoadImageFromFile'
-    if scope == 'mmpretrain':
-        return _build_classifier(cfg, checkpoint, device)
-    if scope == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    else:
-        from mmseg.apis import MMSegInferencer as Inferencer
+    init_default_scope(scope)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # that the model is random
+        if scope == 'mmpretrain':
+            from mmpretrain.apis import ImageClassificationInferencer
 
-    class CheckedInferencer(Inferencer):
-        """Raises for missing weights, and uses the config's class names if the file has none."""
-
-        def _load_weights_to_model(self, model: nn.Module, content: dict, cfg: Config) -> None:
-            compare(model, find_state_dict(content, checkpoint), checkpoint, complete=True)
-            super()._load_weights_to_model(model, with_names(content, cfg, checkpoint), cfg)
-
-    # mmseg 1.2.2 has no such argument.
-    quiet = {key: False for key in signature(Inferencer).parameters if key == 'show_progress'}
-    return CheckedInferencer(model=cfg, weights=checkpoint, device=device, scope=scope, **quiet)
+            return ImageClassificationInferencer(cfg, pretrained=False, device=device)
+        if scope == 'mmdet':
+            from mmdet.apis import DetInferencer as Inferencer
+        else:
+            from mmseg.apis import MMSegInferencer as Inferencer
+        # mmseg 1.2.2 has no such argument.
+        quiet = {key: False for key in signature(Inferencer).parameters if key == 'show_progress'}
+        return Inferencer(model=cfg, device=device, scope=scope, **quiet)
 
 
-def _build_classifier(cfg: Config, checkpoint: str, device: str) -> BaseInferencer:
-    """mmpretrain's, which loads without checking that a checkpoint is complete."""
-    from mmpretrain.apis import ImageClassificationInferencer, get_model
+def load_complete(model: nn.Module, checkpoint: str) -> tuple[dict, str]:
+    """Load all weights of a model; CheckpointError if one is missing or does not fit.
 
-    model = get_model(cfg, device=device)
+    Returns the content of the file, and what was loaded, in words.
+    """
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = find_state_dict(content, checkpoint)
-    compare(model, weights, checkpoint, complete=True)
-    model.load_state_dict(weights)
-    model.dataset_meta = with_names(content, cfg, checkpoint)['meta']['dataset_meta']
-    return ImageClassificationInferencer(model, classes=model.dataset_meta['classes'])
+    state_dict = find_state_dict(content, checkpoint)
+    report = compare(model, state_dict, checkpoint, complete=True)
+    model.load_state_dict(state_dict, strict=False)
+    return content, report
 
 
-def with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
-    """The checkpoint, with the config's class names where it has none of its own."""
+def names_for(content: dict, cfg: Config, checkpoint: str) -> dict:
+    """``classes`` and any ``palette`` of a checkpoint, or where it has no names, of its config."""
     names, whose = trained_metainfo(content), 'its class names are'
     if not names:
         names, whose = class_names(cfg) or {}, 'it has no class names; those of the config are'
@@ -172,4 +170,4 @@ def with_names(content: dict, cfg: Config, checkpoint: str) -> dict:
             f'checkpoint {checkpoint}: {whose} {found}, but the model has {expected}. Set them by '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"('name', 'name')\""
         )
-    return {**content, 'meta': {**meta_of(content), 'dataset_meta': names}}
+    return names

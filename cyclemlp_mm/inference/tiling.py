@@ -12,8 +12,6 @@ from math import ceil
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cyclemlp_mm.errors import UserError
-
 from .predictions import Instances, Prediction, Segments, encode_mask
 from .predictor import Predictor
 
@@ -34,12 +32,6 @@ class Tiling:
 
     size: int
     overlap: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.size < 64:
-            raise UserError(f'tiles need a side of at least 64 px, but got {self.size}')
-        if not 0 <= self.overlap <= 0.9:
-            raise UserError(f'the overlap of tiles must be 0 to 0.9, but got {self.overlap:g}')
 
     def starts(self, length: int) -> list[int]:
         """Where the tiles of one axis begin; the last one ends where the image does."""

@@ -34,14 +34,14 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def draw_staircase(taps: Sequence[int], path: str | Path, channels: int | None = None) -> Path:
+def draw_staircase(taps: Sequence[int], path: str | Path) -> Path:
     """Draw a panel per odd number of taps: the offset at which each input channel is read.
 
     It is what the published weights match; the paper's Fig. 4 draws the sequence differently.
     """
     if wrong := [k for k in taps if k < 1 or k % 2 == 0]:
         raise UserError(f'a CycleFC has an odd, positive number of taps, but got {wrong}')
-    channels = channels or 2 * max(taps) + 1
+    channels = 2 * max(taps) + 1
     rows, reach = np.arange(channels), max(max(taps) // 2, 1)
     size = (0.6 + len(taps) * max(2.2, 0.36 * (2 * reach + 1)), 1.5 + 0.24 * channels)
     figure = Figure(figsize=size, dpi=120, layout='constrained')

@@ -239,7 +239,8 @@ def _font_of(characters: frozenset[str]) -> str | None:
     for path in (_DEJAVU, *_system_fonts()) if max(codes, default=0) > 127 else (_DEJAVU,):
         if codes <= _codes(path):
             return path
-    _warn_once()
+    what = 'no font of this system has all characters of the class names, so they are escaped'
+    warnings.warn(f'{what}: install one, e.g. apt install fonts-noto-cjk', stacklevel=2)
     return None
 
 
@@ -254,10 +255,3 @@ def _codes(path: str) -> set[int]:
         return set(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):  # damaged, or of a kind that FreeType cannot read
         return set()
-
-
-@cache
-def _warn_once() -> None:
-    what = 'no font of this system has all characters of the class names, so they are escaped'
-    fix = 'install one, e.g. apt install fonts-noto-cjk'
-    warnings.warn(f'{what}: {fix}', stacklevel=2)

@@ -48,6 +48,25 @@ def test_values_that_cannot_be_read(text, capsys):
     assert f'--cfg-options a.b: {text} cannot be read' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('infer c p i --batch-size 0', '--batch-size: must be at least 1, but got 0'),
+        ('infer c p i --score-thr nan', '--score-thr: must be 0 to 1, but got nan'),
+        ('estimate c --size 16 64', '--size: must be at least 32, but got 16'),
+        ('estimate c --gpu-memory 0', '--gpu-memory: must be 0.001 to 10000, but got 0'),
+        ('visualize gallery c p --number x', "--number: invalid int value: 'x'"),
+        ('infer c p i --tile 63', '--tile: must be at least 64, but got 63'),
+        ('web --port 0', '--port: must be 1 to 65535, but got 0'),
+    ],
+)
+def test_numbers_out_of_range(line, message, capsys):
+    tool, *arguments = line.split()
+    with pytest.raises(SystemExit):
+        parse(tool, arguments)
+    assert message in capsys.readouterr().err
+
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')

@@ -78,7 +78,7 @@ def test_a_training_that_is_resumed_moves_nothing(work_dir, start):
 @pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg.checkpoint'])
 def test_a_checkpoint_that_is_needed_is_not_moved(work_dir, start, key):
     torch.save(dict(state_dict={'a': torch.ones(1)}), work_dir / 'iter_40.pth')
-    message = rf'{key} is .*iter_40\.pth.* another --work-dir'
+    message = r'config names .*iter_40\.pth.* another --work-dir'
     start('--cfg-options', f'{key}=wd/iter_40.pth', match=message)
     assert (work_dir / 'iter_40.pth').exists()
 

@@ -117,7 +117,7 @@ def test_a_published_file_through_the_tool(part, tmp_path, capsys):
     with pytest.raises(UserError, match='is there already: choose another name, or --force'):
         export([*arguments, str(path)])
     torch.save({'stem.proj.bias': torch.zeros(8)}, tmp_path / 'half.pth')
-    with pytest.raises(CheckpointError, match='does not fit the config'):
+    with pytest.raises(CheckpointError, match='does not fit the model'):
         export([arguments[0], str(tmp_path / 'half.pth'), str(tmp_path / 'none.pt2')])
     assert not (tmp_path / 'none.pt2').exists()
 

@@ -55,11 +55,16 @@ def covered_area(rects, small):
     return (pixels > 0).sum(), hidden.sum()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('size', [(640, 480), (320, 240)])
-def test_labels_cover_neither_each_other_nor_small_objects(size, monkeypatch):
+@pytest.mark.parametrize(
+    'number, size',
+    [
+        (5, (640, 480)),
+        *(pytest.param(50, s, marks=pytest.mark.slow) for s in [(640, 480), (320, 240)]),
+    ],
+)
+def test_labels_cover_neither_each_other_nor_small_objects(number, size, monkeypatch):
     area = covered = drawn = objects = num_small = 0
-    for image, instances in crowded(50, size):
+    for image, instances in crowded(number, size):
         rects, scale = drawn_labels(monkeypatch, image, instances, Style())
         sizes = np.prod(instances.boxes[:, 2:] - instances.boxes[:, :2], axis=1)
         small = instances.boxes[sizes < SMALL] * scale

@@ -18,8 +18,9 @@ def work_dirs(tmp_path):
     save_detector(tmp_path / 'demo')
     for name in CHECKPOINTS[:3]:
         shutil.copy(tmp_path / 'demo' / 'epoch_1.pth', tmp_path / 'demo' / name)
-    (tmp_path / 'demo' / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
+    (tmp_path / 'demo' / 'last_checkpoint').write_bytes(b'/els\xe4where/epoch_2.pth')
     (tmp_path / 'demo' / '.partial-1-epoch_3.pth').write_bytes(b'half')
+    (tmp_path / 'demo' / 'notes.py').write_bytes('# Größe'.encode('latin-1'))  # not a config
     for name, scope in (('classifier', 'mmpretrain'), ('untrained', 'mmdet')):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'c.py').write_text(f"default_scope = '{scope}'\n")
@@ -87,13 +88,3 @@ def test_names_cannot_inject_html(work_dirs):
     answer.prediction.label_map[:] = 0
     said = answer.describe(0.3)
     assert '<script>' not in said and '&lt;script&gt;' in said
-
-
-def test_files_that_are_no_config_are_passed_over(work_dirs):
-    (work_dirs / 'demo' / 'notes.py').write_bytes('# Größe'.encode('latin-1'))
-    (work_dirs / 'demo' / 'last_checkpoint').write_bytes(b'/elsewhere/\xe4.pth')
-    assert [model.name for model in find_models(work_dirs)] == [
-        'demo: toy',
-        'a_run: toy',
-        'classifier: c',
-    ]
