@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -88,19 +86,18 @@ def quantize(source: Path, path: Path, images: Sequence[Tensor]) -> None:
 
     products = ['MatMul', 'Gemm']
     graph = onnx.load(str(source)).graph
-    with _without_advice():
-        quantize_static(
-            str(source),
-            str(path),
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_exclude=_left_in_float(graph),
-            op_types_to_quantize=[*products, 'Conv', 'Slice', 'Pad', 'Concat'],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options=dict(OpTypesToExcludeOutputQuantization=products),
-        )
+    quantize_static(
+        str(source),
+        str(path),
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        nodes_to_exclude=_left_in_float(graph),
+        op_types_to_quantize=[*products, 'Conv', 'Slice', 'Pad', 'Concat'],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        extra_options=dict(OpTypesToExcludeOutputQuantization=products),
+    )
 
 
 def _left_in_float(graph: object) -> list[str]:
@@ -119,21 +116,6 @@ def _left_in_float(graph: object) -> list[str]:
             if channels % 16:
                 names.append(node.name)
     return names
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Leave out onnxruntime's line about its own pre-processing, which needs fixed sizes."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return 'pre-processing' not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
 
 
 def check_quantized(module: ExportedPart, run: Runner, images: Sequence[Tensor]) -> str:

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cyclemlp_mm.ops.cpu_linear import add_linear
-from cyclemlp_mm.ops.recording import (
-    compute_dtype,
-    has_hooks,
-    is_plain_layer,
-    needs_grad,
-    standard_operators_only,
-)
+from cyclemlp_mm.ops.recording import has_hooks, is_plain_layer, needs_grad
 
 from .arch import check_bool
 from .layers import seen_as_nchw
@@ -50,24 +42,15 @@ def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
         layer = _NORMS.get(kind) or MODELS.get(kind)
         if layer is None:
             raise KeyError(f'norm_cfg type {kind!r} is not in the model registry')
-    norm = None
+    is_torchs = getattr(layer, '__module__', '').startswith('torch.nn.')
+    if is_torchs and not issubclass(layer, _NCHW_NORMS):
+        norms = 'take BN, SyncBN, SyncBNOrBN, GN or IN'
+        raise ValueError(f'norm_cfg type {kind!r} is not a norm of (B, C, H, W) maps: {norms}')
     if layer is nn.GroupNorm:
         norm = layer(num_channels=channels, **settings)
-    elif callable(layer) and not _is_other_torch_layer(layer):
+    else:
         norm = layer(channels, **settings)
-    if not isinstance(norm, nn.Module):
-        raise ValueError(
-            f'norm_cfg type {kind!r} is not a norm of (B, C, H, W) maps: take BN, SyncBN, '
-            'SyncBNOrBN, GN or IN'
-        )
     return norm.requires_grad_(requires_grad)
-
-
-def _is_other_torch_layer(layer: object) -> bool:
-    """Whether it is PyTorch's own, and would fail in the first forward pass or norm nothing."""
-    if not isinstance(layer, type) or issubclass(layer, _NCHW_NORMS):
-        return False
-    return layer.__module__.startswith('torch.nn.')
 
 
 def is_foldable(norm: nn.Module) -> bool:
@@ -142,10 +125,7 @@ class ConvNorm(Foldable, nn.Module):
         elif (found := folded(self.conv, self.norm)) is None:
             y = self._finish(self._convolve(x, self.conv.weight, self.conv.bias))
         else:
-            weight, bias = found
-            if self._is_linear and not self.act and _same_dtype(x, weight, residual):
-                return add_linear(x, weight.flatten(1), bias, residual)
-            y = _hardswish(self._convolve(x, weight, bias), self.act)
+            y = _hardswish(self._convolve(x, *found), self.act)
         return y if residual is None else residual + y
 
     def fold(self) -> None:
@@ -181,48 +161,8 @@ class ConvNorm(Foldable, nn.Module):
         return _hardswish(y, self.act)
 
 
-class Aggregate(ConvNorm):
-    """A 1x1 :class:`ConvNorm` over several maps side by side, which are never concatenated."""
-
-    def __init__(
-        self, in_channels: list[int], out_channels: int, norm_cfg: dict | None = None
-    ) -> None:
-        super().__init__(sum(in_channels), out_channels, norm_cfg=norm_cfg)
-        self.in_channels = in_channels
-
-    def forward(self, maps: list[Tensor]) -> Tensor:  # type: ignore[override]  # of several maps
-        """Maps (B, H, W, in_channels[i]) to (B, H, W, out_channels)."""
-        if not (self._is_plain and self._is_linear):
-            return super().forward(torch.cat(maps, dim=-1))
-        found = folded(self.conv, self.norm)
-        weight, bias = found or (self.conv.weight, self.conv.bias)
-        first, *weights = weight.flatten(1).split(self.in_channels, dim=1)
-        y = F.linear(maps[0], first, bias)
-        for x, part in zip(maps[1:], weights, strict=True):
-            y = _add_product(y, x, part)
-        return _hardswish(y, self.act) if found else self._finish(y)
-
-
-def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """``y + x weightᵀ``, into y's memory where no gradient is needed."""
-    if not _same_dtype(x, y, weight):
-        return y + F.linear(x, weight)
-    tokens, total = x.flatten(0, -2), y.flatten(0, -2)
-    if needs_grad(tokens, total, weight):
-        return torch.addmm(total, tokens, weight.mT).view(y.shape)
-    torch.addmm(total, tokens, weight.mT, out=total)
-    return y
-
-
 def _hardswish(y: Tensor, act: bool) -> Tensor:
     return F.hardswish(y, inplace=not needs_grad(y)) if act else y
-
-
-def _same_dtype(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are there, of the dtype of products, and fast forms may be used."""
-    dtype = compute_dtype(x)
-    same = all(t is not None and t.dtype == dtype for t in (x, *others))
-    return same and not standard_operators_only(x, *others)
 
 
 def to_deploy(model: nn.Module) -> nn.Module:
@@ -250,20 +190,16 @@ def to_deploy(model: nn.Module) -> nn.Module:
         if isinstance(module, Foldable):
             module.fold()
     for module in conv_modules:
-        if users[id(module.conv)] == 1:  # else each user has a norm of its own
-            _fold_conv_module(module)
+        in_order = module.with_norm and tuple(module.order[:2]) == ('conv', 'norm')
+        # Other classes do more to their weight, as do hooks (pruning, spectral norm).
+        plain = type(module.conv).__name__ == 'Conv2d' and not has_hooks(module.conv)
+        is_shared = users[id(module.conv)] > 1  # by modules with a norm of their own each
+        if in_order and plain and not is_shared and fold_for_good(module.conv, module.norm):
+            setattr(module, module.norm_name, nn.Identity())
+            module.with_norm = False
     return model
 
 
 def _is_conv_module(module: nn.Module) -> bool:
     kind = type(module)  # by name: this package is used without mmcv, too
     return kind.__name__ == 'ConvModule' and kind.__module__.startswith('mmcv.')
-
-
-def _fold_conv_module(module: Any) -> None:
-    in_order = module.with_norm and tuple(module.order[:2]) == ('conv', 'norm')
-    # Other classes do more to their weight, as do hooks (pruning, spectral norm).
-    plain = type(module.conv).__name__ == 'Conv2d' and not has_hooks(module.conv)
-    if in_order and plain and fold_for_good(module.conv, module.norm):
-        setattr(module, module.norm_name, nn.Identity())
-        module.with_norm = False

@@ -7,9 +7,10 @@ Published code and weights: github.com/ShoufaChen/CycleMLP (MIT); rewritten here
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from cyclemlp_mm.ops.recording import (
 )
 from cyclemlp_mm.weights import CYCLEMLP_FORMAT
 
-from .arch import check_bool, check_odd_int, check_per_stage, check_some_of, halved, resolve_arch
+from .arch import check_bool, check_int, check_per_stage, check_some_of, resolve_arch
 from .conv_norm import Foldable
 from .dense_backbone import DenseBackbone
 from .layers import (
@@ -66,7 +67,7 @@ class CycleMixer(Foldable, nn.Module):
         branches: Sequence[str] = BRANCHES,
     ) -> None:
         super().__init__()
-        k, there = kernel_size, check_some_of('branches', branches, BRANCHES)
+        k, there = kernel_size, tuple(branches)
         self.channels = channels
         self.backend = check_backend(backend)
         self.mlp_c: Any = nn.Linear(channels, channels, bias=False) if 'c' in there else None
@@ -78,11 +79,6 @@ class CycleMixer(Foldable, nn.Module):
         #: The whole mixer's matrix in deploy mode; derived, so in no state dict.
         self.matrix: Tensor | None = None
         self._made_of: tuple = ()
-        if backend not in ('auto', 'reference') and (k, there) != (3, BRANCHES):
-            raise ValueError(
-                f'mixer_backend={backend!r} needs arch kernel_size 3 and branches {BRANCHES}, but '
-                f"got {k} and {there}: take mixer_backend='auto'"
-            )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, H, W, C) to the same shape; ``residual``, of that shape, is added.
@@ -146,15 +142,16 @@ class CycleMixer(Foldable, nn.Module):
         """The mixer in the published order of operations, by calling its layers."""
         if self.backend not in ('auto', 'reference') and not has_global_hooks():
             raise RuntimeError(
-                f'mixer_backend={self.backend!r} cannot run: a layer of the mixer has hooks or was '
-                "replaced; take mixer_backend='auto'"
+                f'mixer_backend={self.backend!r} needs arch kernel_size 3, all branches and '
+                "layers that were not replaced and have no hooks: take mixer_backend='auto'"
             )
         layers = (self.sfc_h, self.sfc_w, self.mlp_c)
         maps = [layer(x) for layer in layers if layer is not None]
         if self.reweight is None:
-            return self.proj(_sum(maps))
-        a = softmax_branches(self.reweight(_sum(maps).mean(dim=(1, 2))), len(maps))
-        return self.proj(_sum([y * weight[:, None, None, :] for y, weight in zip(maps, a)]))
+            return self.proj(reduce(torch.add, maps))
+        a = softmax_branches(self.reweight(reduce(torch.add, maps).mean(dim=(1, 2))), len(maps))
+        weighted = [y * weight[:, None, None, :] for y, weight in zip(maps, a)]
+        return self.proj(reduce(torch.add, weighted))
 
     def mixer_weights(self) -> MixerWeights:
         """The parameters of all three branches, as the operator takes them."""
@@ -164,14 +161,6 @@ class CycleMixer(Foldable, nn.Module):
             reweight = ReweightWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         shifted = (h.weight, h.bias, w.weight, w.bias)
         return MixerWeights(*shifted, c.weight, proj.weight, proj.bias, reweight)
-
-
-def _sum(maps: Sequence[Tensor]) -> Tensor:
-    """Of one map at least; the builtin would record that it adds 0."""
-    total = maps[0]
-    for y in maps[1:]:
-        total = total + y
-    return total
 
 
 class CycleBlock(nn.Module):
@@ -255,6 +244,7 @@ class CycleMLP(DenseBackbone):
         'b': dict(_SWIN_STYLE, depths=(2, 2, 18, 2), widths=(128, 256, 512, 1024)),
     }
     published_format = CYCLEMLP_FORMAT
+    stem_border = 1
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
@@ -285,7 +275,7 @@ class CycleMLP(DenseBackbone):
         reweight = check_bool('arch reweight', settings['reweight'])
         if reweight and any(width % 4 for width in widths):
             raise ValueError(f'arch widths must be multiples of 4 with reweight, but got {widths}')
-        kernel_size = check_odd_int('arch kernel_size', settings['kernel_size'])
+        kernel_size = check_int('arch kernel_size', settings['kernel_size'], odd=True)
         branches = check_some_of('arch branches', settings['branches'], BRANCHES)
         downsample = _DOWNSAMPLES.get(str(settings['downsample']))
         if downsample is None:
@@ -308,7 +298,3 @@ class CycleMLP(DenseBackbone):
             self.stages.append(nn.ModuleList(blocks))
         self.apply(self.init_layer)
         self.finish(widths, [4 * 2**i for i in range(len(depths))], out_norms)
-
-    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of the returned levels."""
-        return halved((height + 1) // 4, (width + 1) // 4, self.out_indices)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops.recording import is_plain, is_recording, is_transformed
 from cyclemlp_mm.weights import split_pretrained
 
-from .arch import check_bool, check_frozen_stages, check_positive_int, resolve_out_indices
+from .arch import check_bool, check_int, resolve_out_indices
 from .conv_norm import BatchNorm
 from .layers import to_nchw
 from .strict_init import StrictInit
@@ -35,8 +35,9 @@ class BackboneBase(StrictInit):
     """Freezing, activation checkpointing and compilation of a backbone, which calls
     :meth:`set_options` and defines :meth:`frozen_modules` and :meth:`levels`."""
 
-    #: From an image's height and width, those of the returned levels; for ``torch.compile``.
-    level_sizes: Callable[[int, int], list[tuple[int, int]]] | None = None
+    #: The finest level has ``(side + stem_border) // 4`` cells, and each further one half as many,
+    #: rounded up; for ``torch.compile``, which records standard operators where it is None.
+    stem_border: ClassVar[int | None] = None
     #: Whether BatchNorm's statistics stay as they are in training.
     norm_eval: bool = False
     _number: int
@@ -64,9 +65,9 @@ class BackboneBase(StrictInit):
         norm_eval: bool = False,
     ) -> None:
         """Check and keep the arguments that all backbones have; see :class:`DenseBackbone`."""
-        self.in_channels = check_positive_int('in_channels', in_channels)
+        self.in_channels = check_int('in_channels', in_channels)
         self.out_indices = resolve_out_indices(out_indices, num_levels)
-        self.frozen_stages = check_frozen_stages(frozen_stages, num_levels)
+        self.frozen_stages = check_int('frozen_stages', frozen_stages, -1, num_levels)
         self.with_cp = check_bool('with_cp', with_cp)
         self.norm_eval = check_bool('norm_eval', norm_eval)
 
@@ -139,7 +140,7 @@ class BackboneBase(StrictInit):
         exporting = getattr(torch.compiler, '_is_exporting_flag', True)
         if exporting or not torch.compiler.is_compiling() or is_transformed():
             return False
-        if self.level_sizes is None or not _only_computes(self):
+        if self.stem_border is None or not _only_computes(self):
             return False
         return all(is_plain(t) and t.is_cpu for t in (image, *_state(self).values()))
 
@@ -393,11 +394,12 @@ def _shapes(
     cast = torch.autocast('cpu', autocast, enabled=autocast is not None)
     with torch.no_grad(), cast:
         levels = torch.func.functional_call(model, given, (small,))
-    sizes = _MODULES[number].level_sizes(*image.shape[2:])
-    outputs = [
-        level.new_empty(image.shape[0], level.shape[1], *size)
-        for level, size in zip(levels, sizes, strict=True)
-    ]
+    module = _MODULES[number]
+    finest = [(side + module.stem_border) // 4 for side in image.shape[2:]]
+    outputs = []
+    for i, level in zip(module.out_indices, levels, strict=True):
+        size = [(side + 2**i - 1) // 2**i for side in finest]
+        outputs.append(level.new_empty(image.shape[0], level.shape[1], *size))
     return outputs, image.new_empty(1, dtype=torch.int64)
 
 

@@ -44,9 +44,6 @@ class DropPath(nn.Module):
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
         return x * (mask / keep)
 
-    def extra_repr(self) -> str:
-        return f'{self.drop_prob:.3f}'
-
 
 def is_idle(drop_path: nn.Module) -> bool:
     """Whether a :class:`DropPath` does nothing now; a layer that replaced it has to be called."""

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops import factor_attention
-from cyclemlp_mm.ops.recording import is_plain_layer
 from cyclemlp_mm.weights import MPVIT_FORMAT
 
-from .arch import check_per_stage, check_positive_int, halved, resolve_arch
-from .conv_norm import Aggregate, ConvNorm
+from .arch import check_int, check_per_stage, resolve_arch
+from .conv_norm import ConvNorm
 from .dense_backbone import DenseBackbone
 from .layers import DropPath, Mlp, drop_path_rates, is_idle, residual_mlp, seen_as_nchw
 
@@ -44,7 +43,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: nn.Conv2d, relative: Sequence[nn.Conv2d]) -> Tensor:
         """(B, H, W, C) to the same shape; ``position`` is a depthwise convolution of the map,
         ``relative`` are those of v."""
-        x = _add_depthwise(x, position)
+        x = x + _depthwise(x, position)
         attention = (self.norm1, self.qkv, self.proj, relative, HEADS)
         if is_idle(self.drop_path):
             x = factor_attention(x, *attention)
@@ -117,7 +116,7 @@ class MultiPathStage(nn.Module):
         self.embeds = nn.ModuleList(PatchEmbedding(channels, s, norm_cfg) for s in strides)
         self.paths = nn.ModuleList(PathEncoder(channels, *encoder) for _ in range(paths))
         self.local = LocalBranch(channels, norm_cfg)
-        self.aggregate = Aggregate([channels] * (paths + 1), out_channels, norm_cfg)
+        self.aggregate = ConvNorm(channels * (paths + 1), out_channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         """(B, H, W, channels) to (B, ceil(H / stride), ceil(W / stride), out_channels)."""
@@ -127,7 +126,7 @@ class MultiPathStage(nn.Module):
             if not maps:
                 maps.append(self.local(x))
             maps.append(path(x, run_block))
-        return self.aggregate(maps)
+        return self.aggregate(torch.cat(maps, dim=-1))
 
 
 @MODELS.register_module(force=True)  # in place of registration.py's function
@@ -162,6 +161,7 @@ class MPViT(DenseBackbone):
         )
     }
     published_format = MPVIT_FORMAT
+    stem_border = 3
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
@@ -190,7 +190,7 @@ class MPViT(DenseBackbone):
     ) -> None:
         settings = resolve_arch(arch, self.arch_zoo, 'MPViT')
         check_per_stage(settings, ('depths', 'widths', 'paths'))
-        check_positive_int('arch mlp_ratio', settings['mlp_ratio'])
+        check_int('arch mlp_ratio', settings['mlp_ratio'])
         depths, widths = settings['depths'], settings['widths']
         if any(width % HEADS for width in widths):
             raise ValueError(f'arch widths must be multiples of {HEADS} (heads), but got {widths}')
@@ -211,10 +211,6 @@ class MPViT(DenseBackbone):
         self.apply(self.init_layer)
         self.finish(level_widths, [4 * 2**i for i in range(len(depths))], out_norms=False)
 
-    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of the returned levels."""
-        return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
-
     def run_stage(self, index: int, x: Tensor) -> Tensor:
         """A channels-last map through stage ``index``."""
         return self.stages[index](x, self.run_block)
@@ -223,15 +219,3 @@ class MPViT(DenseBackbone):
 def _depthwise(x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
     """A convolution of a channels-last map."""
     return conv(seen_as_nchw(x)).permute(0, 2, 3, 1).contiguous()
-
-
-def _add_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``x + conv(x)``: the sum is made by the kernel's centre."""
-    settings: dict[str, Any] = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-    plain = is_plain_layer(nn.Conv2d, conv, padding_mode='zeros', **settings)
-    if not plain or conv.weight.shape != (x.shape[-1], 1, 3, 3):
-        return x + _depthwise(x, conv)
-    centre = conv.weight.new_zeros(1, 1, 3, 3)
-    centre[..., 1, 1] = 1
-    weight = conv.weight + centre
-    return _depthwise(x, lambda x: F.conv2d(x, weight, conv.bias, padding=1, groups=x.shape[1]))

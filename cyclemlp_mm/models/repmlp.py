@@ -16,16 +16,12 @@ from mmpretrain.models.backbones import repmlp as mmpretrain_repmlp
 from torch import Tensor, nn
 
 from cyclemlp_mm.ops.recording import has_hooks, is_plain_layer
-from cyclemlp_mm.registration import SyncBNOrBN
 from cyclemlp_mm.weights import split_pretrained
 from cyclemlp_mm.weights.repmlp import REPMLP_FORMAT
 
-from .arch import check_bool, check_per_stage, check_positive_int, halved, resolve_arch
+from .arch import check_bool, check_int, check_per_stage, resolve_arch
 from .conv_norm import Foldable, build_norm, fold_for_good, is_foldable
 from .dense_backbone import BackboneBase
-
-_FOLDABLE = ('BN', 'BN2d', 'SyncBN', 'SyncBNOrBN')
-_FOLDABLE_CLASSES = {nn.BatchNorm2d: 'BN', nn.SyncBatchNorm: 'SyncBN', SyncBNOrBN: 'SyncBNOrBN'}
 
 
 class RepMLPBlock(Foldable, mmpretrain_repmlp.RepMLPBlock):
@@ -112,6 +108,7 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
 
     arch_zoo: ClassVar[Mapping[str, dict]] = mmpretrain_repmlp.RepMLPNet.arch_zoo
     published_format = REPMLP_FORMAT
+    stem_border = 3
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
@@ -135,13 +132,7 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
-        **others: object,
     ) -> None:
-        if others:
-            raise TypeError(
-                f'DenseRepMLPNet has no argument {", ".join(others)} (final_norm is out_norms '
-                "here); mmpretrain's own class is type='mmpretrain.RepMLPNet'"
-            )
         arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -149,8 +140,8 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         coarsest = 4 * 2 ** (num_stages - 1)
         if len(size) != 2 or any(type(s) is not int or s < 1 or s % coarsest for s in size):
             raise ValueError(f'img_size must be multiples of {coarsest}, but got {img_size!r}')
-        check_positive_int('in_channels', in_channels)
-        check_positive_int('globalperceptron_ratio', globalperceptron_ratio)
+        check_int('in_channels', in_channels)
+        check_int('globalperceptron_ratio', globalperceptron_ratio)
         check_bool('out_norms', out_norms)
         check_bool('deploy', deploy)
         norm_cfg = _check_norm_cfg(norm_cfg)
@@ -185,16 +176,6 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         if not out_norms or num_stages - 1 not in self.out_indices:
             self.final_norm = nn.Identity()
         self.freeze()
-
-    def check_image(self, image: Tensor) -> None:
-        """Raise ValueError unless it is at least one image of at least 1x1 px."""
-        super().check_image(image)
-        if image.numel() == 0:
-            raise ValueError(f'RepMLPNet needs an image, but got the shape {tuple(image.shape)}')
-
-    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of the returned levels."""
-        return halved((height + 3) // 4, (width + 3) // 4, self.out_indices)
 
     def levels(self, image: Tensor) -> tuple[Tensor, ...]:
         """The feature maps of an image that was checked."""
@@ -269,18 +250,10 @@ def _check_kernels(kernels: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _check_norm_cfg(norm_cfg: dict | None) -> dict:
-    """Raise ValueError for norms that cannot be folded; a class becomes its name, for mmcv."""
+    """Raise ValueError for norms that cannot be folded."""
     norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
-    if isinstance(norm_cfg, dict) and 'type' in norm_cfg:
-        kind = norm_cfg['type']
-        if isinstance(kind, type):
-            kind = _FOLDABLE_CLASSES.get(kind, kind)
-        if kind not in _FOLDABLE:
-            names = ', '.join(_FOLDABLE)
-            raise ValueError(f'norm_cfg of RepMLPNet must be of type {names}, but got {kind!r}')
-        norm_cfg = {**norm_cfg, 'type': kind}
-    norm = build_norm(norm_cfg, 1)  # names what else is wrong with it
-    if not (norm.affine and norm.track_running_stats):
-        needed = 'affine and track_running_stats'
-        raise ValueError(f'norm_cfg of RepMLPNet must leave {needed} True, but got {norm_cfg!r}')
+    norm = build_norm(norm_cfg, 4)
+    if not (is_foldable(norm) and norm.affine):
+        expected = 'a BatchNorm with affine and track_running_stats'
+        raise ValueError(f'norm_cfg of RepMLPNet must be {expected}, but got {norm_cfg!r}')
     return norm_cfg

@@ -28,24 +28,15 @@ def has_onednn(x: Tensor) -> bool:
     """
     return (
         x.device.type == 'cpu'
-        and not is_measured()  # its packed weights have no fake form
+        and not is_measured()  # which counts public operators
         and x.shape[-1] <= _ONEDNN_MAX_SUM.get(x.dtype, 0)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, '_linear_pointwise')
     )
 
 
-def pack_weight(weight: Tensor, tokens: int) -> Tensor:
-    """A Linear's weight, (C_out, C_in), in oneDNN's layout, which saves about 10% of the time of
-    each product; only :func:`linear_gelu` and :func:`linear_add` take it. ``tokens`` is the usual
-    number of rows. Where oneDNN is not used, it is the weight itself."""
-    if not has_onednn(weight) or not hasattr(torch.ops.mkldnn, '_reorder_linear_weight'):
-        return weight
-    return torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
-
-
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x weightᵀ + bias)`` of contiguous x, (N, C_in); the weight may be packed."""
+    """``gelu(x weightᵀ + bias)`` of contiguous x, (N, C_in)."""
     if has_onednn(x):
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, 'gelu', [], 'none')
     return torch.ops.aten.gelu_(F.linear(x, weight, bias))
@@ -55,7 +46,7 @@ def linear_add(
     x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
     """``added + x weightᵀ + bias`` of contiguous x, (N, C_in), and ``added``, (N, C_out), written
-    to ``out`` if given, which may be ``added`` itself; the weight may be packed."""
+    to ``out`` if given, which may be ``added`` itself."""
     if has_onednn(x):
         linear = torch.ops.mkldnn._linear_pointwise
         if added is None:

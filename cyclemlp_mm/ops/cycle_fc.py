@@ -16,14 +16,12 @@ from .recording import is_compiled, standard_operators_only
 
 
 def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
-    """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair of ints; raises TypeError
-    unless it is a pair of ints, and ValueError for another pair."""
+    """Return ``kernel_size``, (1, k) or (k, 1) with k odd, as a pair, or raise ValueError."""
     pair = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else ()
-    expected = f'kernel_size must be (1, k) or (k, 1) with an odd int k, but got {kernel_size!r}'
-    if len(pair) != 2 or any(type(k) is not int for k in pair):
-        raise TypeError(expected)
-    if min(pair) < 1 or pair[0] % 2 == 0 or pair[1] % 2 == 0 or 1 not in pair:
-        raise ValueError(expected)
+    are_odd = all(type(k) is int and k > 0 and k % 2 for k in pair)
+    if len(pair) != 2 or not are_odd or 1 not in pair:
+        expected = '(1, k) or (k, 1) with an odd int k'
+        raise ValueError(f'kernel_size must be {expected}, but got {kernel_size!r}')
     return pair
 
 
@@ -120,7 +118,7 @@ class CycleFC(nn.Module):
     in_channels), bias (out_channels,).
 
     Raises:
-        TypeError, ValueError: ``kernel_size`` is not such a pair, e.g. (3, 3).
+        ValueError: ``kernel_size`` is not such a pair, e.g. (3, 3).
     """
 
     bias: nn.Parameter
@@ -155,7 +153,3 @@ class CycleFC(nn.Module):
                 f'{tuple(x.shape)}. For an NCHW map, call x.permute(0, 2, 3, 1) first'
             )
         return cycle_fc(x, self.weight, self.bias, self.kernel_size)
-
-    def extra_repr(self) -> str:
-        sizes = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}'
-        return f'{sizes}, bias={self.bias is not None}'

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_linear import add_linear_grad, linear_add, linear_gelu, pack_weight
+from .cpu_linear import add_linear_grad, linear_add, linear_gelu
 from .recording import (
     accumulate_dtype,
     chunks,
@@ -32,7 +32,6 @@ HIDDEN_CHUNK_BYTES, KEPT_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2 * 2**20, 16 * 2**20, 
 PLAIN_MAX_BYTES = 2**20
 #: In training, hidden maps from this size on are recomputed by MLPs up to this width.
 RECOMPUTE_MIN_BYTES, RECOMPUTE_MAX_CHANNELS = 16 * 2**20, 128
-PACK_MIN_CHUNKS = 4  # products with one weight from which on it is packed for them
 
 
 def _chunks(x: Tensor, weight1: Tensor, kept: Tensor | None) -> list[slice]:
@@ -49,10 +48,6 @@ def _forward(
     norm_weight, norm_bias, weight1, bias1, weight2, bias2 = params
     parts = _chunks(x, weight1, kept)
     y = None if len(parts) == 1 else torch.empty_like(x)
-    if len(parts) >= PACK_MIN_CHUNKS:
-        tokens = parts[0].stop
-        weight1 = pack_weight(weight1, tokens) if kept is None else weight1
-        weight2 = pack_weight(weight2, tokens)
     for part in parts:
         chunk = x[part]
         normed = F.layer_norm(chunk, chunk.shape[-1:], norm_weight, norm_bias, eps)

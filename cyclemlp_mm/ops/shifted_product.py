@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .cpu_linear import linear_add, pack_weight
+from .cpu_linear import linear_add
 from .recording import chunks, differentiated_again, gradients, needs_grad, runs_on_cpu
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def _chunks(x: Tensor, shared: bool) -> tuple[list[tuple[slice, slice]], Tensor]
     batch, height, width, channels = x.shape
     per_row = width * operand_width(channels)
     rows = batch * height
-    if runs_on_cpu(
-        x
-    ):  # within one image, unless they share the matrix: batched products are slower
+    if runs_on_cpu(x):  # within one image, unless they share the matrix: bmm is slower
         rows = max(1, CPU_CHUNK_BYTES // (per_row * x.element_size()))
         rows = rows if shared else min(rows, height)
     return chunks(batch, height, rows), x.new_empty(min(rows, batch * height) * per_row)
@@ -122,7 +120,6 @@ def _multiply(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tens
     parts, buffer = _chunks(x, shared)
     shape = (*x.shape[:3], matrix.shape[1])
     y = x.new_empty(shape) if len(parts) != 1 or not shared else None
-    packed = {}  # by the first image; of the chunks of one image, all have its matrix
     for images, rows in parts:
         operand = _operand(x[images], rows, buffer)
         added, out = (t if t is None else t[images, rows].flatten(1, 2) for t in (residual, y))
@@ -132,12 +129,8 @@ def _multiply(x: Tensor, matrix: Tensor, residual: Tensor | None = None) -> Tens
             if added is not None:
                 product += added
             continue
-        of = 0 if shared else images.start
-        if of not in packed:
-            several = len(parts) > matrix.shape[0]
-            packed = {of: pack_weight(matrices[0], operand.shape[1]) if several else matrices[0]}
         flat = [t if t is None else t.flatten(0, 1) for t in (added, out)]
-        product = linear_add(operand.flatten(0, 1), packed[of], None, *flat)
+        product = linear_add(operand.flatten(0, 1), matrices[0], None, *flat)
     return product.view(shape) if y is None else y
 
 

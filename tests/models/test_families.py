@@ -104,7 +104,7 @@ def without(arch, key):
         ('mpvit repmlp', 'norm_eval', None, TypeError, 'norm_eval'),
         (ALL, 'frozen_stages', 5, ValueError, 'frozen_stages'),
         (ALL, 'in_channels', 0, ValueError, 'in_channels'),
-        (ALL, 'in_channels', '3', ValueError, 'in_channels'),
+        (ALL, 'in_channels', '3', TypeError, 'in_channels'),
         (ALL, 'norm_layer', 'LN', TypeError, 'norm_layer'),
         ('reweighted', 'mixer_backend', 'fast', ValueError, 'backend must'),
         *(('summed mpvit', 'drop_path_rate', r, ValueError, 'drop_path_rate') for r in NO_RATES),
@@ -113,7 +113,7 @@ def without(arch, key):
         ('repmlp', 'img_size', 60, ValueError, 'multiples of 32'),
         ('repmlp', 'img_size', None, ValueError, 'img_size must be multiples of 32, but got None'),
         *(
-            ('repmlp', 'norm_cfg', dict(type=kind, num_groups=2), ValueError, 'must be of type BN')
+            ('repmlp', 'norm_cfg', dict(type=kind, num_groups=2), ValueError, 'must be a BatchNorm')
             for kind in ('GN', nn.GroupNorm)
         ),
         *(

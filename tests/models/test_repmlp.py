@@ -2,7 +2,6 @@ import pytest
 import torch
 from families import REPMLP, build
 from mixer_cases import worst
-from mmengine.registry import MODELS
 from plain_mpvit import randomise_norms
 from torch import nn
 
@@ -67,9 +66,6 @@ def test_any_size(img_size, size):
     levels = model(torch.randn(1, 3, *size))
     for level, channels, stride in zip(levels, model.out_channels, model.out_strides):
         assert level.shape == (1, channels, *(-(-side // stride) for side in size))
-    for shape in ((0, 3, 64, 64), (1, 3, 0, 64)):
-        with pytest.raises(ValueError, match='needs an image, but got'):
-            model(torch.randn(shape))
 
 
 def test_the_zoos_layout_loads(tmp_path, log_lines):
@@ -93,15 +89,6 @@ def test_norm_cfg_reaches_every_part():
     model = build('repmlp', norm_cfg=dict(type='SyncBNOrBN', eps=1e-3), out_indices=(1, 2))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 1 + 2 + 2 + 3 * 6 and all(norm.eps == 1e-3 for norm in norms)
-
-
-def test_arguments_of_mmpretrains_class_name_it():
-    for name in ('final_norm', 'patch_size', 'conv_cfg', 'patch_cfg'):
-        cfg = {'type': 'DenseRepMLPNet', 'arch': REPMLP, name: True}
-        with pytest.raises(TypeError, match=rf"no argument {name}.*type='mmpretrain\.RepMLPNet'"):
-            MODELS.build(cfg)
-    theirs = MODELS.build(dict(type='mmpretrain.RepMLPNet', arch='b', final_norm=False))
-    assert type(theirs) is mmpretrain_repmlp.RepMLPNet
 
 
 def test_other_kernels_are_named():

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from old_torch import CPU_HALVES
 from torchvision.ops import deform_conv2d
 
-from cyclemlp_mm.ops import CycleFC, cycle_fc, cycle_offsets, cycle_shift
+from cyclemlp_mm.ops import CycleFC, cycle_fc, cycle_offsets
 
 KERNELS = [(1, k) for k in (1, 3, 5, 7)] + [(k, 1) for k in (3, 5, 7)]
 
@@ -54,30 +53,9 @@ def test_equals_deform_conv2d_forward_and_backward(kernel_size, size, dtype):
         assert (ours - theirs).abs().max() <= tolerance * scale
 
 
-def test_shift_reads_each_channel_at_its_offset():
-    x = torch.arange(2 * 4 * 5 * 7.0).reshape(2, 4, 5, 7)
-    for kernel_size in KERNELS:
-        shifted = cycle_shift(x, kernel_size)
-        for i, (dy, dx) in enumerate(cycle_offsets(7, kernel_size).tolist()):
-            for y in range(4):
-                for z in range(5):
-                    inside = 0 <= y + dy < 4 and 0 <= z + dx < 5
-                    want = x[:, y + dy, z + dx, i] if inside else torch.zeros(2)
-                    assert torch.equal(shifted[:, y, z, i], want)
-
-
-@pytest.mark.parametrize('dtype', CPU_HALVES)
-def test_runs_in_half_precision(dtype):
-    layer = CycleFC(9, 4, (1, 3)).to(dtype)
-    assert layer(torch.randn(1, 3, 4, 9).to(dtype)).dtype == dtype
-
-
 def test_wrong_kernels_and_layouts():
-    for kernel_size in ((3, 3), (1, 2), (0, 1), (-1, 1), (5, 3)):
+    for kernel_size in ((3, 3), (1, 2), (0, 1), (-1, 1), 3, '13', (1, 3, 1), (1.0, 3), None):
         with pytest.raises(ValueError, match='kernel_size'):
-            CycleFC(4, 4, kernel_size)
-    for kernel_size in (3, '13', (1, 3, 1), (1.0, 3), None):
-        with pytest.raises(TypeError, match='kernel_size'):
             CycleFC(4, 4, kernel_size)
     with pytest.raises(ValueError, match='channels-last'):
         CycleFC(4, 4, (1, 3))(torch.randn(1, 4, 8, 8))

@@ -140,11 +140,8 @@ def test_the_converter_refuses_an_even_kernel(tmp_path):
         convert(tmp_path / 'own.pth', tmp_path / 'new.pth')
 
 
-def test_taps_are_the_offsets_also_after_the_meta_device():
-    with torch.device('meta'):
-        model = CycleMLP(dict(CYCLE, kernel_size=5))
-    model.to_empty(device='cpu')
-    model.init_weights()
+def test_taps_are_the_offsets():
+    model = CycleMLP(dict(CYCLE, kernel_size=5))
     found = [tensor.tolist() for name, tensor in model.state_dict().items() if 'taps' in name]
     assert found == [[0, 1, 2, -2, -1]] * 8
     assert re.search('kernel_size 5', CYCLEMLP_FORMAT.describe(model.state_dict()))
