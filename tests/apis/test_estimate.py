@@ -107,19 +107,6 @@ def test_sizes_of_images():
         image_size(cfg)
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (['--batch-size', '0'], '--batch-size must be at least 1'),
-        (['--gpu-memory', 'nan'], '--gpu-memory must be above 0'),
-        (['--size', '16', '64'], '--size must be at least 32 32'),
-    ],
-)
-def test_options_out_of_range(options, message):
-    with pytest.raises(UserError, match=message):
-        estimate([*TOY, 'work_dir="x"', *options])
-
-
 def test_private_names():
     """What step_memory needs of PyTorch's fake tensors, which are private."""
     with FakeTensorMode(), pytest.raises(step_memory.DynamicOutputShapeException):
