@@ -1,6 +1,7 @@
 """A second training in a work dir, one with nothing left to do, and one that learned nothing."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_a_training_that_is_resumed_moves_nothing(work_dir, start):
 @pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg.checkpoint'])
 def test_a_checkpoint_that_is_needed_is_not_moved(work_dir, start, key):
     torch.save(dict(state_dict={'a': torch.ones(1)}), work_dir / 'iter_40.pth')
-    message = r'config names .*iter_40\.pth.* another --work-dir'
+    message = rf'{re.escape(key)} is .*iter_40\.pth.* another --work-dir'
     start('--cfg-options', f'{key}=wd/iter_40.pth', match=message)
     assert (work_dir / 'iter_40.pth').exists()
 

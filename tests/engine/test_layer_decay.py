@@ -1,8 +1,9 @@
-"""Learning rates of layer-wise decay; test_toolboxes_doors.py has the depths of all families."""
+"""Learning rates of layer-wise decay, and the depths of all families."""
 
 import pytest
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from toy_models import ARCH
 
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
@@ -62,3 +63,45 @@ def test_other_backbones_are_refused():
     cfg.model.head.in_channels = 576
     with pytest.raises(UserError, match='get_layer_depth'):
         build_optim_wrapper(model_of(cfg), settings(0.9))
+
+
+ROWS = {
+    'CycleMLP': dict(arch=ARCH),
+    'MPViT': dict(
+        arch=dict(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32), paths=(2, 2, 2, 2), mlp_ratio=1)
+    ),
+    'DenseRepMLPNet': dict(
+        arch=dict(channels=[8, 16, 32, 64], depths=[1, 2, 1, 1], sharesets_nums=[1, 4, 8, 16]),
+        img_size=64,
+    ),
+}
+#: Parameters by their depth.
+DEPTHS = {
+    'CycleMLP': """
+        0 stem.proj.weight  1 stages.0.0.norm1.weight  1 downsamples.1.proj.weight
+        4 stages.3.0.mlp.fc1.bias  5 norm0.weight  5 norm3.bias""",
+    'MPViT': """
+        0 stem.0.conv.weight  0 stages.0.embeds.0.depthwise.weight
+        1 stages.0.paths.1.position.weight  3 stages.1.paths.0.layers.1.norm1.weight
+        3 stages.1.aggregate.conv.weight  3 stages.2.embeds.0.depthwise.weight
+        5 stages.3.paths.0.layers.0.qkv.weight""",
+    'DenseRepMLPNet': """
+        0 patch_embed.projection.weight  1 stages.0.0.norm1.weight
+        1 downsample_layers.0.conv.weight  3 stages.1.1.repmlp_block.fc3.weight
+        4 downsample_layers.2.conv.weight  5 stages.3.0.norm1.bias  6 final_norm.weight
+        6 norm1.weight""",
+}
+
+
+@pytest.mark.parametrize('family', ROWS)
+def test_layer_depths(family):
+    backbone = MODELS.build(dict(type=family, **ROWS[family]))
+    number = sum(backbone.depths) + 2
+    words = DEPTHS[family].split()
+    for depth, name in zip(map(int, words[::2]), words[1::2], strict=True):
+        assert name in dict(backbone.named_parameters()), name
+        assert backbone.get_layer_depth(name) == (depth, number)
+        assert backbone.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, number)
+    assert backbone.get_layer_depth('head.fc.weight', 'backbone.') == (number - 1, number)
+    found = {backbone.get_layer_depth(name)[0] for name, _ in backbone.named_parameters()}
+    assert found - {number - 1} == set(range(number - 1))

@@ -40,7 +40,7 @@ def test_the_staircase_is_what_the_code_does(k, tmp_path, monkeypatch):
     figures.draw_staircase([k], tmp_path / 's.png')
     assert drawn == cycle_offsets(2 * k + 1, (k, 1))[:, 0].tolist()
     assert imread(tmp_path / 's.png').ndim == 3
-    with pytest.raises(UserError, match=r"s\.xyz: .*'xyz' is not supported"):
+    with pytest.raises(UserError, match=r's\.xyz: .*by its suffix'):
         figures.draw_staircase([k], tmp_path / 's.xyz')
 
 
