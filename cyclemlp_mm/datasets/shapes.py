@@ -244,7 +244,10 @@ def write_shapes(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
-    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    try:
+        found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    except ValueError:  # half written, or of another program
+        found = None
     if found == dict(made, complete=True):
         return folder
     if any(folder.iterdir()) and found != made:

@@ -106,6 +106,7 @@ def test_folders_of_something_else_are_not_touched(tmp_path):
     assert contents(tmp_path / 'data') == before
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/mine.txt').write_text('x')
+    (tmp_path / 'mine' / shapes.MANIFEST).write_text('{')  # half written
     with pytest.raises(UserError, match='mine holds something else'):
         write_coco(tmp_path / 'mine', **SMALL)
     with pytest.raises(FileExistsError):
