@@ -10,6 +10,7 @@ import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from struct import unpack_from
 from typing import NamedTuple
 
 import cv2
@@ -43,6 +44,10 @@ _NO_IMAGES = {
     b'version https://git-lfs': ' (it is a Git LFS pointer: run `git lfs pull`)',
     bytes(64): ' (nothing but zero bytes)',
 }
+#: JPEG segments that leave an image as it is: JFIF, tables, comments. And a frame's beginnings.
+_JPEG_TABLES = {0xE0, 0xC4, 0xDB, 0xDD, 0xFE}
+_JPEG_FRAMES = {0xC0, 0xC1, 0xC2}
+_JPEG_SCAN = 0xDA
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError)  # what Pillow raises
 
 
@@ -100,6 +105,9 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
     """
     if not content:
         raise BadImageError(f'{path} is empty (0 bytes)')
+    suffix = os.path.splitext(path)[1].lower()  # Path takes longer, for every image
+    if suffix in _SUFFIXES['JPEG'] and (size := _size_of_plain_jpeg(content)):
+        return ImageFacts(size, size, [])
     action = 'error' if limit_pixels else 'ignore'
     try:
         with warnings.catch_warnings():
@@ -132,7 +140,6 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
         orientation = image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:
         orientation = 1  # damaged EXIF; decoders leave it alone as well
-    suffix = os.path.splitext(path)[1].lower()  # Path takes longer, for every image
     has_alpha = mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
     named = f'{"JPEG" if kind == "MPO" else kind} named {suffix or "without a suffix"}'
     unusual = {
@@ -147,6 +154,30 @@ def image_facts(content: bytes, path: str | Path, limit_pixels: bool = True) -> 
     stored = image.height, image.width
     turned = stored[::-1] if orientation in _TRANSPOSING else stored
     return ImageFacts(stored, turned, [what for what, is_so in unusual.items() if is_so])
+
+
+def _size_of_plain_jpeg(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a whole JPEG of three colours without EXIF; None for any other image.
+
+    Pillow takes up to a tenth of the decoder's time to open one, and finds the same.
+    """
+    at, size = 2, None
+    if content[:2] != b'\xff\xd8':
+        return None
+    while content[at : at + 1] == b'\xff' and len(content) > at + 9:
+        marker, length, bits, height, width, colours = unpack_from('>xBHBHHB', content, at)
+        at += 2 + length
+        if marker in _JPEG_FRAMES:
+            if size or (bits, colours) != (8, 3):
+                return None
+            size = height, width
+        elif marker == _JPEG_SCAN:
+            is_whole = content.rfind(b'\xff\xd9') >= at
+            pixels = size[0] * size[1] if size and is_whole else 0
+            return size if 0 < pixels <= (Image.MAX_IMAGE_PIXELS or 0) else None
+        elif marker not in _JPEG_TABLES:
+            return None
+    return None
 
 
 def _facts_by_opencv(content: bytes, path: str | Path) -> ImageFacts:

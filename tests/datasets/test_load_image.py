@@ -10,7 +10,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cyclemlp_mm.datasets import CheckLabels, load_image
+from cyclemlp_mm.datasets import CheckLabels, image_files, load_image
 from cyclemlp_mm.datasets import image_notes as notes
 from cyclemlp_mm.datasets.load_image import UNSURE_KIND, LoadCheckedImage, as_picture, read_image
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels
@@ -21,6 +21,8 @@ from cyclemlp_mm.preflight.findings import Report
 cv2 = pytest.importorskip('cv2')
 t = pytest.importorskip('mmcv.transforms')
 KNOWN = dict(height=SIZE[1], width=SIZE[0])
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
 
 
 def load(path, is_evaluation=False, step=None, known=KNOWN, **settings):
@@ -45,6 +47,31 @@ def test_outcome(name, tmp_path):
     if name == 'plain.jpg':
         expected = t.LoadImageFromFile()(dict(img_path=str(tmp_path / name)))
         assert np.array_equal(results['img'], expected['img'])
+
+
+@pytest.mark.parametrize(
+    'options, is_plain',
+    [
+        ({}, True),
+        (dict(progressive=True, comment=b'text'), True),
+        (dict(subsampling=0, dpi=(300, 300)), True),
+        (dict(restart_marker_rows=1), True),
+        (dict(mode='L'), False),
+        (dict(mode='CMYK'), False),
+        (dict(icc_profile=bytes(20)), False),
+        (dict(exif=TURNED), False),
+    ],
+)
+def test_a_plain_jpeg_has_the_facts_that_pillow_finds(options, is_plain, monkeypatch):
+    mode = options.get('mode', 'RGB')
+    content = encode(picture(mode), **{k: v for k, v in options.items() if k != 'mode'})
+    found = image_files.image_facts(content, 'a.jpg')
+    assert image_files._size_of_plain_jpeg(content) == (found.stored if is_plain else None)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)  # of a large image, Pillow finds them
+    assert image_files._size_of_plain_jpeg(content) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(image_files, '_size_of_plain_jpeg', lambda content: None)
+    assert image_files.image_facts(content, 'a.jpg') == found
 
 
 def test_an_image_too_long_for_the_pipeline(tmp_path):
