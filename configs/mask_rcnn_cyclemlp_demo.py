@@ -2,7 +2,7 @@
 _base_ = [
     '_base_/models/mask_rcnn_cyclemlp.py',
     '_base_/datasets/coco_instance.py',
-    '_base_/schedules/demo_5e.py',
+    '_base_/schedules/demo_6e.py',
     '_base_/runtime/mmdet.py',
 ]
 norm_cfg = dict(type='GN', num_groups=8)
@@ -59,7 +59,7 @@ test_pipeline = [
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-max_epochs = 4
+max_epochs = 5
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(end=max_epochs, T_max=max_epochs)

@@ -2,7 +2,7 @@
 _base_ = [
     '_base_/models/retinanet_cyclemlp.py',
     '_base_/datasets/coco_detection.py',
-    '_base_/schedules/demo_5e.py',
+    '_base_/schedules/demo_6e.py',
     '_base_/runtime/mmdet.py',
 ]
 # GN in neck and heads: from scratch, within minutes, it makes the difference.

@@ -26,7 +26,7 @@ TASKS = {
     'masks': ('mask_rcnn_cyclemlp_demo', 'masks', 'data', 'coco/segm_mAP_50'),
     'segments': ('fpn_cyclemlp_demo', 'segments', 'data_ade20k', 'mIoU'),
 }
-NUM_TRAIN, NUM_VAL, SIZE = 400, 100, (128, 128)
+NUM_TRAIN, NUM_VAL, SIZE = 320, 80, (128, 128)
 EXAMPLES = '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n'
 WORK_DIR = dict(default='work_dirs/demo', help='folder for everything (default: %(default)s)')
 

@@ -1,5 +1,5 @@
-# The schedule of `make demo`: five epochs of AdamW from scratch, for detectors.
-max_epochs = 5
+# The schedule of `make demo`: six epochs of AdamW from scratch, for detectors.
+max_epochs = 6
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
