@@ -71,8 +71,12 @@ class LoadCheckedLabels(CheckedStep):
         super().__init__(transform, is_evaluation)
         self.check = check
 
-    def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
-        """Labels after ``reduce_zero_label`` and ``label_map``; nothing is noted about them."""
+    def table(self, results: dict) -> np.ndarray:
+        """Labels (256,) of stored values, after ``reduce_zero_label`` and ``label_map``.
+
+        Raises:
+            UserError: Step and data set have different ``reduce_zero_label``.
+        """
         reduces, own = bool(results.get('reduce_zero_label')), self.transform.reduce_zero_label
         if own not in (None, reduces):
             what = f'LoadAnnotations has reduce_zero_label={own}, but the data set {reduces}'
@@ -84,7 +88,11 @@ class LoadCheckedLabels(CheckedStep):
         mapped = reduced.copy()
         for old, new in (results.get('label_map') or {}).items():
             mapped[reduced == old] = new
-        return mapped.astype(np.uint8)[stored_labels(self, results).astype(np.uint8)], []
+        return mapped.astype(np.uint8)
+
+    def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
+        """Labels by :meth:`table`; nothing is noted about them."""
+        return self.table(results)[stored_labels(self, results).astype(np.uint8)], []
 
     def put(self, results: dict, labels: np.ndarray) -> dict:
         """Put labels into the results, and check them."""

@@ -1,5 +1,6 @@
 """Model, schedule, sharding and work dir of a config."""
 
+import copy
 import os
 import shutil
 from contextlib import suppress
@@ -23,6 +24,7 @@ from cyclemlp_mm.weights.unwrap import find_state_dict
 from cyclemlp_mm.weights.whole_model import for_mmengine
 
 from .findings import Report
+from .segmentation import heads_of
 
 _MIB = 1024 * 1024
 _FSDP = ('ShardedStrategy', 'FSDPStrategy')
@@ -108,14 +110,15 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
         for channels, stride in zip(backbone.out_channels, backbone.out_strides, strict=True)
     ]
     try:
-        outputs = maps if neck is None else list(neck.eval()(tuple(maps)))
-        used = [outputs[i] for i in _read_levels(cfg, model, len(outputs))]
-        grads = torch.autograd.grad(sum(x.sum() for x in used), maps, allow_unused=True)
+        outputs = maps if neck is None else copy.deepcopy(neck).eval()(tuple(maps))
+        used = {
+            'mmpretrain': [-1],
+            'mmseg': [i for head in heads_of(model) for i in np.ravel(head.in_index)],
+        }.get(cfg.default_scope, range(len(outputs)))
+        total = sum(outputs[i].sum() for i in used)
+        grads = torch.autograd.grad(total, maps, allow_unused=True)
     except Exception:  # a neck or head that is not like others: nothing is known of it
         return
-    finally:
-        if neck is not None:
-            neck.train()
     unused = [i for i, grad in zip(levels, grads, strict=True) if grad is None]
     kept = tuple(i for i in levels if i not in unused)
     names = [n for n, p in backbone.named_parameters() if p.requires_grad]
@@ -124,19 +127,6 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
         what = f'is {levels}, but neither neck nor heads use {some([f"level {i}" for i in unused])}'
         fix = f'Set it to {kept}, and fit in_index of the heads and in_channels of the neck'
         report.warning('model.backbone.out_indices', f'{what}: DDP stops at it', fix)
-
-
-def _read_levels(cfg: Config, model: nn.Module, number: int) -> set[int]:
-    """Which of ``number`` maps the heads read."""
-    if cfg.default_scope == 'mmpretrain':
-        return {number - 1}
-    if cfg.default_scope != 'mmseg':
-        return set(range(number))
-    read = set()
-    for head in [module for module in model.modules() if hasattr(module, 'in_index')]:
-        index = head.in_index
-        read.update(index if isinstance(index, (list, tuple)) else [index])
-    return {i % number for i in read}
 
 
 def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -188,9 +178,10 @@ def build_model(report: Report, cfg: Config) -> nn.Module | None:
         return None
 
 
-def check_strategy(report: Report, cfg: Config) -> None:
-    """What a strategy that shards a model needs, and what it cannot do."""
-    kind = (cfg.get('strategy') or {}).get('type')
+def check_sharding(report: Report, cfg: Config, model: nn.Module) -> None:
+    """What a strategy that shards a model needs, what it cannot do, and whether it saves memory."""
+    strategy = cfg.get('strategy') or {}
+    kind = strategy.get('type')
     if kind in _NEED_GPUS and get_device() == 'cpu':
         what = f'{kind} shards a model over GPUs, and PyTorch sees none'
         report.error('strategy', what, 'See tools/doctor.py, or leave the strategy out of _base_')
@@ -200,19 +191,13 @@ def check_strategy(report: Report, cfg: Config) -> None:
     if kind in _FSDP and any(h.get('type') == 'EMAHook' for h in cfg.get('custom_hooks') or []):
         what = f'EMAHook copies the model, which {kind} shards'
         report.error('custom_hooks', what, 'Leave one of them out')
-
-
-def check_layers(report: Report, cfg: Config, model: nn.Module) -> None:
-    """Whether the layers that FSDP is to shard one by one are in the model."""
-    wrapper = (cfg.get('strategy') or {}).get('model_wrapper') or {}
-    policy = wrapper.get('auto_wrap_policy')
-    if not isinstance(policy, dict) or policy.get('type') != 'shard_layers':
-        return
-    layers = list(policy.get('layers') or ())
-    if not {type(module).__name__ for module in model.modules()}.intersection(layers):
-        key = 'strategy.model_wrapper.auto_wrap_policy.layers'
-        what = f'the model has no layer of a class {some(layers)}, so sharding saves no memory'
-        report.warning(key, what, "Name the class of your backbone's blocks")
+    policy = (strategy.get('model_wrapper') or {}).get('auto_wrap_policy')
+    if isinstance(policy, dict) and policy.get('type') == 'shard_layers':
+        layers = list(policy.get('layers') or ())
+        if not {type(module).__name__ for module in model.modules()}.intersection(layers):
+            key = 'strategy.model_wrapper.auto_wrap_policy.layers'
+            what = f'the model has no layer of a class {some(layers)}, so sharding saves no memory'
+            report.warning(key, what, "Name the class of your backbone's blocks")
 
 
 def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:

@@ -1,12 +1,13 @@
 """All checks of a config, in one go."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.datasets.file_names import read_names
@@ -17,11 +18,10 @@ from cyclemlp_mm.engine.config_data import data_sets, evaluators, other_evaluate
 from cyclemlp_mm.errors import UserError, some
 
 from . import model
-from .classification import check_image_folder
 from .coco import check_coco
-from .files import check_channels, check_images, check_shared_images
+from .files import check_channels, check_images, check_shared_images, list_images
 from .findings import Report
-from .segmentation import check_batch_of_one, check_crop, check_segmentation
+from .segmentation import check_batch_of_one, check_crop, check_labels, check_sizes
 from .settings import check_schedule, check_settings, class_of
 
 
@@ -49,30 +49,32 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     model.check_ignore_index(report, cfg)
     model.check_batch(report, cfg)
     check_schedule(report, cfg)
-    model.check_strategy(report, cfg)
     built = model.build_model(report, cfg)
+    if built is None:
+        return report
     if cfg.default_scope == 'mmseg':
         check_crop(report, cfg)
-        if built is not None:
-            check_batch_of_one(report, cfg, built, len(paths['train']))
-    checks = [model.check_layers, model.check_levels, model.check_layer_decay, model.check_work_dir]
-    for check in [*checks, *[model.check_weights] * weights] if built is not None else ():
-        check(report, cfg, built)
+        check_batch_of_one(report, cfg, built, len(paths['train']))
+    model.check_sharding(report, cfg, built)
+    model.check_levels(report, cfg, built)
+    model.check_layer_decay(report, cfg, built)
+    model.check_work_dir(report, cfg, built)
+    if weights:
+        model.check_weights(report, cfg, built)
     return report
 
 
 def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[str]]:
     """Check data sets and their images; returns the files of 'train' and of 'val'."""
-    looked_at, trained, paths, channels = [], (), defaultdict(set), set()
+    looked_at, trained, paths, channels = [], (), defaultdict(set), {}
     for split, dataset in data_sets(cfg):
         classes = _class_names(report, split, dataset)
         if not trained:  # the data set of training comes first
             trained = classes
         elif classes and list(classes) != list(trained):
-            what = f'training has {some(list(trained))}, but {split}_dataloader or its test has '
-            what += f'{some(list(classes))}: labels would not mean the same'
-            fix = 'Write the same names in the same order into both'
-            report.error('metainfo.classes', what, fix)
+            what = f'is {some(list(trained))} in training, {some(list(classes))} in evaluation'
+            fix = 'Write the same names in the same order'
+            report.error('metainfo.classes', f'{what}: labels would not mean the same', fix)
         keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
         place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same
@@ -80,17 +82,15 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
         looked_at.append(place)
         if split == 'train' and classes:
             model.check_num_classes(report, cfg, len(classes))
-        files = _check_dataset(report, cfg, split, dataset, classes, full)
-        # Only steps that load, or that resize to scales that leave nothing of long images.
-        needed = re.compile('Load|Resize|RandomChoice')
-        pipeline = [s for s in dataset.get('pipeline') or () if needed.search(str(s.get('type')))]
-        steps = [TRANSFORMS.build(dict(step)) for step in pipeline]
+        infos = check_dataset(report, cfg, split, dataset, classes, full)
+        steps = [TRANSFORMS.build(dict(step)) for step in dataset.get('pipeline') or ()]
         check_steps(steps, False, check_max_value(cfg))
         loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
-        check_images(report, files, full, cfg.get('max_bad_fraction', 0.05), loader)
+        loaded = check_images(report, cfg, infos, full, loader)
         if loader is not None and not re.search('RGB2Gray|Albu', str(dataset.pipeline)):
-            check_channels(report, cfg, files, loader, channels)
-        paths[split].update(path for path, _ in files)
+            channels = loaded | channels  # the example of training stays
+        paths[split].update(info['img_path'] for info in infos if os.path.isfile(info['img_path']))
+    check_channels(report, cfg, channels)
     return paths
 
 
@@ -106,14 +106,14 @@ def check_test_data(report: Report, cfg: Config) -> None:
         return  # the annotations are elsewhere
     for split, dataset in data_sets(cfg, ['test']):
         classes = _class_names(report, split, dataset)
-        _check_dataset(report, cfg, split, dataset, classes, full=False)
+        check_dataset(report, cfg, split, dataset, classes, full=False)
 
 
 def _class_names(report: Report, split: str, dataset: ConfigDict) -> Sequence[str]:
     """Class names of a data set, of the config or of the class; a text that is none is reported."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if not isinstance(classes, str):
-        kind = class_of(dataset, DATASETS)
+        kind = class_of(dataset)
         return classes or getattr(kind, 'METAINFO', {}).get('classes') or ()
     if Path(classes).is_file():  # mmengine reads it
         return read_names(Path(classes))
@@ -123,29 +123,29 @@ def _class_names(report: Report, split: str, dataset: ConfigDict) -> Sequence[st
     return (classes,)
 
 
-def _check_dataset(
+def check_dataset(
     report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: Sequence[str], full: bool
-) -> list[tuple[str, dict]]:
-    """Check the annotations; returns the image files, each with what is known about it."""
+) -> list[dict]:
+    """Check the annotations; returns what is known about each image that is there."""
     root = Path(dataset.get('data_root') or '.')
     if dataset.get('data_root') and not root.is_dir():
         what = 'there is no such folder (data_root of a data set)'
         report.error(root, what, 'Put the data there, or give --data DIR')
         return []
     if cfg.default_scope == 'mmdet' and dataset.get('ann_file'):
-        ann_file = root / dataset.ann_file
-        if ann_file.is_file():
-            return check_coco(report, cfg, split, dataset, classes, ann_file)
-        what = 'there is no such file (ann_file of a data set)'
-        report.error(ann_file, what, 'Give --data DIR in the layout of COCO 2017')
-        return []
-    _check_listed(report, root / 'classes.txt', classes)
-    if cfg.default_scope == 'mmseg' and 'img_path' in (dataset.get('data_prefix') or {}):
-        return check_segmentation(report, cfg, split, dataset, classes, full)
-    return check_image_folder(report, cfg, dataset, classes)
+        return check_coco(report, cfg, split, dataset, classes, root / dataset.ann_file)
+    _check_order(report, root / 'classes.txt', classes)
+    with_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
+    infos = list_images(report, cfg, dataset, classes, with_labels)
+    if cfg.default_scope == 'mmseg' and infos:
+        if with_labels and classes and infos[0].get('seg_map_path'):
+            check_labels(report, cfg, split, dataset, infos, classes, full)
+        if split == 'val':
+            check_sizes(report, cfg, dataset, infos)
+    return infos
 
 
-def _check_listed(report: Report, file: Path, classes: Sequence[str]) -> None:
+def _check_order(report: Report, file: Path, classes: Sequence[str]) -> None:
     """Compare class names with the file that names the labels, as ``--data`` reads it."""
     try:
         names = read_names(file) if file.is_file() else []

@@ -4,11 +4,13 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from mmengine import registry as mm
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -19,6 +21,12 @@ from cyclemlp_mm.engine.config_files import parts
 from .findings import Report
 
 _WARM_UPS = ('LinearLR', 'ConstantLR')
+#: What follows a figure of the evaluation, with the key that names it and the key's default.
+_WATCHING = (
+    (CheckpointHook, 'save_best', None),
+    (EarlyStoppingHook, 'monitor', None),
+    (ReduceOnPlateauParamScheduler, 'monitor', 'loss'),
+)
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 #: Least values of keys with a whole number.
@@ -39,27 +47,21 @@ _SECTIONS = (
     *('optim_wrapper', 'param_scheduler', 'default_hooks', 'custom_hooks', 'visualizer'),
     *('log_processor', 'env_cfg', 'randomness', 'auto_scale_lr'),
 )
-#: Registries of the types in a section, at whatever depth it is.
-_REGISTRIES = {
-    **dict.fromkeys(('train_cfg', 'val_cfg', 'test_cfg'), mm.LOOPS),
-    **dict.fromkeys(('val_evaluator', 'test_evaluator', 'metrics'), mm.METRICS),
-    **dict.fromkeys(('default_hooks', 'custom_hooks'), mm.HOOKS),
-    **dict.fromkeys(('dataset', 'datasets'), mm.DATASETS),
-    **dict.fromkeys(('pipeline', 'transforms'), mm.TRANSFORMS),
-    **dict.fromkeys(('sampler', 'batch_sampler'), mm.DATA_SAMPLERS),
-    'optim_wrapper': mm.OPTIM_WRAPPERS,
-    'optimizer': mm.OPTIMIZERS,
-    'param_scheduler': mm.PARAM_SCHEDULERS,
-    'visualizer': mm.VISUALIZERS,
-    'vis_backends': mm.VISBACKENDS,
-    'log_processor': mm.LOG_PROCESSORS,
-}
+#: Keys with settings inside of settings that have a type.
+_INNER = (
+    *('dataset', 'datasets', 'pipeline', 'transforms', 'sampler', 'batch_sampler', 'optimizer'),
+    *('metrics', 'vis_backends'),
+)
+#: Registries of the types in them; mmengine itself names a type that is of another registry.
+_REGISTRIES = (
+    *(mm.TRANSFORMS, mm.HOOKS, mm.DATASETS, mm.DATA_SAMPLERS, mm.METRICS, mm.PARAM_SCHEDULERS),
+    *(mm.LOOPS, mm.OPTIMIZERS, mm.OPTIM_WRAPPERS, mm.VISBACKENDS, mm.VISUALIZERS, mm.EVALUATOR),
+    mm.LOG_PROCESSORS,
+)
 #: Keys that mmengine removes before it builds a class.
 _REMOVED = {
-    None: {'type', '_scope_'},
-    mm.HOOKS: {'priority'},
-    mm.OPTIM_WRAPPERS: {'optimizer', 'constructor', 'paramwise_cfg'},
-    mm.PARAM_SCHEDULERS: {'convert_to_iter_based'},
+    *('type', '_scope_', 'priority', 'optimizer', 'constructor', 'paramwise_cfg'),
+    'convert_to_iter_based',
 }
 
 
@@ -101,34 +103,29 @@ def check_settings(report: Report, cfg: Config) -> None:
         report.error('strategy', what, 'Set it, or leave the strategy out')
     check_signatures(report, cfg)
     hooks = [*parts(cfg, 'default_hooks.*'), *_numbered('custom_hooks', cfg.get('custom_hooks'))]
-    for key, hook in hooks:
-        kind = class_of(hook, mm.HOOKS) if isinstance(hook, dict) else None
-        for watching, name in ((CheckpointHook, 'save_best'), (EarlyStoppingHook, 'monitor')):
+    for key, part in [*hooks, *_numbered('param_scheduler', cfg.get('param_scheduler'))]:
+        kind = class_of(part) if isinstance(part, dict) else None
+        for watching, name, default in _WATCHING:
             if inspect.isclass(kind) and issubclass(kind, watching):
-                _check_watched(report, cfg, f'{key}.{name}', hook.get(name))
-    for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler')):
-        if isinstance(scheduler, dict) and 'Plateau' in str(scheduler.get('type')):
-            _check_watched(report, cfg, f'{key}.monitor', scheduler.get('monitor', 'loss'))
+                _check_watched(report, cfg, f'{key}.{name}', part.get(name, default))
 
 
 def check_schedule(report: Report, cfg: Config) -> None:
     """Warn where the learning rate's schedule, its warm-up aside, is not as long as training."""
     settings = cfg.get('train_cfg') or {}
     unit = 'max_epochs' if 'max_epochs' in settings else 'max_iters'
-    schedulers = [
-        (key, scheduler)
-        for key, scheduler in _numbered('param_scheduler', cfg.get('param_scheduler'))
-        if isinstance(scheduler, dict) and scheduler.get('type') not in (None, *_WARM_UPS)
-    ]
-    by_epoch = unit == 'max_epochs'
-    if not schedulers or any(s.get('by_epoch', True) != by_epoch for _, s in schedulers):
-        return
-    ends = {scheduler.get('end', math.inf): key for key, scheduler in schedulers}
-    end, length = max(filter(is_number, ends), default=None), settings.get(unit)
-    if end in ends and is_number(length) and math.inf not in ends and end != length:
-        what = f'is {end}, but train_cfg.{unit} is {length}'
+    length, ends = settings.get(unit), {}
+    for key, part in _numbered('param_scheduler', cfg.get('param_scheduler')):
+        if isinstance(part, dict) and part.get('type') not in (None, *_WARM_UPS):
+            if part.get('by_epoch', True) != (unit == 'max_epochs') or not is_number(
+                part.get('end')
+            ):
+                return  # of another unit, or to the end
+            ends[part['end']] = key
+    if ends and is_number(length) and max(ends) != length:
+        what = f'is {max(ends)}, but train_cfg.{unit} is {length}'
         fix = "Change both, and the schedule's other settings (milestones, T_max)"
-        report.warning(f'{ends[end]}.end', what, fix)
+        report.warning(f'{ends[max(ends)]}.end', what, fix)
 
 
 def _check_numbers(report: Report, cfg: Config) -> None:
@@ -138,8 +135,9 @@ def _check_numbers(report: Report, cfg: Config) -> None:
             is_whole = is_number(value) and value == int(value)
             is_whole &= path.startswith('train_cfg') or type(value) is int  # loops take 12.0
             most = 2**32 - 1 if path == 'randomness.seed' else math.inf  # NumPy's limit
-            is_none = value is None and path == 'randomness.seed'
-            if not is_none and not (is_whole and least <= value <= most):
+            if not (is_whole and least <= value <= most) and (
+                value is not None or most == math.inf
+            ):
                 expected = f'a whole number from {least}' + f' to {most}' * (most < math.inf)
                 report.error(key, f'is {value!r}, but must be {expected}')
     fraction = cfg.get('max_bad_fraction', 0)
@@ -154,44 +152,39 @@ def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -
     """
     for name in _SECTIONS:
         if name in cfg and name.startswith(tuple(only)):
-            _check_part(report, name, cfg[name], _REGISTRIES.get(name))
+            _check_part(report, name, cfg[name])
 
 
-def _check_part(report: Report, key: str, settings: object, registry: mm.Registry | None) -> None:
+def _check_part(report: Report, key: str, settings: object) -> None:
     """The same for settings or a list of them, and for all settings inside of them."""
     if isinstance(settings, (list, tuple)):  # also branches of steps
         for name, part in _numbered(key, settings):
-            _check_part(report, name, part, registry)
+            _check_part(report, name, part)
     if not isinstance(settings, dict):
         return
     names, kind, before = _KEYS.get(key.rpartition('.')[2]), None, len(report.findings)
-    if registry is not None:
-        is_evaluator = registry is mm.METRICS and 'metrics' in settings
-        kind = class_of(settings, mm.EVALUATOR if is_evaluator else registry)
-        names = _parameters(kind) if kind is not None else None
-        if names is not None:
-            names = names | _REMOVED[None] | _REMOVED.get(registry, set())
-        if kind is None and settings.get('type') is not None:
+    if names is None and settings.get('type') is not None:
+        kind = class_of(settings)
+        if kind is None:
             what, fix = f'there is no {settings["type"]!r}', 'Misspelt, or not in custom_imports?'
             report.error(f'{key}.type', what, fix)
             return
+        names = _parameters(kind)
     of = f' of {getattr(kind, "__name__", kind)}' if kind else ''
-    for name in [name for name in settings if names is not None and name not in names]:
+    wrong = [n for n in settings if names is not None and n not in names | _REMOVED]
+    for name in wrong:
         near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.7)
         fix = f'Did you mean {" or ".join(near)}?' if near else f'It has {", ".join(sorted(names))}'
         report.error(f'{key}.{name}', f'there is no such setting{of}', fix)
-    if registry is mm.OPTIMIZERS and len(report.findings) == before:
+    if key.endswith('.optimizer') and len(report.findings) == before:
         _build_optimizer(report, key, kind, settings)
     if str(settings.get('type')) in ('Albu', 'Albumentations'):
         return  # the steps in them are another library's
     for name, part in settings.items():
-        inner = _REGISTRIES.get(name)
-        # Sections without a type hold others of their kind, hooks by names such as these.
-        if kind is None and name not in _KEYS and (inner is None or registry is mm.HOOKS):
-            inner = registry
         reads_others = name == 'paramwise_cfg' and 'constructor' in settings
-        if (inner is not None or name in _KEYS) and not reads_others:
-            _check_part(report, f'{key}.{name}', part, inner)
+        holds_others = kind is None and names is None  # hooks by name, and the like
+        if (holds_others or name in _INNER or name in _KEYS) and not reads_others:
+            _check_part(report, f'{key}.{name}', part)
 
 
 def _build_optimizer(report: Report, key: str, kind: object, settings: dict) -> None:
@@ -205,16 +198,17 @@ def _build_optimizer(report: Report, key: str, kind: object, settings: dict) -> 
         report.error(key, f'{kind.__name__} cannot be built with {given} ({error})')
 
 
-def class_of(settings: dict, registry: mm.Registry) -> type | None:
+def class_of(settings: dict) -> type | None:
     """The class that settings name, in the default scope; None where there is none."""
     kind = settings.get('type')
     if not isinstance(kind, str):
         return kind
-    with registry.switch_scope_and_registry(settings.get('_scope_')) as scoped:
-        try:
-            return scoped.get(kind)
-        except RuntimeError:  # the name of a module that registers classes
-            return None
+    for registry in _REGISTRIES:
+        scope = registry.switch_scope_and_registry(settings.get('_scope_'))
+        with suppress(RuntimeError), scope as scoped:  # the name of a module with classes
+            if (found := scoped.get(kind)) is not None:
+                return found
+    return None
 
 
 def _parameters(kind: object) -> set[str] | None:
@@ -244,20 +238,19 @@ def _check_watched(report: Report, cfg: Config, key: str, watched: object) -> No
     evaluator = cfg.get('val_evaluator')
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         evaluator = evaluator['metrics']
-    figures, prefixes = set(), ()
+    known = set()  # figures, and 'prefix/' of metrics that may give any
     for _, metric in _numbered('', evaluator):
-        kind = class_of(metric, mm.METRICS) if isinstance(metric, dict) else None
+        kind = class_of(metric) if isinstance(metric, dict) else None
         prefix = kind and (metric.get('prefix') or getattr(kind, 'default_prefix', None))
         names = _figures(kind.__name__, metric) if kind else []
         if not names and not prefix:
             return
-        figures.update(f'{prefix}/{name}' if prefix else name for name in names)
-        prefixes += (f'{prefix}/',) * (not names)
+        known.update(f'{prefix}/{name}' if prefix else name for name in names or [''])
     for name in _listed(watched) if watched and watched != 'auto' and evaluator else ():
-        if name not in figures and not str(name).startswith(prefixes):
-            near = difflib.get_close_matches(str(name), figures, n=2, cutoff=0.5) or sorted(figures)
-            gives = ', '.join([*near, *(prefix + '…' for prefix in prefixes)])
-            report.error(key, f'is {name!r}, which the evaluation does not give', f'It has {gives}')
+        if name not in known and f'{str(name).partition("/")[0]}/' not in known:
+            near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5) or sorted(known)
+            fix = f'It has {", ".join(near)}'
+            report.error(key, f'is {name!r}, which the evaluation does not give', fix)
 
 
 def _figures(kind: str, metric: dict) -> list[str]:

@@ -200,7 +200,11 @@ ERRORS = [
     (mkdir('folders/val/zebra'), FOLDERS, 'folders of train and val differ.*zebra'),
     (mkdir('folders/train/.ipynb_checkpoints'), FOLDERS, r'only in train: \[.*ipynb_ch'),
     (mkdir('folders/val/zebra'), OWN_FOLDERS, 'folders/val: has 5 class folders.*names 4'),
-    (lines('x1.jpg 0\nx2.jpg 0\nx3.jpg 1\n'), LISTS, r'train_list\.txt: 3 of 19 .*train: x1\.jpg'),
+    (
+        lines('x1.jpg 0\nx2.jpg 0\nx3.jpg 1\n'),
+        LISTS,
+        r'lists/train: 3 of 19 images are missing: x1\.jpg',
+    ),
     (lines('a.jpg 7\n'), OWN_LISTS, 'labels 7 name no class; .* labels are 0 to 3'),
     (lines('a.jpg\n'), OWN_LISTS, r"1 of 17 lines are no .*line 17 'a\.jpg'"),
     # Configs.
@@ -257,7 +261,7 @@ WARNINGS = [
     (drop('coco/train2017/*1.jpg'), COCO, r'1 of 6 images are missing: 0+1\.jpg'),
     (cut('coco/train2017/*1.jpg', 1, -300), COCO, '1 of 6 images looked at cannot be used'),
     (drop('folders/train/circle/*'), FOLDERS, 'no image of 1 class: circle'),
-    (lines('gone1.jpg 0\n'), LISTS, r'1 of 17 images are not in .*train: gone1\.jpg'),
+    (lines('gone1.jpg 0\n'), LISTS, r'lists/train: 1 of 17 images are missing: gone1\.jpg'),
     (
         nothing,
         f'{COCO} --classes circle square',

@@ -276,11 +276,9 @@ def test_channels_of_images_and_model(channels, model, expected, tmp_path):
     settings = dict(dict(in_channels=3, mean=[1, 2, 3], scope='mmseg'), **model)
     backbone = dict(type='CycleMLP', in_channels=settings['in_channels'])
     model = dict(backbone=backbone, data_preprocessor=dict(mean=settings['mean']))
-    cfg = Config(dict(default_scope=settings['scope'], model=model))
-    report, seen = Report(), set()
-    loader = LoadCheckedImage(LoadArray(), False)
-    for _ in range(2):  # of training and validation: reported once
-        check_channels(report, cfg, [(str(tmp_path / 'a.npy'), {})], loader, seen)
+    cfg, report = Config(dict(default_scope=settings['scope'], model=model)), Report()
+    infos, loader = [dict(img_path=str(tmp_path / 'a.npy'))], LoadCheckedImage(LoadArray(), False)
+    check_channels(report, cfg, check_images(report, cfg, infos, True, loader))
     found = [str(finding) for finding in report.of('error')]
     assert len(found) == len(expected), found
     assert all(f'loaded with {channels} channel' in text for text in found)
@@ -318,7 +316,7 @@ def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, 
     assert read_image(path, known)[1] == ([said] if said else [])
     assert read_image(path, {})[1] == ['EXIF rotation'] * (said is not None)  # not annotated
     report = Report()
-    check_images(report, [(path, known)], True, 0.05)
+    check_images(report, Config(), [dict(known, img_path=path)], True)
     assert [finding.level for finding in report.findings] == level
 
 

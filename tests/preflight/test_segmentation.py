@@ -10,7 +10,8 @@ from toy_models import ARCH
 from cyclemlp_mm.datasets.shapes import write_ade20k
 from cyclemlp_mm.engine import load_config, use_own_data
 from cyclemlp_mm.preflight.findings import Report
-from cyclemlp_mm.preflight.segmentation import check_batch_of_one, check_crop, check_segmentation
+from cyclemlp_mm.preflight.run import check_dataset
+from cyclemlp_mm.preflight.segmentation import check_batch_of_one, check_crop
 
 pytest.importorskip('mmseg')
 FPN, UPERNET = 'fpn_cyclemlp_b1_256x256_600i_small', 'upernet_cyclemlp_b1_512x512_160k_ade20k'
@@ -123,7 +124,7 @@ def test_batches_of_several_sizes_in_validation(tmp_path, batch, is_mixed, is_fo
     cfg = use_own_data(load_config(FPN), data)
     cfg.test_dataloader.batch_size = batch
     dataset = cfg.val_dataloader.dataset
-    found = findings(check_segmentation, cfg, 'val', dataset, dataset.metainfo.classes, True)
+    found = findings(check_dataset, cfg, 'val', dataset, dataset.metainfo.classes, True)
     errors = [text for text in found if text.startswith('error')]
     key = 'test_dataloader.batch_size'
     assert [f'error: {key}: is 2, but the pipeline' in text for text in errors] == [True] * is_found
