@@ -21,14 +21,11 @@ _ELSEWHERE = 'have polygons that cover less than a quarter of their box'
 
 
 def check_coco(
-    report: Report,
-    cfg: Config,
-    split: str,
-    dataset: ConfigDict,
-    classes: Sequence[str],
-    ann_file: Path,
+    report: Report, cfg: Config, split: str, dataset: ConfigDict, classes: Sequence[str]
 ) -> list[dict]:
-    """Look at one annotation file; returns path, height and width of the images that are there."""
+    """Look at an annotation file; returns path, height and width of the images that are there."""
+    root = Path(dataset.get('data_root') or '.')
+    ann_file = root / dataset.ann_file
     masks = needs_masks(cfg, split)
     try:
         judged = coco.judge_coco(ann_file, masks)
@@ -57,16 +54,15 @@ def check_coco(
             level, verb = ('warning', 'learned') if split == 'train' else ('note', 'evaluated')
             what = f'no box of {count(len(empty), "class")}: {some(empty)}; they cannot be {verb}'
             report.add(level, ann_file, what, 'Leave out what is not a class (--classes)')
-        _check_number(report, ann_file, cfg, good)
-        _check_areas(report, ann_file, good)
+        _check_evaluated(report, ann_file, cfg, good)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    folder = Path(dataset.get('data_root') or '.', prefix)
+    folder = root / prefix
     infos = [
         dict(img_path=os.path.join(folder, image['file_name']))
         | {side: image[side] for side in ('height', 'width') if coco.has_size(image)}
         for image in judged.images
     ]
-    return those_there(report, dataset, infos, 'img_path', len(infos), folder)
+    return those_there(report, infos, 'img_path', len(infos), folder)
 
 
 def _check_classes(
@@ -171,12 +167,10 @@ def _check_masks(report: Report, where: Path, judged: coco.JudgedCoco, is_evalua
             found[trouble].append(ann['id'])
     fix = 'Write polygons [[x1, y1, x2, y2, x3, y3, …], …] of the object in pixels, or RLE'
     for trouble, ids in found.items():
-        is_harmless = trouble == coco.SHORT or (
-            trouble == _ELSEWHERE and len(ids) < len(judged.used)
-        )
+        some_only = trouble == _ELSEWHERE and len(ids) < len(judged.used)
         what = f'{count(len(ids), "annotation")} {trouble}, ids {some(ids)}'
         what += '; mmdet drops their masks' * (trouble == coco.SHORT)
-        report.add('warning' if is_harmless else 'error', where, what, fix)
+        report.add('warning' if some_only or trouble == coco.SHORT else 'error', where, what, fix)
 
 
 def _cover_box(polygons: list, box: list) -> bool:
@@ -208,8 +202,11 @@ def _check_filter(
         report.add(_level(len(empty), len(sizes)), where, what, fix)
 
 
-def _check_number(report: Report, where: Path, cfg: Config, good: list[dict]) -> None:
-    """Images with more objects than are ever predicted."""
+def _check_evaluated(report: Report, where: Path, cfg: Config, good: list[dict]) -> None:
+    """More objects in an image than are ever predicted, and an "area" that cannot be the object's.
+
+    By the area, the evaluation tells small, medium and large objects apart.
+    """
     settings = [part for key, part in heads(cfg.model.get('test_cfg')) if 'rpn' not in key]
     limits = [p['max_per_img'] for p in settings if isinstance(p.get('max_per_img'), int)]
     most = min([_MAX_DETECTIONS, *limits])  # those of rpn are proposals
@@ -217,14 +214,10 @@ def _check_number(report: Report, where: Path, cfg: Config, good: list[dict]) ->
     more = [n for n in per_image if n > most]
     if more:
         found = sum(min(n, most) for n in per_image) / len(good)
-        what = f'{count(len(more), "image")} have more than {most} objects, up to {max(more)}: at '
-        what += f'best {found:.0%} of all are found, as at most {most} are predicted and evaluated '
-        what += f'(model.test_cfg.max_per_img; COCO: {_MAX_DETECTIONS})'
-        report.warning(where, what, 'Cut the images into tiles, or raise max_per_img')
-
-
-def _check_areas(report: Report, where: Path, good: list[dict]) -> None:
-    """An "area" that cannot be the object's: AP of small, medium and large objects goes by it."""
+        what = f'{count(len(more), "image")} have more than {most} objects, up to {max(more)}, but '
+        what += f'no more are predicted and evaluated: at best {found:.0%} of all are found'
+        fix = 'Cut the images into tiles, or raise model.test_cfg.max_per_img (COCO counts 100)'
+        report.warning(where, what, fix)
     boxes = [ann['bbox'][2] * ann['bbox'][3] for ann in good]
     pairs = zip(good, boxes)
     wrong = [a['id'] for a, box in pairs if not 0.01 * box <= a['area'] <= 1.05 * box + 1]

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
@@ -42,12 +42,10 @@ def sample(items: Sequence, full: bool) -> list:
 def in_parallel(look: Callable, items: Sequence, title: str) -> list:
     """``look`` at every item, in threads, with a progress bar on a terminal."""
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
-        results = pool.map(look, items)
         # The stream below the guarded one: the bar moves the cursor.
         console = Console(file=getattr(sys.stderr, 'raw', sys.stderr))
-        hidden = not (console.is_terminal and sys.stderr.isatty())
-        bar = dict(total=len(items), console=console, transient=True, disable=hidden)
-        return list(track(results, title, **bar))
+        bar = dict(console=console, transient=True, disable=not sys.stderr.isatty())
+        return list(track(pool.map(look, items), title, len(items), **bar))
 
 
 def list_images(
@@ -73,14 +71,13 @@ def list_images(
             lines = file_names.read_lines(ann_file)
         data = DATASETS.build({**dataset, 'pipeline': []})
         infos = [data.get_data_info(i) for i in range(len(data))]
-    except UserError as error:
-        report.error(where, str(error).removeprefix(f'{where} '))
-        return []
     except Exception as error:  # also of classes that are not the toolboxes'
-        reason = f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'
+        reason = str(error).removeprefix(f'{where} ')
         if 'number of subfolders' in reason:
             _check_class_folders(report, where, classes)
             return []
+        if not isinstance(error, UserError):
+            reason = f'{type(error).__name__}: {(reason.strip().splitlines() or [""])[0]}'
         if 'to concatenate' in reason:  # of NumPy
             reason = 'no image is listed'
         what = f'{dataset.type} cannot read the data ({reason})'
@@ -97,10 +94,12 @@ def list_images(
         _check_class_labels(report, where, infos, classes or data.metainfo.get('classes') or ())
     if infos and not data.ann_file:
         _check_unlisted(report, data, infos)
+    if dataset.get('backend_args'):  # where files are is not known
+        return infos
     allowed = max(1, cfg.get('max_bad_fraction', 0.05) * len(infos))
-    infos = those_there(report, dataset, infos, 'img_path', allowed)
+    infos = those_there(report, infos, 'img_path', allowed)
     if with_labels and infos and infos[0].get('seg_map_path'):
-        infos = those_there(report, dataset, infos, 'seg_map_path', 0)
+        infos = those_there(report, infos, 'seg_map_path', 0)
     return infos
 
 
@@ -150,19 +149,14 @@ def _common_folder(infos: Sequence[dict], key: str) -> Path:
 
 
 def those_there(
-    report: Report,
-    dataset: ConfigDict,
-    infos: list[dict],
-    key: str,
-    allowed: float,
-    folder: Path | None = None,
+    report: Report, infos: list[dict], key: str, allowed: float, folder: Path | None = None
 ) -> list[dict]:
     """Infos whose file under a key is there; ``folder`` has all of them, by default the deepest.
 
     Others are an error if the cause is clear, if there are more than allowed, or if they are all.
     """
     missing = [info for info in infos if not os.path.exists(info[key])]
-    if not missing or dataset.get('backend_args') or '://' in infos[0][key]:
+    if not missing or '://' in infos[0][key]:
         return infos
     folder = folder or _common_folder(infos, key)
     paths = (os.path.normpath(info[key]) for info in missing)
@@ -170,8 +164,8 @@ def those_there(
     lack = 'are missing' if key == 'img_path' else 'have no label image, expected'
     what = f'{len(names)} of {count(len(infos), "image")} {lack}: {some(names)}'
     there = file_names.files_in(folder) if folder.is_dir() else []
-    by_name = {_last(file): file for file in there}
-    moved = [(name, by_name[_last(name)]) for name in names if _last(name) in by_name]
+    by_name = {PureWindowsPath(file).name: file for file in there}  # with \\ or /
+    moved = [(n, by_name[last]) for n in names if (last := PureWindowsPath(n).name) in by_name]
     cause = file_names.say_spelling(names, there)
     if moved and not cause:
         name, other = moved[0]
@@ -185,28 +179,15 @@ def those_there(
     return [info for info in infos if os.path.exists(info[key])]
 
 
-def _last(name: str) -> str:
-    return name.replace('\\', '/').rpartition('/')[2]
-
-
 def check_images(
-    report: Report,
-    cfg: Config,
-    infos: Sequence[dict],
-    full: bool,
-    loader: LoadCheckedImage | None = None,
+    report: Report, cfg: Config, infos: Sequence[dict], full: bool, loader: LoadCheckedImage
 ) -> dict[int, str]:
-    """Decode images, each with ``img_path`` and what else is known about it.
-
-    Returns:
-        dict[int, str]: Numbers of channels that are loaded, each with an image that has so many.
-    """
+    """Decode images; returns the numbers of channels that are loaded, with an example of each."""
     chosen, broken, unusual, channels = sample(infos, full), [], defaultdict(list), {}
     if not chosen:
         return channels
     where = Path(chosen[0]['img_path']).parent
-    look = partial(_look, loader=loader or LoadCheckedImage())
-    looks = in_parallel(look, chosen, f'images in {where.name}')
+    looks = in_parallel(partial(_look, loader), chosen, f'images in {where.name}')
     for info, (trouble, kinds, number) in zip(chosen, looks):
         name = os.path.basename(info['img_path'])
         if trouble:
@@ -240,7 +221,7 @@ def check_images(
     return channels
 
 
-def _look(info: dict, loader: LoadCheckedImage) -> tuple[str, list[str], int]:
+def _look(loader: LoadCheckedImage, info: dict) -> tuple[str, list[str], int]:
     """What is wrong with an image, what has to be converted, and its number of channels."""
     try:
         image, converted = loader.read(info)

@@ -23,17 +23,16 @@ class Finding(NamedTuple):
 class Report:
     """All ``findings`` of a check, in the order in which they were found.
 
-    ``error`` (has to be fixed first), ``warning`` (may be intended, but often is not) and ``note``
-    add one, unless the same is there already; they take where, what and a fix.
+    ``error``, ``warning`` and ``note`` add one: where, what, and how to fix it.
     """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
     def add(self, level: str, where: object, what: str, fix: str = '') -> None:
-        """Add a finding of a level."""
+        """Add a finding of a level, unless the same is there already."""
         finding = Finding(level, str(where), what, fix)
-        if finding not in self.findings:  # train and val may miss the same folder
+        if finding not in self.findings:
             self.findings.append(finding)
 
     error = partialmethod(add, 'error')
@@ -50,9 +49,9 @@ class Report:
         if errors:
             places = {error.where for error in errors}
             about = [f for f in self.findings if f.where in places and f.level != 'note']
-            lines = [f'\n  {str(finding).removeprefix("error: ")}' for finding in about]
-            found = f'the check before {before} found {count(len(errors), "error")}:'
-            raise UserError(found + ''.join(lines) + (f'\n{more}' if more else ''))
+            lines = [f'the check before {before} found {count(len(errors), "error")}:']
+            lines += [f'  {str(finding).removeprefix("error: ")}' for finding in about]
+            raise UserError('\n'.join([*lines, more]).rstrip())
 
     def __str__(self) -> str:
         counts = [count(len(self.of(level)), level) for level in LEVELS]

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from .segmentation import heads_of
 
 _MIB = 1024 * 1024
 _FSDP = ('ShardedStrategy', 'FSDPStrategy')
+_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 _NEED_GPUS = ('FSDPStrategy', 'DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
@@ -62,22 +64,16 @@ def check_num_classes(report: Report, cfg: Config, num_classes: int) -> None:
 
 def check_ignore_index(report: Report, cfg: Config) -> None:
     """mmseg's heads, losses and metrics must leave out the label that the pipeline writes: 255."""
-    if cfg.get('default_scope') != 'mmseg':
+    data = str([dataset for _, dataset in data_sets(cfg)])
+    writer = re.search("reduce_zero_label(?=': True)|CheckLabels", data)
+    if writer is None or cfg.get('default_scope') != 'mmseg':
         return
-    writers = []
-    for _, dataset in data_sets(cfg):
-        if dataset.get('reduce_zero_label'):
-            writers.append('reduce_zero_label=True')
-        if any(step.get('type') == 'CheckLabels' for step in dataset.get('pipeline') or ()):
-            writers.append('CheckLabels (--ignore-label)')
-    metrics = [
-        (f'{p}_evaluator', metric) for p in ('val', 'test') for metric in evaluators(cfg, [p])
-    ]
-    for key, settings in [*heads(cfg.model), *metrics] if writers else ():
+    metrics = [(f'{p}_evaluator', one) for p in ('val', 'test') for one in evaluators(cfg, [p])]
+    for key, settings in [*heads(cfg.model), *metrics]:
         for name in ('ignore_index', 'ignore_label'):
             label = settings.get(name)
             if isinstance(label, int) and label != IGNORE_INDEX:
-                what = f'is {label}, but {writers[0]} makes {IGNORE_INDEX} of ignored labels'
+                what = f'is {label}, but {writer[0]} makes {IGNORE_INDEX} of ignored labels'
                 report.error(f'{key}.{name}', what, f'Leave it out, or set it to {IGNORE_INDEX}')
 
 
@@ -93,10 +89,9 @@ def check_batch(report: Report, cfg: Config) -> None:
         report.warning('train_dataloader.batch_size', what, 'Consider --auto-scale-lr')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if not hook.get('by_epoch', True) and hook.get('interval', 1) % every:
-        what = (
-            f'is not a multiple of accumulative_counts={every}: a resumed training may lose a part'
-        )
-        report.warning('default_hooks.checkpoint.interval', f'{what} of one gradient')
+        what = f'is no multiple of accumulative_counts={every}: resuming may lose gradients'
+        fix = f'Set it to a multiple of {every}'
+        report.warning('default_hooks.checkpoint.interval', what, fix)
 
 
 def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -111,12 +106,10 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
     ]
     try:
         outputs = maps if neck is None else copy.deepcopy(neck).eval()(tuple(maps))
-        used = {
-            'mmpretrain': [-1],
-            'mmseg': [i for head in heads_of(model) for i in np.ravel(head.in_index)],
-        }.get(cfg.default_scope, range(len(outputs)))
-        total = sum(outputs[i].sum() for i in used)
-        grads = torch.autograd.grad(total, maps, allow_unused=True)
+        used = [-1] if cfg.default_scope == 'mmpretrain' else range(len(outputs))
+        if cfg.default_scope == 'mmseg':
+            used = [i for head in heads_of(model) for i in np.ravel(head.in_index)]
+        grads = torch.autograd.grad(sum(outputs[i].sum() for i in used), maps, allow_unused=True)
     except Exception:  # a neck or head that is not like others: nothing is known of it
         return
     unused = [i for i, grad in zip(levels, grads, strict=True) if grad is None]
@@ -130,18 +123,15 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
 
 
 def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:
-    """Whether a constructor of learning rates by layer supports the backbone."""
+    """Whether a constructor of learning rates by layer supports the backbone; it does not say."""
     kind = str((cfg.get('optim_wrapper') or {}).get('constructor')).rpartition('.')[2]
     backbone = type(getattr(model, 'backbone', None)).__name__
-    if kind not in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
-        return
-    if not any(name in backbone for name in ('ConvNeXt', 'BEiT', 'MAE')):  # raises an empty error
-        report.error(
-            'optim_wrapper.constructor',
-            f'{kind} supports ConvNeXt, BEiT and MAE, not {backbone}',
-            'Classifiers take LearningRateDecayOptimWrapperConstructor and paramwise_cfg='
-            'dict(layer_decay_rate=0.75), others paramwise_cfg.custom_keys without a constructor',
-        )
+    supported = any(name in backbone for name in ('ConvNeXt', 'BEiT', 'MAE'))
+    if not supported and kind in _LAYER_DECAY:
+        what = f'{kind} supports ConvNeXt, BEiT and MAE, not {backbone}'
+        fix = 'Classifiers take LearningRateDecayOptimWrapperConstructor and paramwise_cfg='
+        fix += 'dict(layer_decay_rate=0.75), others paramwise_cfg.custom_keys without a constructor'
+        report.error('optim_wrapper.constructor', what, fix)
 
 
 def check_weights(report: Report, cfg: Config, model: nn.Module) -> None:
@@ -171,9 +161,9 @@ def build_model(report: Report, cfg: Config) -> nn.Module | None:
     try:
         with model_errors(cfg.filename):
             return MODELS.build(cfg.model)
-    except CodeError:  # for its traceback
-        raise
     except UserError as error:
+        if isinstance(error, CodeError):  # for its traceback
+            raise
         report.error('model', str(error))
         return None
 
@@ -207,9 +197,7 @@ def check_work_dir(report: Report, cfg: Config, model: nn.Module) -> None:
     except UserError as error:
         report.error('work_dir', str(error))
         return
-    folder = Path(cfg.work_dir).resolve()
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(path for path in Path(cfg.work_dir, '_').resolve().parents if path.exists())
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     averages = any('EMA' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
     # Weights, and what Adam keeps of each; twice as many weights with an average of them.

@@ -4,10 +4,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.datasets.file_names import read_names
@@ -27,15 +29,12 @@ from .settings import check_schedule, check_settings, class_of
 
 @annotations_kept()
 def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Report:
-    """Check data, config and machine.
+    """Check data, config and machine; returns what was found, and raises nothing for it.
 
     Args:
         cfg (Config): As it goes to the Runner, ``work_dir`` included. Not changed.
         full (bool): Look at every image and label image, not at a sample. Defaults to False.
         weights (bool): Also load the weights that the config names. Defaults to True.
-
-    Returns:
-        Report: What was found; nothing is raised for it.
     """
     init_default_scope(require_toolbox(cfg))
     report = Report()
@@ -72,9 +71,9 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
         if not trained:  # the data set of training comes first
             trained = classes
         elif classes and list(classes) != list(trained):
-            what = f'is {some(list(trained))} in training, {some(list(classes))} in evaluation'
-            fix = 'Write the same names in the same order'
-            report.error('metainfo.classes', f'{what}: labels would not mean the same', fix)
+            what = f'is {some(list(trained))} in training, but {some(list(classes))} in '
+            what += f'{split}_dataloader or its test: labels would not mean the same'
+            report.error('metainfo.classes', what, 'Write the same names in the same order')
         keys = ('data_root', 'ann_file', 'data_prefix', 'split')  # the last one is ImageNet's
         place = [str(dataset.get(key)) for key in keys]
         if place in looked_at:  # val and test are mostly the same
@@ -83,10 +82,10 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
         if split == 'train' and classes:
             model.check_num_classes(report, cfg, len(classes))
         infos = check_dataset(report, cfg, split, dataset, classes, full)
-        steps = [TRANSFORMS.build(dict(step)) for step in dataset.get('pipeline') or ()]
+        steps = Compose(dataset.get('pipeline')).transforms
         check_steps(steps, False, check_max_value(cfg))
         loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
-        loaded = check_images(report, cfg, infos, full, loader)
+        loaded = check_images(report, cfg, infos, full, loader or LoadCheckedImage())
         if loader is not None and not re.search('RGB2Gray|Albu', str(dataset.pipeline)):
             channels = loaded | channels  # the example of training stays
         paths[split].update(info['img_path'] for info in infos if os.path.isfile(info['img_path']))
@@ -133,8 +132,14 @@ def check_dataset(
         report.error(root, what, 'Put the data there, or give --data DIR')
         return []
     if cfg.default_scope == 'mmdet' and dataset.get('ann_file'):
-        return check_coco(report, cfg, split, dataset, classes, root / dataset.ann_file)
-    _check_order(report, root / 'classes.txt', classes)
+        return check_coco(report, cfg, split, dataset, classes)
+    labels, names = root / 'classes.txt', []
+    with suppress(UserError):  # not read by this config either
+        names = read_names(labels) if labels.is_file() else []
+    if sorted(names) == sorted(classes) and names != list(classes):
+        what = f'names the labels as {some(names)}, the config as {some(list(classes))}: names '
+        fix = 'Take the order of the file for metainfo.classes'
+        report.error(labels, f'{what}would be exchanged', fix)
     with_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     infos = list_images(report, cfg, dataset, classes, with_labels)
     if cfg.default_scope == 'mmseg' and infos:
@@ -143,15 +148,3 @@ def check_dataset(
         if split == 'val':
             check_sizes(report, cfg, dataset, infos)
     return infos
-
-
-def _check_order(report: Report, file: Path, classes: Sequence[str]) -> None:
-    """Compare class names with the file that names the labels, as ``--data`` reads it."""
-    try:
-        names = read_names(file) if file.is_file() else []
-    except UserError:  # not read by this config either
-        return
-    if sorted(names) == sorted(classes) and names != list(classes):
-        what = f'names the labels as {some(names)}, the config as {some(list(classes))}: names '
-        fix = 'Take the order of the file for metainfo.classes'
-        report.error(file, f'{what}would be exchanged', fix)

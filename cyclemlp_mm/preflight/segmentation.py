@@ -3,7 +3,7 @@
 import copy
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import TRANSFORMS
+from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
@@ -77,12 +77,8 @@ def check_labels(
         return
 
     rule = _rule(len(classes), reduces, ignored, label_map)
-    left_out = sum(
-        number
-        for stored, number in pixels.items()
-        if table[stored] in ignored and stored - reduces not in label_map
-    )
-    share = left_out / pixels.total()  # a class that is taken for 'ignore' shows in nothing else
+    lost = sum(n for v, n in pixels.items() if table[v] in ignored and v - reduces not in label_map)
+    share = lost / pixels.total()  # a class that is taken for 'ignore' shows in nothing else
     level = 'warning' if share > MOST_IGNORED else 'note'
     fix = 'If 0 is a class here, give --ignore-label' if reduces and pixels[0] else ''
     report.add(level, where, f'{rule}; ignored: {share:.1%} of the pixels looked at', fix)
@@ -107,15 +103,23 @@ def check_labels(
         found = some(sorted(pixels), 10)
         report.error(where, f'no pixel of any class: {rule}; labels found: {found}')
     elif reduces and classes[-1] in unseen and pixels[0]:
-        what = f'0 is ignored, and the last class ({classes[-1]!r}) has no pixel in {looked}: do '
-        what += 'labels count from 0?'
+        what = f'0 is ignored, and the last class ({classes[-1]!r}) has no pixel: do labels count '
+        what += 'from 0?'
         if classes[0].lower() in _BACKGROUND:
             what += f' The first class is named {classes[0]!r}'
         fix = 'If so, give --ignore-label 255 with --data, or set reduce_zero_label=False'
         report.warning(where, what, fix)
     if unseen and len(unseen) < len(classes):
         report.warning(where, f'no pixel of {some(unseen)} in {looked}')
-    _check_palettes(report, where, names, [colours for _, colours, _ in looks])
+    for value in sorted(pixels):  # may be another class in each file
+        of_value = {
+            palette[value]: n for n, (_, palette, _) in zip(names, looks) if value in palette
+        }
+        if len(of_value) > 1:
+            colours = some([f'{colour} in {name}' for colour, name in of_value.items()], 2)
+            what = f'the palettes of label images differ: {value} is {colours}'
+            report.warning(where, what, 'Convert all to one palette: training reads indices')
+            break
 
 
 def _rule(num_classes: int, reduces: bool, ignored: set[int], label_map: dict) -> str:
@@ -127,22 +131,6 @@ def _rule(num_classes: int, reduces: bool, ignored: set[int], label_map: dict) -
     classes = f'labels {first} to {num_classes - 1 + first} are the classes'
     values = ' and '.join(map(str, sorted(ignored))) + (' are' if len(ignored) > 1 else ' is')
     return f'{classes}, {values} ignored (reduce_zero_label={reduces})'
-
-
-def _check_palettes(
-    report: Report, where: Path, names: list[str], palettes: list[dict[int, tuple]]
-) -> None:
-    """Files whose palettes differ: a value may be another class in each."""
-    found: dict[int, dict[tuple, str]] = defaultdict(dict)
-    for name, palette in zip(names, palettes):
-        for value, colour in palette.items():
-            found[value].setdefault(colour, name)
-    for value, files in sorted(found.items()):
-        if len(files) > 1:
-            colours = ' and '.join(f'{c} in {name}' for c, name in list(files.items())[:2])
-            what = f'the palettes of label images differ: {value} is {colours}'
-            report.warning(where, what, 'Convert all to one palette: training reads indices')
-            return
 
 
 def _look_at_labels(info: dict, step: object) -> tuple[Counter[int], dict[int, tuple], str]:
@@ -190,11 +178,11 @@ def check_crop(report: Report, cfg: Config) -> None:
         return
     canvas, crop = ((s, s) if isinstance(s, int) else tuple(s) for s in (canvas, crop))
     padding = 1 - min(1, crop[0] / canvas[0]) * min(1, crop[1] / canvas[1])
-    loss = f'{padding:.0%} of each training image will be padding'
+    result = f'{padding:.0%} of each training image will be padding'
     if padding == 0:
-        loss = 'smaller images are not padded to that, and a batch of several sizes fails'
+        result = 'smaller images are not padded to that, and a batch of several sizes fails'
     if canvas != crop:
-        what = f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {loss}'
+        what = f'is {_by(canvas)}, but the pipeline gives {_by(crop)}: {result}'
         fix = f'Set it to {crop}, or fit the pipeline'
         report.warning('model.data_preprocessor.size', what, fix)
 
@@ -205,22 +193,14 @@ def check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: Sequenc
     batches = {key: size for path in keys for key, size in parts(cfg, path) if size > 1}
     if not batches:
         return
-    steps = [TRANSFORMS.build(dict(step)) for step in dataset.get('pipeline') or ()]
-    check_steps(steps, False)
+    pipeline, found = Compose(dataset.get('pipeline')), set()
+    check_steps(pipeline.transforms, False)
     headers = dict(zip(in_parallel(_size, infos, 'sizes of images'), infos))
     # Files without a header that is known have one key.
     chosen = list(headers.values()) if len(headers) > 1 else sample(infos, False)
-    found = set()
     for info in chosen[:_MOST_SIZES]:
-        results = copy.deepcopy(info)
-        try:
-            for step in steps:
-                results = step(results)
-        except Exception:  # other checks report it; None of an image that cannot be read, too
-            continue
-        inputs = results.get('inputs') if isinstance(results, dict) else None
-        if isinstance(inputs, torch.Tensor):
-            found.add(tuple(inputs.shape[-2:]))
+        with suppress(Exception):  # other checks report what does not come out of it
+            found.add(tuple(pipeline(copy.deepcopy(info))['inputs'].shape[-2:]))
     for key, size in batches.items() if len(found) > 1 else ():
         made = some([_by(one) for one in sorted(found)], 3)
         what = f'is {size}, but the pipeline makes images of several sizes ({made})'
@@ -249,13 +229,11 @@ def check_batch_of_one(report: Report, cfg: Config, model: nn.Module, number: in
         return
     if processes > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return
-    model, channels = (
-        copy.deepcopy(model).train(),
-        cfg.model.get('backbone', {}).get('in_channels', 3),
-    )
+    model = copy.deepcopy(model).train()
     try:
         with torch.no_grad():
-            maps = model.extract_feat(torch.zeros(1, channels, 64, 64))
+            image = torch.zeros(1, cfg.model.backbone.get('in_channels', 3), 64, 64)
+            maps = model.extract_feat(image)
             for head in heads_of(model):
                 head(maps)
     except Exception as error:

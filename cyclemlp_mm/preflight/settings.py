@@ -70,14 +70,15 @@ def _arguments(*functions: Callable) -> set[str]:
 
 
 _OF_A_LOADER = _arguments(DataLoader) | {'num_batch_per_epoch', 'disable_subprocess_warning'}
-_BY_PARAMETER = 'bias_lr_mult bias_decay_mult norm_decay_mult dwconv_decay_mult flat_decay_mult'
 #: Keys that mmengine reads from dicts without a type; it ignores others in most of them.
 _KEYS = {
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
     'randomness': _arguments(Runner.set_randomness) - {'self'},
     'auto_scale_lr': {'enable', 'base_batch_size'},
-    'paramwise_cfg': {'custom_keys', 'dcn_offset_lr_mult', 'bypass_duplicate'}
-    | set(_BY_PARAMETER.split()),
+    'paramwise_cfg': {
+        *('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'bypass_duplicate'),
+        *('dwconv_decay_mult', 'flat_decay_mult', 'dcn_offset_lr_mult'),
+    },
     'clip_grad': {'type'} | _arguments(nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_),
     **dict.fromkeys(_LOADERS, _OF_A_LOADER),
 }
@@ -117,11 +118,10 @@ def check_schedule(report: Report, cfg: Config) -> None:
     length, ends = settings.get(unit), {}
     for key, part in _numbered('param_scheduler', cfg.get('param_scheduler')):
         if isinstance(part, dict) and part.get('type') not in (None, *_WARM_UPS):
-            if part.get('by_epoch', True) != (unit == 'max_epochs') or not is_number(
-                part.get('end')
-            ):
+            end, by_epoch = part.get('end'), part.get('by_epoch', True)
+            if by_epoch != (unit == 'max_epochs') or not is_number(end):
                 return  # of another unit, or to the end
-            ends[part['end']] = key
+            ends[end] = key
     if ends and is_number(length) and max(ends) != length:
         what = f'is {max(ends)}, but train_cfg.{unit} is {length}'
         fix = "Change both, and the schedule's other settings (milestones, T_max)"
@@ -131,14 +131,13 @@ def check_schedule(report: Report, cfg: Config) -> None:
 def _check_numbers(report: Report, cfg: Config) -> None:
     """Values that are not numbers, or out of range."""
     for path, least in _LEAST.items():
+        is_seed = path == 'randomness.seed'  # may be None; NumPy has a limit
+        most = 2**32 - 1 if is_seed else math.inf
+        expected = f'a whole number from {least}' + f' to {most}' * is_seed
         for key, value in parts(cfg, path):
             is_whole = is_number(value) and value == int(value)
             is_whole &= path.startswith('train_cfg') or type(value) is int  # loops take 12.0
-            most = 2**32 - 1 if path == 'randomness.seed' else math.inf  # NumPy's limit
-            if not (is_whole and least <= value <= most) and (
-                value is not None or most == math.inf
-            ):
-                expected = f'a whole number from {least}' + f' to {most}' * (most < math.inf)
+            if not (is_whole and least <= value <= most) and not (is_seed and value is None):
                 report.error(key, f'is {value!r}, but must be {expected}')
     fraction = cfg.get('max_bad_fraction', 0)
     if not is_number(fraction) or not 0 <= fraction <= 1:
@@ -162,7 +161,7 @@ def _check_part(report: Report, key: str, settings: object) -> None:
             _check_part(report, name, part)
     if not isinstance(settings, dict):
         return
-    names, kind, before = _KEYS.get(key.rpartition('.')[2]), None, len(report.findings)
+    names, kind = _KEYS.get(key.rpartition('.')[2]), None
     if names is None and settings.get('type') is not None:
         kind = class_of(settings)
         if kind is None:
@@ -171,13 +170,18 @@ def _check_part(report: Report, key: str, settings: object) -> None:
             return
         names = _parameters(kind)
     of = f' of {getattr(kind, "__name__", kind)}' if kind else ''
-    wrong = [n for n in settings if names is not None and n not in names | _REMOVED]
-    for name in wrong:
+    unknown = [n for n in settings if names is not None and n not in names | _REMOVED]
+    for name in unknown:
         near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.7)
         fix = f'Did you mean {" or ".join(near)}?' if near else f'It has {", ".join(sorted(names))}'
         report.error(f'{key}.{name}', f'there is no such setting{of}', fix)
-    if key.endswith('.optimizer') and len(report.findings) == before:
-        _build_optimizer(report, key, kind, settings)
+    # Others than torch's may need all parameters, or several processes.
+    if str(getattr(kind, '__module__', '')).startswith('torch.optim.') and not unknown:
+        given = {name: value for name, value in settings.items() if name != 'type'}
+        try:
+            kind([nn.Parameter(torch.zeros(1))], **given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            report.error(key, f'{kind.__name__} cannot be built with {given} ({error})')
     if str(settings.get('type')) in ('Albu', 'Albumentations'):
         return  # the steps in them are another library's
     for name, part in settings.items():
@@ -185,17 +189,6 @@ def _check_part(report: Report, key: str, settings: object) -> None:
         holds_others = kind is None and names is None  # hooks by name, and the like
         if (holds_others or name in _INNER or name in _KEYS) and not reads_others:
             _check_part(report, f'{key}.{name}', part)
-
-
-def _build_optimizer(report: Report, key: str, kind: object, settings: dict) -> None:
-    # Others may need all parameters, or several processes.
-    if not inspect.isclass(kind) or not kind.__module__.startswith('torch.optim'):
-        return
-    given = {name: value for name, value in settings.items() if name != 'type'}
-    try:
-        kind([nn.Parameter(torch.zeros(1))], **given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        report.error(key, f'{kind.__name__} cannot be built with {given} ({error})')
 
 
 def class_of(settings: dict) -> type | None:
@@ -216,14 +209,13 @@ def _parameters(kind: object) -> set[str] | None:
     if inspect.isclass(kind) and issubclass(kind, CheckpointHook):  # passes them on when it saves
         return _arguments(kind.__init__, CheckpointHook.__init__, Runner.save_checkpoint)
     names: set[str] = set()
-    for part in kind.__mro__ if inspect.isclass(kind) else [kind]:
-        function = vars(part).get('__init__') if inspect.isclass(part) else part
+    for part in getattr(kind, '__mro__', [kind]):
+        function = part if inspect.isfunction(part) else vars(part).get('__init__')
         if function is None:
             continue
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # not written in Python
+        if not inspect.isfunction(function):  # not written in Python
             return None
+        parameters = inspect.signature(function).parameters.values()
         more = {p.name for p in parameters if p.kind is p.VAR_KEYWORD}
         names |= {p.name for p in parameters} - more - {'self'}
         if not more:

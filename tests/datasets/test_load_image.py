@@ -316,7 +316,8 @@ def test_turns_that_keep_the_size_are_reported_as_such(orientation, size, said, 
     assert read_image(path, known)[1] == ([said] if said else [])
     assert read_image(path, {})[1] == ['EXIF rotation'] * (said is not None)  # not annotated
     report = Report()
-    check_images(report, Config(), [dict(known, img_path=path)], True)
+    infos = [dict(known, img_path=path)]
+    check_images(report, Config(), infos, True, LoadCheckedImage())
     assert [finding.level for finding in report.findings] == level
 
 

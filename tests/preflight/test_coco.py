@@ -49,7 +49,7 @@ def findings(folder, made, split='train', classes=CLASSES, names=None, masks=Fal
     cfg = Config({f'{split}_dataloader': dict(dataset=dict(dataset, **settings)), **cfg})
     report = Report()
     dataset = cfg[f'{split}_dataloader'].dataset
-    check_coco(report, cfg, split, dataset, classes, folder / 'a.json')
+    check_coco(report, cfg, split, dataset, classes)
     return [str(finding) for finding in report.findings]
 
 
