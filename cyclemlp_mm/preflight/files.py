@@ -72,12 +72,13 @@ def list_images(
         data = DATASETS.build({**dataset, 'pipeline': []})
         infos = [data.get_data_info(i) for i in range(len(data))]
     except Exception as error:  # also of classes that are not the toolboxes'
-        reason = str(error).removeprefix(f'{where} ')
+        reason = f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'
+        if isinstance(error, UserError):  # about the list
+            report.error(where, str(error).removeprefix(f'{where} '))
+            return []
         if 'number of subfolders' in reason:
             _check_class_folders(report, where, classes)
             return []
-        if not isinstance(error, UserError):
-            reason = f'{type(error).__name__}: {(reason.strip().splitlines() or [""])[0]}'
         if 'to concatenate' in reason:  # of NumPy
             reason = 'no image is listed'
         what = f'{dataset.type} cannot read the data ({reason})'
