@@ -41,9 +41,9 @@ def test_shipped_configs_pass(toolbox):
         (
             DET,
             {'train_cfg.max_epochs': 50},
-            'param_scheduler[1].end: is 5, but train_cfg.max_epoch',
+            'param_scheduler[1].end: is 6, but train_cfg.max_epoch',
         ),
-        (DET, {'train_cfg.max_epochs': 2}, 'param_scheduler[1].end: is 5, but train_cfg.max_epoch'),
+        (DET, {'train_cfg.max_epochs': 2}, 'param_scheduler[1].end: is 6, but train_cfg.max_epoch'),
         (SEG, {'train_cfg.max_iters': 900}, 'is 600, but train_cfg.max_iters is 900. Change both'),
         (DET, {'train_cfg.max_epochs': 9, 'param_scheduler.1.end': 9}, None),
         (DET, {'param_scheduler': None}, None),
