@@ -35,7 +35,7 @@ test_pipeline = [
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=1, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-epoch, max_epochs = 80, 5  # iterations, of the 320 images that `make demo` generates
+epoch, max_epochs = 85, 5  # iterations, of the 340 images that `make demo` generates
 max_iters = epoch * max_epochs
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=epoch)
 val_cfg = dict(type='ValLoop')

@@ -26,7 +26,7 @@ TASKS = {
     'masks': ('mask_rcnn_cyclemlp_demo', 'masks', 'data', 'coco/segm_mAP_50'),
     'segments': ('fpn_cyclemlp_demo', 'segments', 'data_ade20k', 'mIoU'),
 }
-NUM_TRAIN, NUM_VAL, SIZE = 320, 80, (128, 128)
+NUM_TRAIN, NUM_VAL, SIZE = 340, 60, (128, 128)
 EXAMPLES = '  tools/demo.py\n  tools/demo.py --work-dir my_demo\n'
 WORK_DIR = dict(default='work_dirs/demo', help='folder for everything (default: %(default)s)')
 
@@ -114,7 +114,7 @@ def _draw(work_dir: Path) -> None:
     found['segments'] = [Segments(one.label_map - np.uint8(1)) for one in found['segments']]
     images = [image[..., ::-1] for image in images]
     look = detector.classes, detector.palette
-    draw_tasks(images, found, *look, work_dir / 'predictions.png')
+    draw_tasks(images, found, *look, work_dir / 'predictions.png', score_thr=0.6)
 
 
 if __name__ == '__main__':

@@ -109,8 +109,10 @@ def draw_tasks(
     classes: Sequence[str],
     palette: Palette,
     path: str | Path,
+    score_thr: float = 0.5,
 ) -> Path:
-    """Draw a row per image, RGB uint8 (H, W, 3): the image, then what was found, by title."""
+    """Draw a row per image, RGB uint8 (H, W, 3): the image, then what was found with a score of
+    ``score_thr`` or more, by title."""
     figure = Figure(figsize=(2.9 * len(found) + 2.9, 2.9 * len(images) + 0.55), dpi=140)
     figure.set_layout_engine('constrained', h_pad=0.05, w_pad=0.02)
     grid = figure.subplots(len(images), len(found) + 1, squeeze=False)
@@ -118,7 +120,7 @@ def draw_tasks(
         nothing = Instances(*np.zeros((3, 0, 4), np.float32))
         columns = {'image': nothing} | {title: some[i] for title, some in found.items()}
         for axes, (title, prediction) in zip(row, columns.items(), strict=True):
-            style = Style(0.5, longer_side=256)
+            style = Style(score_thr, longer_side=256)
             axes.imshow(draw_prediction(images[i], prediction, classes, palette, style))
             axes.set(xticks=[], yticks=[])
             axes.set_title(title if i == 0 else '', fontsize=15)
