@@ -1,10 +1,11 @@
 """CLI entry point of tools/estimate.py."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from mmengine.config import Config
 
 from cyclemlp_mm.engine import load_config, require_toolbox
+from cyclemlp_mm.engine.config_files import walk
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.step_memory import StepMemory, measure_step
 
@@ -84,7 +85,8 @@ def image_size(cfg: Config) -> tuple[int, int]:
     """Height and width of the largest images that a config trains on: the last size that its
     training pipeline names; raises a UserError if there is none."""
     found = None
-    for step in _steps(cfg.get('train_dataloader')):
+    parts = (part for _, part in walk(cfg.get('train_dataloader')))
+    for step in (part for part in parts if isinstance(part, dict) and 'type' in part):
         if step.get('crop_size') is not None:
             found = _pair(step['crop_size'])
             continue
@@ -102,16 +104,6 @@ def image_size(cfg: Config) -> tuple[int, int]:
             f'{cfg.filename}: train_dataloader names no size of images: give --size HEIGHT WIDTH'
         )
     return found
-
-
-def _steps(node: object) -> Iterator[dict]:
-    """The steps of pipelines in a data set's config, in their order."""
-    if isinstance(node, dict):
-        if 'type' in node:
-            yield node
-        node = [*node.values()]
-    for child in node if isinstance(node, (list, tuple)) else ():
-        yield from _steps(child)
 
 
 def _pair(value: object) -> tuple[int, int]:

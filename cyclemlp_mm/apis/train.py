@@ -4,7 +4,7 @@ import argparse
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.datasets.coco_file import annotations_kept
 from cyclemlp_mm.engine import finish_launch, is_first_process, make_robust, resume_training
+from cyclemlp_mm.engine.config_files import walk
 from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.engine.hooks.stop import TrainingStopped, stoppable
 from cyclemlp_mm.engine.runner.resume import build_runner, checkpoint_folder, run_training
@@ -95,9 +96,11 @@ def _move_earlier_run(cfg: Config) -> list[str]:
     resumed = Path(cfg.load_from).resolve() if cfg.get('resume') and cfg.load_from else None
     if not files or resumed in files:
         return []
-    for key, file in _paths(cfg, ''):
-        if file in files:
-            raise UserError(f'{key} is {file}, of an earlier training: give another --work-dir')
+    for key, value in walk(cfg.to_dict()):
+        if isinstance(value, str) and value.endswith('.pth') and '://' not in value:
+            file = Path(value).resolve()
+            if file in files:
+                raise UserError(f'{key} is {file}, of an earlier training: give another --work-dir')
     newest = time.localtime(max(path.stat().st_mtime for path in files))
     target = folder / time.strftime('earlier_%Y%m%d_%H%M%S', newest)
     while target.exists():
@@ -110,17 +113,6 @@ def _move_earlier_run(cfg: Config) -> list[str]:
         path.rename(target / path.name)
     number = f'{len(files)} checkpoints of an earlier training'
     return [f'{folder} had {number}: they are in {target} now. To continue it, give --resume']
-
-
-def _paths(node: object, key: str) -> Iterator[tuple[str, Path]]:
-    """Keys of a config whose values may be paths."""
-    if isinstance(node, str) and node.endswith('.pth') and '://' not in node:
-        yield key, Path(node).resolve()
-    if isinstance(node, (list, tuple)):
-        node = dict(enumerate(node))
-    if isinstance(node, (dict, Config)):
-        for name, part in node.items():
-            yield from _paths(part, f'{key}.{name}'.lstrip('.'))
 
 
 def _resumed_by_config(cfg: Config) -> str:

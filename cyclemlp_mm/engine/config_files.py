@@ -179,11 +179,11 @@ def _check_keys(cfg: Config, options: dict) -> None:
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
-            places = near or [place for place, _ in _walk(settings) if place.endswith(f'.{first}')]
+            places = near or [place for place, _ in walk(settings) if place.endswith(f'.{first}')]
             raise _unread(key, f'neither the config nor mmengine has {first!r}', places[:3], inner)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
             value = settings.pop(first)
-            places = [place for place, other in _walk(settings) if _is_made_of(other, value)]
+            places = [place for place, other in walk(settings) if _is_made_of(other, value)]
             # Those of the same name first: a small number stands for many things.
             places.sort(key=lambda place: first not in place)
             wrong = f'{first!r} is a variable of the config that was used already'
@@ -201,12 +201,12 @@ def _check_keys(cfg: Config, options: dict) -> None:
                 break  # merging reports it
 
 
-def _walk(node: object, place: str = '') -> Iterator[tuple[str, object]]:
+def walk(node: object, place: str = '') -> Iterator[tuple[str, object]]:
     """Dotted keys and values of settings, however deep."""
     if isinstance(node, (dict, list, tuple)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield f'{place}{key}', value
-            yield from _walk(value, f'{place}{key}.')
+            yield from walk(value, f'{place}{key}.')
 
 
 def _is_made_of(setting: object, value: object) -> bool:
