@@ -45,6 +45,7 @@ class AtomicCheckpointHook(CheckpointHook):
             kwargs['backend_args'] = dict(backend='atomic')
         super().__init__(**kwargs)
         self.is_local = self.backend_args == dict(backend='atomic')
+        self.unit = 'epoch' if self.by_epoch else 'iter'
         self.last_good: str | None = None
         self._steps: dict[str, int] = {}
 
@@ -106,10 +107,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def _remove(self, *paths: str) -> list[str]:
         """Remove checkpoints of this run from its folder; returns those that were there."""
         removed = []
-        for name in map(os.path.basename, paths if is_main_process() else ()):
-            path = self.file_backend.join_path(self.out_dir, name)
-            is_link = os.path.islink(path)
-            if self._is_own_name(name) and self.file_backend.isfile(path) and not is_link:
+        for path in map(self._own_file, paths if is_main_process() else ()):
+            if path and self.file_backend.isfile(path) and not os.path.islink(path):
                 self.file_backend.remove(path)
                 removed.append(path)
         return removed
@@ -124,13 +123,12 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         if not metrics:
             super().after_val_epoch(runner, {})  # warns
-        step = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
-        replaced = self._save_best(runner, metrics or {}, step, meta)
+        replaced = self._save_best(runner, metrics or {}, meta)
         last = runner.message_hub.get_info('last_ckpt')
         # Not one that save_here wrote: the regular one replaces it.
-        if last and (replaced or Path(last).name == self.filename_tmpl.format(step)):
-            self._save(runner, step, meta)
+        if last and (replaced or Path(last).name == self.filename_tmpl.format(meta[self.unit])):
+            self._save(runner, meta)
         outdated = [old for new, old in replaced.items() if old not in (None, new)]
         for removed in self._remove(*outdated):
             runner.logger.info(f'The previous best checkpoint {removed} is removed')
@@ -159,15 +157,15 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint(self, runner: Runner) -> None:
         """What mmengine calls when a regular checkpoint is due."""
         meta = dict(epoch=runner.epoch, iter=runner.iter)
-        unit = 'epoch' if self.by_epoch else 'iter'
-        meta[unit] += 1
+        meta[self.unit] += 1
         if isinstance(runner.train_loop, EpochBasedTrainLoop) == self.by_epoch:
-            runner.message_hub.update_info(VALIDATION_DUE, validation_follows(runner, meta[unit]))
-        self._save(runner, meta[unit], meta)
+            due = validation_follows(runner, meta[self.unit])
+            runner.message_hub.update_info(VALIDATION_DUE, due)
+        self._save(runner, meta)
 
-    def _save(self, runner: Runner, step: int, meta: dict[str, int]) -> None:
+    def _save(self, runner: Runner, meta: dict[str, int]) -> None:
         """Write a regular checkpoint, then the pointer to it, then remove what it replaces."""
-        hub = runner.message_hub
+        hub, step = runner.message_hub, meta[self.unit]
         interrupted = hub.get_info(_INTERRUPTED)
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
@@ -186,15 +184,13 @@ class AtomicCheckpointHook(CheckpointHook):
             self._point_to(runner, path)
             self._remove(*outdated, *([interrupted] if interrupted not in (None, path) else []))
 
-    def _save_best(
-        self, runner: Runner, metrics: dict, step: int, meta: dict[str, int]
-    ) -> dict[str, str | None]:
+    def _save_best(self, runner: Runner, metrics: dict, meta: dict[str, int]) -> dict:
         """Save a checkpoint for each metric that improved; returns new files with previous ones."""
         if not metrics or not self.save_best:
             return {}
         if 'auto' in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])
-        hub, replaced, failures = runner.message_hub, {}, []
+        hub, step, replaced, failures = runner.message_hub, meta[self.unit], {}, []
         for (metric, end), rule in zip(self._ends().items(), self.rules):
             score, best = metrics[metric], hub.get_info(f'best_score{end}')
             limit = self.init_value_map[rule] if best is None else best
@@ -209,10 +205,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 failures.append(failure)
                 continue
             replaced[path] = old
-            at = f'{step} {"epoch" if self.by_epoch else "iter"}'
-            runner.logger.info(
-                f'The best checkpoint with {score:0.4f} {metric} at {at} is saved to {name}.'
-            )
+            what = f'{score:0.4f} {metric} at {step} {self.unit}'
+            runner.logger.info(f'The best checkpoint with {what} is saved to {name}.')
         if failures:  # after all were tried
             self._report(runner, '; '.join(failures))
         return replaced
