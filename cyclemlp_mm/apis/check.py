@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cyclemlp_mm.datasets.coco_file import annotations_kept
-from cyclemlp_mm.errors import UserError
+from cyclemlp_mm.errors import UserError, count
 from cyclemlp_mm.preflight import Report, run_preflight
 
 from .arguments import parse
@@ -16,7 +16,6 @@ def check(argv: Sequence[str] | None = None) -> Report:
     with annotations_kept():
         report = run_preflight(prepare_config(args), args.full)
     print(report)
-    number = len(report.of('error'))
-    if number:
-        raise UserError(f'{number} error{"s" * (number > 1)} found (see above)')
+    if errors := report.of('error'):
+        raise UserError(f'{count(len(errors), "error")} found (see above)')
     return report

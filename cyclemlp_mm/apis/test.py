@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from cyclemlp_mm.checks import check_writable
 from cyclemlp_mm.engine import DeployModel, DrawResults, finish_launch, is_first_process
-from cyclemlp_mm.engine.config_data import other_evaluated_files
+from cyclemlp_mm.engine.config_data import evaluators, other_evaluated_files
 from cyclemlp_mm.engine.hooks.logger import progress_bar
 from cyclemlp_mm.engine.per_class import add_per_class_results
 from cyclemlp_mm.engine.summary import LogSummary
@@ -56,9 +56,7 @@ def test(argv: Sequence[str] | None = None) -> dict:
             raise UserError(f'--out must end in .pkl or .pickle, but got {args.out}')
         check_writable(args.out, '--out')  # it is written last
         kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-        evaluators = cfg.test_evaluator
-        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=args.out)]
+        cfg.test_evaluator = [*evaluators(cfg, ['test']), dict(type=kind, out_file_path=args.out)]
     plain = copy.deepcopy(cfg)
     if args.tta:
         lines += use_test_time_augmentation(cfg)

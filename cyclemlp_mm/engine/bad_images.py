@@ -7,7 +7,6 @@ from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from cyclemlp_mm.datasets.image_notes import NOTES, SKIPPED, kind_of
 from cyclemlp_mm.datasets.load_image import check_loader
@@ -45,7 +44,8 @@ class SkipBadImages(Hook):
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         """Have the images of training, validation or test checked as they are loaded."""
         ignored = ignore_index(runner.cfg, mode)
-        check_loader(_loader(runner, mode), mode != 'train', self.max_value, ignored)
+        loader = getattr(runner, f'{mode}_loop').dataloader
+        check_loader(loader, mode != 'train', self.max_value, ignored)
 
     def _before_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, mode: str = 'train'
@@ -59,7 +59,7 @@ class SkipBadImages(Hook):
             if note.path not in files and len(files) < 5:
                 runner.logger.warning(str(note))
             files.add(note.path)
-        images = len(_loader(runner, mode).dataset)
+        images = len(getattr(runner, f'{mode}_loop').dataloader.dataset)
         bad = set().union(*(f for (what, _), f in self._files[mode].items() if what == SKIPPED))
         if len(bad) > max(1, self.max_bad_fraction * images):
             raise UserError(
@@ -76,10 +76,6 @@ class SkipBadImages(Hook):
         if total and is_main_process():
             found = '; '.join(f'{n} {what} ({why})' for (what, why), n in sorted(total.items()))
             runner.logger.warning(f'images of the {mode} data so far: {found}')
-
-
-def _loader(runner: Runner, mode: str) -> DataLoader:
-    return getattr(runner, f'{mode}_loop').dataloader
 
 
 def _fraction(value: object) -> float:
