@@ -15,6 +15,8 @@ from cyclemlp_mm.visualization.figures import draw_confusion_matrix
 
 #: Beyond this number of classes, nobody can read the picture.
 MOST_CLASSES = 150
+#: Boxes with a lower score do not count; least IoU of a match.
+SCORE_THR, IOU_THR = 0.3, 0.5
 
 
 def add_per_class_results(runner: Runner) -> None:
@@ -40,17 +42,13 @@ class ConfusionMatrix(BaseMetric):
 
     Args:
         out_file (Path): The picture.
-        score_thr (float): Boxes with a lower score do not count. Defaults to 0.3.
-        iou_thr (float): Least IoU of a match. Defaults to 0.5.
     """
 
     default_prefix = 'confusion'
 
-    def __init__(self, out_file: Path, score_thr: float = 0.3, iou_thr: float = 0.5) -> None:
+    def __init__(self, out_file: Path) -> None:
         super().__init__()
         self.out_file = out_file
-        self.score_thr = score_thr
-        self.iou_thr = iou_thr
         self.unit = 'images'
         self.matrix: np.ndarray | None = None
 
@@ -79,16 +77,16 @@ class ConfusionMatrix(BaseMetric):
         """Labels of true and predicted boxes, pair by pair; ``number`` is the background."""
         truth, found = sample['gt_instances'], sample['pred_instances']
         order = torch.argsort(found['scores'], descending=True, stable=True)
-        order = order[found['scores'][order] >= self.score_thr].cpu()
+        order = order[found['scores'][order] >= SCORE_THR].cpu()
         boxes, labels = found['bboxes'].cpu()[order], _flat(found['labels'])[order.numpy()]
         true_boxes, true_labels = _boxes(truth), _flat(truth['labels'])
         iou = box_iou(boxes, true_boxes).numpy()
         ignored = _boxes(sample.get('ignored_instances') or {})
-        on_ignored = (box_iou(boxes, ignored) >= self.iou_thr).any(1).numpy()
+        on_ignored = (box_iou(boxes, ignored) >= IOU_THR).any(1).numpy()
         pairs, missed = [], set(range(len(true_labels)))
         for i, label in enumerate(labels):
             best = iou[i].argmax() if missed else None
-            if best is not None and iou[i, best] >= self.iou_thr:
+            if best is not None and iou[i, best] >= IOU_THR:
                 iou[:, best] = 0  # taken
                 missed.discard(int(best))
                 pairs.append((true_labels[best], label))
