@@ -34,10 +34,10 @@ _KNOWN_KEYS = {
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
 _NOT_OWN = {'cyclemlp_mm', *EXTRAS}
-#: Sections that are settings, lists of settings, or either; '*' stands for all keys.
+#: Sections that are settings, as each default hook is; lists of settings; or either.
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SETTINGS = (
-    *('model', 'optim_wrapper', 'optim_wrapper.optimizer', 'default_hooks', 'default_hooks.*'),
+    *('model', 'optim_wrapper', 'optim_wrapper.optimizer', 'default_hooks'),
     *('env_cfg', 'randomness', 'visualizer', 'log_processor', 'auto_scale_lr', 'train_cfg'),
     *('val_cfg', 'test_cfg', 'data_preprocessor', 'model_wrapper_cfg', 'strategy', 'tta_model'),
     *(name + part for name in _LOADERS for part in ('', '.dataset', '.sampler', '.batch_sampler')),
@@ -121,28 +121,17 @@ def merge_options(cfg: Config, options: dict | None) -> None:
 
 def check_sections(cfg: Config) -> None:
     """Raise a UserError for what is read as settings, or a list of them, but is something else."""
-    for path in (*_SETTINGS, *_LISTS, *_EITHER):
-        for key, value in parts(cfg, path):
-            is_list = isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value)
-            is_right = isinstance(value, dict) if path not in _LISTS else is_list
-            if value is None or is_right or (path in _EITHER and is_list):
-                continue
-            expected = 'settings, dict(…)' if path in _SETTINGS else 'a list of settings, [dict(…)]'
-            raise UserError(f'config {cfg.filename}: {key} is {value!r}, but must be {expected}')
-
-
-def parts(cfg: Config, path: str) -> Iterator[tuple[str, object]]:
-    """Keys and values of a config at a dotted path, if there; ``*`` stands for all keys."""
-    nodes: list[tuple[str, object]] = [('', cfg)]
-    for name in path.split('.'):
-        found = [(key, node) for key, node in nodes if isinstance(node, (dict, Config))]
-        nodes = [
-            (f'{key}.{k}'.lstrip('.'), node[k])
-            for key, node in found
-            for k in (node if name == '*' else [name])
-            if k in node
-        ]
-    yield from nodes
+    values = dict(walk(cfg.to_dict()))
+    hooks = [key for key in values if re.fullmatch(r'default_hooks\.[^.]+', key)]
+    for key in (*_SETTINGS, *hooks, *_LISTS, *_EITHER):
+        value = values.get(key)
+        is_list = isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value)
+        is_right = is_list if key in _LISTS else isinstance(value, dict)
+        if value is None or is_right or (key in _EITHER and is_list):
+            continue
+        may_be_list = key in _LISTS or key in _EITHER
+        expected = 'a list of settings, [dict(…)]' if may_be_list else 'settings, dict(…)'
+        raise UserError(f'config {cfg.filename}: {key} is {value!r}, but must be {expected}')
 
 
 def _config_error(path: Path, error: Exception) -> UserError:

@@ -21,7 +21,7 @@ from cyclemlp_mm.datasets.load_image import check_steps
 from cyclemlp_mm.datasets.load_labels import IGNORE_INDEX as IGNORED
 from cyclemlp_mm.datasets.load_labels import LoadCheckedLabels, label_step, stored_labels
 from cyclemlp_mm.engine.config_data import ignore_index
-from cyclemlp_mm.engine.config_files import parts
+from cyclemlp_mm.engine.config_files import walk
 from cyclemlp_mm.errors import UserError, count, some
 
 from .files import in_parallel, sample
@@ -190,7 +190,8 @@ def check_crop(report: Report, cfg: Config) -> None:
 def check_sizes(report: Report, cfg: Config, dataset: ConfigDict, infos: Sequence[dict]) -> None:
     """Whether images of an evaluated batch have one size after the pipeline, as mmseg needs it."""
     keys = [f'{phase}_dataloader.batch_size' for phase in ('val', 'test')]
-    batches = {key: size for path in keys for key, size in parts(cfg, path) if size > 1}
+    values = dict(walk(cfg.to_dict()))
+    batches = {key: values[key] for key in keys if values.get(key, 0) > 1}
     if not batches:
         return
     pipeline, found = Compose(dataset.get('pipeline')), set()

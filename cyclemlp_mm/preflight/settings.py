@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.checks import is_number
-from cyclemlp_mm.engine.config_files import parts
+from cyclemlp_mm.engine.config_files import walk
 
 from .findings import Report
 
@@ -103,7 +103,9 @@ def check_settings(report: Report, cfg: Config) -> None:
         what = 'is read by runner_type="FlexibleRunner" only'
         report.error('strategy', what, 'Set it, or leave the strategy out')
     check_signatures(report, cfg)
-    hooks = [*parts(cfg, 'default_hooks.*'), *_numbered('custom_hooks', cfg.get('custom_hooks'))]
+    named = cfg.get('default_hooks') or {}
+    hooks = [(f'default_hooks.{name}', hook) for name, hook in named.items()]
+    hooks += _numbered('custom_hooks', cfg.get('custom_hooks'))
     for key, part in [*hooks, *_numbered('param_scheduler', cfg.get('param_scheduler'))]:
         kind = class_of(part) if isinstance(part, dict) else None
         for watching, name, default in _WATCHING:
@@ -130,15 +132,15 @@ def check_schedule(report: Report, cfg: Config) -> None:
 
 def _check_numbers(report: Report, cfg: Config) -> None:
     """Values that are not numbers, or out of range."""
-    for path, least in _LEAST.items():
-        is_seed = path == 'randomness.seed'  # may be None; NumPy has a limit
-        most = 2**32 - 1 if is_seed else math.inf
-        expected = f'a whole number from {least}' + f' to {most}' * is_seed
-        for key, value in parts(cfg, path):
-            is_whole = is_number(value) and value == int(value)
-            is_whole &= path.startswith('train_cfg') or type(value) is int  # loops take 12.0
-            if not (is_whole and least <= value <= most) and not (is_seed and value is None):
-                report.error(key, f'is {value!r}, but must be {expected}')
+    values = dict(walk(cfg.to_dict()))
+    for key, least in _LEAST.items():
+        value, is_seed = values.get(key, least), key == 'randomness.seed'
+        most = 2**32 - 1 if is_seed else math.inf  # NumPy's limit
+        is_whole = is_number(value) and value == int(value)
+        is_whole &= key.startswith('train_cfg') or type(value) is int  # loops take 12.0
+        if not (is_whole and least <= value <= most) and not (is_seed and value is None):
+            expected = f'a whole number from {least}' + f' to {most}' * is_seed
+            report.error(key, f'is {value!r}, but must be {expected}')
     fraction = cfg.get('max_bad_fraction', 0)
     if not is_number(fraction) or not 0 <= fraction <= 1:
         report.error('max_bad_fraction', f'is {fraction!r}, but must be a number in [0, 1]')
