@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -112,12 +111,12 @@ def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
     lock = FileLock(path, timeout=1, **options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(path):
-            found = path.lstat()  # the lock empties the file: it must not be another file's name
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                raise UserError(
-                    f'{path} is a link, a folder or a pipe: remove it, or take another --work-dir'
-                )
+        # The lock empties the file: it must not be another file's name.
+        is_own = path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+        if os.path.lexists(path) and not is_own:
+            raise UserError(
+                f'{path} is a link, a folder or a pipe: remove it, or take another --work-dir'
+            )
         lock.acquire()
     except Timeout as error:
         owner = ''

@@ -57,10 +57,8 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if is_resumed(runner):
             self._take_over(runner, named)
-        if self.is_local and is_main_process():
-            left = remove_partial_files(self.out_dir)
-            if left:
-                runner.logger.info(f'removed what an interrupted save left behind: {left}')
+        if self.is_local and is_main_process() and (left := remove_partial_files(self.out_dir)):
+            runner.logger.info(f'removed what an interrupted save left behind: {left}')
 
     def _take_over(self, runner: Runner, named: dict[str, object]) -> None:
         """Keep what a resumed checkpoint says about other checkpoints, if these are this run's."""
