@@ -54,12 +54,10 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
     if args.deploy:
         to_deploy(model)
     metadata = describe(cfg, part, model, content, args.checkpoint)
-    options = dict(force=args.force, opset=args.opset)
     if args.quantize:
-        return _export_int8(args, cfg, model, metadata, options, paths)
-    report = export_model(
-        model, args.dst, args.part, metadata, constant_weights=args.constant_weights, **options
-    )
+        return _export_int8(args, cfg, model, metadata, paths)
+    options = dict(force=args.force, opset=args.opset, constant_weights=args.constant_weights)
+    report = export_model(model, args.dst, args.part, metadata, **options)
     print(report)
     part = ExportedPart(model, report.part)
     if args.time is not None:
@@ -88,12 +86,7 @@ def _check_options(args: argparse.Namespace) -> list[Path]:
 
 
 def _export_int8(
-    args: argparse.Namespace,
-    cfg: Config,
-    model: nn.Module,
-    metadata: dict[str, str],
-    options: dict,
-    paths: Sequence[Path],
+    args: argparse.Namespace, cfg: Config, model: nn.Module, metadata: dict, paths: Sequence[Path]
 ) -> ExportReport:
     """Export in float32 and in int8, compare both, and keep the int8 file."""
     dst = Path(args.dst)
@@ -107,7 +100,8 @@ def _export_int8(
         whole, small = Path(folder, 'float32.onnx'), Path(folder, 'int8.onnx')
         labelled = None if args.data is None else _labelled(args, Path(folder, 'run'))
         images = calibration_images(cfg, part, model, paths)
-        report = export_model(model, whole, part.part, metadata, constant_weights=True, **options)
+        options = dict(force=args.force, opset=args.opset, constant_weights=True)
+        report = export_model(model, whole, part.part, metadata, **options)
         quantize(whole, small, images)
         check_operators(small)
         lines = []

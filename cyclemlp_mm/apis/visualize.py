@@ -157,15 +157,12 @@ def _gallery(args: argparse.Namespace) -> Path:
                 [prediction] = predictor.predict([item.image])
             except UserError as error:
                 raise UserError(f'{item.path}: {error}') from error
+            pair = item.truth, prediction
             if predictor.scope == 'mmseg':
-                score = gallery.judge_segments(item.truth, prediction, len(classes))
+                score = gallery.judge_segments(*pair, len(classes))
             else:
-                score = gallery.judge_instances(
-                    item.truth, prediction, args.score_thr, item.ignored
-                )
-            one = gallery.Judged(
-                item.path.name, as_picture(item.image), item.truth, prediction, *score
-            )
+                score = gallery.judge_instances(*pair, args.score_thr, item.ignored)
+            one = gallery.Judged(item.path.name, as_picture(item.image), *pair, *score)
             scores.append(one.score)
             worst = sorted([*worst, one], key=lambda j: (j.score, j.name))[: args.number]
     if skipped:

@@ -7,6 +7,7 @@ every head. The layouts are in docs/own_data.md and docs/classification.md.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -20,7 +21,9 @@ from cyclemlp_mm.user_path import user_path
 from .config_data import class_palette, data_sets, evaluators, heads, needs_masks
 from .layouts import ADE20K, CAMVID, COCO, TASKS, find_coco, recognise
 
-FOLDERS = {'train': ('train/',), 'val': ('val/',)}
+#: Parts of a layout, relative to the folder, by split.
+Splits: TypeAlias = dict[str, tuple[str, ...]]
+FOLDERS: Splits = {'train': ('train/',), 'val': ('val/',)}
 #: Where a split's list of ``NAME LABEL`` lines may lie, under the folder.
 LIST_NAMES = ('{}_list.txt', '{}.txt', 'meta/{}.txt')
 
@@ -141,9 +144,7 @@ def _check_layout(root: Path, scope: str) -> None:
     raise UserError(what)
 
 
-def _splits(
-    root: Path, splits: dict[str, tuple[str, ...]], needed: Sequence[str], layout: str
-) -> dict[str, tuple[str, ...]]:
+def _splits(root: Path, splits: Splits, needed: Sequence[str], layout: str) -> Splits:
     """The parts of a layout that are needed or there."""
     lacking = {
         split: [part for part in parts if not os.path.exists(f'{root}/{part}')]
@@ -158,7 +159,7 @@ def _splits(
 
 
 def _coco_classes(
-    cfg: Config, root: Path, splits: dict[str, tuple[str, ...]], classes: Sequence[str] | None
+    cfg: Config, root: Path, splits: Splits, classes: Sequence[str] | None
 ) -> tuple[str, ...]:
     found = {
         split: list(category_names(root / file, needs_masks(cfg, split)).values())
@@ -181,7 +182,7 @@ def _coco_classes(
     return tuple(name for name in names if classes is None or name in classes)  # the file's order
 
 
-def _unused_parents(root: Path, splits: dict[str, tuple[str, ...]]) -> list[str]:
+def _unused_parents(root: Path, splits: Splits) -> list[str]:
     """Categories that are the supercategory of another one, and have no objects in any split."""
     parents, used = set(), set()
     for file, _ in splits.values():
