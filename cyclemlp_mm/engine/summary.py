@@ -29,9 +29,9 @@ class LogSummary(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log what is trained."""
-        loaders = [('train', runner.train_loop.dataloader)]
+        loaders = dict(train=runner.train_loop.dataloader)
         if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
-            loaders.append(('val', runner.val_loop.dataloader))
+            loaders['val'] = runner.val_loop.dataloader
         weights = []
         is_resumed = runner.iter > 0
         if not (is_resumed or runner.cfg.get('load_from') or _names_a_file(runner.model)):
@@ -44,15 +44,14 @@ class LogSummary(Hook):
             loader, views = runner.test_loop.dataloader, []
             if runner.cfg.get('default_scope') in ('mmdet', 'mmseg'):
                 views = [f'testing   {_views(loader.dataset)}']
-            self._log(runner, [('test', loader)], views)
+            self._log(runner, dict(test=loader), views)
 
-    def _log(
-        self, runner: Runner, loaders: list[tuple[str, DataLoader]], after_model: list[str]
-    ) -> None:
+    def _log(self, runner: Runner, loaders: dict[str, DataLoader], after_model: list[str]) -> None:
         self._is_logged = True
-        names = getattr(loaders[0][1].dataset, 'metainfo', {}).get('classes') or ()
+        first = next(iter(loaders.values())).dataset
+        names = getattr(first, 'metainfo', {}).get('classes') or ()
         classes = [f'classes   {len(names)}: {some(list(names))}'] * bool(names)
-        data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders]
+        data = [f'{split:9} {_data(loader.dataset)}' for split, loader in loaders.items()]
         model = f'model     {_model(runner.model)}'
         written = f'written   {_relative(runner.work_dir)} (log: {_relative(runner.log_dir)})'
         device = f'device    {_device()}'

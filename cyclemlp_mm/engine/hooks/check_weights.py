@@ -42,8 +42,8 @@ class CheckLoadedWeights(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``."""
         source = loaded_from(runner)
-        own = _state_dict(runner.model)
-        in_file = dict(named_like(find_state_dict(checkpoint, source), own))
+        in_file = find_state_dict(checkpoint, source)
+        in_file = dict(named_like(in_file, _state_dict(runner.model)))
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
         if list(checkpoint.get('state_dict', ())) != list(in_file):
@@ -54,7 +54,7 @@ class CheckLoadedWeights(Hook):
         if training and resumed:
             check_resumable(checkpoint, source)
         complete = not training or resumed
-        runner.logger.info(compare(runner.model, in_file, source, complete, own))
+        runner.logger.info(compare(runner.model, in_file, source, complete))
         _check_classes(runner, checkpoint, source, fine_tuning=not complete)
 
 
@@ -75,20 +75,13 @@ def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: b
             )
 
 
-def compare(
-    model: nn.Module,
-    in_file: dict[str, Tensor],
-    source: str,
-    complete: bool,
-    own: dict[str, Tensor] | None = None,
-) -> str:
+def compare(model: nn.Module, in_file: dict[str, Tensor], source: str, complete: bool) -> str:
     """Report what of a model a file holds: counts, in all and of each part of the model.
 
     Raises CheckpointError where a part that is needed is missing, all or the backbone only
     (``complete``), or where a backbone of ours has no place for some of the file's tensors.
-    ``own`` is the model's state dict, if it is at hand.
     """
-    own = _state_dict(model) if own is None else own
+    own = _state_dict(model)
     needed = [name for name in own if not is_counter(name)]
     fitting = {name for name in needed if name in in_file and fits(name, in_file[name], own[name])}
     if not fitting:
