@@ -23,21 +23,13 @@ from .screen import track
 
 @dataclass
 class InferReport:
-    """What was done.
-
-    Attributes:
-        out_dir (Path): Where everything was written.
-        num_images (int): Images and frames that were predicted.
-        written (list[Path]): The files.
-        failed (dict[Path, str]): For each file that could not be read or predicted, why.
-        converted (dict[str, list]): By kind of conversion, the files with what was done.
-    """
+    """What was done: files that were written, and input files that failed or were converted."""
 
     out_dir: Path
-    num_images: int = 0
+    num_images: int = 0  # images and frames that were predicted
     written: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
-    converted: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)  # by file, why
+    converted: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)  # by kind, each how
 
 
 class _Picture(NamedTuple):

@@ -118,7 +118,6 @@ class _Screen:
         return len(text)
 
     def flush(self) -> None:
-        """Flush."""
         self._try(self.raw.flush)
 
     def _try(self, method: Callable, *arguments: str) -> None:

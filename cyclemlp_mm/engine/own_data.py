@@ -36,7 +36,7 @@ def use_own_data(
     ignore_label: int | None = None,
     needed: Sequence[str] = ('train', 'val'),
 ) -> Config:
-    """Point ``cfg`` at ``data_dir``.
+    """Point ``cfg`` at ``data_dir``, and return it.
 
     Args:
         cfg (Config): A config whose ``default_scope`` is mmdet (COCO's layout), mmseg
@@ -49,9 +49,6 @@ def use_own_data(
             default, as in ADE20K, labels count from 1 and 0 is ignored.
         needed (Sequence[str]): Parts that the folder must have, 'train' or 'val'; one that is not
             needed and not there leaves its loader where it was. Defaults to both.
-
-    Returns:
-        Config: ``cfg``.
 
     Raises:
         MissingFileError: The folder lacks a part of the layout; says which.

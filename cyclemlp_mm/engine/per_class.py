@@ -33,15 +33,12 @@ def add_per_class_results(runner: Runner) -> None:
 
 
 class ConfusionMatrix(BaseMetric):
-    """Counts which class is predicted where another one is, and draws it.
+    """Counts which class is predicted where another one is, and draws it into ``out_file``.
 
     Pixels of segmentors, images of classifiers. Of detectors, each box is matched with the true box
     that it covers best, the best score first; a true box without one is missed, a box without a
     true one is found on the background. ``matrix`` has the counts after the evaluation, int (N, N):
     true class, predicted class; for boxes with a last row (background) and a last column (missed).
-
-    Args:
-        out_file (Path): The picture.
     """
 
     default_prefix = 'confusion'

@@ -28,7 +28,6 @@ class LogSummary(Hook):
     _is_logged = False
 
     def before_train(self, runner: Runner) -> None:
-        """Log what is trained."""
         loaders = dict(train=runner.train_loop.dataloader)
         if isinstance(getattr(runner.val_loop, 'dataloader', None), DataLoader):
             loaders['val'] = runner.val_loop.dataloader

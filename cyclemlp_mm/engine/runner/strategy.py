@@ -124,9 +124,6 @@ def shard_layers(
         recurse (bool): Whether it asks if it shall look at the parts of ``module``.
         nonwrapped_numel (int): Parameters of ``module`` in no unit yet; not used.
         layers (Sequence[str]): Names of the classes.
-
-    Returns:
-        bool: The answer.
     """
     return recurse or type(module).__name__ in layers
 
