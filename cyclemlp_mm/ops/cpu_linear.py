@@ -22,10 +22,8 @@ if _supports_bfloat16 is not None and _supports_bfloat16():
 
 
 def has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's fused Linear is to be taken for such an input, (..., C_in).
-
-    On a CPU, in float32 up to C_in = 640, and in bfloat16 where the processor has AVX-512.
-    """
+    """Whether oneDNN's fused Linear is to be taken for an input (..., C_in): on a CPU, in float32
+    up to C_in = 640, and in bfloat16 where the processor has AVX-512."""
     return (
         x.device.type == 'cpu'
         and not is_measured()  # which counts public operators

@@ -119,8 +119,7 @@ def _as_documented(
     return (
         is_plain_layer(nn.LayerNorm, norm, normalized_shape=(channels,))
         and is_plain_layer(nn.Linear, qkv, proj)
-        and qkv.weight.shape == (3 * channels, channels)
-        and proj.weight.shape == (channels, channels)
+        and (qkv.weight.shape, proj.weight.shape) == ((3 * channels, channels), (channels,) * 2)
         and is_plain_layer(nn.Conv2d, *convs, **depthwise)
         and all(conv.in_channels == conv.out_channels == conv.groups for conv in convs)
         and all(conv.padding == tuple(k // 2 for k in conv.kernel_size) for conv in convs)
@@ -325,7 +324,17 @@ def _backward(
         grad.mul_(same).mul_(p.scale)
 
     # Through softmax, k, v and norm; the gradient of the tokens takes the place of grad_normed.
-    grad_v, conv_grads = _conv_grads(grad_position, v, p, x.shape[1])
+    grad_v, conv_grads = [], []
+    for grad, v_group, (weight, _) in zip(grad_position, v, p.convs):
+        maps = _image(grad, x.shape[1]), _image(v_group, x.shape[1])
+        padding = [side // 2 for side in weight.shape[2:]]
+        # Width of the bias, stride, padding, dilation, transposed, output padding, groups.
+        settings = ([len(weight)], [1, 1], padding, [1, 1], False, [0, 0], len(weight))
+        grad_image, *params = torch.ops.aten.convolution_backward(
+            *maps, weight, *settings, [True, True, True]
+        )
+        grad_v.append(_tokens(grad_image))
+        conv_grads += params
     # What the softmax takes off, sum(weights · their gradient), comes from small matrices alone.
     taken_off = [(grad * m).sum(-1).unsqueeze(1) for grad, m in zip(grad_context, contexts)]
     for images, part in parts:
@@ -347,20 +356,3 @@ def _backward(
         sums[1] += grad_norm[1]
         grad_normed[images, part] = grad_chunk
     return [grad_normed.view(x.shape), *(s.to(x.dtype) for s in sums), *conv_grads]
-
-
-def _conv_grads(
-    grads: list[Tensor], v: list[Tensor], p: _Params, height: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """From the gradients of conv(v) those of v, (B, N, c), and of weights and biases."""
-    of_v, of_convs = [], []
-    for grad, v_group, (weight, _) in zip(grads, v, p.convs):
-        padding = [side // 2 for side in weight.shape[2:]]
-        # Width of the bias, stride, padding, dilation, transposed, output padding, groups.
-        settings = ([len(weight)], [1, 1], padding, [1, 1], False, [0, 0], len(weight))
-        grad_image, *params = torch.ops.aten.convolution_backward(
-            _image(grad, height), _image(v_group, height), weight, *settings, [True, True, True]
-        )
-        of_v.append(_tokens(grad_image))
-        of_convs += params
-    return of_v, of_convs

@@ -75,9 +75,7 @@ def is_transformed() -> bool:
 
 def is_plain(tensor: Tensor | None) -> bool:
     """Whether it is None, or a tensor of no subclass (fake, sharded, quantised) and not sparse."""
-    if tensor is None:
-        return True
-    return type(tensor) in _plain_types and tensor.layout is torch.strided
+    return tensor is None or (type(tensor) in _plain_types and tensor.layout is torch.strided)
 
 
 def standard_operators_only(*tensors: Tensor | None) -> bool:
