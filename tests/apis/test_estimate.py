@@ -51,7 +51,7 @@ def test_the_largest_batch_of_a_gpu():
     found = estimate([*TOY, '--batch-size', '4', '--gpu-memory', '0.05'])
     most = found['largest_batch']
     with pytest.raises(UserError, match='one image takes'):
-        estimate([*TOY, '--gpu-memory', '0.0001'])
+        estimate([*TOY, '--size', '512', '512', '--gpu-memory', '0.001'])
     fits, does_not = (estimate([*TOY, '--batch-size', str(n)])['total'] for n in (most, most + 1))
     assert fits <= 0.9 * 0.05 * 2**30 < does_not
 
@@ -69,7 +69,7 @@ def test_a_two_stage_detector():
     few, many = (estimate([*toy, f'{sampler}={number}']) for number in (128, 512))
     # What the layers keep: of the box head its input, of the mask head the inputs of two
     # convolutions, of the upsampling and of the last layer, for a quarter of the boxes.
-    box, mask = 96 * 7 * 7, (96 + 64 + 64) * 14 * 14 + 64 * 28 * 28
+    box, mask = 64 * 7 * 7, (64 + 32 + 32) * 14 * 14 + 32 * 28 * 28
     kept = 4 * (384 * box + 384 // 4 * mask)
     assert kept < many['total'] - few['total'] < 2 * kept
 
