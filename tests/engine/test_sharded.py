@@ -32,7 +32,9 @@ train_dataloader = dict(batch_size=2, num_workers=1)
 val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=3, val_interval=2)
-optim_wrapper = dict(clip_grad=dict(max_norm=0.5))
+# The tolerances below are for this rate: AdamW moves a weight by up to the rate where only rounding
+# makes a gradient differ from zero.
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=0.5))
 """
 SEGMENTOR = f"""
 model = dict(
