@@ -83,6 +83,9 @@ setup(
     author='cyclemlp_mm contributors',
     license='Apache-2.0',
     license_files=['LICENSE'],
+    # So that an editable install is a path: beside a finder, Python takes the checkout's folder, of
+    # the same name, for the package.
+    package_dir={'': '.'},
     packages=find_packages(include=['cyclemlp_mm', 'cyclemlp_mm.*']),
     package_data={'cyclemlp_mm': ['py.typed']},
     cmdclass={'build_py': BuildPyWithMim},

@@ -31,6 +31,15 @@ ORIGINAL_TOOLBOXES = ('mmdet==3.3.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.
 FOR_A_CHECKOUT = re.compile('.*/tools/(setup_env|benchmark.*|demo|model_zoo.*)(/.*)?[.]py')
 
 
+def test_a_folder_of_the_same_name_is_not_taken_for_the_package(tmp_path):
+    """As the clone is, for a script next to it."""
+    (tmp_path / 'cyclemlp_mm').mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    command = [sys.executable, '-c', 'import cyclemlp_mm; print(cyclemlp_mm.__file__)']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip().endswith('__init__.py'), done
+
+
 def run(*command, cwd, **env):
     """Runs a command in a folder; its output is shown where it fails."""
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

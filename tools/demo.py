@@ -68,7 +68,7 @@ def demo(argv: Sequence[str] | None = None) -> dict[str, float]:
             f'{name:<10} {results[task]:.3f}   {(folder / "last_checkpoint").read_text().strip()}'
         )
     print(f'pictures   {work_dir / "predictions.png"}, {work_dir / "loss_curve.png"}')
-    print(f'done in {time.perf_counter() - start:.0f} s')
+    print(f'done in {time.perf_counter() - start:.0f} s; next: make web')
     return results
 
 
@@ -89,7 +89,8 @@ def _train(task: str, work_dir: Path) -> None:
             value = re.search(rf'(?:Epoch|Iter)\(val\).*{metric}: ([\d.]+)', line)
             if value:
                 epoch += 1
-                print(f'{task:<10} epoch {epoch}: {metric} {value[1]}', flush=True)
+                score = float(value[1]) / (100 if metric == 'mIoU' else 1)
+                print(f'{task:<10} epoch {epoch}: {metric} {score:.3f}', flush=True)
     if process.returncode:
         tail = '\n'.join(log.read_text().splitlines()[-15:])
         raise UserError(f'training failed; all it printed is in {log}, at the end:\n{tail}')

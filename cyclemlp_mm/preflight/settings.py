@@ -114,12 +114,25 @@ def check_settings(report: Report, cfg: Config) -> None:
 
 
 def check_schedule(report: Report, cfg: Config) -> None:
-    """Warn where the learning rate's schedule, its warm-up aside, is not as long as training."""
+    """Report a schedule of the learning rate that ends before it begins, and one that, its warm-up
+    aside, is not as long as training or has milestones after its end."""
     settings = cfg.get('train_cfg') or {}
     unit = 'max_epochs' if 'max_epochs' in settings else 'max_iters'
     length, ends = settings.get(unit), {}
-    for key, part in _numbered('param_scheduler', cfg.get('param_scheduler')):
-        if isinstance(part, dict) and part.get('type') not in (None, *_WARM_UPS):
+    parts = _numbered('param_scheduler', cfg.get('param_scheduler'))
+    parts = [(key, part) for key, part in parts if isinstance(part, dict)]
+    for key, part in parts:
+        begin, end = part.get('begin', 0), part.get('end')
+        if not (is_number(begin) and is_number(end)):
+            continue
+        if begin >= end:
+            what = f'begins at {begin}, but ends at {end}'
+            report.error(key, what, 'Set a smaller begin, also as end of the part before it')
+        if late := [n for n in part.get('milestones') or () if is_number(n) and n >= end]:
+            what = f'has {late}, but the part ends at {end}: the learning rate does not drop there'
+            report.warning(f'{key}.milestones', what, 'Set earlier ones')
+    for key, part in parts:
+        if part.get('type') not in (None, *_WARM_UPS):
             end, by_epoch = part.get('end'), part.get('by_epoch', True)
             if by_epoch != (unit == 'max_epochs') or not is_number(end):
                 return  # of another unit, or to the end

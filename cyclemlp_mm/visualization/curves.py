@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -93,13 +93,20 @@ def evaluations(
 ) -> tuple[str, list[tuple[int, float]]]:
     """A run's headline metric, or '', and (iteration, value in 0..1) of each evaluation.
 
-    mmseg and mmpretrain log per cent. An evaluation's own ``step`` may be an epoch.
+    mmseg and mmpretrain log per cent. An evaluation's own ``step`` may be an epoch: its iterations
+    are those between the first logged ones of two epochs.
     """
     name = name or next((n for n in HEADLINES if any(n in line for line in lines)), '')
     points, step, unit = [], 0, 1 if name.startswith('coco/') else 100
+    firsts: dict[int, int] = {}  # by epoch
+    for line in lines:
+        if 'loss' in line and 'epoch' in line:
+            firsts.setdefault(line['epoch'], line['step'])
+    epoch = min((b - a for a, b in pairwise(firsts.values()) if b > a), default=0)
     for line in lines:
         if 'loss' in line:
             step = line['step']
         elif name in line:
-            points.append((step, line[name] / unit))
+            own = line.get('step', 0)
+            points.append((own if own >= step else max(step, own * epoch), line[name] / unit))
     return name, points

@@ -110,7 +110,8 @@ def build_page(
 
         call = dict(fn=predict, inputs=[upload, slider, *first, *second, show])
         call |= dict(outputs=[*shown, answers, problem], show_progress_on=[shown[1]])
-        call |= dict(concurrency_limit=1, concurrency_id='predict')
+        # A second image while the first is predicted: the answer shown is that of the second.
+        call |= dict(concurrency_limit=1, concurrency_id='predict', trigger_mode='always_last')
         gr.on([upload.upload, upload.clear, button.click], api_name='predict', **call)
         if examples:
             chosen.then(api_visibility='private', **call)

@@ -10,6 +10,7 @@ from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.preflight import Report
 from cyclemlp_mm.preflight.settings import check_schedule, check_settings
 
+STEPS = 'retinanet_cyclemlp_b1_fpn_6e_small'
 DET, SEG, CLS = ('retinanet_cyclemlp_demo', 'fpn_cyclemlp_b1_256x256_600i_small', 'cyclemlp_demo')
 BEST = 'default_hooks.checkpoint.save_best'
 
@@ -47,6 +48,13 @@ def test_shipped_configs_pass(toolbox):
         (SEG, {'train_cfg.max_iters': 900}, 'is 600, but train_cfg.max_iters is 900. Change both'),
         (DET, {'train_cfg.max_epochs': 9, 'param_scheduler.1.end': 9}, None),
         (DET, {'param_scheduler': None}, None),
+        (DET, {'param_scheduler.0.begin': 40}, 'param_scheduler[0]: begins at 40, but ends at 40'),
+        (STEPS, {}, None),
+        (
+            STEPS,
+            {'train_cfg.max_epochs': 5, 'param_scheduler.1.end': 5},
+            'param_scheduler[1].milestones: has [5], but',
+        ),
     ],
 )
 def test_a_schedule_of_another_length_is_a_warning(config, options, said):

@@ -123,6 +123,13 @@ def test_evaluations_lie_at_their_iteration(tmp_path):
     lines += [dict(loss=0.5, lr=0.1, step=100), {'coco/bbox_mAP': 0.5, 'step': 2}]
     assert curves.evaluations(lines) == ('coco/bbox_mAP', [(50, 0.25), (100, 0.5)])
     assert curves.evaluations(lines[:2]) == ('', [])
+    # 43 iterations in an epoch, of which the 25th is logged.
+    losses = [dict(loss=1.0, lr=0.1, step=25 + 43 * n, epoch=n + 1) for n in range(3)]
+    scores = [{'coco/bbox_mAP': 0.1 * n, 'step': n} for n in (1, 2, 3)]
+    alternating = [line for pair in zip(losses, scores) for line in pair]
+    assert [step for step, _ in curves.evaluations(alternating)[1]] == [43, 86, 129]
+    by_iteration = [*lines[:2], dict(mIoU=40.0, step=60)]
+    assert curves.evaluations(by_iteration)[1] == [(60, 0.4)]
     first = write_run(tmp_path / 'a' / 'run', lines)
     second = write_run(tmp_path / 'b' / 'run', [*lines[:2], dict(mIoU=40.0, step=50)])
     assert curves.draw_curves([first, second], tmp_path / 'curves.png').is_file()
