@@ -85,6 +85,7 @@ def draw(content: dict, collections: list[Collection], path: str | Path) -> Path
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis='x', which='both', length=4, labelsize=9)  # 100 is the one major tick
     axes.margins(x=0.1, y=0.12)
     row = content['rows'][0]
     batch, height, width = row['size'].split('x')
