@@ -122,6 +122,24 @@ def test_an_example_moves_nothing(served, driver):
     assert visitor.find('#first-result')[0].rect == place
 
 
+@needs_browser
+def test_the_result_is_that_of_the_last_image(work_dirs, images, driver, tmp_path):
+    """Another image is chosen while the first one is predicted."""
+    Image.open(images / 'good.png').resize((96, 64)).save(tmp_path / 'small.png')
+    examples = [str(images / 'good.png'), str(tmp_path / 'small.png')]
+    with serving(work_dirs, examples, megabytes=0.5) as (url, workbench):
+        predict = workbench.predict
+        workbench.predict = lambda *args: time.sleep(1) or predict(*args)
+        visitor = Visitor(driver, url)
+        first, second = visitor.wait(lambda: visitor.find('#examples .thumbnail-item'))
+        first.click()
+        time.sleep(0.3)
+        second.click()
+        visitor.wait(lambda: '96×64 px' in visitor.text('#first-facts'))
+        time.sleep(2)  # nothing comes after it
+        assert '96×64 px' in visitor.text('#first-facts')
+
+
 def get(url):
     """Status and body."""
     try:
