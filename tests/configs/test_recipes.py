@@ -9,6 +9,7 @@ the CycleMLP paper (arXiv 2107.10224) with its published main.py.
 import copy
 
 import pytest
+from paths import ROOT
 
 from cyclemlp_mm.engine import load_config
 
@@ -457,3 +458,12 @@ def test_3x_trains_on_own_data(kind, tmp_path, monkeypatch):
     train([name, '--data', str(data), '--work-dir', 'wd', '--cfg-options', *options])
     metrics = evaluate([f'wd/{name}.py', 'wd/epoch_1.pth'])
     assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= set(metrics)
+
+
+def test_images_become_rgb_with_imagenets_mean():
+    """Images are loaded as BGR, and the published weights were trained on RGB."""
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+        cfg = load_config(path.stem)
+        settings = cfg.get('data_preprocessor') or cfg.model.data_preprocessor
+        turned = settings.get('bgr_to_rgb'), settings.get('to_rgb')
+        assert True in turned and settings.mean == [123.675, 116.28, 103.53], path.name
