@@ -7,18 +7,20 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from paths import ROOT
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from toy_models import save_classifier
+from toy_models import save_classifier, save_segmentor
 
 import run_exported
 from cyclemlp_mm.apis.export import export
 from cyclemlp_mm.apis.infer import infer
 from cyclemlp_mm.datasets import shapes
+from cyclemlp_mm.engine import use_own_data
 from cyclemlp_mm.export import metadata
 
 onnx = pytest.importorskip('onnx')
@@ -28,6 +30,20 @@ pytest.importorskip('onnxruntime')
 @pytest.fixture(scope='session')
 def classifier(tmp_path_factory):
     return save_classifier(tmp_path_factory.mktemp('classifier'))
+
+
+@pytest.fixture(scope='module')
+def segmentor_of_own_data(tmp_path_factory):
+    """With the config that a training with ``--data`` saves."""
+    folder = tmp_path_factory.mktemp('segmentor')
+    data = shapes.write_ade20k(folder / 'data', 2, 2, (64, 64))
+    names = (data / 'classes.txt').read_text().split()
+    config, checkpoint = save_segmentor(folder, names)
+    cfg = Config.fromfile(config)
+    use_own_data(cfg, data)
+    assert 'CheckLabels' in str(cfg.test_dataloader)
+    cfg.dump(config)
+    return config, checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +96,7 @@ def run(*arguments):
 KINDS = [
     'detector',
     'segmentor',
+    'segmentor_of_own_data',
     'classifier',
     pytest.param('mask_detector', marks=pytest.mark.slow),
 ]
