@@ -132,7 +132,13 @@ class DenseRepMLPNet(Foldable, BackboneBase, mmpretrain_repmlp.RepMLPNet):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
+        **others: object,
     ) -> None:
+        if others:
+            raise TypeError(
+                f'DenseRepMLPNet has no argument {", ".join(others)} (final_norm is out_norms '
+                "here); mmpretrain's own class is type='mmpretrain.RepMLPNet'"
+            )
         arch = _check_arch(resolve_arch(arch, self.arch_zoo, 'RepMLPNet'))
         num_stages = len(arch['channels'])
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size

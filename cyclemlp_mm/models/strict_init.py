@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
+import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, update_init_info
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
@@ -26,8 +29,8 @@ class StrictInit(BaseModule):
     depths: Sequence[int] = ()
     #: Files that ``init_weights()`` loads: ``checkpoint``, ``prefix``.
     pretrained_cfgs: list[dict]
-    #: Whether to_empty() gave it memory without values, which no file has filled since.
-    _is_empty: bool = False
+    #: Names of tensors without values: they were on the meta device, and not loaded since.
+    _unset: frozenset[str] = frozenset()
 
     @staticmethod
     def init_layer(module: nn.Module) -> None:
@@ -52,15 +55,16 @@ class StrictInit(BaseModule):
                 own = {name: t for name, t in self.state_dict().items() if 'lora_' in name}
             self.check_fit(given, file or 'that is loaded', own, False, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if self._is_empty:
-            self._is_empty = any(prefix + name not in state_dict for name in self.state_dict())
+        if local_metadata.get('assign_to_params_buffers') or not self._on_meta():
+            self._unset = frozenset(n for n in self._unset if prefix + n not in state_dict)
 
     def _apply(self, *args: object, **kwargs: object) -> StrictInit:
-        self._is_empty |= self._on_meta()
+        self._unset |= self._on_meta()  # to_empty() gives them memory as it finds it
         return super()._apply(*args, **kwargs)
 
-    def _on_meta(self) -> bool:
-        return any(tensor.is_meta for tensor in chain(self.parameters(), self.buffers()))
+    def _on_meta(self) -> set[str]:
+        tensors = chain(self.named_parameters(), self.named_buffers())
+        return {name for name, tensor in tensors if tensor.is_meta}
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter and the number of depths, for mmpretrain's
@@ -89,13 +93,16 @@ class StrictInit(BaseModule):
     def init_weights(self) -> None:
         """Initialise according to ``init_cfg``; a checkpoint that does not fit raises.
 
+        After ``to_empty()`` of a model on the meta device, what was not loaded is initialised.
+
         Raises:
-            RuntimeError: The backbone is on the meta device, or was, and no whole state dict was
-                loaded after ``to_empty()``.
+            RuntimeError: The backbone is on the meta device, or a layer cannot be initialised.
         """
-        if self._on_meta() or self._is_empty:
-            what = f'{type(self).__name__} was built on the meta device, so it has no values'
-            raise RuntimeError(f'{what}: build it on the CPU, or load a whole state dict')
+        if self._on_meta():
+            kind = type(self).__name__
+            raise RuntimeError(f'{kind} is on the meta device: call to_empty(device=…) first')
+        if self._unset:
+            self._set_values()
         if self.init_cfg is not None:
             super().init_weights()
         for cfg in self.pretrained_cfgs:
@@ -109,6 +116,26 @@ class StrictInit(BaseModule):
             if hasattr(self, '_params_init_info'):  # a whole model is keeping mmengine's account
                 update_init_info(self, init_info=str(report))
         self._is_init = True
+
+    @torch.no_grad()
+    def _set_values(self) -> None:
+        """Initialise all tensors, but for those that have values."""
+        own = dict(chain(self.named_parameters(), self.named_buffers()))
+        kept = {name: t.clone() for name, t in own.items() if name not in self._unset}
+        for name, module in self.named_modules():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+            elif [*module.parameters(False), *module.buffers(False)]:
+                raise RuntimeError(
+                    f'{name} ({type(module).__name__}) has no reset_parameters() for to_empty()'
+                )
+        self.apply(self.init_layer)
+        for name, tensor in kept.items():
+            own[name].copy_(tensor)
+        self._unset = frozenset()
+        what = "norms of necks and heads, or a data_preprocessor's mean and std"
+        did = f'{type(self).__name__}: initialised after to_empty(), which the toolboxes do not do'
+        print_log(f'{did} for {what}: load or set them', 'current', logging.WARNING)
 
 
 def _asked_by_mmengine() -> bool:

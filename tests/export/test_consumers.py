@@ -6,7 +6,8 @@ from families import MPVIT as TINY
 from plain_mpvit import randomise_norms
 from torch import nn
 
-from cyclemlp_mm.export import export_model, plain_form
+from cyclemlp_mm.analysis import count_parts
+from cyclemlp_mm.export import ExportedPart, export_model, plain_form
 from cyclemlp_mm.export.check import runner
 from cyclemlp_mm.export.plain import FoldedMixer, PlainAdaptiveAvgPool2d
 from cyclemlp_mm.models import CycleMLP, MPViT, to_deploy
@@ -97,6 +98,14 @@ def test_export_of_the_model_itself(style, deploy, tmp_path):
         assert not any('mkldnn' in str(node.target) for node in program.graph.nodes)
         torch.onnx.export(model, (image,), str(tmp_path / 'model.onnx'), dynamo=True, verbose=False)
         assert_equal(runner(tmp_path / 'model.onnx')(other), model(other))
+
+
+def test_four_bands_are_counted():
+    with torch.device('meta'):
+        three, four = (Model(CycleMLP('b1', in_channels=bands)) for bands in (3, 4))
+    more = count_parts(four, (64, 64))['backbone'] - count_parts(three, (64, 64))['backbone']
+    assert more == 64 * 7 * 7 * 16 * 16  # of the stem: out, kernel, cells
+    assert ExportedPart(four, 'backbone').channels == 4
 
 
 @pytest.mark.slow

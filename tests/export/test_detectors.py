@@ -7,7 +7,7 @@ from toy_models import ARCH
 
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.errors import UserError
-from cyclemlp_mm.export import ExportedPart, export_model
+from cyclemlp_mm.export import ExportedPart, detectors, export_model
 from cyclemlp_mm.export.check import runner
 from cyclemlp_mm.export.detectors import check_supported, objects_differ
 
@@ -113,6 +113,15 @@ def test_other_backbones_and_levels(name, tmp_path):
     assert report.difference < 1e-4
 
 
+@pytest.mark.slow
+def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+    right = detectors._decode
+    monkeypatch.setattr(detectors, '_decode', lambda *arguments: right(*arguments) * 1.001)
+    with pytest.raises(UserError, match=r'differs from mmdet: .* fewer than 95% .* nothing was'):
+        export_model(build(RETINANET), tmp_path / 'model.onnx', 'model')
+    assert not list(tmp_path.iterdir())
+
+
 EXTRACTOR = 'roi_head.mask_roi_extractor'
 #: Name, settings, words of the message.
 REJECTED = [
@@ -121,17 +130,22 @@ REJECTED = [
         {'test_cfg.nms.type': 'soft_nms'},
         r"test_cfg\.nms is .*soft_nms.* dict\(type='nms'",
     ),
+    (RETINANET, {'test_cfg.nms.class_agnostic': True}, r'test_cfg\.nms is .*class_agnostic'),
     (RETINANET, {'test_cfg.nms_pre': -1}, r'model\.test_cfg\.nms_pre is -1.* above 0'),
     (RETINANET, {'test_cfg.min_bbox_size': 3}, r'test_cfg\.min_bbox_size is 3.* 0 or -1 only'),
     (RETINANET, {'test_cfg.score_factor': 1}, r'test_cfg\.score_factor is 1.* no such key'),
+    (RETINANET, {'bbox_head.type': 'GARetinaHead'}, 'GARetinaHead'),
     (RETINANET, {'data_preprocessor.type': 'MyPreprocessor'}, 'MyPreprocessor'),
     (RETINANET, {'bbox_head.bbox_coder.add_ctr_clamp': True}, r'bbox_coder\.add_ctr_clamp is True'),
     (RETINANET, {'type': 'ATSS'}, 'takes RetinaNet and MaskRCNN, but not ATSS. Take --part neck'),
+    (MASK_RCNN, {'test_cfg.rcnn.nms.type': 'soft_nms'}, r'test_cfg\.rcnn\.nms is .*soft_nms'),
     (MASK_RCNN, {'test_cfg.rcnn.mask_thr_binary': -1}, r'rcnn\.mask_thr_binary is -1'),
     (MASK_RCNN, {'test_cfg.rpn.nms.split_thr': 9}, r'test_cfg\.rpn\.nms is .*split_thr'),
     (MASK_RCNN, {'roi_head.bbox_head.reg_class_agnostic': True}, 'reg_class_agnostic is True'),
+    (MASK_RCNN, {'roi_head.mask_head.class_agnostic': True}, r'mask_head\.class_agnostic is True'),
     (MASK_RCNN, {'roi_head.bbox_head.type': 'Shared4Conv1FCBBoxHead'}, r'bbox_head\.type is'),
     (MASK_RCNN, {f'{EXTRACTOR}.roi_layer.pool_mode': 'max'}, r"roi_layer\.pool_mode is 'max'"),
+    (MASK_RCNN, {f'{EXTRACTOR}.type': 'GenericRoIExtractor'}, 'GenericRoIExtractor'),
 ]
 
 

@@ -80,6 +80,16 @@ def test_pruned_weights_train():
     assert torch.equal(fc1.weight_orig.grad != 0, fc1.weight_mask != 0)
 
 
+@pytest.mark.few(2)
+@every_family
+@torch.no_grad()
+def test_traced_by_torchscript(family):
+    """At the traced size; counters of operations trace, too."""
+    model = small(family)
+    image, other = random_image(), random_image()
+    assert_same_levels(torch.jit.trace(model, image)(other), model(other))
+
+
 class Around(nn.Module):
     """Around a layer, whose attributes it answers with, as FSDP and activation checkpointing do."""
 

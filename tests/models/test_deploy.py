@@ -37,6 +37,11 @@ def test_mpvit_has_no_batch_norm_left():
     assert batch_norms(model) == 0
 
 
+def test_mpvit_with_group_norm_stays_as_it_is():
+    before, after = check(build('mpvit', norm_cfg=dict(type='GN', num_groups=2)))
+    assert before == after
+
+
 @pytest.mark.parametrize('family', ['reweighted', 'summed'])
 def test_cyclemlp_keeps_its_state_dict(family):
     model = build(family)
@@ -122,6 +127,22 @@ def test_weights_that_change_after_folding_take_effect(change, layer):
     assert worst(after[1], before[1]) > 1e-6
     assert all(worst(a, b) < 1e-12 for a, b in zip(after, model(image), strict=True))
     assert_equal_levels(deployed(image), after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['mpvit', 'repmlp', 'summed'])
+@torch.no_grad()
+def test_every_parameter_left_by_folding_is_used(family):
+    model = to_deploy(trained(family).double())
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    before = model(image)
+    for name, parameter in model.named_parameters():
+        kept = parameter.clone()
+        parameter.add_(torch.rand_like(parameter))
+        after = model(image)
+        assert any((a != b).any() for a, b in zip(after, before, strict=True)), name
+        parameter.copy_(kept)
+    assert_equal_levels(model(image), before)
 
 
 @pytest.mark.parametrize('family', ['reweighted', 'summed'])

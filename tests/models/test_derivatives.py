@@ -44,6 +44,17 @@ def test_forward_mode_agrees_with_backward(model):
         assert_close(forward_ad.unpack_dual(value).tangent, wanted)
 
 
+def test_functional_gradients_agree_with_backward(model):
+    image, _ = images()
+    parameters = dict(model.named_parameters())
+    wanted = torch.autograd.grad(cost(model(image)), parameters.values())
+    got = grad(lambda p: cost(functional_call(model, p, (image,))))(
+        {name: p.detach() for name, p in parameters.items()}
+    )
+    for name, expected in zip(parameters, wanted):
+        assert_close(got[name], expected)
+
+
 @pytest.mark.filterwarnings('ignore:There is a performance drop')
 def test_vmap_over_images_and_over_models(model):
     image, _ = images(batch=2)

@@ -180,6 +180,21 @@ def test_a_graph_is_freed_without_backward_and_second_derivatives():
 
 
 @compiles
+def test_training_of_other_weights():
+    model, twin = build('reweighted').train(), build('reweighted').train()
+    image, state = torch.randn(1, 3, 64, 64), dict(twin.named_parameters())
+    call = compiled_for_training(lambda: torch.func.functional_call(model, state, (image,)))
+    levels, gradients = step(twin, image)
+    twin.zero_grad(set_to_none=True)
+    found = call()
+    sum(torch.sin(level).sum() for level in found).backward()
+    assert_equal_levels(found, levels)
+    for name, parameter in twin.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), name
+    assert all(p.grad is None for p in model.parameters())
+
+
+@compiles
 @torch.no_grad()
 def test_a_forward_that_does_more():
     class Doubled(CycleMLP):

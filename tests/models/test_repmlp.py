@@ -2,6 +2,7 @@ import pytest
 import torch
 from families import REPMLP, build
 from mixer_cases import worst
+from mmengine.registry import MODELS
 from plain_mpvit import randomise_norms
 from torch import nn
 
@@ -89,6 +90,15 @@ def test_norm_cfg_reaches_every_part():
     model = build('repmlp', norm_cfg=dict(type='SyncBNOrBN', eps=1e-3), out_indices=(1, 2))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 1 + 2 + 2 + 3 * 6 and all(norm.eps == 1e-3 for norm in norms)
+
+
+def test_arguments_of_mmpretrains_class_name_it():
+    for name in ('final_norm', 'patch_size', 'conv_cfg', 'patch_cfg'):
+        cfg = {'type': 'DenseRepMLPNet', 'arch': REPMLP, name: True}
+        with pytest.raises(TypeError, match=rf"no argument {name}.*type='mmpretrain\.RepMLPNet'"):
+            MODELS.build(cfg)
+    theirs = MODELS.build(dict(type='mmpretrain.RepMLPNet', arch='b', final_norm=False))
+    assert type(theirs) is mmpretrain_repmlp.RepMLPNet
 
 
 def test_other_kernels_are_named():
