@@ -98,8 +98,8 @@ class Foldable:
 class ConvNorm(Foldable, nn.Module):
     """Convolution without bias, norm, and optionally Hardswish, on a channels-last map.
 
-    A BatchNorm in eval mode, or frozen, is folded into the weights, in the forward pass or for good
-    (:meth:`fold`). ``kernel_size`` is odd, the padding half of it; see :func:`build_norm`.
+    A BatchNorm in eval mode that does not learn is folded into the weights, in the forward pass or
+    for good (:meth:`fold`). ``kernel_size`` is odd, the padding half of it; see :func:`build_norm`.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ConvNorm(Foldable, nn.Module):
         """(B, H, W, in_channels) to (B, H', W', out_channels); ``residual``, likewise, is added."""
         if not self._is_plain:
             y = self._finish(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        elif (found := folded(self.conv, self.norm)) is None:
+        elif (found := self._folded()) is None:
             y = self._finish(self._convolve(x, self.conv.weight, self.conv.bias))
         else:
             y = _hardswish(self._convolve(x, *found), self.act)
@@ -136,6 +136,10 @@ class ConvNorm(Foldable, nn.Module):
         if fold_for_good(self.conv, self.norm):
             self.norm = nn.Identity()
         self.norm.train(self.training)
+
+    def _folded(self) -> tuple[Tensor, Tensor | None] | None:
+        # A norm's gradients, taken through folded weights in 16 bits, would be less exact.
+        return None if needs_grad(*self.norm.parameters()) else folded(self.conv, self.norm)
 
     @property
     def _is_plain(self) -> bool:

@@ -1,3 +1,5 @@
+import copy
+
 import families
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.measure import saved_for_backward
 from cyclemlp_mm.models import MPViT
+from cyclemlp_mm.models.conv_norm import ConvNorm
 
 MPVIT = dict(families.MPVIT, depths=(1, 2, 1, 1), paths=(2, 3, 2, 2))
 
@@ -70,6 +73,22 @@ def test_close_to_the_plain_form_in_bfloat16_autocast():
     for a, b, e in zip(mine, theirs, exact, strict=True):
         assert worst(a.float(), e) <= 1.5 * worst(b.float(), e) + 1e-3
     assert all(p.grad.isfinite().all() for p in ours.parameters())
+
+
+def test_gradients_of_norms_in_eval_mode_in_half_precision():
+    torch.manual_seed(0)
+    layer = ConvNorm(64, 64).eval()
+    with torch.no_grad():  # such that the mean of the input cancels
+        layer.conv.weight -= layer.conv.weight.mean(1, keepdim=True)
+    x, grad = 10 + torch.randn(2, 4, 4, 64), torch.randn(2, 4, 4, 64)
+    hooked = copy.deepcopy(layer)  # goes layer by layer
+    hooked.norm.register_forward_hook(lambda *_: None)
+    exact = copy.deepcopy(layer).double()
+    exact(x.double()).backward(grad.double())
+    for module in (layer, hooked):
+        module.half()(x.half()).backward(grad.half())
+    error, plain = ((m.norm.weight.grad - exact.norm.weight.grad).norm() for m in (layer, hooked))
+    assert error <= 1.5 * plain
 
 
 def test_keeps_less_for_backward_than_the_plain_form_and_grows_with_pixels():
