@@ -5,6 +5,7 @@ every head. The layouts are in docs/own_data.md and docs/classification.md.
 """
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -137,7 +138,7 @@ def _check_layout(root: Path, scope: str) -> None:
         what += f', for {TASKS[task][0]}, but the config is for {TASKS[scope][0]}: take a config '
         what += f'such as {TASKS[task][1]}'
     if command:
-        what += f'. This command converts it:\n\n{command}\n\nThen give --data {result}'
+        what += f'. This command converts it:\n\n{command}\n\nThen give --data {shlex.quote(str(result))}'
     raise UserError(what)
 
 

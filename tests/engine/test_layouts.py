@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -355,7 +356,8 @@ def convert(folder, scratch, scope='mmdet'):
         use(folder, scope)
     _, command, result = str(error.value).split('\n\n')
     run(command, path=scratch)
-    return result.split('--data ')[1]
+    [folder] = shlex.split(result.split('--data ')[1])  # as a reader pastes it
+    return folder
 
 
 @pytest.mark.slow
