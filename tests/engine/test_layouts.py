@@ -242,7 +242,7 @@ def test_the_page_has_the_command_of_each_layout(tmp_path, name):
     assert f'| {name} |' in page and command.replace(str(folder), EXAMPLE) in page
     with pytest.raises(UserError) as error:
         use(folder, own)
-    assert command in str(error.value) and str(error.value).endswith(f'--data {result}')
+    assert command in str(error.value) and shlex.split(str(error.value))[-1] == str(result)
     with pytest.raises(UserError, match=r'but the config is for .*: take a config') as error:
         use(folder, other)
     assert command in str(error.value)
