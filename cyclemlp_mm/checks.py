@@ -73,5 +73,7 @@ def model_errors(config: str | Path) -> Iterator[None]:
         what = f'config {config}: the model cannot be built ({type(error).__name__}: {first})'
         last = traceback.extract_tb(error.__traceback__)[-1]
         of_registry = Path(last.filename).parent == Path(inspect.getfile(Registry)).parent
-        kind = UserError if of_registry or isinstance(error, ValueError) else CodeError
+        no_argument = isinstance(error, TypeError) and 'unexpected keyword argument' in first
+        is_settings = of_registry or no_argument or isinstance(error, ValueError)
+        kind = UserError if is_settings else CodeError
         raise kind(f'{what}: check its settings, those of --cfg-options too') from error

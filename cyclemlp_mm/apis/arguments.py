@@ -70,7 +70,7 @@ FORCE = {'--force': _flag('overwrite DST')}
 DEVICE = {'--device': _option('cpu, cuda, cuda:1, … (default: a GPU if there is one)')}
 DEPLOY = {'--deploy': _flag('fold norms and RepMLP branches after loading the weights')}
 SCORE_THR = {
-    '--score-thr': _option('minimum score', 'S', default=0.3, type=number(0, 1, kind=float))
+    '--score-thr': _option('minimum score (default: 0.3)', 'S', type=number(0, 1, kind=float))
 }
 #: How predictions are drawn.
 STYLE = {
@@ -254,7 +254,7 @@ OPTIONS = {
         '--part': _option('default: neck for detectors, else model', choices=PARTS),
         '--time': dict(SIZE, type=int, help='also measure the latency of one image on the CPU'),
         '--opset': _option(
-            'opset of an .onnx file, 11 to 20', 'N', default=20, choices=range(11, 21)
+            'opset of an .onnx file, 11 to 20 (default: 20)', 'N', type=int, choices=range(11, 21)
         ),
         '--constant-weights': _flag(
             'keep the weight of each matrix product constant (for quantisation tools)'
@@ -421,8 +421,22 @@ def style_of(args: argparse.Namespace, draws: bool = True, how: str = ''):
     given = [name for name in STYLE if getattr(args, name[2:].replace('-', '_'))]
     if given and not draws:
         raise UserError(f'{", ".join(given)}: nothing is drawn. {how}')
-    score_thr = getattr(args, 'score_thr', 0.3)
-    return Style(score_thr, args.line_width, args.hide_labels, args.hide_scores)
+    score_thr = getattr(args, 'score_thr', None)
+    style = Style(
+        line_width=args.line_width, hide_labels=args.hide_labels, hide_scores=args.hide_scores
+    )
+    style.score_thr = style.score_thr if score_thr is None else score_thr
+    return style
+
+
+def require_boxes(args: argparse.Namespace, scope: str) -> None:
+    """Raise a UserError for options about boxes where a model of mmseg or mmpretrain finds none."""
+    from cyclemlp_mm.errors import UserError
+
+    given = [n for n in ('score_thr', 'line_width') if getattr(args, n, None) is not None]
+    if given and scope != 'mmdet':
+        options = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+        raise UserError(f'{options}: for boxes, and a model of {scope} finds none. Leave it out')
 
 
 def read_setting(text: str) -> object:

@@ -67,6 +67,10 @@ def export(argv: Sequence[str] | None = None) -> ExportReport:
 
 def _check_options(args: argparse.Namespace) -> list[Path]:
     """Raise UserError for options that do not go together; returns images of ``--calibrate``."""
+    if args.opset is None:
+        args.opset = 20
+    elif not args.dst.endswith('.onnx'):
+        raise UserError(f'--opset is for .onnx files, and DST is {args.dst}: leave it out')
     if (args.quantize is None) != (args.calibrate is None):
         raise UserError('--quantize int8 and --calibrate DIR need each other')
     if args.quantize is None:

@@ -23,6 +23,8 @@ def get_flops(argv: Sequence[str] | None = None) -> dict:
     args = parse('get_flops', argv)
     if (args.config is None) == (args.arch is None):
         raise UserError('give either CONFIG or --arch')
+    if args.arch is not None and args.cfg_options:
+        raise UserError('--cfg-options override settings of CONFIG, and --arch has none')
     if args.config is not None:
         name = args.config
         cfg = load_config(name, args.cfg_options)

@@ -17,7 +17,7 @@ from cyclemlp_mm.inference import Input, Predictor, Tiling, find_inputs, predict
 from cyclemlp_mm.inference.inputs import own_suffixes, read_video
 from cyclemlp_mm.inference.writer import PredictionWriter
 
-from .arguments import parse, style_of
+from .arguments import parse, require_boxes, style_of
 from .screen import track
 
 
@@ -57,6 +57,9 @@ def infer(argv: Sequence[str] | None = None) -> InferReport:
     inputs = find_inputs(args.inputs, passed_over, suffixes)
     options = args.device, args.cfg_options, args.deploy, args.as_stored
     predictor = Predictor(args.config, args.checkpoint, *options)
+    require_boxes(args, predictor.scope)
+    if args.no_vis and not args.json and predictor.scope != 'mmseg':  # whose masks are written
+        raise UserError('--no-vis: nothing would be written. Give --json, or leave it out')
     if tiling is not None and predictor.scope == 'mmpretrain':
         raise UserError('--tile is for detectors and segmentors; this is a classification config')
     options = style, args.json, not args.no_vis
@@ -124,6 +127,8 @@ def _print(report: InferReport, passed_over: list[Path], device: str, seconds: f
             print(f'{what:<9} {len(files)} in {report.out_dir / folder}')
     if (report.out_dir / 'predictions.json') in report.written:
         print(f'json      {report.out_dir / "predictions.json"}')
+    elif (report.out_dir / 'predictions.json').exists():
+        print(f'note      {report.out_dir / "predictions.json"} is of an earlier run')
     for files in report.converted.values():
         path, note = files[0]
         print(f'converted {len(files)} of {report.num_images} images, e.g. {path}: {note}')

@@ -24,6 +24,8 @@ def prepare_config(args: argparse.Namespace, needed: Sequence[str] = ('train', '
     options = args.cfg_options
     if 'launcher' in options:
         raise UserError(f'--cfg-options launcher: give --launcher {options["launcher"]}')
+    if 'work_dir' in options and args.work_dir is not None:
+        raise UserError('--work-dir and --cfg-options work_dir: give one of them')
     cfg = load_config(args.config, options)
     require_toolbox(cfg)
     if args.data is not None:

@@ -22,7 +22,7 @@ from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.preflight import Report, check_test_data
 from cyclemlp_mm.preflight.settings import check_signatures
 
-from .arguments import parse, style_of
+from .arguments import parse, require_boxes, style_of
 from .prepare import log, prepare_config, take_classes_of
 
 
@@ -30,7 +30,10 @@ def test(argv: Sequence[str] | None = None) -> dict:
     """Evaluate a checkpoint; returns metrics by name, those of a series of tests by test."""
     args = parse('test', argv)
     style = style_of(args, args.show_dir is not None, 'Give --show-dir DIR')
+    if 'load_from' in args.cfg_options:
+        raise UserError('--cfg-options load_from: the checkpoint is the second argument')
     cfg = prepare_config(args, needed=('val',))
+    require_boxes(args, cfg.default_scope)
     init_default_scope(cfg.default_scope)
     report = Report()
     # What an evaluation reads.

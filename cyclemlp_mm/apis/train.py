@@ -58,9 +58,12 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 def _prepare_training(args: argparse.Namespace) -> tuple[Config, str | None, list[str]]:
     """The config, ``load_from`` of a new training, and the first lines of the log."""
+    if args.resume is not None and 'load_from' in args.cfg_options:
+        what = '--resume takes the weights of its checkpoint'
+        raise UserError(f'--cfg-options load_from: {what}. Give one of them')
     cfg = prepare_config(args)
     if args.amp:
-        _use_amp(cfg)
+        _use_amp(cfg, args.cfg_options)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -132,7 +135,7 @@ def _resumed_by_config(cfg: Config) -> str:
     return file
 
 
-def _use_amp(cfg: Config) -> None:
+def _use_amp(cfg: Config, options: dict) -> None:
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp works with OptimWrapper, but the config has {wrapper}')
@@ -142,4 +145,7 @@ def _use_amp(cfg: Config) -> None:
     else:
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
         for key in ('loss_scale', 'dtype'):  # a GPU's; bfloat16 is the CPU's only one
+            if f'optim_wrapper.{key}' in options:
+                what = 'without a GPU, --amp is bfloat16 without a loss scale'
+                raise UserError(f'--cfg-options optim_wrapper.{key}: {what}. Leave it out')
             cfg.optim_wrapper.pop(key, None)

@@ -1,6 +1,7 @@
 """CLI entry point of tools/visualize.py."""
 
 import argparse
+import copy
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,13 @@ from cyclemlp_mm.checks import check_writable, model_errors
 from cyclemlp_mm.datasets.load_image import as_picture
 from cyclemlp_mm.engine import load_config, require_toolbox, use_own_data
 from cyclemlp_mm.engine.config_data import take_class_order
+from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.errors import UserError
 from cyclemlp_mm.ops import CycleFC
 from cyclemlp_mm.visualization import draw_curves, figures, receptive_field
 from cyclemlp_mm.weights import init_from_checkpoint
 
-from .arguments import parse, style_of
+from .arguments import parse, require_boxes, style_of
 from .screen import track
 
 
@@ -145,7 +147,10 @@ def _gallery(args: argparse.Namespace) -> Path:
     cfg = load_config(args.config, args.cfg_options)
     if args.data is not None:
         use_own_data(cfg, args.data)
-    predictor = Predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+        options = args.cfg_options  # they win over --data, as in tools/train.py
+        merge_options(cfg, {k: v for k, v in options.items() if 'pipeline' not in k})
+    predictor = Predictor(copy.deepcopy(cfg), args.checkpoint, args.device)
+    require_boxes(args, predictor.scope)
     classes = predictor.classes
     for line in take_class_order(cfg, classes, args.checkpoint):
         print(line)
@@ -161,7 +166,7 @@ def _gallery(args: argparse.Namespace) -> Path:
             if predictor.scope == 'mmseg':
                 score = gallery.judge_segments(*pair, len(classes))
             else:
-                score = gallery.judge_instances(*pair, args.score_thr, item.ignored)
+                score = gallery.judge_instances(*pair, style.score_thr, item.ignored)
             one = gallery.Judged(item.path.name, as_picture(item.image), *pair, *score)
             scores.append(one.score)
             worst = sorted([*worst, one], key=lambda j: (j.score, j.name))[: args.number]

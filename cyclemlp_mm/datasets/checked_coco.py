@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
@@ -126,8 +128,13 @@ class CheckedCocoMetric(CocoMetric):
     default_prefix = 'coco'
 
     @wraps(CocoMetric.__init__)  # its signature: unknown settings are found by it
-    def __init__(self, ann_file: str | None = None, **settings: object) -> None:
+    def __init__(self, ann_file: str | None = None, **settings: Any) -> None:
         super().__init__(None, **settings)
+        if 100 not in self.proposal_nums:
+            what = f'is {tuple(self.proposal_nums)}: COCO computes AP of the best 100 boxes'
+            raise UserError(f'proposal_nums of the evaluator {what}. Add 100')
+        self.iou_thrs = np.asarray(self.iou_thrs)  # pycocotools compares with each
+        self._paths: dict[int, str] = {}
         if ann_file is not None:
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
                 self._coco_api = CheckedCOCO(path, 'segm' in self.metrics, is_evaluated=True)
@@ -157,6 +164,11 @@ class CheckedCocoMetric(CocoMetric):
                     f'the evaluator reads {self._ann_file}, but {what}: set ann_file of evaluator '
                     'and data set to the same file'
                 )
+            if (other := self._paths.setdefault(sample['img_id'], path)) != path:
+                raise UserError(
+                    f'the evaluator reads {self._ann_file}, but {path} and {other} have the same '
+                    'id: of several annotation files, make one with an id for each image'
+                )
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -164,6 +176,11 @@ class CheckedCocoMetric(CocoMetric):
         if self._coco_api is not None:
             # pycocotools sorts the ids, and mmdet numbers its results per class by this list.
             self.cat_ids = sorted(self._coco_api.get_cat_ids(self.dataset_meta['classes']))
+            there, done = len(self._coco_api.imgs), len({truth['img_id'] for truth, _ in results})
+            if done < there:
+                what = f'only {done} of the {there} images in {self._ann_file} were predicted'
+                what += ': all objects of the others count as missed (indices, drop_last, or '
+                print_log(f'{what}files that are not there?)', 'current', logging.WARNING)
         metrics = super().compute_metrics(results)
         if not metrics and not self.format_only:
             print_log(

@@ -28,13 +28,15 @@ def say_spelling(names: Iterable[str], there: Iterable[str]) -> str:
     if not pairs:
         return ''
     name, other = pairs[0]
-    causes = [why for why, undo in _CAUSES.items() if undo(name) != name or undo(other) != other]
+    causes = [why for why in _CAUSES if _key(name, why) != _key(other, why)]
     what = f'{len(pairs)} of them are there in another spelling ({"; ".join(causes)})'
     return f'{what}, e.g. {name!a} is {other!a}'
 
 
-def _key(name: str) -> str:
-    return reduce(lambda changed, undo: undo(changed), _CAUSES.values(), name)
+def _key(name: str, but: str = '') -> str:
+    """A name without what makes spellings differ, ``but`` one cause."""
+    undone = (undo for cause, undo in _CAUSES.items() if cause != but)
+    return reduce(lambda changed, undo: undo(changed), undone, name)
 
 
 def files_in(folder: Path) -> list[str]:

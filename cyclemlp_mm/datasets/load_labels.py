@@ -91,8 +91,13 @@ class LoadCheckedLabels(CheckedStep):
         return mapped.astype(np.uint8)
 
     def read(self, results: dict) -> tuple[np.ndarray, list[str]]:
-        """Labels by :meth:`table`; nothing is noted about them."""
-        return self.table(results)[stored_labels(self, results).astype(np.uint8)], []
+        """Labels by :meth:`table`, without notes; numbers over 255 are a UserError."""
+        stored = stored_labels(self, results)
+        labels = stored.astype(np.uint8)
+        if labels.dtype != stored.dtype and (wrong := stored[labels != stored]).size:
+            what = f'has the label {wrong.flat[0]}, but labels are whole numbers from 0 to 255'
+            raise UserError(f'{results["seg_map_path"]} {what}')
+        return self.table(results)[labels], []
 
     def put(self, results: dict, labels: np.ndarray) -> dict:
         """Put labels into the results, and check them."""

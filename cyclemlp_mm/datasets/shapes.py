@@ -174,7 +174,9 @@ def _coco_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
             annotation['segmentation'] = mask_to_polygons(mask)
             annotations.append(annotation)
     categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
-    content = dict(info={}, images=images, annotations=annotations, categories=categories)
+    content = dict(
+        info={}, licenses=[], images=images, annotations=annotations, categories=categories
+    )
     file = folder / 'annotations' / f'instances_{split}2017.json'
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))

@@ -30,6 +30,16 @@ _KNOWN_KEYS = {
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'),
     *('tta_model', 'tta_pipeline'),
 }
+#: Sections of mmdet 2 and mmseg 0.x, and what is read in their place.
+_OLD_KEYS = {
+    'data': 'train_dataloader, val_dataloader and test_dataloader',
+    'optimizer_config': 'optim_wrapper',
+    'lr_config': 'param_scheduler',
+    **dict.fromkeys(('runner', 'total_epochs'), 'train_cfg'),
+    'evaluation': 'val_evaluator and train_cfg.val_interval',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    'log_config': 'default_hooks.logger and visualizer',
+}
 #: Where mmengine reads a config; its functions call the config's path ``filename``.
 _MMENGINE = inspect.getfile(Config)
 #: Packages whose code reads no keys of a config but those above.
@@ -46,6 +56,8 @@ _LISTS = (
     *('custom_hooks', 'vis_backends', 'visualizer.vis_backends'),
     *(f'{name}.dataset.pipeline' for name in _LOADERS),
 )
+#: Texts that are no booleans, and count as true.
+TRUTHS = ('true', 'false', 'yes', 'no', 'on', 'off')
 _EITHER = ('param_scheduler', 'val_evaluator', 'test_evaluator')
 
 
@@ -164,30 +176,39 @@ def _check_keys(cfg: Config, options: dict) -> None:
     used; or an inner part is nearly a name in its place. All else may be new.
     """
     settings = cfg.to_dict()
-    for key in options:
+    for key, value in options.items():
         first, *inner = key.split('.')
         if first not in _KNOWN_KEYS and first not in cfg:
             near = difflib.get_close_matches(first, _KNOWN_KEYS | set(cfg), n=3)
             places = near or [place for place, _ in walk(settings) if place.endswith(f'.{first}')]
             raise _unread(key, f'neither the config nor mmengine has {first!r}', places[:3], inner)
         if first not in _KNOWN_KEYS - {'data_preprocessor'} and _is_variable(cfg, first):
-            value = settings.pop(first)
-            places = [place for place, other in walk(settings) if _is_made_of(other, value)]
-            # Those of the same name first: a small number stands for many things.
-            places.sort(key=lambda place: first not in place)
-            wrong = f'{first!r} is a variable of the config that was used already'
+            wrong, places = f'{first!r} is a variable of the config that was used already', []
+            if first in settings:
+                used = settings.pop(first)
+                places = [place for place, other in walk(settings) if _is_made_of(other, used)]
+                # Those of the same name first: a small number stands for many things.
+                places.sort(key=lambda place: first not in place)
+            else:  # the model has its own
+                wrong, places = 'the model has its own', [f'model.{first}']
             raise _unread(key, wrong, places[:4], inner)
         node = cfg.get(first)
-        for part in inner[:-1]:
+        for part in inner:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
             elif isinstance(node, dict):
-                near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=0.8)
-                if part not in node and near:
+                # A last part may be new; among custom_keys, any is.
+                cutoff = 0.8 if part is not inner[-1] else 0.85
+                near = difflib.get_close_matches(part, map(str, node), n=3, cutoff=cutoff)
+                if part not in node and near and 'custom_keys' not in inner:
                     raise _unread(key, f'there, the config does not have {part!r}', near)
                 node = node.get(part)
             else:
                 break  # merging reports it
+        is_text = isinstance(value, str) and not isinstance(node, str)
+        if is_text and (isinstance(node, bool) or value.lower() in TRUTHS):
+            what = f'--cfg-options {key}={value}: the text {value!r} would count as true'
+            raise UserError(f'{what}. Write True or False')
 
 
 def walk(node: object, place: str = '') -> Iterator[tuple[str, object]]:
@@ -218,13 +239,33 @@ def _is_variable(cfg: Config, name: str) -> bool:
     """
     if name == 'data_preprocessor':  # a runner's argument, where the model has none of its own
         return name in cfg.get('model', {})
-    lines = (line for line in cfg.text.splitlines() if not line.startswith('/'))  # files' names
-    code = '\n'.join(line.split('#')[0] for line in lines)
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     own = [imports] if isinstance(imports, str) else imports
     own = [module for module in own if module.split('.')[0] not in _NOT_OWN]
+    return _is_used(cfg, name) or not own
+
+
+def unread_names(cfg: Config) -> Iterator[tuple[str, str, bool]]:
+    """Names at the top of a config that nothing reads, each with what is read in its place, and
+    whether it is of an earlier version: else it is nearly that name."""
+    settings = cfg.to_dict()
+    for name, value in settings.items():
+        near = difflib.get_close_matches(name, _KNOWN_KEYS, n=1, cutoff=0.9)
+        read = near[0] if near else _OLD_KEYS.get(name)
+        if name in _KNOWN_KEYS or not read or _is_used(cfg, name):
+            continue
+        others = {key: part for key, part in settings.items() if key != name}
+        is_copy = isinstance(value, (dict, list)) and value  # a dumped config's variable
+        if not (is_copy and any(part == value for _, part in walk(others))):
+            yield name, read, not near
+
+
+def _is_used(cfg: Config, name: str) -> bool:
+    """Whether a config's own text reads one of its names."""
+    lines = (line for line in cfg.text.splitlines() if not line.startswith('/'))  # files' names
+    code = '\n'.join(line.split('#')[0] for line in lines)
     used = re.search(rf'(?:\b_base_\.|(?<![\w.\'"])){re.escape(name)}\b(?!\s*=[^=])', code)
-    return used is not None or not own
+    return used is not None
 
 
 def _first_line(error: Exception) -> str:

@@ -138,7 +138,8 @@ def _check_layout(root: Path, scope: str) -> None:
         what += f', for {TASKS[task][0]}, but the config is for {TASKS[scope][0]}: take a config '
         what += f'such as {TASKS[task][1]}'
     if command:
-        what += f'. This command converts it:\n\n{command}\n\nThen give --data {shlex.quote(str(result))}'
+        what += f'. This command converts it:\n\n{command}\n\n'
+        what += f'Then give --data {shlex.quote(str(result))}'
     raise UserError(what)
 
 
@@ -203,8 +204,7 @@ def _segmentation_classes(
             'give --classes NAME NAME …'
         )
     names = tuple(read_names(file) if classes is None else classes)
-    if len(set(names)) != len(names):
-        raise UserError(f'class names are double: {list(names)}')
+    _check_doubles(names)
     if len(names) < 2:
         raise UserError(f'segmentation needs at least two classes, but got {list(names)}')
     if ignore_label is not None and not len(names) <= ignore_label <= 255:
@@ -213,6 +213,11 @@ def _segmentation_classes(
             f'the classes {list(names)}. If 0 is ignored, leave --ignore-label out'
         )
     return names
+
+
+def _check_doubles(names: Sequence[str]) -> None:
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f'class names are double: {doubles} in {list(names)}')
 
 
 def _camvid_classes(root: Path) -> tuple[list[str] | None, int]:
@@ -288,7 +293,8 @@ def _classes_of_lists(
         lines = [line for name in lists.values() for line in read_lines(root / name)]
         labels = [line.strip().rpartition(' ')[2] for line in lines]
         highest = max((int(label) for label in labels if label.isdecimal()), default=0)
-        classes = map(str, range(highest + 1))
+        classes = [str(number) for number in range(highest + 1)]
+    _check_doubles(classes)
     return tuple(classes)
 
 

@@ -89,6 +89,10 @@ def export_model(
         raise UserError(f'the opset must be {OPSETS[0]} to {OPSETS[-1]}, but got {opset}')
     if path.suffix == '.onnx':
         _require_onnx()
+    kinds = {str(p.dtype) for p in model.parameters() if p.is_floating_point()} - {'torch.float32'}
+    if kinds or any(p.is_meta for p in model.parameters()):
+        what = ', '.join(kinds) or 'meta tensors'
+        raise UserError(f'a model of {what} is not exported: use float32 weights, model.float()')
     module = ExportedPart(model.cpu(), part)
     whole = module.is_whole_detector
     if whole and (path.suffix != '.onnx' or opset < 16):

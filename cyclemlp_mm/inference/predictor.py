@@ -19,6 +19,7 @@ from torch import nn
 from cyclemlp_mm.checks import check_device, model_errors
 from cyclemlp_mm.engine import load_config, require_toolbox
 from cyclemlp_mm.engine.config_data import class_names, heads_classes, palette_of, trained_metainfo
+from cyclemlp_mm.engine.config_files import merge_options
 from cyclemlp_mm.engine.hooks.check_weights import compare
 from cyclemlp_mm.errors import MissingFileError, UserError
 from cyclemlp_mm.models import to_deploy
@@ -33,7 +34,8 @@ class Predictor:
     """A detector, segmentor or classifier with its weights.
 
     Args:
-        config (str | Path): Config file, or the name of a shipped config.
+        config (str | Path | Config): Config file, or the name of a shipped config; or a config,
+            which is changed.
         checkpoint (str | Path): Its weights; every tensor of the model must be in it.
         device (str, optional): 'cpu', 'cuda', 'cuda:1', … Defaults to None: a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to override, by dotted key.
@@ -55,21 +57,25 @@ class Predictor:
 
     def __init__(
         self,
-        config: str | Path,
+        config: str | Path | Config,
         checkpoint: str | Path,
         device: str | None = None,
         cfg_options: dict | None = None,
         deploy: bool = False,
         as_stored: bool = False,
     ) -> None:
-        cfg = load_config(str(config), cfg_options)
+        if isinstance(config, Config):
+            cfg = config
+            merge_options(cfg, cfg_options)
+        else:
+            cfg = load_config(str(config), cfg_options)
         install_safe_loading()
         self.scope = require_toolbox(cfg)
         checkpoint = str(checkpoint)
         if not Path(checkpoint).is_file() and '://' not in checkpoint:
             raise MissingFileError(f'checkpoint {checkpoint} does not exist')
         self.device = check_device(device)
-        with model_errors(config):
+        with model_errors(cfg.filename):
             self.inferencer = _build_inferencer(cfg, self.scope, self.device)
         model = self.inferencer.model
         content, _ = load_complete(model, checkpoint)

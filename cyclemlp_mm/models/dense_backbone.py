@@ -94,7 +94,10 @@ class BackboneBase(StrictInit):
         return self
 
     def check_image(self, image: Tensor) -> None:
-        """Raise ValueError unless an image is (B, in_channels, H, W)."""
+        """Raise ValueError unless an image is (B, in_channels, H, W), TypeError if no tensor."""
+        if not isinstance(image, Tensor):
+            kind = type(image).__name__
+            raise TypeError(f'{type(self).__name__} expects a tensor, but got a {kind}')
         if image.dim() != 4 or image.shape[1] != self.in_channels:
             expected, got = f'(B, {self.in_channels}, H, W)', tuple(image.shape)
             raise ValueError(f'{type(self).__name__} expects images as {expected}, but got {got}')

@@ -16,7 +16,6 @@ from .findings import Report
 
 #: COCO's average precision counts so many detections of an image at most.
 _MAX_DETECTIONS = 100
-_KEY = 'train_dataloader.dataset.filter_cfg'
 _ELSEWHERE = 'have polygons that cover less than a quarter of their box'
 
 
@@ -47,7 +46,7 @@ def check_coco(
     if split == 'train' and not dataset.get('test_mode'):
         with_objects = {ann['image_id'] for ann in of_classes}
         filter_cfg = dataset.get('filter_cfg') or {}
-        _check_filter(report, ann_file, filter_cfg, judged.sizes, with_objects)
+        _check_filter(report, ann_file, cfg, filter_cfg, judged.sizes, with_objects)
     if good:
         seen = {judged.categories[ann['category_id']] for ann in good}
         if empty := [name for name in classes if name not in seen]:
@@ -185,9 +184,13 @@ def _cover_box(polygons: list, box: list) -> bool:
 
 
 def _check_filter(
-    report: Report, where: Path, filter_cfg: dict, sizes: dict, with_objects: set
+    report: Report, where: Path, cfg: Config, filter_cfg: dict, sizes: dict, with_objects: set
 ) -> None:
     """Images that mmdet leaves out of training."""
+    key, dataset = 'train_dataloader.dataset', cfg.train_dataloader.dataset
+    while 'dataset' in dataset:  # of one that repeats images, and the like
+        key, dataset = f'{key}.dataset', dataset['dataset']
+    key = f'--cfg-options {key}.filter_cfg' if 'datasets' not in dataset else 'its filter_cfg'
     least = filter_cfg.get('min_size', 0)
     small = [i for i, size in sizes.items() if min(size) < least]
     empty = sizes.keys() - with_objects if filter_cfg.get('filter_empty_gt') else ()
@@ -195,10 +198,10 @@ def _check_filter(
     if small:
         what = f'{len(small)} {of} have a side below {least} pixels and are left out of training'
         level = 'error' if len(small) == len(sizes) else 'warning'
-        report.add(level, where, what, f'To train them: --cfg-options {_KEY}.min_size=1')
+        report.add(level, where, what, f'To train them: {key}.min_size=1')
     if with_objects and empty:
         what = f'{len(empty)} {of} have no object and are left out of training'
-        fix = f'To learn from them as background: --cfg-options {_KEY}.filter_empty_gt=False'
+        fix = f'To learn from them as background: {key}.filter_empty_gt=False'
         report.add(_level(len(empty), len(sizes)), where, what, fix)
 
 

@@ -172,11 +172,17 @@ def those_there(
         name, other = moved[0]
         cause = f'{len(moved)} of them are there in another folder, e.g. {name!a} is {other!a}'
     if cause:
-        report.error(folder, f'{what}; {cause}', 'Write the names of files into the annotations')
+        fix = 'Write the names of files into the annotations' + ', with /' * ('backsl' in cause)
+        report.error(folder, f'{what}; {cause}', fix)
     elif len(missing) > allowed or len(missing) == len(infos):
         report.error(folder, what, 'Check data_root and data_prefix, or take them out of the list')
     else:
-        report.warning(folder, what, 'They are skipped in training; copy them, or take them out')
+        report.warning(
+            folder,
+            what,
+            'Training skips them, and all that is in them counts as missed in an '
+            'evaluation; copy them, or take them out',
+        )
     return [info for info in infos if os.path.exists(info[key])]
 
 

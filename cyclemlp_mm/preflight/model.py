@@ -77,13 +77,19 @@ def check_ignore_index(report: Report, cfg: Config) -> None:
                 report.error(f'{key}.{name}', what, f'Leave it out, or set it to {IGNORE_INDEX}')
 
 
-def check_batch(report: Report, cfg: Config) -> None:
-    """The learning rate is for a batch of ``base_batch_size``."""
+def check_batch(report: Report, cfg: Config, number: int) -> None:
+    """The learning rate is for a batch of ``base_batch_size``; ``number`` images must fill one."""
     auto = cfg.get('auto_scale_lr') or {}
     base = auto.get('base_batch_size')
     every = cfg.get('optim_wrapper', {}).get('accumulative_counts', 1)
     images = every * cfg.train_dataloader.get('batch_size', 1)
-    batch = images * int(os.environ.get('WORLD_SIZE', 1))
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    batch, size = images * processes, cfg.train_dataloader.get('batch_size', 1)
+    if cfg.train_dataloader.get('drop_last') and number < size * processes:
+        what = (
+            f'is {size}, but there are {count(number, "image")}: with drop_last, no batch is left'
+        )
+        report.error('train_dataloader.batch_size', what, 'Set a smaller one')
     if base not in (None, batch) and not auto.get('enable'):
         what = f'the batch is {batch}, but the learning rate was chosen for {base}'
         report.warning('train_dataloader.batch_size', what, 'Consider --auto-scale-lr')
@@ -120,6 +126,18 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
         what = f'is {levels}, but neither neck nor heads use {some([f"level {i}" for i in unused])}'
         fix = f'Set it to {kept}, and fit in_index of the heads and in_channels of the neck'
         report.warning('model.backbone.out_indices', f'{what}: DDP stops at it', fix)
+
+
+def check_custom_keys(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Whether each of ``custom_keys`` is in the name of a parameter, and says what is read."""
+    settings = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    names = [name for name, _ in model.named_parameters()]
+    for name, part in (settings.get('custom_keys') or {}).items():
+        key = f'optim_wrapper.paramwise_cfg.custom_keys.{name}'
+        if not any(name in parameter for parameter in names):
+            report.warning(key, 'is in the name of no parameter of the model: it changes nothing')
+        if unknown := sorted(set(part) - {'lr_mult', 'decay_mult'}):
+            report.error(key, f'has {some(unknown)}, but takes lr_mult and decay_mult')
 
 
 def check_layer_decay(report: Report, cfg: Config, model: nn.Module) -> None:

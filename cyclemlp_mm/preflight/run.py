@@ -17,7 +17,7 @@ from cyclemlp_mm.datasets.load_image import LoadCheckedImage, check_steps
 from cyclemlp_mm.engine import require_toolbox
 from cyclemlp_mm.engine.bad_images import check_max_value
 from cyclemlp_mm.engine.config_data import data_sets, evaluators, other_evaluated_files
-from cyclemlp_mm.errors import UserError, some
+from cyclemlp_mm.errors import UserError, count, some
 
 from . import model
 from .coco import check_coco
@@ -39,14 +39,14 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     init_default_scope(require_toolbox(cfg))
     report = Report()
     check_settings(report, cfg)
-    if report.findings:  # what is wrong there is read by all that follows
+    if report.of('error'):  # what is wrong there is read by all that follows
         return report
     paths = _check_data_sets(report, cfg, full)
     check_shared_images(report, sorted(paths['train']), sorted(paths['val']))
     for finding in other_evaluated_files(cfg):
         report.error(*finding)
     model.check_ignore_index(report, cfg)
-    model.check_batch(report, cfg)
+    model.check_batch(report, cfg, len(paths['train']))
     check_schedule(report, cfg)
     built = model.build_model(report, cfg)
     if built is None:
@@ -57,6 +57,7 @@ def run_preflight(cfg: Config, full: bool = False, weights: bool = True) -> Repo
     model.check_sharding(report, cfg, built)
     model.check_levels(report, cfg, built)
     model.check_layer_decay(report, cfg, built)
+    model.check_custom_keys(report, cfg, built)
     model.check_work_dir(report, cfg, built)
     if weights:
         model.check_weights(report, cfg, built)
@@ -82,7 +83,12 @@ def _check_data_sets(report: Report, cfg: Config, full: bool) -> dict[str, set[s
         if split == 'train' and classes:
             model.check_num_classes(report, cfg, len(classes))
         infos = check_dataset(report, cfg, split, dataset, classes, full)
-        steps = Compose(dataset.get('pipeline')).transforms
+        try:
+            steps = Compose(dataset.get('pipeline')).transforms
+        except Exception as error:  # a step may check its settings in any way
+            what = f'cannot be built ({type(error).__name__}: {error})'
+            report.error(f'{split}_dataloader.dataset.pipeline', what)
+            continue
         check_steps(steps, False, check_max_value(cfg))
         loader = next((step for step in steps if isinstance(step, LoadCheckedImage)), None)
         loaded = check_images(report, cfg, infos, full, loader or LoadCheckedImage())
@@ -140,8 +146,18 @@ def check_dataset(
         what = f'names the labels as {some(names)}, the config as {some(list(classes))}: names '
         fix = 'Take the order of the file for metainfo.classes'
         report.error(labels, f'{what}would be exchanged', fix)
+    elif sorted(names) != sorted(classes) and names and classes:
+        what = f'names {some(names)}, but the classes are {some(list(classes))}'
+        report.warning(labels, f'{what}: the file is not read')
     with_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     infos = list_images(report, cfg, dataset, classes, with_labels)
+    given = defaultdict(list)  # in lists of a classifier
+    for info in infos:
+        given[info['img_path']].append(str(info.get('gt_label')))
+    if several := {path: found for path, found in given.items() if len(found) > 1}:
+        first = some([f'{path} ({", ".join(found)})' for path, found in several.items()], 2)
+        what = f'{count(len(several), "image")} of {split} are listed more than once, with '
+        report.warning(root, f'{what}the labels: {first}', 'Leave one line for each')
     if cfg.default_scope == 'mmseg' and infos:
         if with_labels and classes and infos[0].get('seg_map_path'):
             check_labels(report, cfg, split, dataset, infos, classes, full)

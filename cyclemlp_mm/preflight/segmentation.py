@@ -161,6 +161,10 @@ def _look_at_labels(info: dict, step: object) -> tuple[Counter[int], dict[int, t
 
 def check_crop(report: Report, cfg: Config) -> None:
     """Compare the crops of the training with the canvas that batches are padded to."""
+    test = cfg.model.get('test_cfg') or {}
+    if test.get('mode') == 'slide' and not (test.get('crop_size') and test.get('stride')):
+        what = "is 'slide', which needs crop_size and stride next to it"
+        report.error('model.test_cfg.mode', what, 'Set both, e.g. (512, 512) and (341, 341)')
     canvas = (cfg.model.get('data_preprocessor') or {}).get('size')
     dataset = cfg.train_dataloader.get('dataset') or {}
     while 'dataset' in dataset and not dataset.get('pipeline'):

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cyclemlp_mm.checks import is_number
-from cyclemlp_mm.engine.config_files import walk
+from cyclemlp_mm.engine.config_files import TRUTHS, unread_names, walk
 
 from .findings import Report
 
@@ -63,12 +64,30 @@ _REMOVED = {
     *('type', '_scope_', 'priority', 'optimizer', 'constructor', 'paramwise_cfg'),
     'convert_to_iter_based',
 }
+#: Names that models and data sets read from settings without a class.
+_READ = {
+    'test_cfg': {
+        *('rpn', 'rcnn', 'nms_pre', 'min_bbox_size', 'score_thr', 'nms', 'max_per_img', 'mode'),
+        *('mask_thr_binary', 'crop_size', 'stride', 'max_per_class'),
+    },
+    'train_cfg': {
+        *('rpn', 'rpn_proposal', 'rcnn', 'assigner', 'sampler', 'allowed_border', 'pos_weight'),
+        *('debug', 'nms_pre', 'nms', 'max_per_img', 'min_bbox_size', 'mask_size', 'ga_assigner'),
+        *('ga_sampler', 'reg_assigner'),
+    },
+    'filter_cfg': {'filter_empty_gt', 'min_size'},
+}
 
 
 def _arguments(*functions: Callable) -> set[str]:
     return {name for function in functions for name in inspect.signature(function).parameters}
 
 
+#: Constructors of optimisers that read ``paramwise_cfg`` so; mmpretrain's has its layer decay.
+_CONSTRUCTORS = (
+    *('Default', 'DefaultOptimWrapperConstructor'),
+    'LearningRateDecayOptimWrapperConstructor',
+)
 _OF_A_LOADER = _arguments(DataLoader) | {'num_batch_per_epoch', 'disable_subprocess_warning'}
 #: Keys that mmengine reads from dicts without a type; it ignores others in most of them.
 _KEYS = {
@@ -77,7 +96,7 @@ _KEYS = {
     'auto_scale_lr': {'enable', 'base_batch_size'},
     'paramwise_cfg': {
         *('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'bypass_duplicate'),
-        *('dwconv_decay_mult', 'flat_decay_mult', 'dcn_offset_lr_mult'),
+        *('dwconv_decay_mult', 'flat_decay_mult', 'dcn_offset_lr_mult', 'layer_decay_rate'),
     },
     'clip_grad': {'type'} | _arguments(nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_),
     **dict.fromkeys(_LOADERS, _OF_A_LOADER),
@@ -93,12 +112,12 @@ def check_settings(report: Report, cfg: Config) -> None:
         absent = [key for key in keys if cfg.get(key) is None]
         if absent and absent != keys:
             report.error(', '.join(absent), f'is None, but not all of {", ".join(keys)} are')
+    for key, read, is_old in unread_names(cfg):
+        what = 'is of an earlier version, and read by nothing' if is_old else 'is read by nothing'
+        fix = f'Today that is {read}' if is_old else f'Did you mean {read}?'
+        report.add('warning' if is_old else 'error', key, what, fix)
+    _check_texts(report, cfg)
     _check_numbers(report, cfg)
-    for loader in _LOADERS:
-        settings = cfg.get(loader) or {}
-        if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
-            key = f'{loader}.persistent_workers'
-            report.error(key, 'is True, but num_workers is 0', f'Give --cfg-options {key}=False')
     if 'strategy' in cfg and 'runner_type' not in cfg:
         what = 'is read by runner_type="FlexibleRunner" only'
         report.error('strategy', what, 'Set it, or leave the strategy out')
@@ -143,6 +162,26 @@ def check_schedule(report: Report, cfg: Config) -> None:
         report.warning(f'{ends[max(ends)]}.end', what, fix)
 
 
+def _check_texts(report: Report, cfg: Config) -> None:
+    """Texts in place of booleans, names that are nearly one that models and data sets read, and a
+    level of the log that does not exist."""
+    for key, value in walk(cfg.to_dict()):
+        parent, _, name = key.rpartition('.')
+        is_truth = isinstance(value, str) and value.lower() in TRUTHS
+        if is_truth and not name.isdigit() and 'metainfo' not in parent:
+            what = f'is the text {value!r}, which counts as true'
+            report.error(key, what, 'Write True or False, without quotes')
+        read = _READ.get(parent.rpartition('.')[2], ())
+        near = difflib.get_close_matches(name, read, n=1, cutoff=0.8)
+        if name == 'max_per_image' and 'panoptic' in str(cfg.get('model')):
+            near = []
+        if near and name not in read and ('model.' in key or 'dataset' in key):
+            report.error(key, 'is read by nothing', f'Did you mean {near[0]}?')
+    level = cfg.get('log_level', 'INFO')
+    if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
+        report.error('log_level', f'is {level!r}', 'Set it to DEBUG, INFO, WARNING or ERROR')
+
+
 def _check_numbers(report: Report, cfg: Config) -> None:
     """Values that are not numbers, or out of range."""
     values = dict(walk(cfg.to_dict()))
@@ -167,6 +206,21 @@ def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -
     for name in _SECTIONS:
         if name in cfg and name.startswith(tuple(only)):
             _check_part(report, name, cfg[name])
+            if name in _LOADERS:
+                _check_loader(report, name, cfg[name] or {})
+
+
+def _check_loader(report: Report, key: str, settings: dict) -> None:
+    """Settings of a loader that do not go together, or leave images out of an evaluation."""
+    if settings.get('num_workers') == 0 and settings.get('persistent_workers') is True:
+        what, fix = 'is True, but num_workers is 0', f'--cfg-options {key}.persistent_workers=False'
+        report.error(f'{key}.persistent_workers', what, f'Give {fix}')
+    if settings.get('drop_last') and settings.get('batch_sampler'):
+        what = 'is True next to a batch_sampler, with which PyTorch does not take it'
+        report.error(f'{key}.drop_last', what, 'Leave it out')
+    elif settings.get('drop_last') and key != 'train_dataloader':
+        what = 'is True: images of an incomplete last batch would not be evaluated'
+        report.error(f'{key}.drop_last', what, 'Leave it out')
 
 
 def _check_part(report: Report, key: str, settings: object) -> None:
@@ -200,8 +254,18 @@ def _check_part(report: Report, key: str, settings: object) -> None:
     if str(settings.get('type')) in ('Albu', 'Albumentations'):
         return  # the steps in them are another library's
     for name, part in settings.items():
-        reads_others = name == 'paramwise_cfg' and 'constructor' in settings
+        constructor = str(settings.get('constructor', 'Default')).rpartition('.')[2]
+        reads_others = name == 'paramwise_cfg' and constructor not in _CONSTRUCTORS
+        if (
+            constructor in _CONSTRUCTORS[:2]
+            and name == 'paramwise_cfg'
+            and 'layer_decay_rate' in (part or ())
+        ):
+            what = f'is read by constructor={_CONSTRUCTORS[2]!r} only'
+            report.error(f'{key}.paramwise_cfg.layer_decay_rate', what, 'Set it, or leave this out')
         holds_others = kind is None and names is None  # hooks by name, and the like
+        if name == 'clip_grad' and not isinstance(part, (dict, type(None))):
+            report.error(f'{key}.{name}', f'is {part!r}', f'Set it to dict(max_norm={part!r})')
         if (holds_others or name in _INNER or name in _KEYS) and not reads_others:
             _check_part(report, f'{key}.{name}', part)
 

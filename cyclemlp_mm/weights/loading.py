@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from cyclemlp_mm.errors import CheckpointError, shorten
 from .files import read_checkpoint
 from .formats import PaddleStateDict
 from .published import PublishedFormat
-from .unwrap import find_state_dict, first_parts, select_backbone
+from .unwrap import find_state_dict, first_parts, other_weights, select_backbone
 
 _OUTPUT_NORM = re.compile(
     r'(norm\d+|final_norm)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
@@ -138,6 +139,8 @@ def init_from_checkpoint(
     report = load_strictly(model, published, ours, checkpoint)
     if others:
         report.left['rest of the model'] = others
+    for part, number in other_weights(content).items():
+        report.left[f'other weights of these names under {part!r}'] = number
     print_log(f'{type(model).__name__}: {report}', 'current')
     return report
 
@@ -236,6 +239,10 @@ def misfits(
         which = "of the backbone's tensors" if prefix else 'tensors'
         listed = [prefix + name for name in [*missing][:3]]
         found.append(f'{len(missing)} of {len(own)} {which} are missing, e.g. {listed}')
+    broken = [n for n in state_dict if n in own and not _is_finite(n, state_dict[n])]
+    if broken:
+        which = shorten([prefix + name for name in broken[:3]], 240)
+        found.append(f'{len(broken)} hold nan or inf, e.g. {which}: of a training that diverged?')
     misshapen = [n for n in state_dict if n in own and not fits(n, state_dict[n], own[n])]
     for name in misshapen[:1]:
         in_file, in_model = (f'{tuple(t.shape)} {t.dtype}' for t in (state_dict[name], own[name]))
@@ -291,4 +298,12 @@ def is_counter(name: str) -> bool:
 def fits(name: str, tensor: Tensor, own: Tensor) -> bool:
     """Same shape; ints are not weights, though copying them into floats would work."""
     same_kind = is_counter(name) or tensor.is_floating_point() == own.is_floating_point()
-    return tensor.shape == own.shape and same_kind
+    return tensor.shape == own.shape and same_kind and tensor.layout == own.layout
+
+
+def _is_finite(name: str, tensor: Tensor) -> bool:
+    """Whether all numbers are; a mask that is added to scores holds -inf."""
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
+        return True
+    values = tensor if tensor.element_size() > 1 else tensor.float()  # 8 bits have no isfinite
+    return name.endswith('mask') or bool(values.isfinite().all())

@@ -74,6 +74,19 @@ def mapping_in(content: object) -> Mapping:
     return named or content
 
 
+def other_weights(content: object) -> dict[str, int]:
+    """Parts of a checkpoint with tensors of the same names as its state dict, which are not read,
+    such as an average of the weights next to them; not mmengine's own."""
+    read = mapping_in(content)
+    if not isinstance(content, Mapping) or read is content or 'message_hub' in content:
+        return {}
+    parts = {k: v for k, v in content.items() if isinstance(v, Mapping) and v is not read}
+    names = {plain_name(str(name)) for name in read}
+    common = {k: len(names.intersection(map(plain_name, map(str, v)))) for k, v in parts.items()}
+    is_all = any(f'{key}.{name}' in read for key, part in parts.items() for name in part)
+    return {} if is_all else {str(key): count for key, count in common.items() if count}
+
+
 def plain_name(name: str) -> str:
     """A tensor's name without what torch.compile, FSDP and DistributedDataParallel add to it."""
     name = _TORCH_PARTS.sub('', name)

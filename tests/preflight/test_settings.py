@@ -114,7 +114,9 @@ def test_unusual_settings_pass():
     ],
 )
 def test_a_misspelt_setting_is_named_with_the_right_one(config, key, right):
-    [found] = findings(config, {key: 1})
+    cfg = load_config(config)
+    cfg.merge_from_dict({key: 1})
+    [found] = findings(cfg)
     for number in '0123':
         key = key.replace(f'.{number}.', f'[{number}].')
     assert found.startswith(f'error: {key}: there is no such setting') and right in found

@@ -19,6 +19,7 @@ from cyclemlp_mm.weights.unwrap import (
     find_state_dict,
     first_parts,
     named_like,
+    other_weights,
     part_of,
     plain_name,
 )
@@ -43,6 +44,7 @@ class CheckLoadedWeights(Hook):
         """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``."""
         source = loaded_from(runner)
         in_file = find_state_dict(checkpoint, source)
+        others = other_weights(checkpoint)
         in_file = dict(named_like(in_file, _state_dict(runner.model)))
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
@@ -55,12 +57,18 @@ class CheckLoadedWeights(Hook):
             check_resumable(checkpoint, source)
         complete = not training or resumed
         runner.logger.info(compare(runner.model, in_file, source, complete))
+        for part, number in others.items():
+            what = f'other weights of these names under {part!r} ({number})'
+            runner.logger.info(f'  in the file, not used: {what}')
         _check_classes(runner, checkpoint, source, fine_tuning=not complete)
 
 
 def _check_classes(runner: Runner, checkpoint: dict, source: str, fine_tuning: bool) -> None:
     """Reject data in which labels mean other classes than in the file."""
     trained = trained_classes(checkpoint)
+    if not trained and not fine_tuning:
+        what = 'names no classes: whether its labels are those of the data is not known'
+        runner.logger.warning(f'{source} {what}')
     for phase in ('train', 'val', 'test'):
         loop = getattr(runner, f'_{phase}_loop', None)
         if not isinstance(loop, BaseLoop) or not hasattr(loop, 'dataloader'):

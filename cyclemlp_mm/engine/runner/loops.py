@@ -26,7 +26,7 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 _ITERATION = 1  # kinds of places, see seed_all; 0 is a sample
 #: Keys of the message hub, and so of checkpoints: processed and all batches of the epoch.
 BATCHES_DONE = 'batches_done'
-_EPOCH_LENGTH = 'epoch_length'
+_EPOCH_LENGTH, _WORLD_SIZE = 'epoch_length', 'world_size'
 
 
 class _ResumableLoop:
@@ -45,12 +45,19 @@ class _ResumableLoop:
         super().run_iter(*args)
 
     def _note_length(self) -> None:
-        """Warn if the resumed checkpoint was trained with another number of batches."""
+        """Warn if the resumed checkpoint was trained with other numbers of batches or processes."""
+        hub, size = self.runner.message_hub, get_world_size()
+        processes = hub.get_info(_WORLD_SIZE)
+        if processes not in (None, size):
+            self.runner.logger.warning(
+                f'the resumed training ran in {processes!r:.20} processes, this one in {size}: '
+                'the batch is another one, and so is the order of the data'
+            )
+        hub.update_info(_WORLD_SIZE, size)
         try:
             batches = len(self.dataloader)
         except TypeError:  # data without a length
             return
-        hub = self.runner.message_hub
         before = hub.get_info(_EPOCH_LENGTH)
         if before not in (None, batches):
             self.runner.logger.warning(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
@@ -257,8 +258,14 @@ def check_resumable(checkpoint: dict, source: str) -> None:
 def compare_settings(runner: Runner, checkpoint: dict, source: str) -> None:
     """Warn where a resumed training will not follow the optimiser and schedule of its config.
 
-    Raises CheckpointError where the state is of another optimiser, or of other parameters.
+    Raises CheckpointError where the state is of another optimiser, of other parameters, or of an
+    average of weights that the config does not have.
     """
+    if 'ema_state_dict' in checkpoint and not any(isinstance(h, EMAHook) for h in runner.hooks):
+        raise CheckpointError(
+            f'checkpoint {source} has averaged weights next to those that are trained, and '
+            f'custom_hooks of the config has no EMAHook: add it, or {_NEW}'
+        )
     changes, wrapper, state = [], runner.optim_wrapper, checkpoint['optimizer']
     several = isinstance(wrapper, OptimWrapperDict)
     for name, part in wrapper.items() if several else [('', wrapper)]:
