@@ -148,7 +148,7 @@ def check_dataset(
         report.error(labels, f'{what}would be exchanged', fix)
     elif sorted(names) != sorted(classes) and names and classes:
         what = f'names {some(names)}, but the classes are {some(list(classes))}'
-        report.warning(labels, f'{what}: the file is not read')
+        report.note(labels, f'{what}: the file is not read')
     with_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     infos = list_images(report, cfg, dataset, classes, with_labels)
     given = defaultdict(list)  # in lists of a classifier

@@ -22,6 +22,7 @@ from cyclemlp_mm.engine.config_files import TRUTHS, unread_names, walk
 from .findings import Report
 
 _WARM_UPS = ('LinearLR', 'ConstantLR')
+_COCO_METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')
 #: What follows a figure of the evaluation, with the key that names it and the key's default.
 _WATCHING = (
     (CheckpointHook, 'save_best', None),
@@ -208,6 +209,8 @@ def check_signatures(report: Report, cfg: Config, only: Iterable[str] = ('',)) -
             _check_part(report, name, cfg[name])
             if name in _LOADERS:
                 _check_loader(report, name, cfg[name] or {})
+            for key, metric in _numbered(name, cfg[name] if 'evaluator' in name else None):
+                _check_coco_metric(report, key, metric, str(cfg.get('model')))
 
 
 def _check_loader(report: Report, key: str, settings: dict) -> None:
@@ -221,6 +224,18 @@ def _check_loader(report: Report, key: str, settings: dict) -> None:
     elif settings.get('drop_last') and key != 'train_dataloader':
         what = 'is True: images of an incomplete last batch would not be evaluated'
         report.error(f'{key}.drop_last', what, 'Leave it out')
+
+
+def _check_coco_metric(report: Report, key: str, settings: object, model: str) -> None:
+    """Whether COCO's metric compares what there is, and what the model predicts."""
+    if not isinstance(settings, dict) or not str(settings.get('type')).endswith('CocoMetric'):
+        return
+    for kind in _listed(settings.get('metric', 'bbox')):
+        if kind not in _COCO_METRICS:
+            fix = f'It has {", ".join(_COCO_METRICS)}'
+            report.error(f'{key}.metric', f'is {kind!r}, which COCO does not have', fix)
+        elif kind == 'segm' and 'mask' not in model.lower():
+            report.error(f'{key}.metric', "is 'segm', but the model predicts no masks")
 
 
 def _check_part(report: Report, key: str, settings: object) -> None:

@@ -32,13 +32,18 @@ WRONG = {
     'convert_weights.py gone.pth new.pth': r'gone\.pth',
     'estimate.py no_such_config': 'no_such_config',
     'export.py no_such_config gone.pth new.onnx': 'no_such_config',
+    'export.py no_such_config gone.pth new.pt2 --opset 12': r'--opset is for \.onnx',
     'get_flops.py --arch b9': 'b9',
+    'get_flops.py --arch b1 --cfg-options model.backbone.arch=b5': '--cfg-options override',
     'infer.py no_such_config gone.pth gone.jpg': 'no_such_config',
     'make_demo_data.py coco data --size 1 1': '32',
     'model_zoo.py --root nowhere': 'nowhere',
     'run_exported.py gone.onnx gone.jpg': r'gone\.jpg: no such file',
     'test.py no_such_config gone.pth': 'no_such_config',
+    'test.py cyclemlp_demo gone.pth --cfg-options load_from=x.pth': 'is the second argument',
     'train.py no_such_config': 'no_such_config',
+    'train.py cyclemlp_demo --resume --cfg-options load_from=x.pth': 'Give one of them',
+    'train.py cyclemlp_demo --work-dir a --cfg-options work_dir=b': 'give one of them',
     'visualize.py features no_such_config gone.pth gone.jpg': 'no_such_config',
 }
 

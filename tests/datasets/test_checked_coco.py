@@ -256,6 +256,36 @@ def test_another_file_than_the_loaders(tmp_path):
         evaluate(write(tmp_path), names='other.jpg')
 
 
+def test_the_same_id_for_two_images(tmp_path):
+    """As of two folders in a ConcatDataset, whose objects are in one file."""
+    init_default_scope('mmdet')
+    metric = METRICS.build(dict(type='CheckedCocoMetric', ann_file=write(tmp_path)))
+    name = content()['images'][0]['file_name']
+    found = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0))
+    with pytest.raises(UserError, match='have the same id'):
+        for folder in ('one', 'two'):
+            sample = dict(img_id=1, img_path=f'/{folder}/{name}', ori_shape=(64, 64))
+            metric.process({}, [dict(sample, pred_instances=found)])
+
+
+def test_images_that_were_not_predicted(tmp_path, log_lines):
+    file = write(tmp_path)
+    assert evaluate(file)['coco/bbox_mAP'] == 1
+    assert not any('were predicted' in line for line in log_lines)
+    more = json.loads(Path(file).read_text())
+    more['images'].append(dict(more['images'][0], id=77, file_name='z.jpg'))
+    Path(file).write_text(json.dumps(more))
+    evaluate(file)
+    assert any('only 3 of the 4 images in' in line for line in log_lines)
+
+
+def test_settings_that_pycocotools_cannot_use(tmp_path):
+    file = write(tmp_path)
+    assert evaluate(file, iou_thrs=[0.5])['coco/bbox_mAP_50'] == 1
+    with pytest.raises(UserError, match=r'the best 100 boxes\. Add 100'):
+        evaluate(file, proposal_nums=(1, 10, 300))
+
+
 def test_without_mmdets_registry(tmp_path):
     """The toolboxes' own tools find the classes by our package alone."""
     settings = dict(SETTINGS, ann_file=write(tmp_path), metainfo=dict(classes=CLASSES))

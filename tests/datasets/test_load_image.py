@@ -120,6 +120,18 @@ def test_labels_keep_a_side_of_one_pixel(size, tmp_path):
     assert results['seg_fields'] == ['gt_seg_map']
 
 
+def test_labels_of_more_than_eight_bits(tmp_path):
+    """As 8 bits, 257 would be class 1."""
+    loading = pytest.importorskip('mmseg.datasets.transforms.loading')
+    info = dict(seg_map_path=str(tmp_path / 'a.png'), ori_shape=(1, 2), seg_fields=[])
+    step = LoadCheckedLabels(loading.LoadAnnotations())
+    Image.fromarray(np.array([[1, 3]], np.uint16)).save(tmp_path / 'a.png')
+    assert step(dict(info))['gt_seg_map'].tolist() == [[1, 3]]
+    Image.fromarray(np.array([[1, 257]], np.uint16)).save(tmp_path / 'a.png')
+    with pytest.raises(UserError, match=r'a\.png has the label 257, but labels are .* 0 to 255'):
+        step(dict(info))
+
+
 @pytest.mark.parametrize(
     'reduces, own, ignore_index, stray',
     [

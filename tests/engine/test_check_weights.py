@@ -140,6 +140,24 @@ def test_a_published_classifier_in_training():
     assert 'backbone:' in said  # the dense output norms are new
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_weights_that_are_no_numbers(resume):
+    model = Detector()
+    checkpoint = whole(model)
+    checkpoint['state_dict']['backbone.stem.proj.bias'][0] = float('nan')
+    with pytest.raises(CheckpointError, match=r'1 hold nan or inf, e\.g\..*stem\.proj\.bias'):
+        load(model, checkpoint, training=resume, resume=resume)
+
+
+def test_what_is_not_known_or_not_read_is_logged():
+    model = Detector()
+    checkpoint = dict(whole(model), meta={}, ema=dict(model.state_dict()))
+    del checkpoint['message_hub']
+    said = load(model, checkpoint, names=('a', 'b', 'c'))
+    assert 'file.pth names no classes' in said
+    assert "not used: other weights of these names under 'ema' " in said
+
+
 @pytest.mark.parametrize(
     'part, value, said',
     [

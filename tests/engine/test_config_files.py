@@ -32,11 +32,30 @@ def test_names_and_paths_are_found(tmp_path, monkeypatch):
         ('max_epochs', 'Did you mean train_cfg.max_epochs'),
         ('optim_wrapper.optimiser.lr', "have 'optimiser'.* Did you mean optimizer"),
         ('train_dataloader.dataset.pipeline.1.with_box.x', "have 'with_box'.* mean with_bbox"),
+        ('model.test_cfg.scor_thr', "have 'scor_thr'.* mean score_thr"),
+        ('model.test_cfg.max_per_image', 'mean max_per_img'),
+        ('model.test_cfg.nms.iou_threshhold', 'mean iou_threshold'),
+        ('data_preprocessor.mean', r'model has its own.*mean model\.data_preprocessor\.mean'),
     ],
 )
 def test_a_misspelt_option_is_refused(key, said):
     with pytest.raises(UserError, match=f'^--cfg-options {key}: .*{said}'):
         load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {key: 1})
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('auto_scale_lr.enable', 'no'),
+        ('resume', 'maybe'),
+        ('train_dataloader.sampler.shuffle', 'off'),
+        ('randomness.deterministic', 'yes'),
+        ('default_hooks.checkpoint.save_optimizer', 'no'),
+    ],
+)
+def test_a_text_is_no_boolean(key, value):
+    with pytest.raises(UserError, match=f'{key}={value}: .* count as true. Write True or False'):
+        load_config('retinanet_cyclemlp_b1_fpn_1x_coco', {key: value})
 
 
 @pytest.mark.parametrize(

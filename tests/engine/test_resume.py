@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from paths import ROOT
 
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.engine import resume_training
+from cyclemlp_mm.engine.runner.loops import ResumableIterLoop
 from cyclemlp_mm.engine.runner.resume import compare_settings, find_newest
 from cyclemlp_mm.engine.work_dir import (
     LOCK,
@@ -329,6 +331,20 @@ def test_equal_to_the_bit(arguments):
     print(done.stdout.splitlines()[-1])
 
 
+def test_another_number_of_processes_is_reported():
+    """Batches of a sampler without end are not counted by process."""
+    lines, infos = [], {}
+    hub = SimpleNamespace(get_info=infos.get, update_info=infos.__setitem__)
+    logger = SimpleNamespace(warning=lines.append)
+    loop = object.__new__(ResumableIterLoop)
+    loop._runner, loop.dataloader = SimpleNamespace(message_hub=hub, logger=logger), range(3)
+    loop._note_length()
+    assert lines == [] and infos == dict(world_size=1, epoch_length=3)
+    infos['world_size'] = 2
+    loop._note_length()
+    assert len(lines) == 1 and 'ran in 2 processes, this one in 1' in lines[0]
+
+
 def test_settings_of_several_optimisers_are_compared():
     def wrapper(lr):
         parts = {name: torch.nn.Linear(2, 2).parameters() for name in 'ab'}
@@ -338,5 +354,12 @@ def test_settings_of_several_optimisers_are_compared():
     lines = []
     logger = SimpleNamespace(warning=lines.append)
     runner = SimpleNamespace(optim_wrapper=wrapper(0.2), param_schedulers=None, logger=logger)
-    compare_settings(runner, dict(optimizer=wrapper(0.1).state_dict()), 'x.pth')
+    runner.hooks = []
+    checkpoint = dict(optimizer=wrapper(0.1).state_dict())
+    compare_settings(runner, checkpoint, 'x.pth')
     assert len(lines) == 1 and 'lr 0.1 (config: 0.2)' in lines[0]
+    checkpoint['ema_state_dict'] = {}  # state_dict is the average then
+    with pytest.raises(CheckpointError, match=r'x\.pth has averaged weights.* no EMAHook: add it'):
+        compare_settings(runner, checkpoint, 'x.pth')
+    runner.hooks = [EMAHook()]
+    compare_settings(runner, checkpoint, 'x.pth')

@@ -133,6 +133,50 @@ def test_variables_of_a_config_are_not_sections():
     assert found.startswith("error: train_dataloader.dataset.type: there is no 'coco'")
 
 
+@pytest.mark.parametrize(
+    'key, value, said',
+    [
+        ('custom_hook', [dict(type='EMAHook')], 'error: custom_hook: is read by nothing. Did you'),
+        ('train_dataloder', dict(batch_size=2), 'read by nothing. Did you mean train_dataloader?'),
+        ('max_bad_fractoin', 0.5, 'Did you mean max_bad_fraction?'),
+        ('lr_config', dict(policy='step'), 'warning: lr_config: is of an earlier version'),
+        ('model.test_cfg.scor_thr', 0.9, 'Did you mean score_thr?'),
+        ('model.train_cfg.debugg', True, 'Did you mean debug?'),
+        ('train_dataloader.dataset.filter_cfg.min_sise', 1, 'Did you mean min_size?'),
+        ('auto_scale_lr.enable', 'False', "is the text 'False', which counts as true"),
+        ('model.data_preprocessor.bgr_to_rgb', 'no', "is the text 'no', which counts as true"),
+        ('val_dataloader.drop_last', True, 'images of an incomplete last batch would not be eval'),
+        ('train_dataloader.drop_last', True, 'next to a batch_sampler'),
+        ('optim_wrapper.clip_grad', 35, 'Set it to dict(max_norm=35)'),
+        ('log_level', 'INF', "is 'INF'"),
+        ('test_evaluator.metric', 'segm', "is 'segm', but the model predicts no masks"),
+        ('test_evaluator.metric', 'bboxx', "is 'bboxx', which COCO does not have"),
+        (
+            'optim_wrapper.paramwise_cfg',
+            dict(layer_decay_rate=0.7),
+            "is read by constructor='LearningRateDecayOptimWrapperConstructor' only",
+        ),
+    ],
+)
+def test_what_a_config_file_may_hold_without_effect(key, value, said):
+    cfg = load_config(DET)
+    cfg.merge_from_dict({key: value})
+    [found] = findings(cfg)
+    assert said in found
+
+
+def test_a_name_of_the_config_that_its_own_text_reads(tmp_path):
+    file = tmp_path / 'c.py'
+    file.write_text(
+        f"_base_ = '{ROOT}/configs/{DET}.py'\n"
+        "custom_hook = dict(type='EMAHook')\ncustom_hooks = [custom_hook]\n"
+    )
+    cfg = load_config(str(file))
+    assert findings(cfg) == []
+    cfg.dump(tmp_path / 'dumped.py')  # where the text reads it no longer
+    assert findings(load_config(str(tmp_path / 'dumped.py'))) == []
+
+
 TYPES = ('optim_wrapper.optimizer', 'optim_wrapper', 'train_cfg', 'val_evaluator')
 TYPES += ('param_scheduler.0', 'default_hooks.logger', 'train_dataloader.sampler')
 WHOLE = 'but must be a whole number from'
@@ -197,6 +241,15 @@ def test_sections_of_another_kind(key, expected, value):
 def test_a_figure_that_the_evaluation_does_not_give(config, key, value, gives):
     [found] = findings(config, {key: value})
     assert 'which the evaluation does not give' in found and gives in found
+
+
+@pytest.mark.parametrize('rate', ['layer_decay_rate', 'layer_decay_rat'])
+def test_rates_of_layers(rate):
+    options = {'optim_wrapper.constructor': 'LearningRateDecayOptimWrapperConstructor'}
+    options['optim_wrapper.paramwise_cfg'] = {rate: 0.7}
+    found = findings(CLS, options)
+    assert (found == []) == (rate == 'layer_decay_rate')
+    assert all('Did you mean layer_decay_rate' in text for text in found)
 
 
 DECAY = 'LearningRateDecayOptimizerConstructor'

@@ -132,6 +132,8 @@ _SHARED = f'{_STAGE}MHCA_layers.0.factoratt_crpe.crpe.conv_list.0.bias'
         ('mpvit', _SHARED, lambda t: t + 1, 'layers of a path share this tensor'),
         ('mpvit', f'{_STAGE}extra', lambda _: torch.ones(3), '1 are unknown.*extra'),
         ('mpvit', 'stem.1.bn.running_var', lambda t: t[:-1], 'another shape.*running_var'),
+        ('mpvit', 'stem.1.bn.running_var', lambda t: t / 0, '1 hold nan or inf.*running_var'),
+        ('reweighted', 'norm2.weight', lambda t: t.to_sparse(), 'another shape or type.*norm1'),
     ],
 )
 def test_a_published_file_that_does_not_fit(family, name, change, message, tmp_path):
@@ -139,6 +141,15 @@ def test_a_published_file_that_does_not_fit(family, name, change, message, tmp_p
     tensor = state.pop(name, None)
     with pytest.raises(CheckpointError, match=message):
         load(state if change is None else {**state, name: change(tensor)}, tmp_path, family)
+
+
+def test_an_average_next_to_the_weights_is_reported(tmp_path, log_lines):
+    state = source().state_dict()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    model = load({'model': state, 'model_ema': other}, tmp_path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    report = f"not used: other weights of these names under 'model_ema' ({len(state)})"
+    assert any(report in line for line in log_lines)
 
 
 def test_a_whole_output_norm_may_be_missing(tmp_path):
