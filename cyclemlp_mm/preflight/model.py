@@ -85,10 +85,9 @@ def check_batch(report: Report, cfg: Config, number: int) -> None:
     images = every * cfg.train_dataloader.get('batch_size', 1)
     processes = int(os.environ.get('WORLD_SIZE', 1))
     batch, size = images * processes, cfg.train_dataloader.get('batch_size', 1)
-    if cfg.train_dataloader.get('drop_last') and number < size * processes:
-        what = (
-            f'is {size}, but there are {count(number, "image")}: with drop_last, no batch is left'
-        )
+    repeats = 'dataset' in cfg.train_dataloader.dataset
+    if cfg.train_dataloader.get('drop_last') and number < size * processes and not repeats:
+        what = f'is {size}, but of {count(number, "image")}, drop_last leaves no batch'
         report.error('train_dataloader.batch_size', what, 'Set a smaller one')
     if base not in (None, batch) and not auto.get('enable'):
         what = f'the batch is {batch}, but the learning rate was chosen for {base}'
@@ -130,13 +129,13 @@ def check_levels(report: Report, cfg: Config, model: nn.Module) -> None:
 
 def check_custom_keys(report: Report, cfg: Config, model: nn.Module) -> None:
     """Whether each of ``custom_keys`` is in the name of a parameter, and says what is read."""
-    settings = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    keys = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
     names = [name for name, _ in model.named_parameters()]
-    for name, part in (settings.get('custom_keys') or {}).items():
+    for name, part in keys.items() if 'constructor' not in cfg.optim_wrapper else ():
         key = f'optim_wrapper.paramwise_cfg.custom_keys.{name}'
         if not any(name in parameter for parameter in names):
             report.warning(key, 'is in the name of no parameter of the model: it changes nothing')
-        if unknown := sorted(set(part) - {'lr_mult', 'decay_mult'}):
+        if unknown := sorted(set(part or ()) - {'lr_mult', 'decay_mult'}):
             report.error(key, f'has {some(unknown)}, but takes lr_mult and decay_mult')
 
 

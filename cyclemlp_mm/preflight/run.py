@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -151,13 +151,14 @@ def check_dataset(
         report.note(labels, f'{what}: the file is not read')
     with_labels = split == 'train' or 'LoadAnnotations' in str(dataset.get('pipeline'))
     infos = list_images(report, cfg, dataset, classes, with_labels)
-    given = defaultdict(list)  # in lists of a classifier
-    for info in infos:
-        given[info['img_path']].append(str(info.get('gt_label')))
-    if several := {path: found for path, found in given.items() if len(found) > 1}:
-        first = some([f'{path} ({", ".join(found)})' for path, found in several.items()], 2)
-        what = f'{count(len(several), "image")} of {split} are listed more than once, with '
-        report.warning(root, f'{what}the labels: {first}', 'Leave one line for each')
+    times = Counter(info['img_path'] for info in infos)
+    if several := [path for path, number in times.items() if number > 1]:  # in a list of labels
+        given = sorted(
+            {str(info.get('gt_label')) for info in infos if info['img_path'] == several[0]}
+        )
+        what = f'{count(len(several), "image")} of {split} are listed more than once, e.g. '
+        what += f'{several[0]} with label {" and ".join(given)}'
+        report.warning(root, what, 'Leave one line for each')
     if cfg.default_scope == 'mmseg' and infos:
         if with_labels and classes and infos[0].get('seg_map_path'):
             check_labels(report, cfg, split, dataset, infos, classes, full)

@@ -151,6 +151,13 @@ def cut(pattern, number, end):
     ]
 
 
+def twice(folder):
+    """The first image of a list again, with another label."""
+    file = folder / 'lists/train_list.txt'
+    name = file.read_text().split(' ')[0]
+    file.write_text(file.read_text().rstrip('\n') + f'\n{name} 3\n')
+
+
 def mkdir(name):
     return lambda folder: (folder / name).mkdir()
 
@@ -174,6 +181,8 @@ WEIGHTS = {'stem.proj.bias': torch.zeros(8)}
 PRETRAINED = 'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint'
 DISTILL = 'cyclemlp_demo_distill --data folders --cfg-options model.teacher_checkpoint'
 
+PROB = 'train_dataloader.dataset.pipeline.3.prob'
+
 #: What is done to good data, arguments of tools/train.py, what is said.
 ERRORS = [
     # Annotations of boxes.
@@ -195,7 +204,10 @@ ERRORS = [
     (label(lambda a: a[:20]), ADE, 'is 64×20, but its image is 64×48'),
     (drop('ade/annotations/training/*1.png'), ADE, 'images have no label'),
     (drop('ade/classes.txt'), ADE, 'classes.txt is missing'),
+    (text('lists/classes.txt', 'a\na\nb\nc\n'), LISTS, 'class names are double'),
     (text('ade/classes.txt', 'a\na\nb\nc\nd\n'), ADE, 'class names are double'),
+    (nothing, f'{ADE} --cfg-options model.test_cfg.mode=slide', 'needs crop_size and stride'),
+    (nothing, f'{COCO} --cfg-options {PROB}=5', r'train_dataloader.dataset.pipeline: cannot be b'),
     # Images by class.
     (mkdir('folders/val/zebra'), FOLDERS, 'folders of train and val differ.*zebra'),
     (mkdir('folders/train/.ipynb_checkpoints'), FOLDERS, r'only in train: \[.*ipynb_ch'),
@@ -261,6 +273,7 @@ WARNINGS = [
     (drop('coco/train2017/*1.jpg'), COCO, r'1 of 6 images are missing: 0+1\.jpg'),
     (cut('coco/train2017/*1.jpg', 1, -300), COCO, '1 of 6 images looked at cannot be used'),
     (drop('folders/train/circle/*'), FOLDERS, 'no image of 1 class: circle'),
+    (twice, LISTS, r'lists: 1 image of train are listed more than once, .*with label 1 and 3'),
     (lines('gone1.jpg 0\n'), LISTS, r'lists/train: 1 of 17 images are missing: gone1\.jpg'),
     (
         nothing,

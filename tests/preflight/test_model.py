@@ -14,6 +14,8 @@ from cyclemlp_mm.engine import configs_dir, load_config, require_toolbox
 from cyclemlp_mm.models import CycleMLP
 from cyclemlp_mm.preflight import Report
 from cyclemlp_mm.preflight.model import (
+    check_batch,
+    check_custom_keys,
     check_ignore_index,
     check_layer_decay,
     check_levels,
@@ -114,6 +116,33 @@ def test_constructors_of_layer_decay(config, constructor, is_found):
     found = of_model(check_layer_decay, cfg)
     assert len(found) == is_found
     assert not is_found or ('ConvNeXt' in found[0] and 'layer_decay_rate' in found[0])
+
+
+@pytest.mark.parametrize(
+    'name, settings, said',
+    [
+        ('backbone', dict(lr_mult=0.1), None),
+        ('backbnoe', dict(lr_mult=0.1), 'warning: {}: is in the name of no parameter'),
+        ('neck', dict(lr_multi=0.1), 'error: {}: has lr_multi, but takes lr_mult and decay_mult'),
+    ],
+)
+def test_parameters_with_settings_of_their_own(name, settings, said):
+    cfg = load_config('retinanet_cyclemlp_demo')
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={name: settings})
+    key = f'optim_wrapper.paramwise_cfg.custom_keys.{name}'
+    found = of_model(check_custom_keys, cfg)
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said.format(key))
+
+
+@pytest.mark.parametrize('number, is_found', [(15, True), (16, False)])
+def test_no_batch_is_left(number, is_found):
+    cfg = load_config('retinanet_cyclemlp_demo')
+    cfg.train_dataloader.update(batch_size=16, drop_last=True)
+    cfg.auto_scale_lr = None
+    assert len(findings(check_batch, cfg, number)) == is_found
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', dataset={}, times=9)
+    assert findings(check_batch, cfg, number) == []
 
 
 @pytest.mark.parametrize(
