@@ -90,6 +90,8 @@ def split_pretrained(
             raise ValueError(f'{expected}, but got {dict(cfg)}')
         if not _is_pretrained(cfg['type']):
             rest.append(cfg)
+        elif not isinstance(cfg.get('prefix', ''), (str, type(None))):
+            raise TypeError(f'init_cfg: prefix must be a text, but got {cfg["prefix"]!r}')
         elif allowed.issuperset(cfg) and cfg.get('checkpoint'):
             ours.append({key: value for key, value in cfg.items() if key != 'type'})
         else:

@@ -122,7 +122,11 @@ class PickleReader(pickle.Unpickler):
         if pid[5:] not in ((), (None,)):
             raise RefusedContent('it was written by torch 0.3 or older: save it again')
         kind, key, count = pid[1], pid[2], pid[4]
-        dtype = allowed_types.STORAGES[kind.name.replace('torch.cuda.', 'torch.')]
+        name = kind.name.replace('torch.cuda.', 'torch.')
+        if name not in allowed_types.STORAGES:
+            fix = 'quantised tensors are not read: save the weights they were made of'
+            raise RefusedContent(f'it holds tensors of {shorten(name)}; {fix}')
+        dtype = allowed_types.STORAGES[name]
         if type(key) is not str or type(count) is not int:
             raise DamagedFile('the data of a tensor has no name or no size')
         storage = Storage(key, dtype, count)

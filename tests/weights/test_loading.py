@@ -178,9 +178,12 @@ def test_files_that_cannot_be_read(tmp_path):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / 'program.pt'))
+    quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    torch.save({'a': quantised}, tmp_path / 'quantised.pth')
     files = {
         b'': 'is empty',
         b'<!DOCTYPE html><html>Not Found</html>': 'HTML page',
+        (tmp_path / 'quantised.pth').read_bytes(): r'QInt8Storage; quantised tensors are not read',
         packed.read_bytes(): r'data\.pkl.*compressed.*unpack it',
         (tmp_path / 'program.pt').read_bytes(): r'TorchScript program.*state_dict',
         **{content[:part]: 'truncated' for part in (10, 200, len(content) // 2, len(content) - 1)},
@@ -209,6 +212,7 @@ def test_files_without_a_state_dict(tmp_path, content):
         (dict(type='Pretrained', checkpoint='x.pth', strict=False), ValueError, 'takes'),
         (dict(type='Pretrained'), ValueError, "needs 'checkpoint'"),
         (dict(checkpoint='a.pth'), ValueError, 'must have a type'),
+        (dict(type='Pretrained', checkpoint='x.pth', prefix=3), TypeError, 'prefix must be a text'),
         *((wrong, TypeError, 'init_cfg must be.*Pretrained') for wrong in ('x.pth', ['x.pth'], 3)),
     ],
 )
