@@ -18,7 +18,7 @@ from cyclemlp_mm.errors import CheckpointError, shorten
 from .files import read_checkpoint
 from .formats import PaddleStateDict
 from .published import PublishedFormat
-from .unwrap import find_state_dict, first_parts, other_weights, select_backbone
+from .unwrap import find_state_dict, first_parts, select_backbone
 
 _OUTPUT_NORM = re.compile(
     r'(norm\d+|final_norm)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
@@ -141,8 +141,6 @@ def init_from_checkpoint(
     report = load_strictly(model, published, ours, checkpoint)
     if others:
         report.left['rest of the model'] = others
-    for part, number in other_weights(content).items():
-        report.left[f'other weights of these names under {part!r}'] = number
     print_log(f'{type(model).__name__}: {report}', 'current')
     return report
 

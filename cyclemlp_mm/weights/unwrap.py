@@ -1,8 +1,10 @@
 """From what a checkpoint file holds to named tensors, and to those of the backbone."""
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from mmengine.logging import print_log
 from torch import Tensor
 
 from cyclemlp_mm.errors import CheckpointError, shorten
@@ -54,6 +56,7 @@ def find_state_dict(content: object, source: str) -> dict[str, Tensor]:
                 'same one wrapped: save one of them only'
             )
         plain[short] = tensor
+    _report_others(content, found, source)
     return plain
 
 
@@ -74,17 +77,19 @@ def mapping_in(content: object) -> Mapping:
     return named or content
 
 
-def other_weights(content: object) -> dict[str, int]:
-    """Parts of a checkpoint with tensors of the same names as its state dict, which are not read,
-    such as an average of the weights next to them; not mmengine's own."""
-    read = mapping_in(content)
-    if not isinstance(content, Mapping) or read is content or 'message_hub' in content:
-        return {}
-    parts = {k: v for k, v in content.items() if isinstance(v, Mapping) and v is not read}
+def _report_others(content: object, read: Mapping, source: str) -> None:
+    """Log parts of a checkpoint with tensors of the names that are read, which are not: such as an
+    average of the weights next to them."""
+    # mmengine's own has both, and its hook reads them; of several parts without any, all are read.
+    if read is content or not isinstance(content, Mapping) or 'message_hub' in content:
+        return
     names = {plain_name(str(name)) for name in read}
-    common = {k: len(names.intersection(map(plain_name, map(str, v)))) for k, v in parts.items()}
-    is_all = any(f'{key}.{name}' in read for key, part in parts.items() for name in part)
-    return {} if is_all else {str(key): count for key, count in common.items() if count}
+    parts = {key: part for key, part in content.items() if isinstance(part, Mapping)}
+    for key, part in parts.items():
+        number = len(names.intersection(plain_name(str(name)) for name in part))
+        if number and part is not read and not any(f'{key}.{name}' in read for name in part):
+            what = f'the {number} tensors of the same names under {key!r} are not used'
+            print_log(f'checkpoint {source}: {what}', 'current', logging.WARNING)
 
 
 def plain_name(name: str) -> str:

@@ -19,7 +19,6 @@ from cyclemlp_mm.weights.unwrap import (
     find_state_dict,
     first_parts,
     named_like,
-    other_weights,
     part_of,
     plain_name,
 )
@@ -44,7 +43,6 @@ class CheckLoadedWeights(Hook):
         """Check and log; where names lack ``backbone.``, they are changed in ``checkpoint``."""
         source = loaded_from(runner)
         in_file = find_state_dict(checkpoint, source)
-        others = other_weights(checkpoint)
         in_file = dict(named_like(in_file, _state_dict(runner.model)))
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
@@ -57,9 +55,6 @@ class CheckLoadedWeights(Hook):
             check_resumable(checkpoint, source)
         complete = not training or resumed
         runner.logger.info(compare(runner.model, in_file, source, complete))
-        for part, number in others.items():
-            what = f'other weights of these names under {part!r} ({number})'
-            runner.logger.info(f'  in the file, not used: {what}')
         _check_classes(runner, checkpoint, source, fine_tuning=not complete)
 
 
