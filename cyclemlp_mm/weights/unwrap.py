@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from mmengine.logging import print_log
 from torch import Tensor
 
-from cyclemlp_mm.errors import CheckpointError, shorten
+from cyclemlp_mm.errors import CheckpointError, count, shorten
 
 #: Keys under which files in the wild keep the state dict.
 WRAPPERS = ('state_dict', 'model')
@@ -88,7 +88,7 @@ def _report_others(content: object, read: Mapping, source: str) -> None:
     for key, part in parts.items():
         number = len(names.intersection(plain_name(str(name)) for name in part))
         if number and part is not read and not any(f'{key}.{name}' in read for name in part):
-            what = f'the {number} tensors of the same names under {key!r} are not used'
+            what = f'not used, under {key!r}: {count(number, "tensor")} of the same names'
             print_log(f'checkpoint {source}: {what}', 'current', logging.WARNING)
 
 

@@ -148,7 +148,7 @@ def test_an_average_next_to_the_weights_is_reported(tmp_path, log_lines):
     other = {name: tensor + 1 for name, tensor in state.items()}
     model = load({'model': state, 'model_ema': other}, tmp_path)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    report = f"{len(state)} tensors of the same names under 'model_ema' are not used"
+    report = f"not used, under 'model_ema': {len(state)} tensors of the same names"
     assert any(report in line for line in log_lines)
 
 
