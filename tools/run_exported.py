@@ -280,7 +280,7 @@ def run(args):
     facts, failed, start = model.facts, [], time.perf_counter()
     score_thr = facts['score_thr'] if args.score_thr is None else args.score_thr
     if args.score_thr is not None and facts['task'] != 'detection':
-        raise UserError(f'--score-thr: for boxes, and a model of {facts["task"]} finds none')
+        raise UserError(f'--score-thr is for boxes, which no model of {facts["task"]} predicts')
     if not 0 <= score_thr <= 1:
         raise UserError(f'--score-thr must be 0 to 1, but got {score_thr:g}')
     categories = [dict(id=i, name=name) for i, name in enumerate(facts['classes'], 1)]

@@ -436,7 +436,7 @@ def require_boxes(args: argparse.Namespace, scope: str) -> None:
     given = [n for n in ('score_thr', 'line_width') if getattr(args, n, None) is not None]
     if given and scope != 'mmdet':
         options = ', '.join(f'--{name.replace("_", "-")}' for name in given)
-        raise UserError(f'{options}: for boxes, and a model of {scope} finds none. Leave it out')
+        raise UserError(f'{options} is for boxes, which no model of {scope} predicts: leave it out')
 
 
 def read_setting(text: str) -> object:

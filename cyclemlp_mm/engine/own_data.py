@@ -165,9 +165,11 @@ def _coco_classes(
         for split, (file, _) in splits.items()
     }
     if len(found) > 1 and sorted(found['train']) != sorted(found['val']):
+        only = [[n for n in found[a] if n not in found[b]] for a, b in (COCO, [*COCO][::-1])]
+        files = ' and '.join(str(root / splits[split][0]) for split in COCO)
         raise UserError(
-            f'{root}: the category names of train and val differ: {found["train"]} and '
-            f'{found["val"]}. Write the same names into both files, used or not'
+            f'the category names of train and val differ ({files}); only in train: {only[0]}, only '
+            f'in val: {only[1]}. Write the same categories into both files, with objects or not'
         )
     names = next(iter(found.values()))  # train's, if it is there
     roots = _unused_parents(root, splits)

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -159,7 +160,8 @@ def check_schedule(report: Report, cfg: Config) -> None:
             ends[end] = key
     if ends and is_number(length) and max(ends) != length:
         what = f'is {max(ends)}, but train_cfg.{unit} is {length}'
-        fix = "Change both, and the schedule's other settings (milestones, T_max)"
+        option = re.sub(r'\[(\d+)\]', r'.\1', ends[max(ends)])
+        fix = f'Give --cfg-options {option}.end={length}, and fit its milestones or T_max'
         report.warning(f'{ends[max(ends)]}.end', what, fix)
 
 

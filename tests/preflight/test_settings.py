@@ -45,7 +45,11 @@ def test_shipped_configs_pass(toolbox):
             'param_scheduler[1].end: is 6, but train_cfg.max_epoch',
         ),
         (DET, {'train_cfg.max_epochs': 2}, 'param_scheduler[1].end: is 6, but train_cfg.max_epoch'),
-        (SEG, {'train_cfg.max_iters': 900}, 'is 600, but train_cfg.max_iters is 900. Change both'),
+        (
+            SEG,
+            {'train_cfg.max_iters': 900},
+            'is 900. Give --cfg-options param_scheduler.1.end=900, and',
+        ),
         (DET, {'train_cfg.max_epochs': 9, 'param_scheduler.1.end': 9}, None),
         (DET, {'param_scheduler': None}, None),
         (DET, {'param_scheduler.0.begin': 40}, 'param_scheduler[0]: begins at 40, but ends at 40'),
