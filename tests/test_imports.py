@@ -14,6 +14,7 @@ MODULES = [
     for path in sorted(PACKAGE.rglob('*.py'))
     if path.name != '__init__.py'  # importing a module imports its package first
 ]
+EVERY = 'every module can be the first one imported'  # a minute
 CODE = {
     'registers names and changes nothing else': """
 import sys, warnings
@@ -73,7 +74,7 @@ except ImportError as error:
 else:
     raise SystemExit('built')
 """,
-    'every module can be the first one imported': f"""
+    EVERY: f"""
 import os, sys, traceback
 import torch, mmengine.runner, mmdet.apis, mmseg.apis, mmpretrain.apis
 for name in {MODULES}:
@@ -93,7 +94,9 @@ for name in {MODULES}:
 }
 
 
-@pytest.mark.parametrize('promise', CODE)
+@pytest.mark.parametrize(
+    'promise', [pytest.param(p, marks=[pytest.mark.slow] * (p == EVERY)) for p in CODE]
+)
 def test_in_a_new_process(promise):
     """The last one forks: each module in a process of its own, with our dependencies imported."""
     assert len(MODULES) > 50
