@@ -23,9 +23,9 @@ CASES = [
     ('mmdet', DET, write_coco, [*TINY_DETECTOR, *TINY_BACKBONE], ONE_EPOCH),
     ('mmseg', SEG, write_ade20k, [*SMALL.split(), *NO_WORKERS], ONE_ITERATION),
 ]
-CASES[1] = pytest.param(*CASES[1], marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('toolbox, name, write, options, said', CASES)
 def test_training(toolbox, name, write, options, said, tmp_path):
     package = Path(importlib.util.find_spec(toolbox).origin).parent

@@ -24,6 +24,7 @@ def run(tmp_path, monkeypatch, capsys):
     return measure
 
 
+@pytest.mark.slow
 def test_a_backbone_in_training(run, tmp_path):
     arguments = ['--arch', 't', 'mpvit_tiny', '--size', '1x64x96', '--mode', 'train']
     forms = ['--forms', 'published', 'reference', '--rivals', 'resnet50']

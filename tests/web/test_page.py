@@ -282,6 +282,7 @@ def test_what_goes_wrong_is_said_in_plain_words(served, tmp_path, monkeypatch):
     assert 'This image could not be predicted (RuntimeError)' in said and 'deep' not in said
 
 
+@pytest.mark.slow
 def test_the_tool_serves_until_it_is_stopped(work_dirs):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
