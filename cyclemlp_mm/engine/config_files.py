@@ -256,7 +256,7 @@ def unread_names(cfg: Config) -> Iterator[tuple[str, str, bool]]:
             continue
         others = {key: part for key, part in settings.items() if key != name}
         is_copy = isinstance(value, (dict, list)) and value  # a dumped config's variable
-        if not (is_copy and any(part == value for _, part in walk(others))):
+        if not (is_copy and any(_is_made_of(part, value) for _, part in walk(others))):
             yield name, read, not near
 
 

@@ -156,7 +156,7 @@ def check_dataset(
         given = sorted(
             {str(info.get('gt_label')) for info in infos if info['img_path'] == several[0]}
         )
-        what = f'{count(len(several), "image")} of {split} are listed more than once, e.g. '
+        what = f'listed more than once: {count(len(several), "image")} of {split}, e.g. '
         what += f'{several[0]} with label {" and ".join(given)}'
         report.warning(root, what, 'Leave one line for each')
     if cfg.default_scope == 'mmseg' and infos:

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
-from cyclemlp_mm.errors import CheckpointError, shorten
+from cyclemlp_mm.errors import CheckpointError, count, shorten
 
 from .files import read_checkpoint
 from .formats import PaddleStateDict
@@ -242,7 +242,8 @@ def misfits(
     broken = [n for n in state_dict if n in own and not _is_finite(n, state_dict[n])]
     if broken:
         which = shorten([prefix + name for name in broken[:3]], 240)
-        found.append(f'{len(broken)} hold nan or inf, e.g. {which}: of a training that diverged?')
+        where = f'{count(len(broken), "tensor")}, e.g. {which}'
+        found.append(f'nan or inf in {where}: of a training that diverged?')
     misshapen = [n for n in state_dict if n in own and not fits(n, state_dict[n], own[n])]
     for name in misshapen[:1]:
         in_file, in_model = (f'{tuple(t.shape)} {t.dtype}' for t in (state_dict[name], own[name]))

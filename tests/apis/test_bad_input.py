@@ -273,7 +273,7 @@ WARNINGS = [
     (drop('coco/train2017/*1.jpg'), COCO, r'1 of 6 images are missing: 0+1\.jpg'),
     (cut('coco/train2017/*1.jpg', 1, -300), COCO, '1 of 6 images looked at cannot be used'),
     (drop('folders/train/circle/*'), FOLDERS, 'no image of 1 class: circle'),
-    (twice, LISTS, r'lists: 1 image of train are listed more than once, .*with label 1 and 3'),
+    (twice, LISTS, r'lists: listed more than once: 1 image of train, .*with label 1 and 3'),
     (lines('gone1.jpg 0\n'), LISTS, r'lists/train: 1 of 17 images are missing: gone1\.jpg'),
     (
         nothing,

@@ -145,7 +145,7 @@ def test_weights_that_are_no_numbers(resume):
     model = Detector()
     checkpoint = whole(model)
     checkpoint['state_dict']['backbone.stem.proj.bias'][0] = float('nan')
-    with pytest.raises(CheckpointError, match=r'1 hold nan or inf, e\.g\..*stem\.proj\.bias'):
+    with pytest.raises(CheckpointError, match=r'nan or inf in 1 tensor, e\.g\..*stem\.proj\.bias'):
         load(model, checkpoint, training=resume, resume=resume)
 
 

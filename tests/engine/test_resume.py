@@ -18,7 +18,7 @@ from paths import ROOT
 
 from cyclemlp_mm.apis.train import train
 from cyclemlp_mm.engine import resume_training
-from cyclemlp_mm.engine.runner.loops import ResumableIterLoop
+from cyclemlp_mm.engine.runner import loops
 from cyclemlp_mm.engine.runner.resume import compare_settings, find_newest
 from cyclemlp_mm.engine.work_dir import (
     LOCK,
@@ -331,18 +331,22 @@ def test_equal_to_the_bit(arguments):
     print(done.stdout.splitlines()[-1])
 
 
-def test_another_number_of_processes_is_reported():
-    """Batches of a sampler without end are not counted by process."""
+def test_another_number_of_processes_is_reported(monkeypatch):
+    """The number of batches of a sampler without end does not depend on it."""
     lines, infos = [], {}
     hub = SimpleNamespace(get_info=infos.get, update_info=infos.__setitem__)
     logger = SimpleNamespace(warning=lines.append)
-    loop = object.__new__(ResumableIterLoop)
-    loop._runner, loop.dataloader = SimpleNamespace(message_hub=hub, logger=logger), range(3)
+    loop = object.__new__(loops.ResumableIterLoop)
+    loop._runner = SimpleNamespace(message_hub=hub, logger=logger)
+    loop.dataloader = torch.utils.data.DataLoader(range(12), batch_size=4)
     loop._note_length()
-    assert lines == [] and infos == dict(world_size=1, epoch_length=3)
-    infos['world_size'] = 2
+    assert lines == [] and infos == dict(images_per_iteration=4, epoch_length=3)
+    monkeypatch.setattr(loops, 'get_world_size', lambda: 2)
     loop._note_length()
-    assert len(lines) == 1 and 'ran in 2 processes, this one in 1' in lines[0]
+    assert len(lines) == 1 and 'took 4 images, now it takes 8' in lines[0]
+    loop.dataloader = torch.utils.data.DataLoader(range(6), batch_size=4)
+    loop._note_length()
+    assert 'had 3 batches in an epoch' in lines[1] and len(lines) == 2
 
 
 def test_settings_of_several_optimisers_are_compared():

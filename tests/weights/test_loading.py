@@ -132,7 +132,12 @@ _SHARED = f'{_STAGE}MHCA_layers.0.factoratt_crpe.crpe.conv_list.0.bias'
         ('mpvit', _SHARED, lambda t: t + 1, 'layers of a path share this tensor'),
         ('mpvit', f'{_STAGE}extra', lambda _: torch.ones(3), '1 are unknown.*extra'),
         ('mpvit', 'stem.1.bn.running_var', lambda t: t[:-1], 'another shape.*running_var'),
-        ('mpvit', 'stem.1.bn.running_var', lambda t: t / 0, '1 hold nan or inf.*running_var'),
+        (
+            'mpvit',
+            'stem.1.bn.running_var',
+            lambda t: t / 0,
+            'nan or inf in 1 tensor, .*running_var',
+        ),
         ('reweighted', 'norm2.weight', lambda t: t.to_sparse(), 'another shape or type.*norm1'),
     ],
 )

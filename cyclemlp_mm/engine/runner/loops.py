@@ -26,7 +26,7 @@ from cyclemlp_mm.errors import CheckpointError, UserError
 _ITERATION = 1  # kinds of places, see seed_all; 0 is a sample
 #: Keys of the message hub, and so of checkpoints: processed and all batches of the epoch.
 BATCHES_DONE = 'batches_done'
-_EPOCH_LENGTH, _WORLD_SIZE = 'epoch_length', 'world_size'
+_EPOCH_LENGTH, _BATCH = 'epoch_length', 'images_per_iteration'
 
 
 class _ResumableLoop:
@@ -45,15 +45,17 @@ class _ResumableLoop:
         super().run_iter(*args)
 
     def _note_length(self) -> None:
-        """Warn if the resumed checkpoint was trained with other numbers of batches or processes."""
-        hub, size = self.runner.message_hub, get_world_size()
-        processes = hub.get_info(_WORLD_SIZE)
-        if processes not in (None, size):
+        """Warn if the resumed checkpoint was trained with batches of another size or number."""
+        hub, loader = self.runner.message_hub, self.dataloader
+        size = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
+        size = None if size is None else size * get_world_size()  # of all processes
+        before = hub.get_info(_BATCH)
+        if None not in (before, size) and before != size:
             self.runner.logger.warning(
-                f'the resumed training ran in {processes!r:.20} processes, this one in {size}: '
-                'the batch is another one, and so is the order of the data'
+                f'an iteration of the resumed training took {before!r:.20} images, now it takes '
+                f'{size}: the learning rate was chosen for the former'
             )
-        hub.update_info(_WORLD_SIZE, size)
+        hub.update_info(_BATCH, size)
         try:
             batches = len(self.dataloader)
         except TypeError:  # data without a length
