@@ -245,7 +245,7 @@ ERRORS = [
             'resume': 'resume.* KEY=VALUE',
             'train_cfg.max_epochs.x=1': '--cfg-options .* does not fit',
             'max_bad_fraction=-1': r'must be a number in \[0, 1\]',
-            'model.backbone.archh=b1': "does not have 'archh', .*Did you mean arch",
+            'model.backbone.archh=b1': 'model: .*cannot be built .*archh',
             'train_dataloader.batchsize=2': 'train_dataloader.batchsize: .*Did you mean batch_size',
         }.items()
     ),

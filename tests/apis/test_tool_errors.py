@@ -43,6 +43,7 @@ WRONG = {
     'test.py cyclemlp_demo gone.pth --cfg-options load_from=x.pth': 'is the second argument',
     'train.py no_such_config': 'no_such_config',
     'train.py cyclemlp_demo --resume --cfg-options load_from=x.pth': 'Give one of them',
+    'train.py cyclemlp_demo --amp --cfg-options optim_wrapper.dtype=float16': '--amp is bfloat16',
     'train.py cyclemlp_demo --work-dir a --cfg-options work_dir=b': 'give one of them',
     'visualize.py features no_such_config gone.pth gone.jpg': 'no_such_config',
 }

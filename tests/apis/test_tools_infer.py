@@ -182,6 +182,7 @@ def test_errors(detector, images):
         '--cfg-options model.test_cfgg.x=1': r'model\.test_cfgg\.x: .* mean test_cfg\?',
         '--tile-overlap 0.3': 'give --tile',
         '--device cuda:99': r'PyTorch sees \d+ GPUs',
+        '--no-vis': 'nothing would be written. Give --json',
     }.items():
         with pytest.raises(UserError, match=message):
             run(detector, images, *line.split())
@@ -211,3 +212,5 @@ def test_a_classifier(images, tmp_path):
     assert len(list((tmp_path / 'vis').iterdir())) == 3
     with pytest.raises(UserError, match='--tile is for detectors and segmentors'):
         run((config, checkpoint), images, '--out', tmp_path, '--tile', '64')
+    with pytest.raises(UserError, match='--score-thr is for boxes, which no model of mmpretrain'):
+        run((config, checkpoint), images, '--out', tmp_path, '--score-thr', '0.5')

@@ -52,6 +52,9 @@ def test_a_gallery(detector, data, tmp_path, capsys):
     scores = [float(line.split('F1 ')[1][:4]) for line in printed.splitlines() if 'F1 ' in line]
     assert '4 images' in printed and len(scores) == 2 and scores == sorted(scores)
     assert imread(path).shape[1] > 500
+    other = '--cfg-options', 'val_dataloader.dataset.ann_file=gone.json'  # wins over --data
+    with pytest.raises((UserError, OSError), match=r'gone\.json'):
+        draw('gallery', *detector, '--data', data, '--out', tmp_path / 'g.png', *other)
     data = write_ade20k(tmp_path / 'shapes', 2, 3, (64, 64))
     model = save_segmentor(tmp_path / 'model', (data / 'classes.txt').read_text().split())
     draw('gallery', *model, '--data', data, '--out', tmp_path / 'g.png')

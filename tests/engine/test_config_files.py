@@ -71,6 +71,8 @@ def test_a_text_is_no_boolean(key, value):
         'model.backbone.init_cfg.checkpoint',
         'train_dataloader.dataset.pipeline.2.scale',
         'optim_wrapper.paramwise_cfg.norm_decay_mult',
+        'optim_wrapper.dtype',  # next to type
+        'train_dataloader.batch_sampler.times',
     ],
 )
 def test_options_that_a_config_may_lack(key):

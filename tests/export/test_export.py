@@ -152,6 +152,8 @@ def test_mistakes_are_said(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             export_model(model, tmp_path / name, **options)
+    with pytest.raises(UserError, match=r'of torch\.float16 is not exported: .*model\.float\(\)'):
+        export_model(model.half(), tmp_path / 'model.onnx')
 
 
 @pytest.mark.slow
